@@ -50,8 +50,9 @@ from heredity.study.estimates import ALL, SCOPES
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, HELD, UNCLEAR, Outcomes
 from heredity.study.plan import Analysis, Plan, PlannedModel
+from heredity.study.resolve import resolve_plan
 from heredity.study.sequential import StoppingRule
-from heredity.study.spec import STOPPINGS, StudySpec, resolve_plan
+from heredity.study.spec import STOPPINGS, StudySpec
 
 N, SEED, MARGIN = 200, 17, 0.05
 N_MODELS, N_TECHNIQUES = 3, 7

@@ -103,7 +103,8 @@ def opened(folder: Path, n: int):  # type: ignore[no-untyped-def]
     """A study of about `n` trials: the core probes, two models, as many samples as that takes."""
     import heredity as h
     from heredity.lineage import store as lineage
-    from heredity.study.spec import StudySpec, resolve_plan
+    from heredity.study.resolve import resolve_plan
+    from heredity.study.spec import StudySpec
 
     records = [lineage.scripted(ref).record for ref in MODELS]
     layer = h.Application.load(APPLICATION)

@@ -191,6 +191,9 @@ def api() -> str:
         shown = [fields] if name in ONLY_READ else _signature(name, thing)
         docs = _docs(thing).split("\n\n")[0] if name in ONLY_READ else _docs(thing)
         lines += ["", f"## {name}", "", *shown, "", docs]
+        if thing is heredity.StudySpec:
+            each_of = dataclasses.fields(thing)
+            lines += ["", *(f"- `{each.name}`: {_plain(each.metadata['help'])}" for each in each_of)]
         if inspect.isclass(thing):
             members = list(_methods(thing))
             values = [(method, each) for method, each in members if isinstance(each, property)]
@@ -228,8 +231,6 @@ def _inherited(thing: Any) -> set[str]:
     """Parameters that another place shows: those of an ancestor with its default, or a verb's options."""
     import heredity
 
-    if thing is heredity.Study:
-        return {field.name for field in dataclasses.fields(heredity.StudySpec)} - {"models", "application"}
     if not (inspect.isclass(thing) and dataclasses.is_dataclass(thing)):
         return set()
     if thing is heredity.Pretrain:

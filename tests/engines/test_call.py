@@ -370,7 +370,8 @@ def test_a_study_opened_again_finds_its_function(store: Store, tmp_path: Path) -
 
 def test_weights_are_not_asked_as_if_they_were_an_application(store: Store) -> None:
     from heredity.core.records import Made, Model, RecipeRecord
-    from heredity.study.spec import StudySpec, resolve_plan
+    from heredity.study.resolve import resolve_plan
+    from heredity.study.spec import StudySpec
 
     weights = Model(
         "0" * 32, "w", "f", "text", "x", "gguf", (), RecipeRecord("pull", {}), (), Made("", "", 0.0, {})

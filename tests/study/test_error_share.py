@@ -17,7 +17,8 @@ from heredity.study.estimates import JUDGE_FREE, ModelPair
 from heredity.study.intervals import Coded, Intervals
 from heredity.study.outcomes import BROKE, ERROR, HELD, Outcomes
 from heredity.study.plan import Plan
-from heredity.study.spec import StudySpec, resolve_plan
+from heredity.study.resolve import resolve_plan
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from heredity.study.wording import declared_lines
 from tests.support.errors import raises

@@ -16,7 +16,7 @@ from heredity.core.files import Lock, is_locked
 from heredity.study import aggregate, storage
 from heredity.study.folders import StudyFolder, find_studies
 from heredity.study.plan import Grid, Plan, write_plan
-from heredity.study.spec import declare
+from heredity.study.resolve import declare
 from tests.support.errors import raises, run_here
 from tests.support.small_study import small_plan, write_rows
 

@@ -21,7 +21,8 @@ from heredity.stats.sample_size import sequential_power
 from heredity.stats.unclear import compare_at_shares
 from heredity.study.forecast import BASELINE, UNCLEAR, Assumed, forecast_study, left_out, lines
 from heredity.study.plan import ForecastRow, Plan, StudyForecast, read_saved
-from heredity.study.spec import StudySpec, declare
+from heredity.study.resolve import declare
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.study.test_inherited import family
 from tests.support.errors import raises, run_here

@@ -14,7 +14,7 @@ from heredity.cli import main
 from heredity.study import gate as gates
 from heredity.study.estimates import JUDGED, Estimates
 from heredity.study.gate import GateRule, gate
-from heredity.study.sources import SourcePlace, StudySources, save_sources
+from heredity.study.spec import SourcePlace, StudySources, save_sources
 from tests.support import gate_estimates, studies
 from tests.support.gate_estimates import FIRST, SECOND, both, with_counts, with_pair
 

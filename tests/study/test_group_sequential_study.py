@@ -23,8 +23,9 @@ from heredity.study.headline import headline
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, ERROR, HELD, UNCLEAR, Outcomes
 from heredity.study.plan import Plan
+from heredity.study.resolve import STAGES, resolve_plan
 from heredity.study.sequential import StoppingRule
-from heredity.study.spec import STAGES, StudySpec, resolve_plan
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from heredity.study.wording import declared_lines, stopping_words, techniques_of_pair
 from tests.study.test_inherited import family

@@ -11,7 +11,7 @@ from heredity.study.comparisons import compare_models
 from heredity.study.estimates import JUDGE_FREE, JUDGED, ModelPair
 from heredity.study.outcomes import BROKE, HELD, Outcomes
 from heredity.study.plan import Plan
-from heredity.study.spec import declare
+from heredity.study.resolve import declare
 from heredity.study.wording import detectable_words
 from tests.support.studies import plan, probes
 

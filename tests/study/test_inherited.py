@@ -18,7 +18,8 @@ from heredity.study.estimates import JUDGE_FREE, JUDGED, Estimates, Inheritance
 from heredity.study.headline import headline, weak_lines
 from heredity.study.outcomes import BROKE, HELD, UNCLEAR, Outcomes
 from heredity.study.plan import Plan
-from heredity.study.spec import StudySpec, declare
+from heredity.study.resolve import declare
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from heredity.study.wording import verdict_words
 from tests.study.test_estimates import by_number, judged

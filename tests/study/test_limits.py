@@ -22,8 +22,9 @@ from heredity.study.forecast import dry_run_lines, expected_seconds
 from heredity.study.gate import gate
 from heredity.study.headline import headline
 from heredity.study.plan import Plan, ProbeLimit, digest, limited, write_plan
+from heredity.study.resolve import resolve_plan
 from heredity.study.result import Result
-from heredity.study.spec import StudySpec, read_plan_file, resolve_plan
+from heredity.study.spec import StudySpec, read_plan_file
 from tests.support.cli import DESK
 from tests.support.errors import raises, run_here
 from tests.support.small_study import small_plan, write_rows

@@ -28,8 +28,9 @@ from heredity.study.intervals import bound_rate
 from heredity.study.outcomes import BROKE, ERROR, HELD, UNCLEAR, Outcomes
 from heredity.study.plan import Analysis, Endpoint, Plan, PlanFile
 from heredity.study.report import html, json, markdown, sarif
+from heredity.study.resolve import declare
 from heredity.study.sequential import StoppingRule
-from heredity.study.spec import ENDPOINTS, declare
+from heredity.study.spec import ENDPOINTS
 from heredity.study.storage import RawExchange, RawResponse, write_estimates
 from heredity.study.wording import declared_lines
 from tests.support.errors import run_here

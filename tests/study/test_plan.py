@@ -14,7 +14,8 @@ from heredity.core.records import digest, encode
 from heredity.lineage import store as lineage
 from heredity.study import plan as plans
 from heredity.study.plan import Analysis, Grid, Plan, PlanFile, TrialSet, plan_seal
-from heredity.study.spec import StudySpec, resolve_plan
+from heredity.study.resolve import resolve_plan
+from heredity.study.spec import StudySpec
 from tests.support.errors import raises
 from tests.support.small_study import small_plan
 from tests.support.studies import APPLICATION, plan

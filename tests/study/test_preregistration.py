@@ -14,7 +14,8 @@ from heredity.study import plan as plans
 from heredity.study.forecast import lines
 from heredity.study.headline import edges_sentence, headline
 from heredity.study.plan import ComparisonFamily, Plan
-from heredity.study.spec import StudySpec, declare, families_of
+from heredity.study.resolve import declare, families_of
+from heredity.study.spec import StudySpec
 from heredity.study.storage import run_records
 from heredity.study.study import Study
 from heredity.study.wording import declared_lines

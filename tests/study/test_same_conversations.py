@@ -14,7 +14,8 @@ from heredity.study.estimates import ALL, Estimates, SameConversations
 from heredity.study.headline import headline
 from heredity.study.outcomes import BROKE, HELD, OneConversation, Outcomes
 from heredity.study.plan import Analysis, Plan
-from heredity.study.spec import StudySpec, declare, resolve_plan
+from heredity.study.resolve import declare, resolve_plan
+from heredity.study.spec import StudySpec
 from tests.support.studies import APPLICATION, plan, probes, study
 
 

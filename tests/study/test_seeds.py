@@ -19,7 +19,8 @@ from heredity.study.forecast import forecast_study
 from heredity.study.headline import seeds_lines, seeds_tables
 from heredity.study.outcomes import BROKE, HELD, Outcomes
 from heredity.study.plan import Plan, write_plan
-from heredity.study.spec import StudySpec, declare
+from heredity.study.resolve import declare
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from heredity.study.wording import declared_lines
 from tests.stats.simulate_seeds import SeedWorld, cover

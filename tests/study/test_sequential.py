@@ -16,15 +16,16 @@ from heredity.core.files import Rows
 from heredity.core.records import digest
 from heredity.lineage import store as lineage
 from heredity.lineage.types import Grown
-from heredity.study import aggregate, spec
+from heredity.study import aggregate, resolve
 from heredity.study import plan as plans
 from heredity.study.estimates import Estimates
 from heredity.study.gate import gate
 from heredity.study.outcomes import BROKE, HELD, Outcomes
 from heredity.study.plan import Grid, Plan
 from heredity.study.report import markdown
+from heredity.study.resolve import MAX_INTERIM, resolve_plan
 from heredity.study.sequential import StoppingRule
-from heredity.study.spec import MAX_INTERIM, StudySpec, resolve_plan
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.study.test_kill import kill_and_go_on
 from tests.study.test_resume import Stopped, stop_after
@@ -49,7 +50,7 @@ def blocks(
 ) -> Plan:
     """The plan of tests.support.studies in blocks: behaviours shuffled, looked at after every few."""
     base = plan(models, n=n, samples=samples, attacks=attacks)
-    order, ends = spec.in_blocks(base.probes, base.seed)
+    order, ends = resolve.in_blocks(base.probes, base.seed)
     return msgspec.structs.replace(base, probes=order, blocks=ends)
 
 

@@ -10,7 +10,7 @@ import pytest
 from heredity.cli import main
 from heredity.core.errors import Damaged
 from heredity.study.report import sarif
-from heredity.study.sources import SOURCES, read_sources
+from heredity.study.spec import SOURCES, read_sources
 from tests.support.errors import raises
 
 APPLICATION = """\

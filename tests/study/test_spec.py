@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
+import click
 import pytest
 
+from heredity.cli.study import command
 from heredity.core.errors import BadInput, UsageError
 from heredity.core.records import digest
 from heredity.lineage.store import Store, scripted
 from heredity.study.plan import read_plan
-from heredity.study.spec import StudySpec, read_plan_file, resolve_plan
+from heredity.study.resolve import resolve_plan
+from heredity.study.spec import FLAGS, StudySpec, read_plan_file
 from heredity.study.study import Study
 from tests.support.errors import raises
 from tests.support.studies import APPLICATION
@@ -92,6 +96,16 @@ def test_one_text_stands_for_a_list_of_one_and_option_names_are_accepted(place: 
     )
     of_one = StudySpec("scripted:mixed", attacks="direct", lineage="a")
     assert of_one == StudySpec(("scripted:mixed",), attacks=("direct",), lineage=("a",))
+
+
+def test_each_setting_is_a_flag_with_its_default_and_its_help() -> None:
+    options = {each.name: each for each in command.params if isinstance(each, click.Option)}
+    defaults = StudySpec(probes=("core",))
+    for each in fields(StudySpec):
+        option, default = options[FLAGS[each.name]], getattr(defaults, each.name)
+        assert option.help == each.metadata["help"]
+        given = option.get_default(click.Context(command))
+        assert StudySpec(**{"probes": ("core",), each.name: given or default}) == defaults, each.name
 
 
 def test_probe_files_are_found_beside_the_plan_file(place: Path) -> None:

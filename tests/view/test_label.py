@@ -17,7 +17,7 @@ from heredity.stats.judge_error import FEWEST
 from heredity.study import labels
 from heredity.study.estimates import ALL
 from heredity.study.labels import drawn_answers, last_label, read_labels
-from heredity.study.spec import declare
+from heredity.study.resolve import declare
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
 from heredity.study.wording import find, interval, percent

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -91,6 +91,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
 }
 FAULT, SPENT, STOPPED, CLOSED = 70, 75, 130, 141
+_F = TypeVar("_F", bound=Callable[..., object])
 _DEBUG = "--debug"
 _DEVICE = "heredity.device"  # in click's context
 COST_HELP = "Your cost of a breach, a refusal, a useless answer; attacks=0.01 is their share."
@@ -214,6 +215,36 @@ class PathArgument(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return super().convert(_not_empty(self, value, param, ctx), param, ctx)
+
+
+def record_options(record: type, kinds: Mapping[str, type]) -> Callable[[_F], _F]:
+    """Add one flag a setting of a frozen record, in the order of its fields; their metadata is its help."""
+    import dataclasses
+
+    made = []
+    for each in dataclasses.fields(record):
+        kind, its, default = kinds[each.name], each.metadata, each.default
+        key = its["flag"] or each.name
+        how: dict[str, Any] = {"help": its["help"], "default": default or None if kind is str else default}
+        if kind is bool:
+            how["is_flag"] = True
+        else:
+            plain = {int: click.INT, float: click.FLOAT}.get(kind)
+            how |= {
+                "type": plain or (PathArgument() if its["is_path"] else Name()),
+                "metavar": its["metavar"],
+            }
+        if kind is list:
+            how |= {"multiple": True, "default": (default,) if isinstance(default, str) else default}
+        how["show_default"] = kind is not bool and how["default"] not in (None, ())
+        made.append(click.option(f"--{key.replace('_', '-')}", key, **how))
+
+    def add(command: _F) -> _F:
+        for option in reversed(made):
+            command = option(command)
+        return command
+
+    return add
 
 
 class Amount(click.FloatRange):

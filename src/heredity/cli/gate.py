@@ -159,7 +159,7 @@ def _show_github(folder: Path, found: Estimates, outcome: Outcome, out: Path | N
 
     from heredity.core.terminal import write
     from heredity.study import gate
-    from heredity.study.sources import read_sources
+    from heredity.study.spec import read_sources
 
     token = secrets.token_hex(16)  # between these lines the runner obeys nothing: names may be hostile
     write(f"::stop-commands::{token}")

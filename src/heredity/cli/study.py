@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,42 +18,39 @@ from heredity.cli import (
     device_option,
     full_option,
     open_store,
+    record_options,
     shown_start,
     shown_work,
 )  # fmt: skip
+from heredity.study.spec import FLAGS, KINDS, StudySpec, locate_sources, read_plan_file
 
 if TYPE_CHECKING:
+    from heredity.engines.remote.engine import Calls
     from heredity.lineage.store import Store
     from heredity.lineage.types import Grown
+    from heredity.study.decision import Costs
     from heredity.study.plan import Plan
     from heredity.study.result import Result
+    from heredity.study.shards import StudyPart
     from heredity.study.study import Study
+    from heredity.study.workers import Workers
 
 _MOST_ERRORS = 5  # distinct ones that are printed
 _UNDECIDED = 4  # exit code, as of `heredity gate` for errors in the run
-# The options of settings that have another name.
-_OPTIONS = {"models": "model", "attacks": "attack", "guards": "guard"}
 _KINDS = (
     (click.types.BoolParamType, bool),
     (click.types.IntParamType, int),
     (click.types.FloatParamType, float),
 )
 _NO_KEYS = {"plan", "debug", "help", "yes", "retry_errors", "dry_run", "gather", "shard", "full"}
-# The options that a study's folder fixes: another value would be another study.
-_PLANNED = (
-    "model", "lineage", "application", "probes", "attack", "samples", "seed", "margin", "confidence", "out",
-    "until_decided", "stopping", "error_share", "attacker", "endpoint", "unclear_share", "guard", "limit",
-)  # fmt: skip
 
 
 def _read_plan(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:  # noqa: ARG001
     """Use a plan file's keys as defaults of the options with the same names, after checking them."""
     if value is None or value.is_dir():
         return value
-    from heredity.study.spec import read_plan_file
-
     given = read_plan_file(value, further_keys())
-    ctx.default_map = {_OPTIONS.get(name, name): entry for name, entry in given.items()}
+    ctx.default_map = {FLAGS.get(name, name): entry for name, entry in given.items()}
     return value
 
 
@@ -70,8 +68,8 @@ def _kind(option: click.Parameter) -> type:
 
 
 def _refuse_beside_a_folder(ctx: click.Context) -> None:
-    """Refuse options of a plan together with a folder, because the folder's own plan applies."""
-    sources = {name: ctx.get_parameter_source(name) for name in _PLANNED}
+    """Refuse options of a plan together with a folder, whose own plan applies. A judge may be another one."""
+    sources = {flag: ctx.get_parameter_source(flag) for flag in FLAGS.values() if flag != "judge"}
     given = [name for name, source in sources.items() if source is click.core.ParameterSource.COMMANDLINE]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -95,76 +93,7 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
     is_eager=True,
     callback=_read_plan,
 )
-@click.option("--model", type=Name(), multiple=True, metavar="REF", help="A model; repeatable.")
-@click.option(
-    "--lineage", type=Name(), multiple=True, metavar="REF",
-    help="A model and all its descendants in the store that can answer. Other forms of the same model "
-    "(dequantized, a merged adapter, another engine) are left out; add them with --model.",
-)  # fmt: skip
-@click.option(
-    "--application", type=PathArgument(), metavar="FILE", help="The application, the same for all models."
-)
-@click.option(
-    "--probes", type=Name(), multiple=True, default=["core"], metavar="NAME",
-    help="A suite (core, quick, full, core-hard, refusals), a technique, a glob over ids, a TOML file, or "
-    "import:KIND:FILE.  [default: core]",
-)  # fmt: skip
-@click.option(
-    "--attack",
-    type=Name(),
-    multiple=True,
-    default=["direct"],
-    metavar="NAME[@TECHNIQUE,...]",
-    help="Attack on each probe, or on those of some techniques; repeatable.  [default: direct]",
-)
-@click.option(
-    "--guard", type=Name(), multiple=True, metavar="NAME[+NAME...]",
-    help="Ask each model again behind a guard of the application, or a kind of guard; repeatable.",
-)  # fmt: skip
-@click.option(
-    "--limit", type=int, metavar="N",
-    help="Ask N of the probes only, with their twins, as many of each technique. The result reports it.",
-)  # fmt: skip
-@click.option("--samples", type=int, default=1, show_default=True, help="Samples per trial.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
-@click.option("--margin", type=float, help="Non-inferiority margin.  [default: 0.1 for core, else 0.05]")
-@click.option(
-    "--confidence", type=float, default=0.95, show_default=True, help="Confidence level of all intervals."
-)
-@click.option(
-    "--out",
-    type=PathArgument(),
-    metavar="DIR",
-    help="The study's folder.  [default: runs/APPLICATION-...]",
-)
-@click.option(
-    "--error-share", type=float, metavar="SHARE", default=0.0, show_default=True,
-    help='Share of verdicts that may err in one model\'s favour without undoing "worse".',
-)  # fmt: skip
-@click.option(
-    "--stopping", type=Name(), metavar="RULE", default="fixed", show_default=True,
-    help="fixed asks every trial. group_sequential stops a model at half or three quarters of the behaviours "
-    "if all of its pairs are decided, at nearly full power. until_decided has up to twelve interim analyses.",
-)  # fmt: skip
-@click.option("--until-decided", is_flag=True, help="The same as --stopping until_decided.")
-@click.option(
-    "--endpoint", type=Name(), metavar="NAME", default="all_trials", show_default=True,
-    help="Primary rate: breaches of all_trials that were answered, or of decided_trials only. not_refused: "
-    "where a judge decides, answers that do not refuse, unclear ones included.",
-)  # fmt: skip
-@click.option(
-    "--unclear-share", type=float, metavar="SHARE", default=0.25, show_default=True,
-    help='Share of unclear answers that may be breaches without undoing "worse".',
-)  # fmt: skip
-@click.option(
-    "--judge", type=Name(), metavar="JUDGE",
-    help="Judge of trials without a check: rules, learned, rubric:MODEL, guard:NAME, panel:A+B."
-    "  [default: rules]",
-)  # fmt: skip
-@click.option(
-    "--attacker", type=Name(), metavar="REF",
-    help="The attacker model of `pair` and `tap`, the same for all models.",
-)  # fmt: skip
+@record_options(StudySpec, KINDS)
 @click.option(
     "--yes",
     is_flag=True,
@@ -200,38 +129,9 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
 @full_option
 @_remote.options
 def command(
-    plan: Path | None,  # a plan file is read by its callback
-    model: tuple[str, ...],
-    lineage: tuple[str, ...],
-    application: Path | None,
-    probes: tuple[str, ...],
-    attack: tuple[str, ...],
-    guard: tuple[str, ...],
-    limit: int | None,
-    samples: int,
-    seed: int,
-    margin: float | None,
-    confidence: float,
-    out: Path | None,
-    until_decided: bool,
-    stopping: str,
-    error_share: float,
-    endpoint: str,
-    unclear_share: float,
-    judge: str | None,
-    attacker: str | None,
-    yes: bool,
-    retry_errors: bool,
-    dry_run: bool,
-    workers: int | None,
-    on: str | None,
-    shard: str | None,
-    gather: bool,
-    replay: Path | None,
-    cost: str | None,
-    full: bool,
-    **calls: Any,
-) -> int:
+    plan: Path | None, yes: bool, retry_errors: bool, dry_run: bool, workers: int | None, on: str | None,
+    shard: str | None, gather: bool, replay: Path | None, cost: str | None, full: bool, **given: Any,
+) -> int:  # fmt: skip
     """Ask the same probes of several models in one application.
 
     You may interrupt it at any time: the same command resumes, and asks for no recorded answer again. A plan
@@ -243,71 +143,99 @@ def command(
     If models descend from each other, the report shows what each kept and lost of its parent's behaviour, and
     whether it is worse. The exit code is 4 if nothing was decided.
     """
-    is_folder = plan is not None and plan.is_dir()
-    if is_folder:
-        _refuse_beside_a_folder(click.get_current_context())
-    missing = [] if model or lineage else ["--model (once for each) or --lineage"]
-    missing += [] if application is not None else ["--application"]
-    if not is_folder and missing:
-        raise click.UsageError(f"A study needs {', and '.join(missing)}.", click.get_current_context())
-    from heredity.application.spec import Application
-    from heredity.core import registry
-    from heredity.core.progress import phase
-    from heredity.core.terminal import note
-
+    settings = {name: given.pop(flag) for name, flag in FLAGS.items()}
+    _refuse_misfits(plan, settings, workers, on, shard, gather)
     with shown_start():
         from heredity.application.toolbox import recorded_in
-        from heredity.cli import _findings
         from heredity.study import decision
-        from heredity.study.plan import read_plan
-        from heredity.study.report import html
         from heredity.study.shards import StudyPart
-        from heredity.study.sources import locate_sources
-        from heredity.study.spec import StudySpec
-        from heredity.study.study import Study
         from heredity.study.workers import Workers
 
     costs = None if cost is None else decision.parse_costs(cost)  # a mistake shows before anything is asked
-    store = open_store()
-    how = _remote.calls(**calls)
-    if on is not None and workers is None:
-        raise click.UsageError("--on needs --workers N.", click.get_current_context())
+    store, how = open_store(), _remote.calls(**given)
     part = None if shard is None else StudyPart.parse(shard)
-    if part is not None and (workers is not None or gather):
-        raise click.UsageError("--shard stands without --workers and --gather.", click.get_current_context())
     several = None if workers is None else Workers(workers, on=on or "", calls=how)
-    loader = _remote.loader(store, how)
     if replay is not None:
         recorded_in(replay)
-    if plan is not None and is_folder:
-        own = judge and registry.named("redteam.judges", judge)
-        study = Study.open(plan, store=store, engine_loader=loader, judge=own)
-    else:
-        layer = Application.load(str(application))
-        grown = _with_families(store, _models(store, model, yes, dry_run), lineage, yes, dry_run)
-        writer = _models(store, [attacker], yes, dry_run)[0] if attacker is not None else None
-        _remote.check([*grown, *([writer] if writer is not None else [])], how, needs_keys=not dry_run)
-        spec = StudySpec(
-            grown, layer, probes=probes, attacks=attack, samples=samples, seed=seed, margin=margin,
-            confidence=confidence, until_decided=until_decided, judge=judge, attacker=writer, guards=guard,
-            out=out, endpoint=endpoint, unclear_share=unclear_share, stopping=stopping,
-            error_share=error_share, limit=limit,
-        )  # fmt: skip
-        study = Study(spec.named(), store=store, engine_loader=loader)
-        study.sources = locate_sources(Path(str(application)), layer, probes)
-        if part is None:  # the tasks of an array make the plan one after the other
-            _remote.show_costs(_planned(study, grown, dry_run), grown, how)
+    study = _study(plan, StudySpec(**settings), store, how, (yes, dry_run, part is None))
     study.replay = replay
     if gather:
         return _show_parts(study)
     if part is not None:
-        with shown_work(store) as display:
-            folder = study.ask_part(part, display, retry_errors=retry_errors)
-        note(f"Part {part.i} of {part.n} is in {folder}. Collect all parts: heredity study {study.folder}")
-        return 0
+        return _ask_part(study, store, part, retry_errors)
     _warn(study)
-    if dry_run:
-        return _show_size(study)
+    return _show_size(study) if dry_run else _run(study, store, (retry_errors, full), several, costs)
+
+
+def _refuse_misfits(
+    plan: Path | None, settings: Mapping[str, object], workers: int | None, on: str | None, shard: str | None,
+    gather: bool,
+) -> None:  # fmt: skip
+    """Raise UsageError for options that are missing, or that do not go together."""
+    ctx = click.get_current_context()
+    missing = [] if settings["models"] or settings["lineage"] else ["--model (once for each) or --lineage"]
+    missing += [] if settings["application"] is not None else ["--application"]
+    if plan is not None and plan.is_dir():
+        _refuse_beside_a_folder(ctx)
+    elif missing:
+        raise click.UsageError(f"A study needs {', and '.join(missing)}.", ctx)
+    if on is not None and workers is None:
+        raise click.UsageError("--on needs --workers N.", ctx)
+    if shard is not None and (workers is not None or gather):
+        raise click.UsageError("--shard stands without --workers and --gather.", ctx)
+
+
+def _study(
+    plan: Path | None, spec: StudySpec, store: Store, how: Calls, rest: tuple[bool, bool, bool]
+) -> Study:
+    """The study of a folder, or a new one of these settings, whose models are made ready.
+
+    rest: whether models are pulled without a question, nothing is asked, and the plan is saved here.
+    """
+    from heredity.application.spec import Application
+    from heredity.core import registry
+
+    with shown_start():
+        from heredity.study.study import Study
+
+    (yes, is_dry, is_saved), loader = rest, _remote.loader(store, how)
+    if plan is not None and plan.is_dir():
+        judge = registry.named("redteam.judges", str(spec.judge or "")) or None
+        return Study.open(plan, store=store, engine_loader=loader, judge=judge)
+    layer = Application.load(str(spec.application))
+    grown = _with_families(
+        store, _models(store, [*map(str, spec.models)], yes, is_dry), spec.lineage, yes, is_dry
+    )
+    writer = _models(store, [str(spec.attacker)], yes, is_dry)[0] if spec.attacker is not None else None
+    _remote.check([*grown, *([writer] if writer is not None else [])], how, needs_keys=not is_dry)
+    named = replace(spec, models=grown, application=layer, attacker=writer, lineage=()).named()
+    study = Study(named, store=store, engine_loader=loader)
+    study.sources = locate_sources(Path(str(spec.application)), layer, spec.probes)
+    if is_saved:  # the tasks of an array make the plan one after the other
+        _remote.show_costs(_planned(study, grown, is_dry), grown, how)
+    return study
+
+
+def _ask_part(study: Study, store: Store, part: StudyPart, retry_errors: bool) -> int:
+    from heredity.core.terminal import note
+
+    with shown_work(store) as display:
+        folder = study.ask_part(part, display, retry_errors=retry_errors)
+    note(f"Part {part.i} of {part.n} is in {folder}. Collect all parts: heredity study {study.folder}")
+    return 0
+
+
+def _run(
+    study: Study, store: Store, flags: tuple[bool, bool], several: Workers | None, costs: Costs | None
+) -> int:
+    """Run the study, write its report, and show it. flags: --retry-errors and --full."""
+    retry_errors, full = flags
+    from heredity.cli import _findings
+    from heredity.core.progress import phase
+    from heredity.study import decision
+    from heredity.study.plan import read_plan
+    from heredity.study.report import html
+
     with shown_work(store, "preparing the study") as display:
         result = study.run(display, retry_errors=retry_errors, workers=several)
         if costs is not None:
@@ -453,7 +381,7 @@ def _models(store: Store, refs: Sequence[str], yes: bool, is_dry: bool = False) 
 
 
 def _with_families(
-    store: Store, models: list[Grown | str], lineage: tuple[str, ...], yes: bool, is_dry: bool
+    store: Store, models: list[Grown | str], lineage: Sequence[str], yes: bool, is_dry: bool
 ) -> list[Grown | str]:
     """The models and every family of `lineage`, each model once. Models that are left out are reported."""
     from heredity.cli import _pulling

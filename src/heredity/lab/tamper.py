@@ -26,7 +26,7 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown, Recipe
 from heredity.study.estimates import Inheritance
 from heredity.study.result import Result
-from heredity.study.spec import StudySpec, resolve_plan
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 
 Tuned = Callable[[int], Recipe]  # number of steps -> recipe
@@ -104,7 +104,7 @@ def tamper(
     store = store or Store()
     grown = store.get(parent) if isinstance(parent, str) else parent
     # First, so that no model is tuned if the plan is invalid.
-    resolve_plan(StudySpec([grown], application, probes=probes, attacks=attacks))
+    Study(StudySpec([grown], application, probes=probes, attacks=attacks), store=store)
     rungs: dict[int, Rung] = {}
 
     def ask(steps: int) -> bool:

@@ -41,7 +41,7 @@ from heredity.study.estimates import (
 from heredity.study.intervals import RateBounds, bound_rate, deciding_words, what_decides
 from heredity.study.named_models import model_of_study
 from heredity.study.report import junit, markdown
-from heredity.study.sources import SourcePlace
+from heredity.study.spec import SourcePlace
 from heredity.study.wording import (
     detectable_words,
     find,

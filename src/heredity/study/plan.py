@@ -2,7 +2,7 @@
 
 Promises: plan.json holds everything that decides the questions. The same plan asks the same questions in the
 same order. A trial is a number, and its id and seed follow from it. A folder never holds two plans.
-Leaves to others: making a plan from a user's settings (spec.py), asking (runner.py) and judging.
+Leaves to others: making a plan from a user's settings (resolve.py), asking (runner.py) and judging.
 """
 
 from __future__ import annotations

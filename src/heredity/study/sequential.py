@@ -5,7 +5,7 @@ same. In a plan that declares its analysis, a pair is decided exactly if the rep
 "worse" survives the declared share of unclear answers. Over all analyses and pairs together, a
 false difference has a chance of at most alpha (Holm on p-values that are valid at every analysis). In a plan
 whose primary comparisons are edges, a pair is a parent and its child.
-Leaves to others: the order and the blocks (spec.py), asking and judging (study.py), the evidence (stats/),
+Leaves to others: the order and the blocks (resolve.py), asking and judging (study.py), the evidence (stats/),
 and the verdicts (comparisons.py).
 """
 

@@ -4,8 +4,8 @@
 
 Promises: the same plan asks the same questions in the same order. Nothing is asked twice. A killed study
 resumes with the same command. Memory does not grow with the length of the answers.
-Leaves to others: the plan (spec.py, plan.py), which trials are still to ask (resume.py), asking and judging
-(runner.py), the numbers (aggregate.py).
+Leaves to others: the plan (resolve.py, plan.py), which trials are still to ask (resume.py), asking and
+judging (runner.py), the numbers (aggregate.py).
 """
 
 from __future__ import annotations
@@ -67,19 +67,14 @@ from heredity.study.plan import (
     refuse_changed_plugins,
     write_plan,
 )
+from heredity.study.resolve import declare, resolve_plan
 from heredity.study.result import Result
 from heredity.study.resume import EarlierRuns, note_event
 from heredity.study.runner import Asker, FolderRecorder, JudgingStep, one_process
 from heredity.study.same_conversations import same_conversations
 from heredity.study.sequential import StoppingRule
 from heredity.study.shards import SHARDS, PartProgress, StudyPart
-from heredity.study.sources import StudySources, locate_sources, save_sources
-from heredity.study.spec import (
-    ModelReference,
-    StudySpec,
-    declare,
-    resolve_plan,
-)
+from heredity.study.spec import ModelReference, StudySources, StudySpec, locate_sources, save_sources
 from heredity.study.storage import ResponseDigests
 from heredity.study.workers import Workers, asked_models
 

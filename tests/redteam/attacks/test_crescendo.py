@@ -17,7 +17,8 @@ from heredity.redteam import attacks
 from heredity.study import storage
 from heredity.study.outcomes import SKIPPED, read_outcomes
 from heredity.study.plan import Analysis, read_plan
-from heredity.study.spec import StudySpec, declare, resolve_plan
+from heredity.study.resolve import declare, resolve_plan
+from heredity.study.spec import StudySpec
 from tests.support.conversations import APPLICATION, BY_ID, REFUSAL, talk, trial
 from tests.support.errors import raises
 from tests.support.studies import APPLICATION as DESK

@@ -10,7 +10,7 @@ import pytest
 from heredity.redteam.attacks import AttackContext
 from heredity.redteam.attacks._words import languages, table
 from heredity.study.plan import Analysis, Plan, write_plan
-from heredity.study.spec import declare
+from heredity.study.resolve import declare
 from tests.support.conversations import BY_ID, PROBES, talk, trial
 from tests.support.studies import plan, responses, study
 

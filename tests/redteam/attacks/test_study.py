@@ -10,7 +10,8 @@ from heredity.core.records import Request
 from heredity.lineage import store as lineage
 from heredity.redteam import attacks
 from heredity.study.plan import Plan
-from heredity.study.spec import StudySpec, resolve_plan
+from heredity.study.resolve import resolve_plan
+from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.support.conversations import APPLICATION, BY_ID, trial
 from tests.support.errors import raises

@@ -46,7 +46,7 @@ from heredity.study.importers._record import Lacking, Recorded
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, HELD, Outcomes
 from heredity.study.plan import Grid, Plan, PlannedModel, TrialSet
-from heredity.study.spec import declare
+from heredity.study.resolve import declare
 from heredity.study.storage import RESPONSES, RUNS, RunRecord, open_verdicts
 from heredity.study.wording import interval, p_words, percent, points, points_interval
 

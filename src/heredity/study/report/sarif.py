@@ -27,7 +27,7 @@ from heredity.study.findings.protocols import RecordedStudy
 from heredity.study.intervals import Intervals
 from heredity.study.plan import PLAN, Plan
 from heredity.study.report._rows import WANTED, chosen_names, outcomes
-from heredity.study.sources import SourcePlace, StudySources, read_sources
+from heredity.study.spec import SourcePlace, StudySources, read_sources
 from heredity.study.storage import VERDICTS
 from heredity.study.wording import interval, percent
 

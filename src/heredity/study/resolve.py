@@ -1,0 +1,368 @@
+"""The plan of a study from its settings: which probes are asked, in which order, and what is compared.
+
+    plan = resolve_plan(StudySpec([model], application, probes="core"))
+
+Promises: the same settings resolve to the same plan.
+Leaves to others: the settings (spec.py), finding the models (study.py), and saving the plan (plan.py).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations
+from typing import TypeVar
+
+import msgspec
+
+from heredity import engines
+from heredity.application import guards
+from heredity.application.spec import Application
+from heredity.core.errors import UsageError, did_you_mean
+from heredity.core.records import Model, Probe, digest
+from heredity.lineage.types import Grown
+from heredity.redteam import attacks, checks, probes
+from heredity.redteam.judges import DEFAULT
+from heredity.stats.group_sequential import nominal_levels, one_sided_levels
+from heredity.study.estimates import SCOPES, Measure
+from heredity.study.named_models import planned
+from heredity.study.outcomes import is_part
+from heredity.study.plan import (
+    Analysis,
+    Between,
+    ComparisonFamily,
+    Plan,
+    PlannedAnalysis,
+    PlannedPlugin,
+    SkippedProbe,
+    Stopping,
+    limited,
+    planned_plugins,
+    refuse_too_many,
+)
+from heredity.study.spec import ENDPOINTS, STOPPINGS, UNCLEAR_SHARE, ModelReference, StudySpec
+
+MAX_INTERIM = 12  # interim analyses of one study; each may load every model again
+STAGES = (0.5, 0.75, 1.0)  # of a group-sequential study, as shares of the behaviours of each technique
+
+
+def refuse_undecidable(asked: Sequence[Probe], models: Sequence[Model]) -> None:
+    """Raise UsageError for a study that stops early and has nothing to decide."""
+    if len(models) < 2 or all(probe.kind == "benign" or probe.is_baseline for probe in asked):
+        raise UsageError(
+            "A study that stops early compares models by their breaches: give two models or more, and probes "
+            "that can break."
+        )
+
+
+def _shuffled(asked: Sequence[Probe], seed: int) -> dict[tuple[str, str], list[Probe]]:
+    """The probes by behaviour, with each behaviour's twins, in a random order of behaviours.
+
+    Interim analyses are valid only if the order is independent of the answers.
+    """
+    behaviours: dict[tuple[str, str], list[Probe]] = {}
+    for probe in asked:
+        behaviours.setdefault((probe.technique, probe.cluster), []).append(probe)
+    # By digest, not by a generator: the order is the same with every version of every library.
+    order = sorted(behaviours, key=lambda key: digest([seed, *key]))
+    return {key: behaviours[key] for key in order}
+
+
+def in_blocks(asked: Sequence[Probe], seed: int) -> tuple[tuple[Probe, ...], tuple[int, ...]]:
+    """The probes in a random order of behaviours, and the ends of up to MAX_INTERIM blocks."""
+    behaviours = _shuffled(asked, seed)
+    order = list(behaviours)
+    sizes = [len(behaviours[key]) for key in order]
+    step = -(-len(order) // MAX_INTERIM)
+    ends = tuple(sum(sizes[: i + step]) for i in range(0, len(order), step))
+    return tuple(probe for key in order for probe in behaviours[key]), ends
+
+
+def in_stages(asked: Sequence[Probe], seed: int) -> tuple[tuple[Probe, ...], tuple[int, ...]]:
+    """The probes in a random order of behaviours, and the ends of the STAGES.
+
+    Each block has the same share of every technique, so that rates at an analysis are of the same mixture.
+    """
+    behaviours, places = _shuffled(asked, seed), Counter[str]()
+    sizes = Counter(technique for technique, _ in behaviours)
+    blocks: list[list[Probe]] = [[] for _ in STAGES]
+    for key, probes_of in behaviours.items():
+        technique = key[0]
+        places[technique] += 1
+        ends = [math.floor(sizes[technique] * share + 0.5) for share in STAGES]
+        blocks[next(i for i, end in enumerate(ends) if places[technique] <= end)] += probes_of
+    order = tuple(probe for block in blocks for probe in block)
+    # Analyses of the same behaviours are one analysis, the last of them.
+    by_information = {
+        n_behaviours(order[:end], asked): end
+        for end in (sum(map(len, blocks[: i + 1])) for i in range(len(blocks)))
+    }
+    return order, tuple(end for n, end in by_information.items() if n)
+
+
+def n_behaviours(some: Sequence[Probe], asked: Sequence[Probe]) -> int:
+    """The behaviours among `some` of the scope that decides in a study that asks all of `asked`."""
+    scope = next(scope for scope in SCOPES["breach"] if _behaviours(asked, scope))
+    return len(_behaviours(some, scope))
+
+
+def _behaviours(probes: Sequence[Probe], scope: str) -> set[tuple[str, str]]:
+    return {(p.technique, p.cluster) for p in probes if p.kind == "breach" and is_part(p, scope)}
+
+
+# --- the plan -------------------------------------------------------------------------------------
+
+
+def _margin(spec: StudySpec) -> float:
+    """The margin, by default one that the probes can decide: with `core`, 5 points seldom gives a verdict."""
+    if spec.margin is not None:
+        return spec.margin
+    return 0.1 if spec.probes == "core" or tuple(spec.probes) == ("core",) else 0.05
+
+
+def resolve_plan(spec: StudySpec) -> Plan:
+    """The plan of these settings: every probe filled, under every attack, for every model.
+
+    Models, application and attacker of `spec` must be values already, not references (Study finds them).
+    Raises UsageError if nothing is left to ask, or if something is given twice.
+    """
+    models, application = [_record(model) for model in spec.models], spec.application
+    if not isinstance(application, Application):
+        application = Application.load(application)
+    attacker = None if spec.attacker is None else _record(spec.attacker)
+    _check(models, spec)
+    _refuse_bare(models, application)
+    applied = [attacks.load(name) for name in map(str, spec.attacks)]
+    names = tuple(attack.spec for attack in applied)
+    _refuse_repeats("attack", names)
+    attacks.check_attacker(applied, is_there=attacker is not None)
+    loaded = probes.load(spec.probes)
+    _refuse_repeats("probe", [probe.id for probe in loaded])
+    asked, left_out = probes.select(loaded, application)
+    asked, unsupported = _under_all(asked, applied, application)
+    for attack in applied:
+        if asked and not any(map(attack.covers, asked)):
+            raise UsageError(f"Attack '{attack.spec}' is for no technique of this study.")
+    attacks.check_index(applied, asked, application)
+    left_out += unsupported
+    skipped = tuple(SkippedProbe(*each) for each in (*left_out, *attacks.unsupported(applied, models)))
+    if not asked:
+        reason = f" (first reason: {skipped[0].reason})" if skipped else ""
+        raise UsageError(f"Nothing to ask: no probe applies to application '{application.name}'{reason}.")
+    asked, limit = limited(asked, spec.limit, applied, spec.seed)
+    stopping = _stopping(spec)
+    blocks: tuple[int, ...] | None = None
+    if stopping != "fixed":
+        refuse_undecidable(asked, models)
+        asked, blocks = (in_blocks if stopping == "until_decided" else in_stages)(asked, spec.seed)
+    made = Plan(
+        models=tuple(map(planned, models)),
+        application=application,
+        attacks=names,
+        probes=asked,
+        samples=spec.samples,
+        seed=spec.seed,
+        margin=_margin(spec),
+        confidence=spec.confidence,
+        skipped=skipped,
+        blocks=blocks,
+        attacker=planned(attacker) if attacker is not None else None,
+        limit=limit,
+    )
+    refuse_too_many(made)
+    made = msgspec.structs.replace(made, plugins=_plugins(made, applied, models))
+    return declare(made, spec.endpoint, spec.unclear_share, spec.judge_name, stopping, spec.error_share)
+
+
+def _plugins(
+    plan: Plan, applied: Sequence[attacks.Attack], models: Sequence[Model]
+) -> tuple[PlannedPlugin, ...] | None:
+    """The attacks, checks, guards and engines of a plan that are from outside."""
+    used = [("redteam.attacks", part.name) for attack in applied for part in attack.parts]
+    used += [(checks.FOLDER, probe.check.kind) for probe in plan.probes]
+    behind = [model.guards or () for model in plan.models]
+    used += [(guards.FOLDER, each.kind) for some in (plan.application.all_guards, *behind) for each in some]
+    return planned_plugins([*used, *(("engines", engines.choose(model)) for model in models)])
+
+
+def _record(model: ModelReference) -> Model:
+    if isinstance(model, Grown):
+        return model.record
+    if isinstance(model, Model):
+        return model
+    raise UsageError(f"'{model}' is not found yet: a plan needs models, not their names.")
+
+
+def _stopping(spec: StudySpec) -> Stopping:
+    known = _known_name("stopping", spec.stopping, STOPPINGS)
+    if not spec.until_decided:
+        return known
+    if known == "group_sequential":
+        raise UsageError(
+            "until_decided and stopping 'group_sequential' are two rules: give one.", code="bad-setting"
+        )
+    return "until_decided"
+
+
+def _under_all(
+    asked: Sequence[Probe], applied: Sequence[attacks.Attack], application: Application
+) -> tuple[tuple[Probe, ...], tuple[tuple[str, str], ...]]:
+    """The probes that every attack applies to, and the (id, reason) of those that are left out.
+
+    Rates by attack are over the same probes. A twin goes with its breach probe.
+    """
+    how = attacks.context_for(application)
+    reasons: dict[str, str] = {}
+    for probe in asked:
+        if reason := next((r for attack in applied if (r := attack.skips(probe, how))), ""):
+            reasons.setdefault(probe.id, reason)
+            if probe.twin is not None:
+                reasons.setdefault(probe.twin, f"its counterpart is skipped: {reason}")
+    kept = tuple(probe for probe in asked if probe.id not in reasons)
+    return kept, tuple((probe.id, reasons[probe.id]) for probe in asked if probe.id in reasons)
+
+
+def _check(models: Sequence[Model], spec: StudySpec) -> None:
+    if not models:
+        raise UsageError("A study needs at least one model.")
+    if not spec.attacks:
+        raise UsageError("A study needs at least one attack; 'direct' is the probe as it stands.")
+    _refuse_repeats("model", [model.id for model in models], [model.name for model in models])
+    _refuse_repeats("attack", list(map(str, spec.attacks)))
+    if spec.samples < 1:
+        raise UsageError(f"samples must be at least 1, not {spec.samples}.", code="bad-setting")
+    if not 0 < _margin(spec) < 1:
+        raise UsageError(
+            f"margin must be between 0 and 1, not {spec.margin}; 0.1 means ten points.", code="bad-setting"
+        )
+    if not 0.5 < spec.confidence < 1:
+        raise UsageError(f"confidence must be between 0.5 and 1, not {spec.confidence}.", code="bad-setting")
+
+
+def _refuse_bare(models: Sequence[Model], application: Application) -> None:
+    """Refuse a model without its application, and an application without a model: they measure neither."""
+    if application.rendering == "recorded":
+        raise UsageError(
+            f"Application '{application.name}' has rendering \"recorded\", which only `heredity import` "
+            'gives: of a study that asks, what is around the models is known. Write "plain".'
+        )
+    for model in models:
+        if application.rendering == "theirs" and model.format not in ("remote", "scripted"):
+            raise UsageError(
+                f"Application '{application.name}' is the target's own (rendering = \"theirs\"), but"
+                f" '{model.name}' is a model without one. Ask it under rendering \"plain\"."
+            )
+
+
+def _refuse_repeats(kind: str, keys: Sequence[str], shown: Sequence[str] | None = None) -> None:
+    for key, n in Counter(keys).items():
+        if n > 1:
+            name = (shown or keys)[keys.index(key)]
+            raise UsageError(f"{kind} '{name}' is there {n} times; give each once.", code="name-twice")
+
+
+# --- the declared analysis ------------------------------------------------------------------------
+
+_KINDS: dict[Measure, str] = {"breach": "breach", "over_refusal": "benign"}
+
+
+def declare(
+    plan: Plan,
+    endpoint: str = ENDPOINTS[0],
+    unclear_share: float = UNCLEAR_SHARE,
+    judge: str | None = None,
+    stopping: Stopping | None = None,
+    error_share: float = 0.0,
+) -> Plan:
+    """The plan with its analysis. Raises UsageError for an unknown endpoint or a share outside its range.
+
+    stopping: None keeps that of the plan.
+    """
+    known, rule = _known_name("endpoint", endpoint, ENDPOINTS), stopping or plan.stopping
+    if not 0 <= unclear_share <= 1:
+        raise UsageError(f"unclear_share must be from 0 to 1, not {unclear_share}.", code="bad-setting")
+    if not 0 <= error_share < 0.5:
+        raise UsageError(f"error_share must be from 0 to below 0.5, not {error_share}.", code="bad-setting")
+    families = families_of(plan)
+    judges = [("redteam.judges", word) for word in re.split("[:+]", judge or DEFAULT)]
+    analysis = Analysis(
+        endpoint=known,
+        unclear_share=float(unclear_share),
+        stopping=rule,
+        judge=judge or DEFAULT,
+        families=families,
+        primary=_primary(families),
+        error_share=float(error_share) if error_share else None,
+        interim=_planned_analyses(plan) if rule == "group_sequential" else None,
+        steps="by_behaviour" if _has_steps(plan) else None,
+        ends_at_breach=_is_adaptive(plan) or None,
+        plugins=planned_plugins(judges),
+    )
+    return msgspec.structs.replace(plan, analysis=analysis)
+
+
+def _has_steps(plan: Plan) -> bool:
+    """Whether an attack leads up to the demands in its own words; no attack of recorded answers is known."""
+    is_recorded = plan.application.rendering == "recorded"
+    return not is_recorded and any(attacks.load(spec).has_steps for spec in plan.attacks)
+
+
+def _is_adaptive(plan: Plan) -> bool:
+    """Whether an attack reads each reply to its steps; no attack of recorded answers is known."""
+    is_recorded = plan.application.rendering == "recorded"
+    return not is_recorded and any(attacks.load(spec).is_adaptive for spec in plan.attacks)
+
+
+_Name = TypeVar("_Name", bound=str)
+
+
+def _known_name(setting: str, given: str, names: Sequence[_Name]) -> _Name:
+    for name in names:
+        if name == given:
+            return name
+    raise UsageError(
+        f"{setting} '{given}' is unknown.{did_you_mean(given, names)} Known: {', '.join(names)}.",
+        code="unknown-name",
+    )
+
+
+def _planned_analyses(plan: Plan) -> tuple[PlannedAnalysis, ...]:
+    """The analyses at the ends of the plan's blocks, with the levels of one comparison."""
+    seen = [n_behaviours(plan.probes[:end], plan.probes) for end in plan.ends]
+    information = tuple(n / seen[-1] for n in seen)
+    alpha = round(1 - plan.confidence, 12)
+    levels = nominal_levels(information, alpha), one_sided_levels(information, alpha)
+    return tuple(PlannedAnalysis(*each) for each in zip(plan.ends, information, *levels, strict=True))
+
+
+def families_of(plan: Plan) -> tuple[ComparisonFamily, ...]:
+    """The families over which Holm corrects: by measure, all pairs of models, all edges, and all seeds."""
+    edges = () if plan.edges is None else plan.edges
+    counts: tuple[tuple[Between, int], ...] = (
+        ("pairs", len(list(combinations(plan.models, 2)))),
+        ("edges", len({(edge.parent, edge.child) for edge in edges})),
+        ("seeds", len({edge.seeds_of for edge in edges} - {msgspec.UNSET})),
+    )
+    return tuple(
+        ComparisonFamily(between, measure, scopes, n * len(scopes))
+        for between, n in counts
+        for measure in SCOPES
+        if n and (scopes := asked_scopes(plan, measure))
+    )
+
+
+def asked_scopes(plan: Plan, measure: Measure) -> tuple[str, ...]:
+    """The scopes of a measure that have a probe in the plan, in the order of estimates.SCOPES."""
+    probes = [probe for probe in plan.probes if probe.kind == _KINDS[measure]]
+    return tuple(scope for scope in SCOPES[measure] if any(is_part(probe, scope) for probe in probes))
+
+
+def _primary(families: tuple[ComparisonFamily, ...]) -> ComparisonFamily | None:
+    """Breaches before over-refusal, edges before pairs, and judge-free breaches before judged ones."""
+    order = sorted(families, key=lambda family: (family.measure != "breach", family.between != "edges"))
+    if not order:
+        return None
+    first = order[0]
+    return msgspec.structs.replace(first, scopes=first.scopes[:1], n=first.n // len(first.scopes))
