@@ -13,9 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import jinja2
 from markupsafe import Markup
 from msgspec import UNSET
 
@@ -23,9 +22,14 @@ from heredity.core.records import Check, Exchange, Verdict
 from heredity.core.sanitize import visible
 from heredity.redteam.checks import did, is_judged
 
+if TYPE_CHECKING:
+    import jinja2
+
 
 def page_environment(folder: Path) -> jinja2.Environment:
     """Return the environment of the templates in `folder`. A name that is not defined is an error."""
+    import jinja2
+
     return jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
