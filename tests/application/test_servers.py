@@ -17,7 +17,7 @@ import pytest
 from heredity.application.conversation import ApplicationSession
 from heredity.application.limits import ConversationLimits
 from heredity.application.sandbox.messages import Call, Offered, Opened, ServerAddress
-from heredity.application.sandbox.shared_process import SharedToolProcess
+from heredity.application.sandbox.process import SharedToolProcess
 from heredity.application.servers import McpServer, listed
 from heredity.application.spec import Application
 from heredity.application.toolbox import RecordedResults, Toolbox, recorded_in

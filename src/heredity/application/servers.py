@@ -18,8 +18,7 @@ from dataclasses import dataclass
 
 from heredity.application.limits import ConversationLimits
 from heredity.application.sandbox.messages import Offered, Opened, ServerAddress
-from heredity.application.sandbox.process import ToolProcess
-from heredity.application.sandbox.shared_process import SharedToolProcess
+from heredity.application.sandbox.process import SharedToolProcess, ToolProcess
 from heredity.core.errors import BadArgument, ToolFailure
 from heredity.core.records import Record, Tool, digest, encode
 from heredity.core.sanitize import visible
