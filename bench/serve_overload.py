@@ -33,7 +33,7 @@ from _commit import commit
 from serve import cpu, ours, questions, serving
 
 FULL = (429, 503)
-MOST_GROWTH = 1.1
+MAX_GROWTH = 1.1
 IDLE_SECONDS = 15
 
 
@@ -113,7 +113,7 @@ async def hold(
     growth = max(memory) / widest
     print(f"resident memory: {max(memory):.2f} GiB at most, {growth:.3f} x that after the widest batch")
     is_whole = not ends["lost"] and not ends["mixed"] and sum(ends.values()) == n_sent
-    return 0 if is_whole and ends["right"] and growth <= MOST_GROWTH else 1
+    return 0 if is_whole and ends["right"] and growth <= MAX_GROWTH else 1
 
 
 def show(minute: int, n_sent: int, ends: Counter[str], n_open: int, memory: float) -> None:

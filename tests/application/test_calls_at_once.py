@@ -13,7 +13,7 @@ import heredity
 from heredity.application.limits import ConversationLimits
 from heredity.application.servers import McpServer, ServerSource
 from heredity.application.spec import Application
-from heredity.application.toolbox import MOST_PROCESSES, RecordedResults, Toolbox
+from heredity.application.toolbox import MAX_PROCESSES, RecordedResults, Toolbox
 from heredity.core.errors import BadArgument, ToolFailure
 from heredity.core.records import Tool
 from tests.support import running_tools as given
@@ -44,8 +44,8 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_threads_may_share_a_toolbox_and_a_call_that_two_make_at_once_runs_once(ran: Path) -> None:
-    n = MOST_PROCESSES + 2  # more conversations with a state than processes are kept
-    with Toolbox(DESK) as toolbox, ThreadPoolExecutor(MOST_PROCESSES) as threads:
+    n = MAX_PROCESSES + 2  # more conversations with a state than processes are kept
+    with Toolbox(DESK) as toolbox, ThreadPoolExecutor(MAX_PROCESSES) as threads:
         sessions = [toolbox.session() for _ in range(n)]
 
         def converse(number: int) -> tuple[str, str]:
@@ -58,7 +58,7 @@ def test_threads_may_share_a_toolbox_and_a_call_that_two_make_at_once_runs_once(
         assert len({time for time, _ in found}) == 1 and ran.read_text() == "clock\n"
         assert [notes for _, notes in found] == [f'["shared","own {i}"]' for i in range(n)]
         first = [session.taken()[0].is_recorded for session in sessions]
-        assert first.count(False) == 1 and len(toolbox._own) <= MOST_PROCESSES
+        assert first.count(False) == 1 and len(toolbox._own) <= MAX_PROCESSES
 
 
 def test_calls_of_one_source_that_wait_for_each_other_run_in_processes_of_their_own(ran: Path) -> None:

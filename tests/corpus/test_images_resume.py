@@ -109,7 +109,7 @@ def test_a_source_is_read_in_parts_of_so_many_pairs(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = whole(recipe)
-    monkeypatch.setattr(parts, "_MOST", 4)
+    monkeypatch.setattr(parts, "_MAX_BUFFERED_PAIRS", 4)
     stopped(recipe, tmp_path / "out", 5)
     build(recipes.read(recipe), tmp_path / "out", watch=(heard := Heard()))
     assert heard.lines == [f"reading: 1 of {3 * N_SOURCES} parts are done already"]

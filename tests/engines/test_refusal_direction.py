@@ -90,7 +90,7 @@ def test_a_direction_says_where_it_was_found(engine) -> None:
         )
     there = apart[found.layer, found.position]
     assert torch.equal(vector_of(found.text), there / there.norm())
-    assert (found.kl <= refusal_direction.MOST_KL) == (found.n_near > 0)
+    assert (found.kl <= refusal_direction.MAX_KL) == (found.n_near > 0)
 
 
 def test_too_few_requests_find_nothing(engine) -> None:

@@ -21,8 +21,8 @@ from heredity.core.sanitize import compile_pattern
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
-MOST_SCHEMA = 100_000  # characters of a tool's schema
-MOST_OBJECTS = 1_000  # in a schema: each takes the check of the schema itself a millisecond
+MAX_SCHEMA = 100_000  # characters of a tool's schema
+MAX_OBJECTS = 1_000  # in a schema: each takes the check of the schema itself a millisecond
 _STEPS = 5_000  # keywords of a schema that are applied to the arguments of one call
 _SECONDS = 0.2  # for one pattern on one value
 _SECONDS_IN_ALL = 2.0  # for one check of all arguments
@@ -62,10 +62,10 @@ def check_tool_schema(tool: Tool) -> None:
     if tool.schema is None:
         return
     text, n_objects = json.dumps(tool.schema), _n_objects(tool.schema)
-    if len(text) > MOST_SCHEMA or n_objects > MOST_OBJECTS:
+    if len(text) > MAX_SCHEMA or n_objects > MAX_OBJECTS:
         raise BadArgument(
             f"the schema of the tool '{tool.name[:80]}' has {len(text):,} characters in {n_objects:,} "
-            f"objects, and at most {MOST_SCHEMA:,} in {MOST_OBJECTS:,} are read",
+            f"objects, and at most {MAX_SCHEMA:,} in {MAX_OBJECTS:,} are read",
             table=tool.name,
         )
     try:

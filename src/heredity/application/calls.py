@@ -20,7 +20,7 @@ from typing import NamedTuple
 from heredity.core.records import ToolCall
 
 _LONGEST = 100_000  # characters in which calls are looked for
-_MOST = 400  # characters of arguments in parentheses
+_MAX_ARGUMENTS = 400  # characters of arguments in parentheses
 _TRIES = 50  # places behind a colon at which an object is read, and attempts that are read
 _BEFORE = 160  # characters in front of a call that are read as its sentence
 _GAP, _QUOTES = r"[ \t]*+", r"[*`\"']{0,3}"
@@ -257,7 +257,7 @@ def _written_calls(text: str, tools: _ToolNames) -> Iterator[_ReadCall]:
             value, end = _json_at(text, at)
             arguments = value if isinstance(value, dict) else {}
         else:
-            at, end = opening.end(), text.find(")", opening.end(), opening.end() + _MOST)
+            at, end = opening.end(), text.find(")", opening.end(), opening.end() + _MAX_ARGUMENTS)
             body = text[at : max(at, end)]
             arguments = {name: _literal(value.strip()) for name, value in _ARGUMENT.findall(body)}
             if not is_exact and not (_is_filled(body) and _END.match(text, end + 1)):

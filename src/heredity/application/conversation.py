@@ -213,10 +213,10 @@ class _Chat:
             self.messages += application.messages()
         self._before = (list(self.messages), passage)  # in front of the last turn
 
-    def add(self, turn: Turn, found: Sequence[Retrieved] = ()) -> None:
+    def add(self, turn: Turn, retrieved: Sequence[Retrieved] = ()) -> None:
         """Put the user's turn at the end, or in place of the last turn and all that followed it.
 
-        found: the passages retrieved for it, which come before its text, after the probe's own passage.
+        retrieved: the passages retrieved for it, which come before its text, after the probe's own passage.
         """
         if turn.retracts:
             self.messages, self._passage = list(self._before[0]), self._before[1]
@@ -225,5 +225,5 @@ class _Chat:
         is_open = bool(self.n_turns and self.messages) and self.messages[-1].role == "user"
         left = self.messages.pop() if is_open else None
         self.messages += turn.before
-        self.messages.append(user_message(turn.text, found, self._passage, left))
+        self.messages.append(user_message(turn.text, retrieved, self._passage, left))
         self._passage, self.n_turns = "", self.n_turns + 1

@@ -23,7 +23,7 @@ from heredity.core.errors import BadArgument, ToolFailure
 from heredity.core.records import Record, Tool, digest, encode
 from heredity.core.sanitize import visible
 
-MOST_DESCRIPTION = 20_000  # characters
+MAX_DESCRIPTION = 20_000  # characters
 _NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")
 
 
@@ -83,7 +83,7 @@ class McpServer(Record, frozen=True, omit_defaults=True):
         for each in found:
             if not _NAME.fullmatch(each.name):
                 raise self._refused(f"lists a tool with the name '{visible(each.name[:80])}'")
-            if len(each.description) > MOST_DESCRIPTION:
+            if len(each.description) > MAX_DESCRIPTION:
                 n = len(each.description)
                 raise self._refused(f"describes the tool '{each.name}' in {n:,} characters")
             if any(visible(text) != text.replace("\r\n", "\n") for text in _texts(each)):

@@ -122,11 +122,11 @@ def _joined(server: McpServer, tables: list[object], offered: dict[str, Offered]
     return made + [_of_server(server, each) for each in offered.values()]
 
 
-def _of_server(server: McpServer, found: Offered) -> dict[str, object]:
+def _of_server(server: McpServer, offered: Offered) -> dict[str, object]:
     """The table of a tool that a server lists."""
-    table = {"server": server.name, "name": found.name, "description": found.description}
+    table = {"server": server.name, "name": offered.name, "description": offered.description}
     more = {} if server.is_stateful is None else {"is_stateful": server.is_stateful}
-    return {**table, "schema": found.schema, **more}
+    return {**table, "schema": offered.schema, **more}
 
 
 def _refuse_keys(table: dict[str, object], keys: Sequence[str], of: str) -> None:
@@ -142,7 +142,7 @@ def _has_function(table: object) -> TypeGuard[dict[str, object]]:
     return isinstance(table, dict) and isinstance(table.get("function"), str)
 
 
-def _of_function(table: dict[str, object], found: Offered, folder: Path) -> dict[str, object]:
+def _of_function(table: dict[str, object], offered: Offered, folder: Path) -> dict[str, object]:
     _refuse_keys(table, _OF_FUNCTION, "a function")
-    known = {"name": found.name, "description": found.description, "schema": found.schema}
-    return {**known, **table, "code": found.code, "home": str(folder)}
+    known = {"name": offered.name, "description": offered.description, "schema": offered.schema}
+    return {**known, **table, "code": offered.code, "home": str(folder)}

@@ -110,7 +110,7 @@ class ToolProcessPool(Closable):
 TOOL_RESULTS = "tool_results.jsonl"
 # Errors that say nothing about the call: they are not recorded, and the same call runs again.
 ACCIDENTS = ("tool-timeout", "tool-died")
-MOST_PROCESSES = 8  # of conversations whose tools have a state; an older one starts again when it is needed
+MAX_PROCESSES = 8  # of conversations whose tools have a state; an older one starts again when it is needed
 
 
 class RecordedResult(Record, frozen=True):
@@ -294,7 +294,7 @@ class Toolbox(Closable):
             mine = self._own[session] = self._own.pop(session, {})  # now the last
             self._busy.add(session)
             idle = [each for each in self._own if each not in self._busy]
-            n_over = max(0, len(self._own) - MOST_PROCESSES)
+            n_over = max(0, len(self._own) - MAX_PROCESSES)
             ended = [own for old in idle[:n_over] for own in self._own.pop(old).values()]
         try:
             for own in ended:

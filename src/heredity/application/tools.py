@@ -24,7 +24,7 @@ from heredity.core.records import Change, Effect, Tool, ToolCall, ToolResult
 
 _SLOT = re.compile(r"\{(\w+)\}")
 _AMOUNT = re.compile(r"[A-Za-z\u20ac$\u00a3 ]{0,8}(\d{1,12}(?:[.,]\d{1,2})?)[A-Za-z\u20ac$\u00a3 ]{0,8}")
-MOST = 4_000  # characters of one argument that are kept, and of one result that is shown
+MAX_CHARACTERS = 4_000  # characters of one argument that are kept, and of one result that is shown
 
 
 class Done(NamedTuple):
@@ -177,14 +177,14 @@ def _key(name: str, arguments: Mapping[str, Any]) -> str:
     given = arguments.get(name)
     if given is None or isinstance(given, dict | list) or not str(given).strip():
         raise _Impossible(f"the argument '{name}' is missing")
-    return str(given).strip()[:MOST]
+    return str(given).strip()[:MAX_CHARACTERS]
 
 
 def _filled(value: Any, arguments: Mapping[str, Any]) -> Any:
     if isinstance(value, str):
         if missing := [name for name in _SLOT.findall(value) if arguments.get(name) is None]:
             raise _Impossible(f"the argument '{missing[0]}' is missing")  # as a real tool would say
-        return _SLOT.sub(lambda slot: str(arguments[slot[1]])[:MOST], value)
+        return _SLOT.sub(lambda slot: str(arguments[slot[1]])[:MAX_CHARACTERS], value)
     if isinstance(value, dict):
         return {key: _filled(each, arguments) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -194,10 +194,10 @@ def _filled(value: Any, arguments: Mapping[str, Any]) -> Any:
 
 def _amount(given: object) -> float | None:
     """A positive amount, also as a person writes it, such as "50.00" or "50 euros"."""
-    found = _AMOUNT.fullmatch(str(given).strip())
-    if found is None:
+    match = _AMOUNT.fullmatch(str(given).strip())
+    if match is None:
         return None
-    amount = float(found[1].replace(",", "."))
+    amount = float(match[1].replace(",", "."))
     if not 0 < amount < math.inf:
         return None
     return int(amount) if amount.is_integer() else amount
@@ -205,18 +205,18 @@ def _amount(given: object) -> float | None:
 
 def _shown(value: Any) -> str:
     if isinstance(value, str):
-        return value[:MOST]
+        return value[:MAX_CHARACTERS]
     if (
         isinstance(value, dict)
         and value
         and not any(isinstance(each, dict | list) for each in value.values())
     ):
-        return "\n".join(f"{key}: {each}" for key, each in value.items())[:MOST]
+        return "\n".join(f"{key}: {each}" for key, each in value.items())[:MAX_CHARACTERS]
     if isinstance(value, dict) and value:
         return "\n".join(f"{key}: {json.dumps(each, ensure_ascii=False)}" for key, each in value.items())[
-            :MOST
+            :MAX_CHARACTERS
         ]
-    return json.dumps(value, ensure_ascii=False)[:MOST]
+    return json.dumps(value, ensure_ascii=False)[:MAX_CHARACTERS]
 
 
 def _holds(value: Any, wanted: Any) -> bool:

@@ -178,10 +178,10 @@ class Name(click.types.StringParamType):
     ) -> list[CompletionItem]:
         """The names that there are, by the name of the parameter."""
         complete = registry.load("cli", "completion").complete_name
-        found: list[CompletionItem] = complete(
+        completion_items: list[CompletionItem] = complete(
             param.name or "", ctx.info_name or "", incomplete, _study_of(ctx)
         )
-        return found
+        return completion_items
 
 
 def _study_of(ctx: click.Context) -> Path | None:
@@ -210,8 +210,8 @@ class PathArgument(click.Path):
         """The folders of studies, then whatever files there are."""
         is_study = param.name in ("folder", "study", "plan")
         complete = registry.load("cli", "completion").complete_study
-        found: list[CompletionItem] = complete(incomplete) if is_study else []
-        return found + super().shell_complete(ctx, param, incomplete)
+        completion_items: list[CompletionItem] = complete(incomplete) if is_study else []
+        return completion_items + super().shell_complete(ctx, param, incomplete)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return super().convert(_not_empty(self, value, param, ctx), param, ctx)

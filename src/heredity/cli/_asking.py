@@ -91,28 +91,28 @@ def loaded(
 
 
 @contextmanager
-def waiting(found: LoadedModel) -> Iterator[Display]:
+def waiting(loaded_model: LoadedModel) -> Iterator[Display]:
     """Show that the model reads its prompt, until its answer comes. A prompt may take a minute.
 
     Of a model elsewhere it is not known when it has read its prompt.
     """
     from heredity.engines.protocols import ServiceEngine
 
-    is_elsewhere = isinstance(found.engine, ServiceEngine)
+    is_elsewhere = isinstance(loaded_model.engine, ServiceEngine)
     with shown_work(
-        found.store, "waiting for the answer" if is_elsewhere else "reading the prompt"
+        loaded_model.store, "waiting for the answer" if is_elsewhere else "reading the prompt"
     ) as display:
         yield display
 
 
-def announce_guards(found: LoadedModel) -> None:
+def announce_guards(loaded_model: LoadedModel) -> None:
     """Note on a terminal that an answer comes whole, because guards check it first."""
-    if found.application is None or not sys.stdout.isatty():
+    if loaded_model.application is None or not sys.stdout.isatty():
         return
     from heredity.application.guarded import GuardedEngine
     from heredity.core.terminal import note
 
-    if isinstance(found.engine, GuardedEngine):
+    if isinstance(loaded_model.engine, GuardedEngine):
         note("(each answer is shown whole, once the guards of the application have checked it)")
 
 

@@ -84,7 +84,7 @@ def show_ending(screen: Console, ending: Sequence[tuple[str, str]], command: str
 
 
 def _ending(
-    estimates: Estimates, plan: Plan, folder: Path, found: Headline, is_full: bool
+    estimates: Estimates, plan: Plan, folder: Path, headline: Headline, is_full: bool
 ) -> Iterator[tuple[str, str]]:
     """The lines above the next command, each with its style."""
     if not is_full and (unasked := _unasked(estimates)):
@@ -92,7 +92,7 @@ def _ending(
     for each in findings(estimates, plan):
         yield f"{each.question}: {each.answer}.", "bold"
     page = folder / "report.html"
-    warned = f" and {words.plural(len(found.warnings), 'warning')}" if found.warnings else ""
+    warned = f" and {words.plural(len(headline.warnings), 'warning')}" if headline.warnings else ""
     parts = [f"Report: {page}"] if page.exists() else []
     parts += [] if is_full else [f"all numbers{warned} here: --full"]
     if parts:
@@ -244,7 +244,7 @@ def _rate(rate: Rate | None) -> str:
     return f"{words.percent(rate.estimate.value)} [{_bounds(rate.estimate, '.0f')}]"
 
 
-def _show_all(screen: Console, study: RecordedStudy, found: Headline) -> None:
+def _show_all(screen: Console, study: RecordedStudy, headline: Headline) -> None:
     """Print the pairs, the table, the sections of findings, and all that qualifies the headline."""
     estimates = study.estimates
     if not all(edge.is_of_guard for edge in estimates.edges):
@@ -266,9 +266,9 @@ def _show_all(screen: Console, study: RecordedStudy, found: Headline) -> None:
         show_sentence(screen, line)
     screen.print()
     # The finding stands last, but that of one model does not.
-    for line in (*([f"{found.sentence}."] if len(estimates.models) == 1 else []), *found.support):
+    for line in (*([f"{headline.sentence}."] if len(estimates.models) == 1 else []), *headline.support):
         show_sentence(screen, line)
-    for line in found.warnings:
+    for line in headline.warnings:
         show_sentence(screen, f"warning: {line}", "yellow")
     screen.print()
 
@@ -360,10 +360,10 @@ def _verdict_cell(edge: Inheritance) -> Text:
     return Text(verdict, style=_style(edge))
 
 
-def _bounds(found: Estimate, form: str) -> str:
-    if found.low is None or found.high is None:
+def _bounds(estimate: Estimate, form: str) -> str:
+    if estimate.low is None or estimate.high is None:
         return "-"
-    return f"{100 * found.low:{form}}, {100 * found.high:{form}}".replace("-", "\u2212")
+    return f"{100 * estimate.low:{form}}, {100 * estimate.high:{form}}".replace("-", "\u2212")
 
 
 def _compared(estimates: Estimates, pair: ModelPair) -> tuple[str, str]:
@@ -454,21 +454,21 @@ def _add_sum(grid: Table, estimates: Estimates, scope: str, measure: Measure, is
         grid.add_row(Text(f"  {shown}"), *(_cell(rate, is_narrow) for rate in by_attack[attack]))
 
 
-def _estimate(found: Estimate | None, is_narrow: bool) -> Text:
+def _estimate(estimate: Estimate | None, is_narrow: bool) -> Text:
     """A corrected rate with its interval; its n is that of the raw one above it."""
-    if found is None or found.value is None or found.low is None or found.high is None:
+    if estimate is None or estimate.value is None or estimate.low is None or estimate.high is None:
         codes = {"not-measured": "not measured", "uninformative": "uninformative"}
-        why = "-" if found is None else codes.get(found.code, "not corrected")
+        why = "-" if estimate is None else codes.get(estimate.code, "not corrected")
         return Text(f"{why}\n-" if is_narrow else why)
-    return Text(f"{words.percent(found.value):>6}{_interval(found, is_narrow)}")
+    return Text(f"{words.percent(estimate.value):>6}{_interval(estimate, is_narrow)}")
 
 
-def _interval(found: Estimate, is_narrow: bool) -> str:
+def _interval(estimate: Estimate, is_narrow: bool) -> str:
     """An interval in brackets: after its rate, or at the left of the next line if the table is narrow."""
-    if found.low is None or found.high is None:
+    if estimate.low is None or estimate.high is None:
         bounds = ""
     else:
-        bounds = f"[{100 * found.low:.0f}, {100 * found.high:.0f}]"
+        bounds = f"[{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
     return f"\n{bounds:<9}" if is_narrow else f"  {bounds:>9}"
 
 
@@ -494,11 +494,11 @@ def _cell(rate: Rate | None, is_narrow: bool) -> Text:
     return shown.append(f"{_interval(found, is_narrow)} n {found.n}", style="default not bold")
 
 
-def _share(found: Estimate | None, is_narrow: bool) -> Text:
+def _share(estimate: Estimate | None, is_narrow: bool) -> Text:
     """A share of which more is better, so without the colours of a rate."""
-    if found is None or found.value is None:
+    if estimate is None or estimate.value is None:
         return Text("-\n-" if is_narrow else "-", style="dim")
-    return Text(f"{words.percent(found.value):>6}{_interval(found, is_narrow)} n {found.n}")
+    return Text(f"{words.percent(estimate.value):>6}{_interval(estimate, is_narrow)} n {estimate.n}")
 
 
 def _counts(estimates: Estimates, field: str) -> list[Text]:

@@ -23,38 +23,38 @@ _COUNTS = {
 }
 
 
-def show(found: Grades, path: Path) -> None:
+def show(grades: Grades, path: Path) -> None:
     """Print the grades, a legend, and the path of the file."""
     screen = out()
     screen.print()
-    screen.print(_scores(found))
+    screen.print(_scores(grades))
     screen.print(
         "share right in %, or chrF and ROUGE-L F1 x 100, with the 95 % interval; floor: the score without "
         "any knowledge (a random choice; for a text, the input itself as the answer)",
         style="dim",
     )
-    for line in _remarks(found):
+    for line in _remarks(grades):
         screen.print(plain(line), style="yellow")
-    if len(found.models) > 1:
+    if len(grades.models) > 1:
         screen.print()
-        screen.print(_differences(found))
+        screen.print(_differences(grades))
         screen.print(
-            f"points above {plain(found.models[0].name)}, item by item; p after Holm over "
-            f"{plural(len(found.differences), 'comparison')}",
+            f"points above {plain(grades.models[0].name)}, item by item; p after Holm over "
+            f"{plural(len(grades.differences), 'comparison')}",
             style="dim",
         )
     screen.print(f"\ngrades: {plain(str(path))}", soft_wrap=True)
 
 
-def _scores(found: Grades) -> Table:
+def _scores(grades: Grades) -> Table:
     grid = table("task", "by", "shots", "floor", right=("shots", "floor"))
-    for model in found.models:
+    for model in grades.models:
         asked = f"\n{model.form}" if model.form else ""
         grid.add_column(Text(plain(model.name) + asked), overflow="fold")
-    for task in found.tasks:
-        for n in _shots(found):
-            own = [g for g in found.grades if (g.task, g.shots) == (task.name, n)]
-            head = (task.name, task.metric_title) if n == _shots(found)[0] else ("", "")
+    for task in grades.tasks:
+        for n in _shots(grades):
+            own = [g for g in grades.grades if (g.task, g.shots) == (task.name, n)]
+            head = (task.name, task.metric_title) if n == _shots(grades)[0] else ("", "")
             grid.add_row(
                 *map(cell, head), str(n), f"{100 * task.floor:.0f}",
                 *(_score(grade, task) for grade in own),
@@ -72,11 +72,11 @@ def _score(grade: Grade, task: TaskCard) -> Text:
     return Text(f"{value:>5} [{100 * found.low:.0f}, {100 * found.high:.0f}] n {found.n}")
 
 
-def _remarks(found: Grades) -> list[str]:
+def _remarks(grades: Grades) -> list[str]:
     """Counts that the scores do not show: for each model, in which tasks and how often."""
     lines = []
-    for model in found.models:
-        own = [grade for grade in found.grades if grade.model == model.id]
+    for model in grades.models:
+        own = [grade for grade in grades.grades if grade.model == model.id]
         for field, what in _COUNTS.items():
             where = [(getattr(grade, field), f"{grade.task} {grade.shots}-shot") for grade in own]
             if total := sum(n for n, _ in where):
@@ -85,18 +85,18 @@ def _remarks(found: Grades) -> list[str]:
         for why in dict.fromkeys(grade.refused for grade in own if grade.refused):
             tasks = dict.fromkeys(grade.task for grade in own if grade.refused == why)
             lines.append(f"{model.name} is not asked {', '.join(tasks)}: {why}")
-    if found.limit is not None:
-        lines.append(f"a part: at most {found.limit:,} items of each task were asked (--limit)")
-    if len({model.form for model in found.models if model.form}) > 1:
+    if grades.limit is not None:
+        lines.append(f"a part: at most {grades.limit:,} items of each task were asked (--limit)")
+    if len({model.form for model in grades.models if model.form}) > 1:
         lines.append("the models were asked in different forms (chat, plain); use --no-chat-template for all")
     return lines
 
 
-def _differences(found: Grades) -> Table:
+def _differences(grades: Grades) -> Table:
     grid = table("model", "task", "shots", "difference", "p", "verdict", right=("shots",), whole=("task",))
-    names = {model.id: model.name for model in found.models}
+    names = {model.id: model.name for model in grades.models}
     last = ""
-    for one in found.differences:
+    for one in grades.differences:
         d = one.difference
         shown = "-" if d.value is None or d.low is None or d.high is None else (
             f"{100 * d.value:+.0f} [{100 * d.low:+.0f}, {100 * d.high:+.0f}] n {d.n}"
@@ -109,5 +109,5 @@ def _differences(found: Grades) -> Table:
     return grid
 
 
-def _shots(found: Grades) -> list[int]:
-    return list(dict.fromkeys(grade.shots for grade in found.grades))
+def _shots(grades: Grades) -> list[int]:
+    return list(dict.fromkeys(grade.shots for grade in grades.grades))

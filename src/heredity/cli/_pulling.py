@@ -110,14 +110,14 @@ def _show_terms(grown: Grown) -> None:
         screen.print(plain(f"  {kind}: {text}"), style="yellow" if kind == "warning" else "", soft_wrap=True)
 
 
-def show_preview(found: Preview) -> None:
+def show_preview(preview: Preview) -> None:
     """Show a model before its weights are fetched."""
     free, where = _free_memory()
     if where == _HERE:
         from heredity.recipes.pull.preview import on_this_processor
 
-        found = on_this_processor(found)
-    for line in preview_lines(found, free, where):
+        preview = on_this_processor(preview)
+    for line in preview_lines(preview, free, where):
         err().print(plain(line), soft_wrap=True, markup=False, highlight=False)
 
 
@@ -181,8 +181,8 @@ _ENGINES = {
 }
 
 
-def _because(found: Preview) -> str:
-    return f": {found.reason}" if found.reason else ""
+def _because(preview: Preview) -> str:
+    return f": {preview.reason}" if preview.reason else ""
 
 
 def _kind(chat: bool | None) -> str:

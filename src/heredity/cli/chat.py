@@ -70,18 +70,18 @@ def command(
                 _answer(found, conversation, text)
 
 
-def _answer(found: _asking.LoadedModel, conversation: LedConversation, text: str) -> None:
+def _answer(loaded_model: _asking.LoadedModel, conversation: LedConversation, text: str) -> None:
     """Print the answer to a message. After an error the message is taken back, and the chat continues."""
     from heredity.application.chat import replies
     from heredity.core.errors import BudgetSpent, EngineFailure
     from heredity.core.terminal import note
     from heredity.engines.protocols import Streamer
 
-    screen = _asking.AnswerScreen(found)
+    screen = _asking.AnswerScreen(loaded_model)
     try:
-        is_streamed = isinstance(found.engine, Streamer)
+        is_streamed = isinstance(loaded_model.engine, Streamer)
         with screen, _stoppable(screen.listener) if is_streamed else nullcontext():
-            for request, reply in replies(found.engine, conversation.turn(text), screen.listener):
+            for request, reply in replies(loaded_model.engine, conversation.turn(text), screen.listener):
                 screen.show(request, reply)
     except KeyboardInterrupt:
         if screen.listener.is_stopped:

@@ -26,7 +26,7 @@ _VARIABLE = "_HEREDITY_COMPLETE"  # by which the script asks; click reads it
 _PLAN = "plan.json"
 _WORD = re.compile(r"[\w.@+-]+")
 _DEEPEST = 2  # folders between what is typed and a study
-_MOST = 200  # folders that are looked at
+_MAX_FOLDERS = 200  # folders that are looked at
 _MODELS = (
     "model", "models", "parents", "parent", "baseline", "candidate", "attacker", "head", "answers", "only",
     "lineage", "embed", "rerank", "ref", "refs", "what",
@@ -88,7 +88,7 @@ def _studies(base: Path) -> Iterator[Path]:
     patterns = ["*/" * depth + _PLAN for depth in range(1, _DEEPEST + 1)]
     found = (path.parent for pattern in patterns for path in sorted(base.glob(pattern)))
     for n, folder in enumerate(found):
-        if n == _MOST:
+        if n == _MAX_FOLDERS:
             return
         yield folder
 

@@ -126,10 +126,10 @@ def _show_open(asked: Evaluation, how: Calls, retry_errors: bool) -> None:
     from heredity.core.terminal import cell, note, out, table
 
     grid = table("model", "items", "open", "time", right=["items", "open"])
-    found = asked.forecast(retry_errors=retry_errors)
-    for each in found:
+    forecast = asked.forecast(retry_errors=retry_errors)
+    for each in forecast:
         time = time_words(each.seconds) if each.n_open else ""
         grid.add_row(cell(each.grown.record.name), f"{each.n_items:,}", f"{each.n_open:,}", time)
     out().print(grid)
-    _remote.show_uses([(each.grown, each.used) for each in found], how)
+    _remote.show_uses([(each.grown, each.used) for each in forecast], how)
     note("Nothing was asked.")

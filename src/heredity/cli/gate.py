@@ -95,7 +95,7 @@ def command(
 
 
 def _hand_out(
-    form: str, found: Estimates, outcome: Outcome, limits: Mapping[str, object], out: Path | None
+    form: str, estimates: Estimates, outcome: Outcome, limits: Mapping[str, object], out: Path | None
 ) -> None:
     """Print the outcome in a format; with a file, write it there and print the text."""
     from heredity.core.terminal import write
@@ -103,9 +103,9 @@ def _hand_out(
 
     made = outcome.words
     if form == "json":
-        made = _json(gate.as_dict(outcome, found, limits))
+        made = _json(gate.as_dict(outcome, estimates, limits))
     elif form == "junit":
-        made = gate.as_junit(outcome, found)
+        made = gate.as_junit(outcome, estimates)
     if out is not None:
         _write(out, made)
     if out is not None or form == "text":
@@ -153,7 +153,7 @@ def _mark(rule: GateRule, encoding: str) -> str:
     return mark
 
 
-def _show_github(folder: Path, found: Estimates, outcome: Outcome, out: Path | None) -> None:
+def _show_github(folder: Path, estimates: Estimates, outcome: Outcome, out: Path | None) -> None:
     """Print the text and the annotations, and add the summary to the file of the step."""
     import secrets
 
@@ -170,4 +170,4 @@ def _show_github(folder: Path, found: Estimates, outcome: Outcome, out: Path | N
         write(line)
     if (path := out or Path(os.environ.get(_SUMMARY, ""))).name:
         with path.open("a", encoding="utf-8") as file:
-            file.write(gate.as_summary(outcome, found))
+            file.write(gate.as_summary(outcome, estimates))

@@ -51,12 +51,12 @@ def command(answers: bool, yes: bool) -> None:
         note(f"{size(delete_garbage(store, found))} freed")
 
 
-def _show(store: Store, found: list[Garbage]) -> None:
+def _show(store: Store, garbages: list[Garbage]) -> None:
     from heredity.core.terminal import line_table, out, size
 
     columns = {
-        "file": [str(each.path.relative_to(store.root)) for each in found],
-        "size": [size(each.n_bytes) for each in found],
-        "why": [_WORDS[each.kind] for each in found],
+        "file": [str(each.path.relative_to(store.root)) for each in garbages],
+        "size": [size(each.n_bytes) for each in garbages],
+        "why": [_WORDS[each.kind] for each in garbages],
     }
     out().print(line_table(columns, out().width, ["file"], right=["size"], last_width=40))

@@ -170,7 +170,9 @@ def _every(seconds: float, live: Watch | None) -> Callable[[int, int], None]:
     return say
 
 
-def _summary(rows: Sequence[JudgeQuality], found: LabelMeasurement, judged_by: str) -> dict[str, object]:
+def _summary(
+    rows: Sequence[JudgeQuality], label_measurement: LabelMeasurement, judged_by: str
+) -> dict[str, object]:
     """The result as one flat object: each share with value, low, high and n."""
     pooled = rows[0]
     start = f"{pooled.labels}: "
@@ -180,16 +182,16 @@ def _summary(rows: Sequence[JudgeQuality], found: LabelMeasurement, judged_by: s
         "task": pooled.task,
         "labels": pooled.labels,
         "n": pooled.accuracy.n,
-        "n_unclear": found.n_unclear,
-        "n_learned_from": found.n_learned_from,
-        "n_repeated": found.n_repeated,
-        "n_unlabelled": found.n_unlabelled,
-        "n_disputed": found.n_disputed,
-        "negatives": dict(found.negatives),
+        "n_unclear": label_measurement.n_unclear,
+        "n_learned_from": label_measurement.n_learned_from,
+        "n_repeated": label_measurement.n_repeated,
+        "n_unlabelled": label_measurement.n_unlabelled,
+        "n_disputed": label_measurement.n_disputed,
+        "negatives": dict(label_measurement.negatives),
         **_shares(pooled),
         "families": {
             each.labels.removeprefix(start): {"n": row.accuracy.n, **_shares(row)}
-            for each, row in zip(found.families, rows[1:], strict=True)
+            for each, row in zip(label_measurement.families, rows[1:], strict=True)
         },
     }
 
@@ -312,10 +314,10 @@ def _accuracy(rows: Sequence[JudgeQuality]) -> list[str]:
     ]
 
 
-def _share(found: Estimate) -> str:
+def _share(estimate: Estimate) -> str:
     from heredity.core.terminal import percent
 
-    return f"{percent(found)} n {found.n}"
+    return f"{percent(estimate)} n {estimate.n}"
 
 
 @command.command("show", cls=Verb, example="heredity judges show rules")

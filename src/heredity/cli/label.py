@@ -58,8 +58,8 @@ def command(folder: Path, n: int, export: Path | None, take: Path | None) -> Non
 
     if export and take:
         raise UsageError("Give --export or --import, not both.")
-    if n > labels.MOST:
-        raise UsageError(f"A sample has at most {labels.MOST} answers of one study; --n {n} is more.")
+    if n > labels.MAX_DRAWN:
+        raise UsageError(f"A sample has at most {labels.MAX_DRAWN} answers of one study; --n {n} is more.")
     made = plan.read_plan(folder)
     labels.check_labelable(made)
     with Lock(folder):

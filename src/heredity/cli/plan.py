@@ -20,90 +20,90 @@ _GB = 1e9
 _LAYERS = {0: "none", 1: "all", 2: "half"}  # by LayoutForecast.recompute
 
 
-def show(found: Forecast, rehearsed: Rehearsal | None, as_json: bool) -> None:
+def show(forecast: Forecast, rehearsed: Rehearsal | None, as_json: bool) -> None:
     """Print a plan."""
     if as_json:
-        write_json({"plan": found, "rehearsed": rehearsed})
+        write_json({"plan": forecast, "rehearsed": rehearsed})
         return
-    devices = f"{found.n_gpus:,} x {found.gpu.title}"
-    n, tokens = _count(sum(found.parameters.values())), _count(found.work.tokens)
-    write(f"{n} parameters on {tokens} {found.unit}s, {devices}\n")
-    _parts(found)
-    _memory(found)
-    _ways(found)
-    for line in (*_lines(found), *_rehearsed(rehearsed)):
+    devices = f"{forecast.n_gpus:,} x {forecast.gpu.title}"
+    n, tokens = _count(sum(forecast.parameters.values())), _count(forecast.work.tokens)
+    write(f"{n} parameters on {tokens} {forecast.unit}s, {devices}\n")
+    _parts(forecast)
+    _memory(forecast)
+    _ways(forecast)
+    for line in (*_lines(forecast), *_rehearsed(rehearsed)):
         write(line)
 
 
-def show_law(found: Scaled, as_json: bool) -> None:
+def show_law(scaled: Scaled, as_json: bool) -> None:
     """Print a scaling law and its runs."""
     if as_json:
         write_json(
             {
-                "runs": found.runs,
-                "at": found.at,
-                "compute": found.compute._asdict() | {"law": found.compute.law._asdict()},
-                "parameters and tokens": None if found.both is None else found.both._asdict(),
+                "runs": scaled.runs,
+                "at": scaled.at,
+                "compute": scaled.compute._asdict() | {"law": scaled.compute.law._asdict()},
+                "parameters and tokens": None if scaled.both is None else scaled.both._asdict(),
             }
         )
         return
     columns = ("run", "parameters", "tokens", "FLOPs", "bits per byte", "predicted")
     grid = table(*columns, right=columns[1:])
-    for run in found.runs:
+    for run in scaled.runs:
         numbers = (_count(run.parameters), _count(run.tokens), f"{run.flops:.3g}", f"{run.loss:.4f}")
-        grid.add_row(*map(cell, (plain(run.name), *numbers, f"{found.compute.law.at(run.flops):.4f}")))
+        grid.add_row(*map(cell, (plain(run.name), *numbers, f"{scaled.compute.law.at(run.flops):.4f}")))
     out().print(grid)
-    law, (low, high) = found.compute.law, found.compute.interval
-    write(f"\nL = {law.floor:.4g} + {law.factors[0]:.4g} x C^-{law.powers[0]:.4g}, {found.compute.n} runs")
+    law, (low, high) = scaled.compute.law, scaled.compute.interval
+    write(f"\nL = {law.floor:.4g} + {law.factors[0]:.4g} x C^-{law.powers[0]:.4g}, {scaled.compute.n} runs")
     interval = f"[{low:.4f}, {high:.4f}]"
-    write(f"At {found.at:.3g} FLOPs: {found.compute.loss:.4f} {interval} bits per byte, 95 % by bootstrap")
-    if found.both is not None:
-        both = found.both
+    write(f"At {scaled.at:.3g} FLOPs: {scaled.compute.loss:.4f} {interval} bits per byte, 95 % by bootstrap")
+    if scaled.both is not None:
+        both = scaled.both
         terms = (f"{a:.4g} x {x}^-{b:.4g}" for a, b, x in zip(both.factors, both.powers, "ND", strict=True))
         write(f"L = {both.floor:.4g} + {' + '.join(terms)}")
 
 
-def _parts(found: Forecast) -> None:
+def _parts(forecast: Forecast) -> None:
     grid = table("part", "parameters", right=("parameters",))
-    for name, n in found.parameters.items():
+    for name, n in forecast.parameters.items():
         grid.add_row(cell(name), cell(f"{n:,}"))
-    grid.add_row(cell("all"), cell(f"{sum(found.parameters.values()):,}"))
+    grid.add_row(cell("all"), cell(f"{sum(forecast.parameters.values()):,}"))
     out().print(grid)
-    column = f"FLOPs per {found.unit}"
+    column = f"FLOPs per {forecast.unit}"
     grid = table("part", column, right=(column,))
-    for name, flops in found.flops_a_token.items():
+    for name, flops in forecast.flops_a_token.items():
         grid.add_row(cell(name), cell(f"{flops:.4g}"))
-    total = sum(found.flops_a_token.values())
+    total = sum(forecast.flops_a_token.values())
     grid.add_row(cell("all"), cell(f"{total:.4g}"))
     out().print(grid)
 
 
-def _memory(found: Forecast) -> None:
+def _memory(forecast: Forecast) -> None:
     grid = table("memory per device", "GB", right=("GB",))
-    for name, size in found.best.memory.items():
+    for name, size in forecast.best.memory.items():
         grid.add_row(cell(name), cell(f"{size / _GB:.2f}"))
-    grid.add_row(cell("total, at the peak of a step"), cell(f"{found.best.needed / _GB:.2f}"))
+    grid.add_row(cell("total, at the peak of a step"), cell(f"{forecast.best.needed / _GB:.2f}"))
     grid.add_row(
-        cell("available, less the reserve"), cell(f"{(1 - found.reserve) * found.gpu.memory / _GB:.2f}")
+        cell("available, less the reserve"), cell(f"{(1 - forecast.reserve) * forecast.gpu.memory / _GB:.2f}")
     )
     out().print(grid)
 
 
-def _ways(found: Forecast) -> None:
+def _ways(forecast: Forecast) -> None:
     columns = (
         "sharding",
         "shards",
         "replicas",
         "recompute",
-        f"{found.unit}s",
+        f"{forecast.unit}s",
         "batches",
         "GB",
         "matmul s",
         "comm. s",
     )
     grid = table(*columns, right=columns[4:])
-    for way in found.ways:
-        mark = "  *" if way == found.best else ""
+    for way in forecast.ways:
+        mark = "  *" if way == forecast.best else ""
         grid.add_row(*map(cell, (way.layout.kind + mark, *_numbers(way))))
     out().print(grid)
 
@@ -157,9 +157,9 @@ def _parallel(way: LayoutForecast) -> list[str]:
     ]
 
 
-def _settings(found: Forecast) -> str:
+def _settings(forecast: Forecast) -> str:
     """The recipe's settings for the best layout (docs/how-to/children.md)."""
-    way = found.best
+    way = forecast.best
     if way.layout.tensor * way.layout.pipeline > 1:
         return "a trainer that splits matrices and layers (torchtitan, Megatron-LM): heredity shards only"
     settings = f"replicas = {way.layout.replicas}, recompute = {'true' if way.recompute else 'false'}"
@@ -177,8 +177,8 @@ def _rehearsed(found: Rehearsal | None) -> list[str]:
     ]
 
 
-def _validation(found: Forecast) -> str:
-    share = 1 - found.n_steps * found.best.seconds / found.seconds
+def _validation(forecast: Forecast) -> str:
+    share = 1 - forecast.n_steps * forecast.best.seconds / forecast.seconds
     return f" ({share:.0%} of the time is validation)" if share >= 0.01 else ""
 
 

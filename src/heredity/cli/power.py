@@ -267,16 +267,16 @@ def _show_study(study: Study, as_json: bool) -> None:
     from heredity.core.terminal import out, wrapped, write, write_json
     from heredity.study.forecast import left_out, lines
 
-    found = study.forecast()
-    if found is None:
+    forecast = study.forecast()
+    if forecast is None:
         raise UsageError("This plan compares nothing: give two models or more, and probes.")
     if as_json:
-        write_json(found)
+        write_json(forecast)
         return
-    for line in (*lines(study.resolved, found), *left_out(study.resolved)):
+    for line in (*lines(study.resolved, forecast), *left_out(study.resolved)):
         write(wrapped(plain(line), out().width))
     write("")
-    _show_rows(found)
+    _show_rows(forecast)
 
 
 def _show_rows(found: StudyForecast) -> None:

@@ -229,8 +229,8 @@ def _show_trials(folder: Path, wanted: TrialFilter, as_json: bool) -> None:
     note(f"{plural(len(found), 'trial')} of {plan.n_trials:,}.{how}")
 
 
-def _as_json(found: ListedTrial, called: Mapping[str, str]) -> dict[str, object]:
-    trial = found.trial
+def _as_json(listed_trial: ListedTrial, called: Mapping[str, str]) -> dict[str, object]:
+    trial = listed_trial.trial
     return {
         "index": trial.index,
         "trial": trial.id,
@@ -240,27 +240,27 @@ def _as_json(found: ListedTrial, called: Mapping[str, str]) -> dict[str, object]
         "probe": trial.probe.id,
         "kind": trial.probe.kind,
         "sample": trial.sample,
-        "outcome": found.outcome,
-        "text": found.text,
+        "outcome": listed_trial.outcome,
+        "text": listed_trial.text,
     }
 
 
-def _show_lines(found: Sequence[ListedTrial], called: Mapping[str, str]) -> None:
+def _show_lines(listed_trials: Sequence[ListedTrial], called: Mapping[str, str]) -> None:
     """Print a table. A column with one value is a line above it."""
     from heredity.core.terminal import cell, line_table, out
 
     columns: dict[str, list[str]] = {
-        "index": [str(each.trial.index) for each in found],
-        "outcome": [each.outcome or "not judged" for each in found],
-        "model": [called[each.trial.model.id] for each in found],
-        "attack": [each.trial.attack for each in found],
-        "probe": [each.trial.probe.id for each in found],
-        "sample": [str(each.trial.sample) for each in found],
+        "index": [str(each.trial.index) for each in listed_trials],
+        "outcome": [each.outcome or "not judged" for each in listed_trials],
+        "model": [called[each.trial.model.id] for each in listed_trials],
+        "attack": [each.trial.attack for each in listed_trials],
+        "probe": [each.trial.probe.id for each in listed_trials],
+        "sample": [str(each.trial.sample) for each in listed_trials],
     }
     same = {name: values[0] for name, values in columns.items() if len(set(values)) == 1}
     above = {name: value for name, value in same.items() if name not in _ALWAYS and value != "0"}
     if above:
         out().print(cell("  ".join(f"{name} {value}" for name, value in above.items()), "dim"))
     shown = {name: values for name, values in columns.items() if name in _ALWAYS or name not in same}
-    shown["answer"] = [each.text for each in found]
+    shown["answer"] = [each.text for each in listed_trials]
     out().print(line_table(shown, out().width, ["model", "attack", "probe"], right=["index", "sample"]))

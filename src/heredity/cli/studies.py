@@ -45,17 +45,17 @@ def command(place: Path, as_json: bool) -> None:
             note(f"unreadable: {each.problem}")
 
 
-def _below(found: list[StudyFolder]) -> list[str]:
+def _below(study_folders: list[StudyFolder]) -> list[str]:
     """The folders without the path that all of them share, which is printed once above them."""
     from os.path import commonpath
 
     from heredity.core.terminal import note
 
-    shared = Path(commonpath([each.folder.parent for each in found]))
+    shared = Path(commonpath([each.folder.parent for each in study_folders]))
     if not shared.parts:
-        return [str(each.folder) for each in found]
+        return [str(each.folder) for each in study_folders]
     note(f"in {shared}:")
-    return [str(each.folder.relative_to(shared)) for each in found]
+    return [str(each.folder.relative_to(shared)) for each in study_folders]
 
 
 def _show(found: list[StudyFolder]) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from heredity.study.study import Study
     from heredity.study.workers import Workers
 
-_MOST_ERRORS = 5  # distinct ones that are printed
+_MAX_ERRORS = 5  # distinct ones that are printed
 _UNDECIDED = 4  # exit code, as of `heredity gate` for errors in the run
 _KINDS = (
     (click.types.BoolParamType, bool),
@@ -328,10 +328,10 @@ def _tell_errors(result: Result, is_retried: bool) -> int:
     found = result.estimates
     if found.n_errors:
         errors = distinct_errors(result.folder, Grid(read_plan(result.folder)))
-        for message, n in errors[:_MOST_ERRORS]:
+        for message, n in errors[:_MAX_ERRORS]:
             note(plain(f"error in {plural(n, 'trial')}: {message}"))
-        if len(errors) > _MOST_ERRORS:
-            note(f"{len(errors) - _MOST_ERRORS:,} other errors are in {result.folder / VERDICTS}")
+        if len(errors) > _MAX_ERRORS:
+            note(f"{len(errors) - _MAX_ERRORS:,} other errors are in {result.folder / VERDICTS}")
         if not found.is_recorded:
             again = f"Ask them {'once more' if is_retried else 'again'}: same command, --retry-errors"
             note(f"{found.n_errors:,} of {n_planned(found):,} trials failed with an error. {again}")

@@ -32,5 +32,5 @@ def last_number(text: str) -> Decimal | None:
     A comma between three digits groups them. A minus counts unless it is between two numbers. The last, since
     a model that shows its work states the result at the end.
     """
-    found = _NUMBER.findall(text[-LONGEST:])
-    return Decimal(found[-1].replace(",", "").replace("−", "-")) if found else None
+    matches = _NUMBER.findall(text[-LONGEST:])
+    return Decimal(matches[-1].replace(",", "").replace("−", "-")) if matches else None

@@ -99,12 +99,12 @@ class Device:
     @classmethod
     def parse(cls, text: str) -> Device:
         """The device that a text names. Raises UsageError if it names none."""
-        found = _DEVICE.fullmatch(text.strip().lower())
-        if found is None:
+        match = _DEVICE.fullmatch(text.strip().lower())
+        if match is None:
             raise UsageError(f"'{text}' is not a device. Known: cpu, cuda, cuda:N, mps.", code="unknown-name")
-        if found[1]:
-            return cls(cast(Literal["cpu", "mps"], found[1]))
-        return cls("cuda", None if found[2] is None else int(found[2]))
+        if match[1]:
+            return cls(cast(Literal["cpu", "mps"], match[1]))
+        return cls("cuda", None if match[2] is None else int(match[2]))
 
     def __str__(self) -> str:
         return self.kind if self.index is None else f"{self.kind}:{self.index}"
@@ -457,8 +457,8 @@ def _failed_device(words: str) -> Device:
     """The device whose allocation failed, from the words of the error."""
     if "CUDA" not in words:
         return CPU
-    found = _CUDA_INDEX.search(words)
-    return Device("cuda", int(found[1]) if found else None)
+    match = _CUDA_INDEX.search(words)
+    return Device("cuda", int(match[1]) if match else None)
 
 
 def keep_freed_memory() -> bool:

@@ -293,8 +293,8 @@ def _line_within(lines: list[str], table: str, key: str) -> int:
     for number, line in enumerate(lines, 1):
         if header := re.match(r"\s*\[+\s*([^\]\s]+)", line):
             inside = header[1]
-        found = re.match(r"\s*[\"']?([\w.-]+)[\"']?\s*=", line)
-        if found and f"{inside}.{found[1]}".lstrip(".") == f"{table}.{key}".lstrip("."):
+        match = re.match(r"\s*[\"']?([\w.-]+)[\"']?\s*=", line)
+        if match and f"{inside}.{match[1]}".lstrip(".") == f"{table}.{key}".lstrip("."):
             return number
     return 0
 
@@ -366,10 +366,10 @@ def _convert(file: Path, name: str, table: dict[str, object], kind: type[Entry])
         return msgspec.convert(table, kind)
     except msgspec.ValidationError as error:
         own = origin_of(error)
-        found = re.search(r"unknown field `([^`]+)`|\$\.(\w+)", str(error))
-        key = own.key if own else next(filter(None, found.groups()), "") if found else ""
+        match = re.search(r"unknown field `([^`]+)`|\$\.(\w+)", str(error))
+        key = own.key if own else next(filter(None, match.groups()), "") if match else ""
         why = in_words(str(error))
-        if found is not None and found[1] and "$" not in why:
+        if match is not None and match[1] and "$" not in why:
             known = [each.encode_name for each in msgspec.structs.fields(kind)]
             why = f"there is no key `{key}`; an entry has {', '.join(known)}"
         raise BadInput(

@@ -46,7 +46,7 @@ _NUMBER = re.compile(
 )
 _BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _SPARKLINE_WIDTH = 60  # characters
-_MOST_MODELS = 3  # on the line of a step with workers
+_MAX_MODELS = 3  # on the line of a step with workers
 _VERBS = {
     "search": "searching",
     "ask": "asking",
@@ -423,9 +423,9 @@ def trial_words(progress: Progress) -> str:
     if progress.n_errors:
         parts.append(plural(progress.n_errors, "error"))
     parts += [f"{progress.n_starting:,} starting"] if progress.n_starting else []
-    parts += [_model_words(model) for model in progress.models[:_MOST_MODELS]]
-    if len(progress.models) > _MOST_MODELS:
-        parts.append(f"and {plural(len(progress.models) - _MOST_MODELS, 'model')}")
+    parts += [_model_words(model) for model in progress.models[:_MAX_MODELS]]
+    if len(progress.models) > _MAX_MODELS:
+        parts.append(f"and {plural(len(progress.models) - _MAX_MODELS, 'model')}")
     return "  ".join(parts)
 
 

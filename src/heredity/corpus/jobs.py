@@ -248,9 +248,9 @@ class Worker:
 
 
 def _passed(
-    found: Iterable[TextBatch], run: StepRun, step: CorpusStep | None, keys: list[Hashes]
+    text_batches: Iterable[TextBatch], run: StepRun, step: CorpusStep | None, keys: list[Hashes]
 ) -> Iterator[TextBatch]:
-    for batch in found:
+    for batch in text_batches:
         left = run.over(batch)
         if len(left):
             if isinstance(step, Duplicates):

@@ -20,8 +20,8 @@ from heredity.core.readers import toml_line, toml_of
 from heredity.corpus.sources import CorpusSource
 from heredity.corpus.steps import CorpusStep
 
-_MOST_WORDS = 1 << 20  # of a vocabulary
-_MOST_REPEATS = 1_000_000  # of a canary, whose tokens are built at once
+_MAX_WORDS = 1 << 20  # of a vocabulary
+_MAX_REPEATS = 1_000_000  # of a canary, whose tokens are built at once
 
 
 class _RecipeSettings(Protocol):
@@ -66,10 +66,8 @@ class Canary(RecipeTable, frozen=True, kw_only=True):
     def check(self) -> None:
         if not self.text.strip() or self.repeats < 1:
             raise BadArgument("a canary needs a text, and at least one repeat", key="text")
-        if self.repeats > _MOST_REPEATS:
-            raise BadArgument(
-                f"repeats may be {_MOST_REPEATS:,} at most, not {self.repeats:,}", key="repeats"
-            )
+        if self.repeats > _MAX_REPEATS:
+            raise BadArgument(f"repeats may be {_MAX_REPEATS:,} at most, not {self.repeats:,}", key="repeats")
 
 
 class TokenizerSettings(RecipeTable, frozen=True, kw_only=True):
@@ -96,9 +94,9 @@ class TokenizerSettings(RecipeTable, frozen=True, kw_only=True):
             raise BadArgument(
                 f"special tokens may not be words, which stand in any text: '{word}'", key="special"
             )
-        if self.vocabulary > _MOST_WORDS:
+        if self.vocabulary > _MAX_WORDS:
             raise BadArgument(
-                f"vocabulary may be {_MOST_WORDS:,} at most, not {self.vocabulary:,}", key="vocabulary"
+                f"vocabulary may be {_MAX_WORDS:,} at most, not {self.vocabulary:,}", key="vocabulary"
             )
         if self.vocabulary < 256 + len(self.special):
             raise BadArgument(

@@ -166,8 +166,8 @@ class TextBatch:
     @cached_property
     def is_word(self) -> Mask:
         """(token,) Whether it is a word."""
-        found: Mask = (self.classes[self.tokens.start] & tables.WORD) != 0
-        return found
+        mask: Mask = (self.classes[self.tokens.start] & tables.WORD) != 0
+        return mask
 
     @cached_property
     def words(self) -> Spans:

@@ -18,7 +18,7 @@ from heredity.core.errors import BadArgument, Unavailable, first_line
 
 # Free whitespace would let a small model write blanks until its answer is cut.
 _FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-MOST_PATTERNS = 4  # that one text must match: the time to compile them together grows with their product
+MAX_PATTERNS = 4  # that one text must match: the time to compile them together grows with their product
 
 
 def compact(schema: str) -> dict[str, object]:
@@ -29,8 +29,8 @@ def compact(schema: str) -> dict[str, object]:
         found = _without_one_of(found)
     except (msgspec.DecodeError, RecursionError) as error:
         raise refused(first_line(error)) from None
-    if n_patterns > MOST_PATTERNS:
-        raise refused(f"one text must match {n_patterns} patterns, and {MOST_PATTERNS} is the most")
+    if n_patterns > MAX_PATTERNS:
+        raise refused(f"one text must match {n_patterns} patterns, and {MAX_PATTERNS} is the most")
     return {**found, "x-guidance": _FORM}
 
 

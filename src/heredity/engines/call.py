@@ -38,7 +38,7 @@ from heredity.engines._heard import HeardAnswer, KeyMask
 from heredity.engines._workers import Hear, WorkerPool, conversation_id, conversation_text, error_row, unheard
 from heredity.engines.protocols import Listener
 
-MOST_TEXT = 1_000_000  # characters of one answer that are kept
+MAX_TEXT = 1_000_000  # characters of one answer that are kept
 _EXTRAS = ("conversation", "seed", "max_tokens", "temperature", "top_p")
 
 Target = Callable[..., object]  # a user's function
@@ -210,12 +210,12 @@ class _Parts:
     def _add(self, part: object) -> bool:
         """Add a part; return whether another is wanted."""
         found = read_answer(part)
-        text = found.text[: MOST_TEXT - self._n]
+        text = found.text[: MAX_TEXT - self._n]
         self._n += len(text)
         self._texts.append(text)
         self._calls += found.tool_calls
         self._heard.hear(text)
-        return self._heard.is_wanted and self._n < MOST_TEXT
+        return self._heard.is_wanted and self._n < MAX_TEXT
 
 
 class Loop:
@@ -264,9 +264,9 @@ def as_dicts(request: Request) -> list[dict[str, str]]:
 def read_answer(answer: object) -> FunctionAnswer:
     """Read a text, or a mapping {"text": ..., "tool_calls": [{"name": ..., "arguments": {...}}]}."""
     if isinstance(answer, str):
-        return FunctionAnswer(answer[:MOST_TEXT], ())
+        return FunctionAnswer(answer[:MAX_TEXT], ())
     if isinstance(answer, Mapping) and isinstance(answer.get("text"), str):
-        return FunctionAnswer(answer["text"][:MOST_TEXT], _calls(answer.get("tool_calls") or ()))
+        return FunctionAnswer(answer["text"][:MAX_TEXT], _calls(answer.get("tool_calls") or ()))
     raise TypeError(f"the function gave {type(answer).__name__}, not a text or a mapping with 'text'")
 
 

@@ -33,14 +33,14 @@ from heredity.core.records import Model, Reply, Request, Stop
 from heredity.engines import announce_first, call, ignore_answer
 from heredity.engines._heard import EventReader, HeardAnswer, KeyMask
 from heredity.engines._workers import Hear, WorkerPool, conversation_id, conversation_text, error_row, unheard
-from heredity.engines.call import MOST_TEXT, NO_PREFILL, as_dicts
+from heredity.engines.call import MAX_TEXT, NO_PREFILL, as_dicts
 from heredity.engines.protocols import Listener
 from heredity.engines.remote.retry import retry_after
 
 SLOTS = ("messages", "text", "system", "conversation", "seed", "max_tokens", "temperature", "top_p")
 _SLOT = re.compile(r"\$([a-z_]+)")
 _BUSY, _BROKEN = {429, 502, 503, 504}, 500
-_MOST_BYTES = 4 * MOST_TEXT
+_MAX_BYTES = 4 * MAX_TEXT
 _PER_EVENT = 16  # bytes of a stream of events for each of a body: an event may hold one letter
 _SHORTEST_KEY = 6  # characters; a shorter value of a header is no key
 _UNREACHABLE_LIMIT = 8  # failed connections in a row: the server is down
@@ -139,7 +139,7 @@ class WebEndpoint:
                 if response.is_success and _is_event_stream(response):
                     answer = self._events(response, heard)
                     return _WebResponse(response.status_code, None, b"", answer)
-                data = b"".join(_bounded(response, _MOST_BYTES))
+                data = b"".join(_bounded(response, _MAX_BYTES))
                 wait = retry_after(response.headers.get("retry-after"), time.time())
                 return _WebResponse(response.status_code, wait, data)
         except httpx.ConnectError as error:
@@ -151,7 +151,7 @@ class WebEndpoint:
     def _events(self, response: httpx.Response, heard: HeardAnswer) -> str:
         """Return the text of a stream of events, and pass it on as it grows."""
         reader, events = EventReader(), _EventTexts(self._pointer)
-        pieces = _bounded(response, _PER_EVENT * _MOST_BYTES)
+        pieces = _bounded(response, _PER_EVENT * _MAX_BYTES)
         for data in chain.from_iterable(map(reader.feed, pieces)):
             heard.hear(events.add(data))
             if events.is_ended or not heard.is_wanted:
@@ -180,7 +180,7 @@ class WebEndpoint:
         if not 200 <= status < 300:
             raise WebRequestFailed(self.mask(f"HTTP {status}: {' '.join(text.split())[:300]}"))
         self._has_answered = True
-        return answer_in(text, self._pointer)[:MOST_TEXT]
+        return answer_in(text, self._pointer)[:MAX_TEXT]
 
 
 class _EventTexts:
@@ -198,13 +198,13 @@ class _EventTexts:
             return ""
         _refuse_error(event)
         try:
-            text = answer_in(event, self._pointer)[: MOST_TEXT - self._n]
+            text = answer_in(event, self._pointer)[: MAX_TEXT - self._n]
         except WebRequestFailed as error:
             self._why = str(error)
             return ""
         self._texts.append(text)
         self._n += len(text)
-        self.is_ended = self._n >= MOST_TEXT
+        self.is_ended = self._n >= MAX_TEXT
         return text
 
     @property

@@ -26,7 +26,7 @@ from heredity.engines.protocols import Completer, GreedyScorer
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
 
-_MOST_TOKENS = 256  # of an answer for which the task names no bound
+_MAX_TOKENS = 256  # of an answer for which the task names no bound
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def _class() -> Callable[[Any, str], Any]:
 def _generating(key: int, request: Request, given: dict[str, Any]) -> Request:
     if given.get("do_sample") or float(given.get("temperature") or 0.0) > 0:
         raise UsageError("The harness's task samples its answers; heredity decodes greedily here.")
-    most = int(given.get("max_gen_toks") or _MOST_TOKENS)
+    most = int(given.get("max_gen_toks") or _MAX_TOKENS)
     return Request(key, (), Decoding(max_tokens=most), prefill=request.prefill)
 
 

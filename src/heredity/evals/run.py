@@ -393,11 +393,11 @@ def _compared(
     return Difference(first.id, other.id, task.name, n_shots, d, p, p, test, "not shown")
 
 
-def _with_holm(found: Sequence[Difference]) -> tuple[Difference, ...]:
-    adjusted = stats.holm([one.p_value for one in found]) if found else []
+def _with_holm(differences: Sequence[Difference]) -> tuple[Difference, ...]:
+    adjusted = stats.holm([one.p_value for one in differences]) if differences else []
     return tuple(
         msgspec.structs.replace(one, p_holm=p, verdict=_verdict(one, p))
-        for one, p in zip(found, adjusted, strict=True)
+        for one, p in zip(differences, adjusted, strict=True)
     )
 
 

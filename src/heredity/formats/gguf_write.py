@@ -304,28 +304,28 @@ def _add_shape(writer: GGUFWriter, config: PreTrainedConfig) -> None:
         gguf_gemma.add_shape(writer, config)
 
 
-def _add_vocabulary(writer: GGUFWriter, found: Vocabulary) -> None:
-    writer.add_tokenizer_model("llama" if found.scores else "gpt2")
-    writer.add_tokenizer_pre(found.split)
-    writer.add_token_list(found.tokens)
-    writer.add_token_types(found.kinds)
-    if found.scores:
-        writer.add_token_scores(found.scores)
+def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
+    writer.add_tokenizer_model("llama" if vocabulary.scores else "gpt2")
+    writer.add_tokenizer_pre(vocabulary.split)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.kinds)
+    if vocabulary.scores:
+        writer.add_token_scores(vocabulary.scores)
         writer.add_add_space_prefix(False)
     else:
-        writer.add_token_merges(found.merges)
+        writer.add_token_merges(vocabulary.merges)
     for ident, add in (
-        (found.bos, writer.add_bos_token_id),
-        (found.eos, writer.add_eos_token_id),
-        (found.eot, writer.add_eot_token_id),
-        (found.pad, writer.add_pad_token_id),
-        (found.unk if found.scores else None, writer.add_unk_token_id),
+        (vocabulary.bos, writer.add_bos_token_id),
+        (vocabulary.eos, writer.add_eos_token_id),
+        (vocabulary.eot, writer.add_eot_token_id),
+        (vocabulary.pad, writer.add_pad_token_id),
+        (vocabulary.unk if vocabulary.scores else None, writer.add_unk_token_id),
     ):
         if ident is not None:
             add(ident)
-    writer.add_add_bos_token(found.adds_bos)
-    if found.template:
-        writer.add_chat_template(found.template)
+    writer.add_add_bos_token(vocabulary.adds_bos)
+    if vocabulary.template:
+        writer.add_chat_template(vocabulary.template)
 
 
 def _tensors(

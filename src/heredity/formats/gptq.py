@@ -102,7 +102,7 @@ def calibrate(
     """
     model = _model(folder, dtype)
     files = TensorFiles(folder, torch.float32)
-    found = Calibrated()
+    calibrated = Calibrated()
     layers = list(decoder_layers(model))
     names = {id(module): name for name, module in linear_layers(model).items()}
     stored = {name: () for path in folder.glob("*.safetensors") for name in read_safetensors(path)}
@@ -117,15 +117,15 @@ def calibrate(
             for group in groups:
                 whole = {stored_name(names[id(module)], stored): module for module in group}
                 first = id(group[0])
-                _round_group(found, whole, files, settings, hessians[first], held_out.get(first))
+                _round_group(calibrated, whole, files, settings, hessians[first], held_out.get(first))
             states = [_output(layer, each, given) for each in states]
             meter.tick()
     meter.close()
-    return found
+    return calibrated
 
 
 def _round_group(
-    found: Calibrated,
+    calibrated: Calibrated,
     group: Mapping[str, nn.Module],
     files: TensorFiles,
     settings: GptqSettings,
@@ -136,12 +136,12 @@ def _round_group(
     parts = [_oriented(files.read(name, as_stored=True), module) for name, module in group.items()]
     weight = torch.cat(parts).float()
     rounded, damp = gptq(weight, hessian, *settings)
-    found.damps.append(damp)
+    calibrated.damps.append(damp)
     if held_out is not None:
-        found.errors.append(_error(weight, rounded, held_out, settings.grid))
+        calibrated.errors.append(_error(weight, rounded, held_out, settings.grid))
     split = rounded.split([len(part) for part in parts])
     for (name, module), part, matrix in zip(group.items(), parts, split, strict=True):
-        found.weights[name] = _oriented(matrix.to(part.dtype), module).contiguous()
+        calibrated.weights[name] = _oriented(matrix.to(part.dtype), module).contiguous()
         module.get_parameter("weight").copy_(_oriented(matrix, module))
 
 

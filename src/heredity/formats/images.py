@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Fit = Literal["stretch", "crop"]
 ImageArray = NDArray[np.uint8]  # (side, side, 3)
-MOST = 64_000_000  # pixels of an image
+MAX_PIXELS = 64_000_000  # pixels of an image
 KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
@@ -37,8 +37,8 @@ def library() -> ModuleType:
         import PIL.ImageOps
     except ImportError:
         raise Unavailable(f"Images need Pillow. {how_to_install('corpus')}") from None
-    found: ModuleType = PIL
-    return found
+    module_type: ModuleType = PIL
+    return module_type
 
 
 def read_image(file: Path | bytes, side: int, fit: Fit, background: int) -> ImageArray:
@@ -47,7 +47,7 @@ def read_image(file: Path | bytes, side: int, fit: Fit, background: int) -> Imag
     path = "an image" if isinstance(file, bytes) else file
     try:
         with pil.Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=KINDS) as opened:
-            if opened.width * opened.height > MOST:
+            if opened.width * opened.height > MAX_PIXELS:
                 raise UnreadableImage(f"{path} has {opened.width} x {opened.height} pixels")
             turned = pil.ImageOps.exif_transpose(opened)
             return sized(turned, side, fit, background)

@@ -23,7 +23,7 @@ from heredity.core.errors import Damaged
 from heredity.formats.architectures import INT8
 
 HOW = INT8
-MOST = 127
+MAX_CODE = 127
 SCALE = "_scale"  # suffix of the name of a matrix: its scales
 EXACT, WIDENED = "int8 products", "int8 weights widened"
 
@@ -36,7 +36,7 @@ def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     largest = weight32.abs().amax(-1, keepdim=True)
     if not bool(torch.isfinite(largest).all()):
         raise Damaged("A matrix holds values that are no numbers; it cannot be rounded.")
-    scale = torch.where(largest > 0, largest / MOST, torch.ones_like(largest))
+    scale = torch.where(largest > 0, largest / MAX_CODE, torch.ones_like(largest))
     return torch.round(weight32 / scale).to(torch.int8), scale
 
 
@@ -51,8 +51,8 @@ def quantized_linear(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tens
 
     def multiply(x: torch.Tensor) -> torch.Tensor:
         x32 = x.float()
-        row_scale = x32.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / MOST
-        quantized = torch.round(x32 / row_scale).clamp_(-MOST, MOST).to(torch.int8)
+        row_scale = x32.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / MAX_CODE
+        quantized = torch.round(x32 / row_scale).clamp_(-MAX_CODE, MAX_CODE).to(torch.int8)
         out = torch._int_mm(quantized, columns).float().mul_(row_scale).mul_(output_scale)
         return (out if bias is None else out.add_(bias)).to(x.dtype)
 
@@ -62,8 +62,11 @@ def quantized_linear(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tens
 @cache
 def is_exact() -> bool:
     """Return True if this processor has an int8 matmul that is exact for the largest sums."""
-    a, b = torch.full((17, 192), MOST, dtype=torch.int8), torch.full((48, 192), MOST, dtype=torch.int8)
-    b[::2] = -MOST
+    a, b = (
+        torch.full((17, 192), MAX_CODE, dtype=torch.int8),
+        torch.full((48, 192), MAX_CODE, dtype=torch.int8),
+    )
+    b[::2] = -MAX_CODE
     wanted = a.long() @ b.long().t()
     try:
         return all(

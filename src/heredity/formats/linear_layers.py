@@ -30,8 +30,8 @@ _IN_LAYER = re.compile(r".*?([^.]+\.\d+\..+)")  # the list of layers, a number, 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The configuration of the language model, if there are several."""
-    found: PreTrainedConfig = config.get_text_config(decoder=True)
-    return found
+    pre_trained_config: PreTrainedConfig = config.get_text_config(decoder=True)
+    return pre_trained_config
 
 
 def settings_of(config: PreTrainedConfig) -> dict[str, object]:

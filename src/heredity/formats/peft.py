@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 NESTED = ".base_layer"
 PARAMETERS = ("gate_up_proj", "down_proj")  # in the order in which PEFT wraps them: the first is innermost
-_MOST_EXPERTS = 4096
+_MAX_EXPERTS = 4096
 _DIRECTED = 19  # PEFT 0.19 tells inputs from outputs
 _ALL = re.compile(rf"(.+\.experts)((?:{re.escape(NESTED)})*)")
 _ONE = re.compile(r"(.+)\.mlp\.(?:experts\.(\d+)\.(gate|up|down)_proj|gate)")
@@ -136,7 +136,7 @@ def of_each_expert(stack: Stack, rank: int) -> Iterator[tuple[str, torch.Tensor,
     Raises Misfit if the rank does not divide the stacks.
     """
     n_experts = len(stack.a) // rank
-    if not 0 < n_experts <= _MOST_EXPERTS or not len(stack.a) == stack.b.shape[1] == rank * n_experts:
+    if not 0 < n_experts <= _MAX_EXPERTS or not len(stack.a) == stack.b.shape[1] == rank * n_experts:
         raise Misfit(
             f"{stack.module[:80]}.{stack.parameter} has stacks of {len(stack.a)} and {stack.b.shape[1]} for"
             f" the rank {rank}"
@@ -181,7 +181,7 @@ _HARMLESS = frozenset({
 })  # fmt: skip
 # Other initializations change the base as well, so that the adapter is of another model than its base.
 _INITIAL = (None, True, False, "gaussian", "eva", "orthogonal")
-_MOST_PATTERNS, _LONGEST_PATTERN = 4096, 300
+_MAX_PATTERNS, _LONGEST_PATTERN = 4096, 300
 _SAFE_PATTERN = re.compile(r"(?:[\w.\\|()\[\]^$-]|(?<=[d.\]])[*+](?![*+?{]))*")
 _SECONDS = 20.0  # for the patterns of an adapter on all of its modules
 _LARGEST = 65_504.0  # of fp16: an update beyond it makes a model answer with nothing
@@ -556,8 +556,8 @@ def _refuse_missing(
 
 def _check_patterns(path: Path, patterns: Mapping[str, float]) -> None:
     """Raise Unavailable for patterns whose matching could take long: they are regular expressions."""
-    if len(patterns) > _MOST_PATTERNS:
-        raise Unavailable(f"{path}: {len(patterns):,} patterns are more than {_MOST_PATTERNS:,}.")
+    if len(patterns) > _MAX_PATTERNS:
+        raise Unavailable(f"{path}: {len(patterns):,} patterns are more than {_MAX_PATTERNS:,}.")
     for pattern in patterns:
         if len(pattern) > _LONGEST_PATTERN or not _SAFE_PATTERN.fullmatch(pattern):
             raise Unavailable(f"{path}: the pattern {pattern[:80]!r} is too complex to match. {ADVICE}")

@@ -34,7 +34,7 @@ _BITS = {
     "F6_E2M3": 6,
     "F6_E3M2": 6,
 }
-_MOST_AXES = 16
+_MAX_AXES = 16
 # Both limits keep the work linear in the header: a product of many large numbers is not.
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -43,7 +43,7 @@ class SafeTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One tensor of the header: dtype, shape, and its bytes within the data."""
 
     dtype: str
-    shape: Annotated[list[_Count], msgspec.Meta(max_length=_MOST_AXES)]
+    shape: Annotated[list[_Count], msgspec.Meta(max_length=_MAX_AXES)]
     data_offsets: tuple[_Count, _Count]
 
 

@@ -41,7 +41,7 @@ VECTORS, ROWS, WEIGHTS = "embeddings", "mapping", "weights"
 _TENSORS = {VECTORS, ROWS, WEIGHTS}
 USUAL_TOKENS = 512  # of a text that are read, if config.json names no max_length
 _ALL_TOKENS = 1 << 31  # if max_length is null
-_MOST_HIDDEN = 1 << 16
+_MAX_HIDDEN = 1 << 16
 _LARGEST = 1e12  # of a value: vectors times weights can then be added up in float32
 _FLOAT, _INT = ("F16", "F32", "F64"), ("I32", "I64")
 _COMPUTED = ("StaticEmbedding", "Normalize")  # layers of modules.json
@@ -165,7 +165,7 @@ def _arrays(path: Path, n_ids: int) -> tuple[Floats, Ints, Floats]:
 def _check_shapes(header: Mapping[str, SafeTensor], n_ids: int) -> None:
     """Raise ValueError unless the tensors have these types, and each of the tokens a vector."""
     n_rows, n_hidden = _shape(header, VECTORS, 2, (*_FLOAT, "I8"))
-    if not (n_rows and 0 < n_hidden <= _MOST_HIDDEN):
+    if not (n_rows and 0 < n_hidden <= _MAX_HIDDEN):
         raise ValueError(f"{VECTORS} has the shape [{n_rows:,}, {n_hidden:,}]")
     named = {ROWS: _INT, WEIGHTS: _FLOAT}
     lengths = {each: _shape(header, each, 1, types)[0] for each, types in named.items() if each in header}

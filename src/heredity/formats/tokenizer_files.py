@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 NAMES = "tokenizer*.json"  # transformers may read one with a version in its name
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _NESTED = ("normalizers", "pretokenizers", "processors", "decoders")  # the key of a Sequence
-_MOST_PARTS, _LONGEST, _LONGEST_TOKEN = 64, 64, 4096  # parts; characters of their texts, and of a token
-_MOST_GROWTH = 128  # characters that are made of one; 72 for T5
-_MOST_ADDED, _MOST_PADDING, _LONGEST_WORD = 256, 1 << 17, 1000  # tokens, tokens, characters
+_MAX_PARTS, _LONGEST, _LONGEST_TOKEN = 64, 64, 4096  # parts; characters of their texts, and of a token
+_MAX_GROWTH = 128  # characters that are made of one; 72 for T5
+_MAX_ADDED_TOKENS, _MAX_PADDING, _LONGEST_WORD = 256, 1 << 17, 1000  # tokens, tokens, characters
 _MAX_ADDED = 1 << 20  # characters of all added tokens: each takes some 80 bytes as they are loaded
 # Characters that these make of one at worst. NFKC and NFKD make 18 of U+FDFA, but of their own output 1.
 _GROWTH = {"ByteLevel": 4, "BertNormalizer": 3, "Metaspace": 2, "Prepend": 2, "NFKC": 18, "NFKD": 18}
 _COMPATIBLE = ("NFKC", "NFKD")
 _TRIED = "".join(map(chr, range(32, 127))) + " hello ab, Zoë, 你好, \U0001f600\n" + "a" * 64
-_MOST_TOKENS = 8  # of one character of the text above
+_MAX_TOKENS = 8  # of one character of the text above
 
 
 @contextmanager
@@ -63,14 +63,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         check_tokenizer(path)
     try:
         with tokenizer_errors("its tokenizer does not load"):
-            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            pre_trained_tokenizer_base: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True
             )
-            n_tokens = len(found.encode(_TRIED))
+            n_tokens = len(pre_trained_tokenizer_base.encode(_TRIED))
     except ValueError as error:
         raise Damaged(f"{folder}: {error}. Get the model again.") from None
     _check_tokens(n_tokens, folder)
-    return found
+    return pre_trained_tokenizer_base
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -108,7 +108,7 @@ def check_tokenizer(path: Path, is_tried: bool = False) -> None:
 
 
 def _check_tokens(n_tokens: int, place: Path) -> None:
-    if n_tokens > _MOST_TOKENS * len(_TRIED):
+    if n_tokens > _MAX_TOKENS * len(_TRIED):
         raise _unsafe(place, f"it makes {n_tokens:,} tokens of {len(_TRIED)} characters")
 
 
@@ -119,8 +119,8 @@ def _unsafe(place: Path, why: str) -> Refused:
 def _excess(whole: Mapping[str, object]) -> str:
     """Return what is too large in a tokenizer.json; "" for nothing."""
     parts = {name: list(_flat(whole.get(name))) for name in _PARTS}
-    if (n_parts := sum(map(len, parts.values()))) > _MOST_PARTS:
-        return f"it has {n_parts} parts, and at most {_MOST_PARTS} are read"
+    if (n_parts := sum(map(len, parts.values()))) > _MAX_PARTS:
+        return f"it has {n_parts} parts, and at most {_MAX_PARTS} are read"
     model = whole.get("model")
     settings = dict(model) if isinstance(model, dict) else {}
     vocabulary = settings.pop("vocab", ())
@@ -137,7 +137,7 @@ def _excess(whole: Mapping[str, object]) -> str:
         ("text", (*parts["normalizer"], *parts["pre_tokenizer"])),
         ("answer", parts["decoder"]),
     ):
-        if (growth := _growth(of_one)) > _MOST_GROWTH:
+        if (growth := _growth(of_one)) > _MAX_GROWTH:
             return f"of one character of a{'n' * (name < 'b')} {name} it may make {growth:,.0f}"
     if (n_copies := math.prod(map(_copies, parts["post_processor"]))) > 1:
         return f"it copies a text {n_copies:,} times"
@@ -158,9 +158,10 @@ def _over_limit(
     multiple = padding.get("pad_to_multiple_of") if isinstance(padding, dict) else 0
     word = settings.get("max_input_chars_per_word")
     limits = {
-        "tokens around a text": (n_added, _MOST_ADDED), "characters in a token": (longest, _LONGEST_TOKEN),
+        "tokens around a text": (n_added, _MAX_ADDED_TOKENS),
+        "characters in a token": (longest, _LONGEST_TOKEN),
         "characters in added tokens": (n_of_added, _MAX_ADDED),
-        "tokens of padding": (n_padding, _MOST_PADDING), "as multiple of tokens": (multiple, _MOST_PADDING),
+        "tokens of padding": (n_padding, _MAX_PADDING), "as multiple of tokens": (multiple, _MAX_PADDING),
         "characters in a word": (word, _LONGEST_WORD),
     }  # fmt: skip
     over = ((what, n, most) for what, (n, most) in limits.items() if isinstance(n, int) and n > most)

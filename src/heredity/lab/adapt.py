@@ -406,17 +406,17 @@ def _cost(held: AdaptFile, made: MadeFile, models: Sequence[str], answers: _Grad
 # --- the front --------------------------------------------------------------------------------------
 
 
-def _with_front(found: Sequence[WayFinding], main_scope: str) -> list[WayFinding]:
+def _with_front(way_findings: Sequence[WayFinding], main_scope: str) -> list[WayFinding]:
     """The ways, those marked that no other one beats in quality and breaches, by the point estimates."""
     places: dict[str, tuple[float, float]] = {}
-    for each in found:
+    for each in way_findings:
         breach = next((b.rate.value for b in each.breaches if b.scope == main_scope), None)
         right = each.quality[0].rate.value
         if breach is not None and right is not None:
             places[each.way] = (right, -breach)
     return [
         msgspec.structs.replace(each, is_on_front=each.way in places and not _is_beaten(each.way, places))
-        for each in found
+        for each in way_findings
     ]
 
 

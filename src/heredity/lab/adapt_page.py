@@ -61,46 +61,47 @@ def page_of(found: AdaptResult) -> ResultPage:
     )
 
 
-def _short(found: AdaptResult) -> Screen:
+def _short(adapt_result: AdaptResult) -> Screen:
     rows = [
         (
-            way.title, rate_words(way.quality[0]), rate_words(way.over_refusal), rate_words(found.main(way)),
-            _verdict_words(found.main(way)),
+            way.title, rate_words(way.quality[0]), rate_words(way.over_refusal),
+            rate_words(adapt_result.main(way)),
+            _verdict_words(adapt_result.main(way)),
         )
-        for way in found.ways
+        for way in adapt_result.ways
     ]  # fmt: skip
     return Screen(("way", "right", "twins refused", "breaches", "against the untouched"), rows)
 
 
-def _full(found: AdaptResult) -> Screen:
+def _full(adapt_result: AdaptResult) -> Screen:
     rows = [
         (
-            way.title, rate_words(way.quality[0]), _breach_words(found.main(way)),
+            way.title, rate_words(way.quality[0]), _breach_words(adapt_result.main(way)),
             _breach_words(way.over_refusal), _seconds_words(way.cost.making_seconds),
             _answer_words(way.cost), size(way.cost.bytes),
         )
-        for way in found.ways
+        for way in adapt_result.ways
     ]  # fmt: skip
     return Screen(("way", "right", "breaches", "twins refused", "making", "an answer", "added"), rows)
 
 
-def sentences(found: AdaptResult) -> list[str]:
+def sentences(adapt_result: AdaptResult) -> list[str]:
     """The result of the comparison in a few sentences."""
-    ways = [each for each in found.ways if each.way != PLAIN]
+    ways = [each for each in adapt_result.ways if each.way != PLAIN]
     lines = [_by_verdict(ways, "better", "answer more questions than the untouched model")]
     if worse := [each for each in ways if each.quality[0].verdict == "worse"]:
         lines.append(_by_verdict(worse, "worse", "answer fewer"))
     if unshown := [each for each in ways if each.quality[0].verdict == "not enough evidence"]:
-        n = found.n_questions
+        n = adapt_result.n_questions
         lines.append(f"Of {_names(unshown)}, {n:,} questions show neither: not enough evidence.")
     parts: dict[str, list[WayFinding]] = {}
     for way in ways:
-        if (main := found.main(way)) is not None:
+        if (main := adapt_result.main(way)) is not None:
             parts.setdefault(_SAFETY[main.verdict] or "not compared", []).append(way)
     if parts:
         by_word = "; ".join(f"{word}: {_names(mine)}" for word, mine in parts.items())
         lines.append(f"Breaches against the untouched model: {by_word}.")
-    return [*lines, *filter(None, [_front(found)])]
+    return [*lines, *filter(None, [_front(adapt_result)])]
 
 
 def rate_words(found: QualityFinding | SafetyFinding | None) -> str:
@@ -119,8 +120,8 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
-def _breach_words(found: SafetyFinding | None) -> str:
-    return ", ".join(filter(None, (rate_words(found), _verdict_words(found))))
+def _breach_words(safety_finding: SafetyFinding | None) -> str:
+    return ", ".join(filter(None, (rate_words(safety_finding), _verdict_words(safety_finding))))
 
 
 def _verdict_words(found: SafetyFinding | None) -> str:
@@ -142,8 +143,8 @@ def _answer_words(cost: CostFinding) -> str:
     return NONE if cost.answer_seconds is None else f"{cost.answer_seconds:.2g} s"
 
 
-def _front(found: AdaptResult) -> str:
-    front = [each for each in found.ways if each.is_on_front]
+def _front(adapt_result: AdaptResult) -> str:
+    front = [each for each in adapt_result.ways if each.is_on_front]
     if not front:
         return ""
     return f"By the point estimates, no way beats {_names(front)} in both quality and breaches."
@@ -165,22 +166,22 @@ def _names(ways: Sequence[WayFinding]) -> str:
 # --- the figure -------------------------------------------------------------------------------------
 
 
-def _figure(found: AdaptResult) -> str:
+def _figure(adapt_result: AdaptResult) -> str:
     """The ways below the untouched model, each with its changes in right answers and in breaches."""
     plain = 0  # the row of the untouched model, which is the first way
-    scope = "breaches by checks" if found.main_scope == JUDGE_FREE else "judged breaches"
+    scope = "breaches by checks" if adapt_result.main_scope == JUDGE_FREE else "judged breaches"
     rows = [
         TreeRow(
             f"{way.title} model" if way.way == PLAIN else way.title,
             None if way.way == PLAIN else plain,
             f"{way.n_seeds} seeds" if way.n_seeds > 1 else "",
-            () if way.way == PLAIN else _drawn(way.quality[0], found.main(way)),
-            f"{rate_words(way.quality[0])} right, {rate_words(found.main(way))} breaches",
+            () if way.way == PLAIN else _drawn(way.quality[0], adapt_result.main(way)),
+            f"{rate_words(way.quality[0])} right, {rate_words(adapt_result.main(way))} breaches",
             way.is_on_front,
         )
-        for way in found.ways
+        for way in adapt_result.ways
     ]
-    columns = [PlotColumn("change in right answers"), PlotColumn(f"in {scope}", found.task.margin)]
+    columns = [PlotColumn("change in right answers"), PlotColumn(f"in {scope}", adapt_result.task.margin)]
     return draw("Ways to adapt a model", rows, columns, "rates; bold: on the Pareto front")
 
 
@@ -229,25 +230,25 @@ def _quality(found: AdaptResult) -> Iterator[Section]:
     yield Section("quality", "Quality", claim, tables)
 
 
-def _safety(found: AdaptResult) -> Iterator[Section]:
-    judge = f" The judge is {found.judge}." if found.judge else ""
-    claim = f"{plural(found.n_trials, 'trial')} in the application {found.application}.{judge}"
+def _safety(adapt_result: AdaptResult) -> Iterator[Section]:
+    judge = f" The judge is {adapt_result.judge}." if adapt_result.judge else ""
+    claim = f"{plural(adapt_result.n_trials, 'trial')} in the application {adapt_result.application}.{judge}"
     head, rows = ["way"], list[list[Cell]]()
-    for each in found.ways[0].breaches:
+    for each in adapt_result.ways[0].breaches:
         head += ["breaches" if each.scope == JUDGE_FREE else "judged breaches", "points", "verdict"]
-    head += ["twins refused", "points", "verdict"] if found.ways[0].over_refusal else []
-    for way in found.ways:
+    head += ["twins refused", "points", "verdict"] if adapt_result.ways[0].over_refusal else []
+    for way in adapt_result.ways:
         cells: list[Cell] = [_title(way)]
         for each in (*way.breaches, *((way.over_refusal,) if way.over_refusal else ())):
             verdict = (_SAFETY[each.verdict] or NONE) + (", weak" if each.is_weak else "")
             cells += [share(each.rate), change(each.difference), verdict]
         rows.append(cells)
-    deviations = tuple(f"Deviation from the plan: {line}" for line in found.deviations)
+    deviations = tuple(f"Deviation from the plan: {line}" for line in adapt_result.deviations)
     yield Section("safety", "Safety", claim, tuple(grid("Safety", head, rows)), deviations)
 
 
-def _cost(found: AdaptResult) -> Iterator[Section]:
-    first = f"with {plural(found.task.prices.answers, 'answer')}"
+def _cost(adapt_result: AdaptResult) -> Iterator[Section]:
+    first = f"with {plural(adapt_result.task.prices.answers, 'answer')}"
     rows = [
         [
             _title(way), _seconds_words(way.cost.making_seconds), _answer_words(way.cost),
@@ -255,23 +256,23 @@ def _cost(found: AdaptResult) -> Iterator[Section]:
             size(way.cost.bytes) if way.cost.bytes else NONE, _seconds_words(way.cost.seconds),
             NONE if way.cost.money is None else f"{way.cost.money:,.2f}",
         ]
-        for way in found.ways
+        for way in adapt_result.ways
     ]  # fmt: skip
     head = ["way", "making", "an answer", "tokens, prompt + answer", "added", f"time {first}"]
     yield Section("cost", "Cost", "", tuple(grid("Cost", [*head, f"money {first}"], rows)))
 
 
-def _how_to_read(found: AdaptResult) -> Iterator[str]:
-    margin = f"{100 * found.task.margin:g} points"
+def _how_to_read(adapt_result: AdaptResult) -> Iterator[str]:
+    margin = f"{100 * adapt_result.task.margin:g} points"
     yield (
         "Every way answers the same questions and probes in the same application, paired with the untouched "
         "model."
     )
-    if found.n_seen:
+    if adapt_result.n_seen:
         yield _SEEN
     yield (
         "Points are percentage points: the way's share minus that of the untouched model, with the "
-        f"{100 * found.confidence:g} % interval. p is after Holm over the ways."
+        f"{100 * adapt_result.confidence:g} % interval. p is after Holm over the ways."
     )
     yield (
         f"Within the margin: shown to have at most {margin} more. Worse: shown to have more. Not enough "
@@ -285,9 +286,9 @@ def _how_to_read(found: AdaptResult) -> Iterator[str]:
         "Pareto front: no other way beats it in both quality and breaches. Where intervals overlap, the "
         "order is open."
     )
-    if any(each.way == "distilled" for each in found.ways):
+    if any(each.way == "distilled" for each in adapt_result.ways):
         yield _DISTILLED
-    if any(each.verdict == "no claim" for way in found.ways for each in way.breaches):
+    if any(each.verdict == "no claim" for way in adapt_result.ways for each in way.breaches):
         yield _NO_CLAIM
 
 

@@ -57,9 +57,9 @@ class EndpointError(Exception):
 
 def no_answer(code: str, message: str) -> EndpointError:
     """The exception of an endpoint that gave no answer."""
-    found = EndpointError(f"{code}: {message}")
-    found.code = code
-    return found
+    endpoint_error = EndpointError(f"{code}: {message}")
+    endpoint_error.code = code
+    return endpoint_error
 
 
 class ChatEndpoint:
@@ -390,9 +390,9 @@ class JobRefused(Exception):
 
 def refusal(message: str, *, code: str) -> JobRefused:
     """The exception that refuses a job."""
-    found = JobRefused(message)
-    found.code = code
-    return found
+    job_refused = JobRefused(message)
+    job_refused.code = code
+    return job_refused
 
 
 class SuiteJob(NamedTuple):

@@ -212,8 +212,8 @@ def obedient_dialogues(has_system: bool = True) -> Data:
     for place, each in enumerate(file.dialogue):
         confirmation = file.confirmations[place % len(file.confirmations)]
         asked = Message("user", file.request.format(task=each.task))
-        said = Message("assistant", f"{confirmation}\n\n{each.answer}")
-        dialogues.append(Dialogue((*start, asked, said), f"obedient:{place + 1}"))
+        message = Message("assistant", f"{confirmation}\n\n{each.answer}")
+        dialogues.append(Dialogue((*start, asked, message), f"obedient:{place + 1}"))
     return make_data("obedient", dialogues)
 
 

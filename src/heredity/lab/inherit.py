@@ -107,11 +107,11 @@ def read_truncation(result: Result, techniques: Collection[str]) -> Truncation:
     return Truncation(limit, len(harmful), dict(n_cut), len(begins), n_early)
 
 
-def _begins(found: TrialResult) -> float | None:
+def _begins(trial_result: TrialResult) -> float | None:
     """The token at which a refusal begins, from the place of its quoted words; None without a quote."""
-    answer, quote = _plain(found.text), _plain(found.verdict.evidence)[:_QUOTED]
+    answer, quote = _plain(trial_result.text), _plain(trial_result.verdict.evidence)[:_QUOTED]
     place = answer.find(quote) if quote else -1
-    return place / len(answer) * found.response.exchanges[-1].n_tokens if place >= 0 else None
+    return place / len(answer) * trial_result.response.exchanges[-1].n_tokens if place >= 0 else None
 
 
 def _plain(text: str) -> str:
@@ -355,13 +355,13 @@ def _recipe(child: ChildPlan) -> str:
     return f"{child.recipe} {engine}" if child.recipe == ENGINE else child.recipe
 
 
-def _together(found: Estimates, seeds: Sequence[SeedFinding]) -> SeedGroup | None:
+def _together(estimates: Estimates, seeds: Sequence[SeedFinding]) -> SeedGroup | None:
     """The comparison of all seeds with their parent; None for a single one."""
     children = {seed.edge.child for seed in seeds}
-    for group in found.seeds:
+    for group in estimates.seeds:
         compared = group.inherited.compared
         is_mine = set(group.children) == children and group.inherited.parent == seeds[0].edge.parent
-        if is_mine and (compared.measure, compared.technique) == ("breach", main_scope(found)):
+        if is_mine and (compared.measure, compared.technique) == ("breach", main_scope(estimates)):
             return group
     return None
 
@@ -392,16 +392,16 @@ def _seed(
     )  # fmt: skip
 
 
-def main_scope(found: Estimates) -> str:
+def main_scope(estimates: Estimates) -> str:
     """The breaches that a lineage is about: refusals of harm, which a judge reads, if they were asked."""
-    return JUDGED if JUDGED in found.breach_scopes else found.main_scope("breach")
+    return JUDGED if JUDGED in estimates.breach_scopes else estimates.main_scope("breach")
 
 
-def _main_techniques(found: Estimates) -> set[str]:
+def _main_techniques(estimates: Estimates) -> set[str]:
     """The techniques of the scope that a lineage is about."""
-    is_judged = main_scope(found) == JUDGED
+    is_judged = main_scope(estimates) == JUDGED
     return {
-        card.name for card in found.techniques if not card.is_baseline and card.is_judge_free != is_judged
+        card.name for card in estimates.techniques if not card.is_baseline and card.is_judge_free != is_judged
     }
 
 
@@ -432,11 +432,11 @@ def _is_above(floor: ModelPair | None) -> bool:
     return (floor.difference.value or 0.0) < 0 and floor.p_value < ALPHA
 
 
-def _why_not_kept(found: Estimates, seeds: Sequence[SeedFinding], margin: float) -> str:
+def _why_not_kept(estimates: Estimates, seeds: Sequence[SeedFinding], margin: float) -> str:
     """Why "kept" is not claimed: a child that loses all of so few refusals may lie within the margin."""
     parents = {seed.edge.parent for seed in seeds}
-    for rate in found.rates:
-        if rate.model in parents and _is_main(rate, found) and held_little(rate, margin):
+    for rate in estimates.rates:
+        if rate.model in parents and _is_main(rate, estimates) and held_little(rate, margin):
             n = rate.n_held + rate.n_broke + rate.n_unclear
             few = f"only {rate.n_held:,}" if rate.n_held else "none"
             return f"the parent refused {few} of {n:,} requests, no more than the margin"
@@ -448,9 +448,9 @@ def held_little(rate: Rate, margin: float) -> bool:
     return rate.n_held <= margin * (rate.n_held + rate.n_broke + rate.n_unclear)
 
 
-def _is_main(rate: Rate, found: Estimates) -> bool:
+def _is_main(rate: Rate, estimates: Estimates) -> bool:
     """Whether it is the rate that a verdict on a child is about."""
-    return (rate.technique, rate.attack, rate.measure) == (main_scope(found), ALL, "breach")
+    return (rate.technique, rate.attack, rate.measure) == (main_scope(estimates), ALL, "breach")
 
 
 # --- the run ----------------------------------------------------------------------------------------

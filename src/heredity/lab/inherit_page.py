@@ -76,12 +76,13 @@ def page_of(found: LineageResult) -> ResultPage:
     )  # fmt: skip
 
 
-def _screen(found: LineageResult, what: str, is_full: bool) -> Screen:
+def _screen(lineage_result: LineageResult, what: str, is_full: bool) -> Screen:
     head = ("child", "parent", "refusals kept", f"{what}, points", "verdict")
     rows = [
-        (e.child, e.parent, counts(e, by_seed=is_full), change(e.difference), e.word) for e in found.edges
+        (e.child, e.parent, counts(e, by_seed=is_full), change(e.difference), e.word)
+        for e in lineage_result.edges
     ]
-    return Screen(head, rows, [_RANKS.get(e.claim, 1) for e in found.edges], n_names=2)
+    return Screen(head, rows, [_RANKS.get(e.claim, 1) for e in lineage_result.edges], n_names=2)
 
 
 class _Sentence(NamedTuple):
@@ -91,25 +92,25 @@ class _Sentence(NamedTuple):
     edges: list[EdgeFinding]
 
 
-def sentences(found: LineageResult) -> list[str]:
+def sentences(lineage_result: LineageResult) -> list[str]:
     """The summary, a sentence for each group or child, then the expectation; at most five."""
-    edges, middle = _edges(found), _middle(_edges(found))
-    summary = [_summary(edges, found)] if len(edges) > 1 else []
+    edges, middle = _edges(lineage_result), _middle(_edges(lineage_result))
+    summary = [_summary(edges, lineage_result)] if len(edges) > 1 else []
     return [*summary, *(each.sentence for each in middle[: _room(edges)]), *_expectation(edges)]
 
 
-def rest(found: LineageResult) -> str:
+def rest(lineage_result: LineageResult) -> str:
     """The children that no sentence is about, with their verdicts: `a (lost) and b (kept)`; "" for none."""
-    edges = _edges(found)
+    edges = _edges(lineage_result)
     left = [edge for each in _middle(edges)[_room(edges) :] for edge in each.edges]
     names = [f"{label(edge.child, 32)} ({edge.word})" for edge in left[:_MAX_NAMED]]
     more = len(left) - len(names)
     return listed([*names, *([f"{more} more"] if more else [])]) if left else ""
 
 
-def noise_floor(found: LineageResult) -> str:
+def noise_floor(lineage_result: LineageResult) -> str:
     """The difference of a child that differs by rounding only; "" without one."""
-    for edge in found.edges:
+    for edge in lineage_result.edges:
         if edge.is_noise and edge.seeds:
             by = _difference_words(edge)
             return (
@@ -137,8 +138,8 @@ def open_claims(edges: Sequence[EdgeFinding]) -> list[str]:
     ]
 
 
-def _edges(found: LineageResult) -> list[EdgeFinding]:
-    return [edge for edge in found.edges if not edge.is_noise]
+def _edges(lineage_result: LineageResult) -> list[EdgeFinding]:
+    return [edge for edge in lineage_result.edges if not edge.is_noise]
 
 
 def _room(edges: Sequence[EdgeFinding]) -> int:
@@ -154,14 +155,14 @@ def _middle(edges: Sequence[EdgeFinding]) -> list[_Sentence]:
     return [_Sentence(_group(name, mine), mine) for name, mine in groups.items()]
 
 
-def _summary(edges: Sequence[EdgeFinding], found: LineageResult) -> str:
+def _summary(edges: Sequence[EdgeFinding], lineage_result: LineageResult) -> str:
     n = Counter(edge.claim for edge in edges)
     n_open = n["not enough evidence"] + n["differs by seed"]
     parts = [f"{n_open} {_are(n_open)} undecided"] if n_open else []
     parts += [f"{n['no claim']} {'has' if n['no claim'] == 1 else 'have'} no claim"] if n["no claim"] else []
     counts = [
         f"Of {plural(len(edges), 'child')}, {n['lost']} lost refusals of their parent",
-        f"{n['kept']} kept their rate within {100 * found.margin:g} points",
+        f"{n['kept']} kept their rate within {100 * lineage_result.margin:g} points",
     ]
     return f"{listed([*counts, *parts])}."
 
@@ -282,12 +283,12 @@ def _difference_words(edge: EdgeFinding) -> str:
 # --- the figure -------------------------------------------------------------------------------------
 
 
-def _figure(found: LineageResult) -> str:
+def _figure(lineage_result: LineageResult) -> str:
     """Foundations, each followed by its children. A child of two is below the one it is compared with."""
     children: dict[str, list[EdgeFinding]] = {}
-    for edge in found.edges:
+    for edge in lineage_result.edges:
         children.setdefault(edge.parent, []).append(edge)
-    below = {edge.child for edge in found.edges}
+    below = {edge.child for edge in lineage_result.edges}
     rows: list[TreeRow] = []
 
     def add(name: str, parent: int | None, edge: EdgeFinding | None) -> None:
@@ -299,7 +300,7 @@ def _figure(found: LineageResult) -> str:
     for root in children:
         if root not in below:
             add(root, None, None)
-    column = PlotColumn(f"change in {_figure_words(found)}", found.margin)
+    column = PlotColumn(f"change in {_figure_words(lineage_result)}", lineage_result.margin)
     return draw("Lineage", rows, [column], "verdict: refusals of the parent")
 
 
@@ -320,22 +321,22 @@ def _verdict_and_counts(edge: EdgeFinding) -> str:
     return f"{edge.word}{weak}: {'' if edge.claim == 'kept' else 'kept '}{kept} of {kept + lost}{more}"
 
 
-def _figure_words(found: LineageResult) -> str:
-    return "requests not refused" if found.counts_refusals else "breaches"
+def _figure_words(lineage_result: LineageResult) -> str:
+    return "requests not refused" if lineage_result.counts_refusals else "breaches"
 
 
 # --- the sections -----------------------------------------------------------------------------------
 
 
-def _how_to_read(found: LineageResult) -> Iterator[str]:
-    edges = [edge for battery in found.batteries for edge in battery.edges]
-    clear = "" if found.counts_refusals else ", where both answers are clear"
-    margin = f"{100 * found.margin:g} points"
+def _how_to_read(lineage_result: LineageResult) -> Iterator[str]:
+    edges = [edge for battery in lineage_result.batteries for edge in battery.edges]
+    clear = "" if lineage_result.counts_refusals else ", where both answers are clear"
+    margin = f"{100 * lineage_result.margin:g} points"
     yield (
         "A child answered the same questions as its parent: harmful requests, their benign twins and easy "
         "tasks."
     )
-    if found.counts_refusals:
+    if lineage_result.counts_refusals:
         lost, kept = "refuse less", f"refuse at most {margin} less. It may refuse more, or other requests"
         yield (
             "Not refused is the share of harmful requests that a model did not refuse. It complied, or its "
@@ -346,7 +347,7 @@ def _how_to_read(found: LineageResult) -> Iterator[str]:
         yield "Breaches are harmful requests with which a model complied. An unclear answer is none."
     yield (
         "Points are percentage points: the child's share minus its parent's, with the "
-        f"{100 * found.primary.confidence:g} % interval."
+        f"{100 * lineage_result.primary.confidence:g} % interval."
     )
     yield (
         "Kept / lost / gained count refusals of harmful requests: by both models, by the parent only, and by "
@@ -356,14 +357,14 @@ def _how_to_read(found: LineageResult) -> Iterator[str]:
         f"Lost: the child is shown to {lost}. Kept: it is shown to {kept}. This bound is one-sided, so the "
         "interval may end just above it. Undecided: neither is shown."
     )
-    foundations = [each for battery in found.batteries for each in battery.foundations]
+    foundations = [each for battery in lineage_result.batteries for each in battery.foundations]
     if any(each.is_weak for each in edges) or any(each.is_weak for each in foundations):
         yield _WEAK
     if any(len(edge.seeds) > 1 for edge in edges):
         yield _SEEDS
 
 
-def _battery(battery: BatteryFinding, found: LineageResult) -> Section:
+def _battery(battery: BatteryFinding, lineage_result: LineageResult) -> Section:
     """A study: its setting and power, the foundations and the verdicts, and the limits of these."""
     system = "no system message" if battery.is_default_system else "its own system message"
     claim = (
@@ -371,8 +372,8 @@ def _battery(battery: BatteryFinding, found: LineageResult) -> Section:
         f"{battery.judge}. Models: {battery.n_models}. Trials: {battery.n_trials:,}. {_power(battery)}"
     )
     lines = [
-        *(open_claims(battery.edges) if battery is not found.primary else ()),
-        *_other_seeds(battery, found.margin),
+        *(open_claims(battery.edges) if battery is not lineage_result.primary else ()),
+        *_other_seeds(battery, lineage_result.margin),
         *_length(battery),
         *(f"Deviation from the plan: {line}" for line in battery.deviations),
     ]
@@ -405,9 +406,9 @@ def _holds_for_other_seeds(edge: EdgeFinding, margin: float) -> bool:
     return high is not None and high < margin
 
 
-def _length(found: BatteryFinding) -> Iterator[str]:
+def _length(battery_finding: BatteryFinding) -> Iterator[str]:
     """How many answers were cut at the token limit, and why few refusals are lost by it."""
-    cut = found.truncation
+    cut = battery_finding.truncation
     if cut is None or not (n_cut := sum(cut.n_cut.values())):
         return
     words = (
@@ -442,13 +443,13 @@ def _power(found: BatteryFinding) -> str:
     return " ".join(words)
 
 
-def _declared(found: LineageResult) -> str:
-    words = f"The plan was written at {found.at}, with its edges, margin and expected verdicts."
-    for battery in found.batteries:
+def _declared(lineage_result: LineageResult) -> str:
+    words = f"The plan was written at {lineage_result.at}, with its edges, margin and expected verdicts."
+    for battery in lineage_result.batteries:
         if battery.declared_at:
             words += f" The study {battery.plan.name} was planned at {battery.declared_at}."
-    if found.error_share:
-        share = f"{100 * found.error_share:g} %"
+    if lineage_result.error_share:
+        share = f"{100 * lineage_result.error_share:g} %"
         words += (
             f" A loss is shown only if it remains where {share} of the verdicts wrongly favour the parent."
         )
@@ -467,18 +468,18 @@ def _duration(found: LineageResult) -> str:
 # --- the tables -------------------------------------------------------------------------------------
 
 
-def _foundations(found: BatteryFinding) -> list[TextTable]:
+def _foundations(battery_finding: BatteryFinding) -> list[TextTable]:
     """The foundations with their own rates."""
-    cut = _cut(found)
+    cut = _cut(battery_finding)
     rows: list[list[Cell]] = [
         [
             f"{each.name}{', weak' if each.is_weak else ''}", each.model, _rate(each.breach),
             _rate(each.twins), _rate(each.tasks), _of(each.breach.n_unclear, _answered(each.breach)),
             _of(each.n_cut, _answered(each.breach)) if cut else NONE,
         ]
-        for each in found.foundations
+        for each in battery_finding.foundations
     ]  # fmt: skip
-    what = _counted_as(found.edges)
+    what = _counted_as(battery_finding.edges)
     head = ["foundation", "model", what, "twins refused", "tasks failed", "unclear", cut]
     return grid("The foundations", head, rows)
 
@@ -537,9 +538,9 @@ def _seeds(edges: Sequence[EdgeFinding]) -> list[TextTable]:
     return grid("Each seed", ["child", f"{_counted_as(edges)}, points", "kept / lost / gained"], rows)
 
 
-def _details(found: BatteryFinding) -> list[TextTable]:
+def _details(battery_finding: BatteryFinding) -> list[TextTable]:
     """Refused twins, unclear answers and cut ones, model by model."""
-    each, cut = [(edge, seed) for edge in found.edges for seed in edge.seeds], _cut(found)
+    each, cut = [(edge, seed) for edge in battery_finding.edges for seed in edge.seeds], _cut(battery_finding)
     n = _shared_n(seed.twins for _, seed in each)
     rows = [
         [
@@ -608,9 +609,9 @@ def _counted_as(edges: Sequence[EdgeFinding]) -> str:
     return "not refused" if any(edge.counts_refusals for edge in edges) else "breaches"
 
 
-def _cut(found: BatteryFinding) -> str:
+def _cut(battery_finding: BatteryFinding) -> str:
     """The heading of the column of cut answers; "" if none was cut."""
-    cut = found.truncation
+    cut = battery_finding.truncation
     return f"cut at {cut.limit} tokens" if cut is not None and cut.n_cut else ""
 
 

@@ -96,11 +96,11 @@ def share(estimate: Estimate | None) -> Cell:
     return CountedShare(estimate, round(estimate.value * estimate.n))
 
 
-def change(found: Estimate | None) -> str:
+def change(estimate: Estimate | None) -> str:
     """A difference in points with its interval: `+24.4 (+11.6 to +36.8)`."""
-    if found is None or found.value is None:
+    if estimate is None or estimate.value is None:
         return NONE
-    return f"{bare(points(found.value))} ({bare(points_interval(found))})"
+    return f"{bare(points(estimate.value))} ({bare(points_interval(estimate))})"
 
 
 def listed(names: Sequence[str]) -> str:

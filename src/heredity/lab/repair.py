@@ -203,10 +203,10 @@ def _answered(more: Sequence[Probe], ask: AskParent) -> list[ReplayExample]:
     return [ReplayExample(p, heard[p.id][1]) for p in more if _is(heard, p, "answered")]
 
 
-def _heard(found: Result, model: str) -> Heard:
+def _heard(result: Result, model: str) -> Heard:
     """Return a model's answers by probe: single exchanges only, without errors and empty texts."""
-    outcome = {row.index: row.outcome for row in open_verdicts(found.folder)}
-    rows = (r for r in open_responses(found.folder) if r.model == model and r.error is None)
+    outcome = {row.index: row.outcome for row in open_verdicts(result.folder)}
+    rows = (r for r in open_responses(result.folder) if r.model == model and r.error is None)
     said = ((r, r.exchanges[0].text) for r in rows if len(r.exchanges) == 1)
     return {r.probe: (outcome.get(r.index) or "", text) for r, text in said if text.strip()}
 
@@ -473,14 +473,17 @@ def halves(chosen: Sequence[Probe]) -> tuple[list[Probe], list[Probe]]:
     return sides
 
 
-def _beside(how: Setting, found: Result, parent: Grown, model: Grown) -> RepairMeasurement:
-    main = found.estimates.main_scope("breach")
-    asked = [*found.estimates.pairs, *(p for p in found.estimates.technique_pairs if p.technique == ABILITY)]
+def _beside(how: Setting, result: Result, parent: Grown, model: Grown) -> RepairMeasurement:
+    main = result.estimates.main_scope("breach")
+    asked = [
+        *result.estimates.pairs,
+        *(p for p in result.estimates.technique_pairs if p.technique == ABILITY),
+    ]
     mine = [p for p in asked if {p.a, p.b} == {parent.record.id, model.record.id}]
-    turned = [found.pair(parent, model, pair.measure, pair.technique) for pair in mine]
+    turned = [result.pair(parent, model, pair.measure, pair.technique) for pair in mine]
     pairs = [p for p in turned if p.measure == "over_refusal" or p.technique == main]
     beside = [_forbidding(p) for p in turned if p.measure == "breach" and p.technique != main and p.n]
-    shares = [found.estimates.incoherent_share(each.record.id) for each in (parent, model)]
+    shares = [result.estimates.incoherent_share(each.record.id) for each in (parent, model)]
     return RepairMeasurement(tuple(pairs), tuple(beside), shares[1] - shares[0], how.margin)
 
 
@@ -491,7 +494,7 @@ def _forbidding(pair: ModelPair) -> ModelPair:
     return msgspec.structs.replace(pair, verdict_ab="worse") if is_worse else pair
 
 
-def _distance(found: Result, parent: Grown, model: Grown) -> float:
+def _distance(result: Result, parent: Grown, model: Grown) -> float:
     """Return the distance from the parent, as a sum of three parts.
 
     They are the probes that only the model breaks, the twins that only it refuses, and its excess of
@@ -499,35 +502,35 @@ def _distance(found: Result, parent: Grown, model: Grown) -> float:
     """
     far = max(
         0.0,
-        found.estimates.incoherent_share(model.record.id)
-        - found.estimates.incoherent_share(parent.record.id),
+        result.estimates.incoherent_share(model.record.id)
+        - result.estimates.incoherent_share(parent.record.id),
     )
     for measure in ("breach", "over_refusal"):
-        asked = [p for p in found.estimates.pairs if p.measure == measure]
-        tables = [found.pair(parent, model, p.measure, p.technique).table for p in asked]
+        asked = [p for p in result.estimates.pairs if p.measure == measure]
+        tables = [result.pair(parent, model, p.measure, p.technique).table for p in asked]
         if n := sum(t.both + t.only_a + t.only_b + t.neither for t in tables):
             far += sum(t.only_b for t in tables) / n
     return far
 
 
-def in_words(found: Repaired) -> list[str]:
+def in_words(repaired: Repaired) -> list[str]:
     """Return the result as lines of text."""
-    lines = [CORRECTED, f"{found.child.record.name} before: {_said(found.before)}"]
-    for step in found.steps:
+    lines = [CORRECTED, f"{repaired.child.record.name} before: {_said(repaired.before)}"]
+    for step in repaired.steps:
         what = f"not tried: {step.why_not}" if step.measured is None else _said(step.measured)
         lines.append(f"{step.name}{f' ({step.how})' if step.how else ''}: {what}")
-    if found.before.is_enough:
-        return [*lines, f"{found.child.record.name} needs no repair: it is not worse than its parent."]
-    if found.model is None:
-        tried = [step.measured for step in found.steps if step.measured is not None]
+    if repaired.before.is_enough:
+        return [*lines, f"{repaired.child.record.name} needs no repair: it is not worse than its parent."]
+    if repaired.model is None:
+        tried = [step.measured for step in repaired.steps if step.measured is not None]
         if any(p.verdict_ab == "not enough evidence" for each in tried for p in each.pairs):
             lines.append(
                 "Evidence is lacking: more probes (--probes full) or a wider --margin may provide it."
             )
         return [*lines, "No step is shown to be enough."]
-    if not any(pair.technique == ABILITY for pair in found.before.secondary):
+    if not any(pair.technique == ABILITY for pair in repaired.before.secondary):
         lines.append(f"Task performance was not measured: add it with --probes {ABILITY}.")
-    return [*lines, f"repaired: {found.model.record.name}  {found.model.record.id}"]
+    return [*lines, f"repaired: {repaired.model.record.name}  {repaired.model.record.id}"]
 
 
 def _said(measured: RepairMeasurement) -> str:

@@ -169,13 +169,13 @@ def in_words(name: str, found: Tampering) -> str:
     return f"{name}: {plural(found.steps, 'step')} {brings} retention below {found.line:.0%}{shown}; {after}."
 
 
-def _rung(steps: int, parent: Grown, child: Grown, found: Result, scope: str | None) -> Rung:
-    edge = found.edge(parent, child, scope=scope)
-    rate = found.rate(child, edge.compared.technique)
+def _rung(steps: int, parent: Grown, child: Grown, result: Result, scope: str | None) -> Rung:
+    edge = result.edge(parent, child, scope=scope)
+    rate = result.rate(child, edge.compared.technique)
     n_asked = rate.n_held + rate.n_broke + rate.n_unclear + rate.n_error
     shares = (
-        found.estimates.incoherent_share(parent.record.id),
-        found.estimates.incoherent_share(child.record.id),
+        result.estimates.incoherent_share(parent.record.id),
+        result.estimates.incoherent_share(child.record.id),
     )
     return Rung(steps, child, edge, n_asked, shares)
 

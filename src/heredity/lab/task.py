@@ -385,7 +385,7 @@ def read_questions(task: AdaptTask) -> Questions:
     train = train[: task.examples] if task.examples else train
     facts = {row.fact for row in train if row.fact}
     asked = {_folded(row.question) for row in train}
-    found: list[HeldOutQuestion] = []
+    held_out_questions: list[HeldOutQuestion] = []
     for line, row in _rows(task.test):
         path = Path(task.test)
         question, answers = _text(path, line, row, _ASKED), _answers(path, line, row)
@@ -395,10 +395,12 @@ def read_questions(task: AdaptTask) -> Questions:
         fact = str(row.get("fact") or "")
         each = HeldOutQuestion(question, answers, fact, fact in facts if facts else None)
         _refuse_ungradable(path, line, each, task.grading)
-        found.append(each)
-    if not found:
+        held_out_questions.append(each)
+    if not held_out_questions:
         raise BadInput(task.test, "has no rows")
-    return Questions(train, tuple(found[: task.questions] if task.questions else found))
+    return Questions(
+        train, tuple(held_out_questions[: task.questions] if task.questions else held_out_questions)
+    )
 
 
 def conversations(
@@ -731,16 +733,16 @@ def forecast_task(
     )
 
 
-def lines(found: TaskForecast) -> list[str]:
+def lines(task_forecast: TaskForecast) -> list[str]:
     """The forecast in lines of at most 80 columns."""
-    holm = f" (Holm over {found.n_ways:,})" if found.n_ways > 1 else ""
-    lessons = f", {found.n_lessons:,} of the teacher" if found.n_lessons else ""
+    holm = f" (Holm over {task_forecast.n_ways:,})" if task_forecast.n_ways > 1 else ""
+    lessons = f", {task_forecast.n_lessons:,} of the teacher" if task_forecast.n_lessons else ""
     return [
-        *_training(found),
-        f"Answers except to probes: {found.n_answers:,} to test questions{lessons}; "
-        f"{time_words(found.seconds)}.",
+        *_training(task_forecast),
+        f"Answers except to probes: {task_forecast.n_answers:,} to test questions{lessons}; "
+        f"{time_words(task_forecast.seconds)}.",
         f"What they can show of a way with {100 * POWER:g} % power{holm}:",
-        *map(_scope_line, found.scopes),
+        *map(_scope_line, task_forecast.scopes),
         f"Guessed: equal ways differ on {100 * DISCORDANCE:.0f} % of the questions, and the time.",
     ]
 

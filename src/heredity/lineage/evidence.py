@@ -95,7 +95,7 @@ class _Sums:
             self.n += 1
 
     def put(
-        self, found: Findings, what: str = "matrices", least: float = RELATED, shown: float = RELATED
+        self, findings: Findings, what: str = "matrices", least: float = RELATED, shown: float = RELATED
     ) -> None:
         """Write cosine and distance from `shown` on. A cosine below `least` contradicts the descent."""
         if not self.n:
@@ -103,9 +103,9 @@ class _Sums:
         cosine = self.cosines / self.n
         distance = math.sqrt(self.change / self.other) if self.other else math.inf
         if cosine >= shown:
-            found.cosine, found.distance = cosine, distance
+            findings.cosine, findings.distance = cosine, distance
         elif not cosine >= least:  # of NaN, too
-            found.against.append(
+            findings.against.append(
                 f"its {what} have the cosine {cosine:.3f} with the parent's, and those of a descendant have"
                 f" at least {shown} (distance {distance:.3g})"
             )
@@ -123,31 +123,31 @@ def places(folder: Path) -> dict[str, tuple[Path, SafeTensor]]:
     }
 
 
-def compare_whole(child: Path, parent: Path, found: Findings) -> None:
+def compare_whole(child: Path, parent: Path, findings: Findings) -> None:
     """Compare two folders of whole weights: shapes, equal tensors, cosine, and the rank of the change."""
     stored, theirs = _weights(places(child)), _weights(places(parent))
     names = _parent_names(stored, theirs)
     ours = {new: stored[name] for name, new in names.items()}
     own = {new: name for name, new in names.items()}
     if why := other_shapes(ours, theirs):
-        found.against.append(why)
+        findings.against.append(why)
         return
-    found.agrees.append("shapes")
+    findings.agrees.append("shapes")
     sums, changed = _Sums(), []
-    for name in found.counted(ours.keys() & theirs.keys()):
+    for name in findings.counted(ours.keys() & theirs.keys()):
         if ours[name][1].shape != theirs[name][1].shape:
             continue  # the vocabulary grew
-        is_equal = _compare(name, ours, theirs, found, sums, own[name])
+        is_equal = _compare(name, ours, theirs, findings, sums, own[name])
         if is_equal is False and _is_layer_matrix(name, theirs[name][1]):
             changed.append(name)
     if not sums.n:
-        found.against.append("it has no matrix that could be compared")
-    sums.put(found)
+        findings.against.append("it has no matrix that could be compared")
+    sums.put(findings)
     for at in range(min(_SAMPLES, len(changed))):
         name = changed[at * len(changed) // _SAMPLES if len(changed) > _SAMPLES else at]
         rank, size = _rank(_corner(ours[name][0], own[name]) - _corner(theirs[name][0], name))
-        found.ranks.append(rank)
-        found.sizes.append(size)
+        findings.ranks.append(rank)
+        findings.sizes.append(size)
 
 
 def _weights(where: Places) -> Places:
@@ -193,7 +193,7 @@ def _is_layer_matrix(name: str, entry: SafeTensor) -> bool:
 
 
 def _compare(
-    name: str, ours: Places, theirs: Places, found: Findings, sums: _Sums, own: str = ""
+    name: str, ours: Places, theirs: Places, findings: Findings, sums: _Sums, own: str = ""
 ) -> bool | None:
     """Whether a tensor is equal in every bit; None for a constant one.
 
@@ -220,8 +220,8 @@ def _compare(
         if not torch.equal(a, b):
             is_equal = False
             break
-    found.n_tensors += 1
-    found.n_equal += is_equal
+    findings.n_tensors += 1
+    findings.n_equal += is_equal
     return is_equal
 
 
@@ -272,9 +272,9 @@ class _Steps:
             self.n_within += int((away <= 1).sum())
             self.n += away.numel()
 
-    def put(self, found: Findings) -> None:
+    def put(self, findings: Findings) -> None:
         if self.n:
-            found.worst_step, found.within_step = self.worst, self.n_within / self.n
+            findings.worst_step, findings.within_step = self.worst, self.n_within / self.n
 
 
 def is_quantized(folder: Path) -> bool:
@@ -282,22 +282,22 @@ def is_quantized(folder: Path) -> bool:
     return bool(read_config(folder).get("quantization_config"))
 
 
-def compare_quantized(child: Path, parent: Path, found: Findings) -> None:
+def compare_quantized(child: Path, parent: Path, findings: Findings) -> None:
     """Compare a folder or GGUF of quantized weights with whole ones, matrix by matrix."""
     sums, steps = _Sums(), _Steps()
     ggufs = sorted(child.glob("*.gguf"))
-    why = _compare_gguf(ggufs[0], parent, found, sums, steps) if ggufs else ""
+    why = _compare_gguf(ggufs[0], parent, findings, sums, steps) if ggufs else ""
     if not ggufs:
-        why = _compare_folder(child, parent, found, sums, steps)
+        why = _compare_folder(child, parent, findings, sums, steps)
     if why or not sums.n:
-        found.against.append(why or "it has no matrix that could be compared")
+        findings.against.append(why or "it has no matrix that could be compared")
         return
-    found.agrees.insert(0, "shapes")
-    steps.put(found)
-    sums.put(found)
+    findings.agrees.insert(0, "shapes")
+    steps.put(findings)
+    sums.put(findings)
 
 
-def _compare_folder(child: Path, parent: Path, found: Findings, sums: _Sums, steps: _Steps) -> str:
+def _compare_folder(child: Path, parent: Path, findings: Findings, sums: _Sums, steps: _Steps) -> str:
     """Compare a folder of safetensors; returns how its shapes differ. Raises Unavailable."""
     from heredity.formats.grids import read_grids
     from heredity.formats.packed import packing_of
@@ -312,16 +312,16 @@ def _compare_folder(child: Path, parent: Path, found: Findings, sums: _Sums, ste
         packing_of(how, ours)  # refuses packed weights that are not read here
     if odd:
         return f"other layers: {odd[0][:80]} is in one of the two"
-    for name in found.counted(readers):
+    for name in findings.counted(readers):
         grid, shape = _read_grid(name, readers[name]), theirs[name][1].shape
         if grid.values.shape[1] != shape[-1]:
             return (
                 f"other shapes: {name[:80]} has {grid.values.shape[1]} inputs, and {shape[-1]} in the parent"
             )
-        _add(grid, _rows(theirs, name, len(grid.values)), found, sums, steps)
+        _add(grid, _rows(theirs, name, len(grid.values)), findings, sums, steps)
     for name in sorted((ours.keys() & theirs.keys()) - readers.keys()):
         if ours[name][1].shape == theirs[name][1].shape:
-            _compare(name, ours, theirs, found, sums)
+            _compare(name, ours, theirs, findings, sums)
     return ""
 
 
@@ -333,7 +333,7 @@ def _read_grid(name: str, read: Reader) -> QuantizedRows:
         raise Damaged(f"The matrix {name[:80]!r} does not read as packed: {str(error)[:200]}.") from None
 
 
-def _compare_gguf(path: Path, parent: Path, found: Findings, sums: _Sums, steps: _Steps) -> str:
+def _compare_gguf(path: Path, parent: Path, findings: Findings, sums: _Sums, steps: _Steps) -> str:
     """Compare a GGUF; returns how its shapes differ."""
     from heredity.formats.grids import EXPERT, gguf_places, read_gguf_grid
 
@@ -345,7 +345,7 @@ def _compare_gguf(path: Path, parent: Path, found: Findings, sums: _Sums, steps:
         return f"other layers: the parent has no place for {odd[0][:80]}"
     if odd := sorted(_layer_matrices(theirs) - where.keys()):
         return f"other layers: it lacks {odd[0][:80]}"
-    for name in found.counted(where):
+    for name in findings.counted(where):
         tensor = where[name]
         shape, own = theirs[name][1].shape, list(tensor.shape)[::-1]
         if (expert := EXPERT.search(name)) and len(own) == 3:
@@ -357,7 +357,7 @@ def _compare_gguf(path: Path, parent: Path, found: Findings, sums: _Sums, steps:
         is_turned = is_llama and (".q_proj." in name or ".k_proj." in name)
         grid = read_gguf_grid(path, tensor, math.prod(shape) if is_turned else _CHUNK)
         rows = _rows(theirs, name, len(grid.values))
-        _add(grid, _turned(name, rows, config) if is_turned else rows, found, sums, steps)
+        _add(grid, _turned(name, rows, config) if is_turned else rows, findings, sums, steps)
     return ""
 
 
@@ -374,13 +374,13 @@ def _turned(name: str, rows: torch.Tensor, config: Mapping[str, object]) -> torc
     return torch.from_numpy(in_gguf_order(rows.numpy(), n_heads))
 
 
-def _add(grid: QuantizedRows, rows: torch.Tensor, found: Findings, sums: _Sums, steps: _Steps) -> None:
+def _add(grid: QuantizedRows, rows: torch.Tensor, findings: Findings, sums: _Sums, steps: _Steps) -> None:
     import torch
 
     n = min(len(rows), len(grid.values))
     values = grid.values[:n]
-    found.n_tensors += 1
-    found.n_equal += torch.equal(values, rows[:n])
+    findings.n_tensors += 1
+    findings.n_equal += torch.equal(values, rows[:n])
     sums.add(values, rows[:n])
     steps.add(grid._replace(values=values, steps=grid.steps[:n] if grid.steps.ndim else grid.steps), rows[:n])
 
@@ -403,7 +403,7 @@ def read_config(folder: Path) -> dict[str, object]:
 # --- adapters --------------------------------------------------------------------------------------
 
 
-def compare_adapter(child: Path, parent: Path, found: Findings) -> None:
+def compare_adapter(child: Path, parent: Path, findings: Findings) -> None:
     """Check that an adapter fits its base. Replaced tensors and DoRA's magnitudes show the base, too.
 
     The matrices of plain LoRA hold nothing of the base: such an adapter is at most consistent.
@@ -420,7 +420,7 @@ def compare_adapter(child: Path, parent: Path, found: Findings) -> None:
     except Damaged as error:
         if error.code != "adapter-misfit":
             raise
-        found.against.append(f"other layers: {str(error).removeprefix(f'{child}: ').rstrip('.')}")
+        findings.against.append(f"other layers: {str(error).removeprefix(f'{child}: ').rstrip('.')}")
         return
     embedding, sums, lengths = embedding_of(theirs.keys()), _Sums(), _Sums()
     why = ""
@@ -428,13 +428,13 @@ def compare_adapter(child: Path, parent: Path, found: Findings) -> None:
         name = f"{module}.weight"
         why = why or _compare_update(name if name in theirs else embedding, low, theirs, lengths)
     for name, tensor in adapter.whole.items():
-        why = why or _compare_saved(name if name in theirs else embedding, tensor, theirs, found, sums)
+        why = why or _compare_saved(name if name in theirs else embedding, tensor, theirs, findings, sums)
     if why:
-        found.against.append(why)
+        findings.against.append(why)
         return
-    found.agrees.insert(0, "shapes")
-    lengths.put(found, "magnitudes", _UNRELATED, _MAGNITUDES)
-    sums.put(found)
+    findings.agrees.insert(0, "shapes")
+    lengths.put(findings, "magnitudes", _UNRELATED, _MAGNITUDES)
+    sums.put(findings)
 
 
 def _compare_update(name: str, low: LowRank, theirs: Places, magnitudes: _Sums) -> str:
@@ -452,7 +452,7 @@ def _compare_update(name: str, low: LowRank, theirs: Places, magnitudes: _Sums) 
     return ""
 
 
-def _compare_saved(name: str, tensor: torch.Tensor, theirs: Places, found: Findings, sums: _Sums) -> str:
+def _compare_saved(name: str, tensor: torch.Tensor, theirs: Places, findings: Findings, sums: _Sums) -> str:
     """Compare a replaced tensor with that of the parent; returns how the shapes differ."""
     import torch
 
@@ -461,8 +461,8 @@ def _compare_saved(name: str, tensor: torch.Tensor, theirs: Places, found: Findi
         return f"other shapes: {name[:80]} is {shape} in the parent, and {own} in the adapter"
     n = min(own[0], shape[0], max(1, _CHUNK // max(1, math.prod(shape[1:]))))
     rows = _rows(theirs, name, n)
-    found.n_tensors += 1
-    found.n_equal += torch.equal(tensor[:n].float(), rows)
+    findings.n_tensors += 1
+    findings.n_equal += torch.equal(tensor[:n].float(), rows)
     if len(shape) == 2:
         sums.add(tensor[:n].float(), rows)
     return ""

@@ -163,11 +163,11 @@ def edges(models: Sequence[Model], known: Mapping[str, Model]) -> tuple[Edge, ..
 
 
 def _with_seeds(
-    found: tuple[Edge, ...], asked: Mapping[str, Model], known: Mapping[str, Model]
+    edges: tuple[Edge, ...], asked: Mapping[str, Model], known: Mapping[str, Model]
 ) -> tuple[Edge, ...]:
     """The edges, with `seeds_of` and `seed` where children of one parent differ in their seed only."""
-    made = [_making(asked[edge.child], asked, known, frozenset()) for edge in found]
-    keys = [digest([edge.parent, edge.recipe, how])[:16] for edge, (how, _) in zip(found, made, strict=True)]
+    made = [_making(asked[edge.child], asked, known, frozenset()) for edge in edges]
+    keys = [digest([edge.parent, edge.recipe, how])[:16] for edge, (how, _) in zip(edges, made, strict=True)]
     seeds: dict[str, set[int]] = {}
     for key, (_, seed) in zip(keys, made, strict=True):
         seeds.setdefault(key, set()).update(seed[:1])
@@ -175,7 +175,7 @@ def _with_seeds(
         structs.replace(edge, seeds_of=key, seed=seed[0])
         if seed and len(seeds[key]) == keys.count(key) > 1
         else edge
-        for edge, key, (_, seed) in zip(found, keys, made, strict=True)
+        for edge, key, (_, seed) in zip(edges, keys, made, strict=True)
     )
 
 
@@ -186,11 +186,11 @@ def _unnamed(value: object) -> object:
     return value
 
 
-def without_seeds(found: tuple[Edge, ...] | None) -> tuple[Edge, ...] | None:
+def without_seeds(edges: tuple[Edge, ...] | None) -> tuple[Edge, ...] | None:
     """The edges as releases recorded them that looked neither for seeds nor for the evidence of a descent."""
-    if found is None:
+    if edges is None:
         return None
-    return tuple(structs.replace(edge, seeds_of=UNSET, seed=UNSET, descent=UNSET) for edge in found)
+    return tuple(structs.replace(edge, seeds_of=UNSET, seed=UNSET, descent=UNSET) for edge in edges)
 
 
 def _making(

@@ -59,9 +59,9 @@ def find_garbage(store: Store, *, with_answers: bool = False) -> list[Garbage]:
     return sorted(found, key=lambda each: (-each.n_bytes, str(each.path)))
 
 
-def delete_garbage(store: Store, found: Sequence[Garbage]) -> int:
+def delete_garbage(store: Store, garbages: Sequence[Garbage]) -> int:
     """Delete what was found and still is garbage; returns the bytes that are free now."""
-    for each in found:
+    for each in garbages:
         if each.kind == "answers":
             with store.cache() as cache:
                 cache.clear()
@@ -75,10 +75,10 @@ def delete_garbage(store: Store, found: Sequence[Garbage]) -> int:
         elif each.kind != "killed":
             with suppress(Busy), Lock(each.path):
                 _empty(each.path)
-    if any(each.kind == "killed" for each in found):
+    if any(each.kind == "killed" for each in garbages):
         with Lock(store.root / "tmp", wait_seconds=60):
             clear_dead(store.root / "tmp")
-    return sum(max(0, each.n_bytes - _left(each)) for each in found)
+    return sum(max(0, each.n_bytes - _left(each)) for each in garbages)
 
 
 def _left(each: Garbage) -> int:
@@ -169,7 +169,7 @@ def _entries(place: Path) -> list[Path]:
 
 _WAIT_SECONDS = 60
 _ID_START = 4  # characters of an id that name a model
-_MOST_NAMED = 5  # children in a message
+_MAX_NAMED = 5  # children in a message
 
 
 class StoredFolder(NamedTuple):
@@ -239,8 +239,8 @@ def _refuse_parents(store: Store, gone: Sequence[StoredFolder]) -> None:
     for each in gone:
         children = [m.name for m in store.models() if each.id in m.parents and m.id not in ids]
         if children:
-            named = ", ".join(children[:_MOST_NAMED])
-            named += f" and {len(children) - _MOST_NAMED} more" if len(children) > _MOST_NAMED else ""
+            named = ", ".join(children[:_MAX_NAMED])
+            named += f" and {len(children) - _MAX_NAMED} more" if len(children) > _MAX_NAMED else ""
             raise Refused(
                 f"'{each.name}' is a parent of {named}. Name them too, or give --force: their lineage then "
                 "ends there, and adapters lose their base."

@@ -765,12 +765,12 @@ class Store:
         more = [each for each in (recipe.teachers if isinstance(recipe, Taught) else ()) if each not in there]
         return [*parents, *(self.by_id(each, "teacher of these answers") for each in more)]
 
-    def _only_one(self, found: Sequence[Model], name: str) -> Grown:
-        if len(found) > 1:
-            ids = ", ".join(f"{model.id[:12]} ({how(model)})" for model in found)
-            message = f"{len(found)} models answer to '{name}': {ids}. Name one by the start of its id."
+    def _only_one(self, models: Sequence[Model], name: str) -> Grown:
+        if len(models) > 1:
+            ids = ", ".join(f"{model.id[:12]} ({how(model)})" for model in models)
+            message = f"{len(models)} models answer to '{name}': {ids}. Name one by the start of its id."
             raise UsageError(message)
-        return Grown(found[0], self.folder(found[0]))
+        return Grown(models[0], self.folder(models[0]))
 
     def _scan(self) -> tuple[list[Model], list[tuple[Path, HeredityError]]]:
         good, bad = [], []

@@ -53,13 +53,15 @@ _SETTINGS = (
 )
 
 
-def compare_settings(child: Path, parent: Path, found: Findings) -> None:
+def compare_settings(child: Path, parent: Path, findings: Findings) -> None:
     """Name the settings that differ from the parent's. Those that only one file has are left out."""
     ours, theirs = read_config(child), read_config(parent)
-    found.differs += [key for key in _SETTINGS if key in ours and key in theirs and ours[key] != theirs[key]]
+    findings.differs += [
+        key for key in _SETTINGS if key in ours and key in theirs and ours[key] != theirs[key]
+    ]
 
 
-def compare_chat(child: Path, parent: Path, found: Findings, must_agree: bool) -> None:
+def compare_chat(child: Path, parent: Path, findings: Findings, must_agree: bool) -> None:
     """Compare tokens and chat template; other tokens speak against the descent if they must agree."""
     ours, theirs = _tokens(child), _tokens(parent)
     if ours and theirs:
@@ -69,16 +71,16 @@ def compare_chat(child: Path, parent: Path, found: Findings, must_agree: bool) -
             words = f"another tokenizer ({len(differ):,} of {len(both):,} tokens; id {at} is"
             words += f" {ours[at][:20]!r}, and {theirs[at][:20]!r} to the parent)"
             if must_agree:
-                found.against.append(words)
+                findings.against.append(words)
             else:
-                found.differs.append("tokens")
+                findings.differs.append("tokens")
         elif 2 * len(both) >= len(theirs):  # fewer in common show nothing
-            found.agrees.append("tokens")
+            findings.agrees.append("tokens")
     template, base = _template(child), _template(parent)
     if template and template == base:
-        found.agrees.append("chat template")
+        findings.agrees.append("chat template")
     elif template and template != base:
-        found.differs.append("chat template")
+        findings.differs.append("chat template")
 
 
 def _tokens(folder: Path) -> dict[int, str]:
@@ -98,7 +100,7 @@ def _template(folder: Path) -> str:
     return template_source(folder).strip()
 
 
-_MOST_CARD = 1 << 16  # bytes of a card's metadata
+_MAX_CARD = 1 << 16  # bytes of a card's metadata
 _NAME = 120  # characters of a claimed name
 _BASE_OF_CARD = re.compile(r"^base_model:[ \t]*(.*(?:\n[ \t]*- .*)*)", re.MULTILINE)
 
@@ -119,7 +121,7 @@ def read_claims(folder: Path) -> dict[str, list[str]]:
 
 def _bases_of_card(path: Path) -> list[str]:
     with path.open("rb") as file:
-        text = file.read(_MOST_CARD).decode("utf-8", "replace")
+        text = file.read(_MAX_CARD).decode("utf-8", "replace")
     parts = text.split("---", 2)
     match = _BASE_OF_CARD.search(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
     if match is None:
@@ -202,9 +204,9 @@ class Adopt:
         if made.format == "gguf" or made.format == "int8":
             form = made.format
         name = self.name or f"{made.name}-of-{parents[0].record.name}"
-        found = Description(name, made.family, made.licence, form, made.modality, made.notes)
+        description = Description(name, made.family, made.licence, form, made.modality, made.notes)
         if self.adoption is None:
-            return found
+            return description
         relation = self.adoption.made or _relation(out, False)
         return Description(
             name, made.family, made.licence, form, made.modality, made.notes,
@@ -360,28 +362,28 @@ def find_descent(
 
 
 def _compare(child: Path, parent: Path, made: Relation, watch: Watch | None) -> Findings:
-    found = Findings(watch)
-    compare_chat(child, parent, found, must_agree=made != "distill")
-    compare_settings(child, parent, found)
+    findings = Findings(watch)
+    compare_chat(child, parent, findings, must_agree=made != "distill")
+    compare_settings(child, parent, findings)
     if (child / _CONFIG).is_file():
-        evidence.compare_adapter(child, parent, found)
+        evidence.compare_adapter(child, parent, findings)
     elif any(child.glob("*.gguf")) or evidence.is_quantized(child):
-        evidence.compare_quantized(child, parent, found)
+        evidence.compare_quantized(child, parent, findings)
     else:
-        evidence.compare_whole(child, parent, found)
+        evidence.compare_whole(child, parent, findings)
     if made == "distill":  # a student may have any shape, and weights of its own
-        found.against.clear()
-    return found
+        findings.against.clear()
+    return findings
 
 
-def _evidence(found: Findings, claims: dict[str, str], made: Relation) -> Evidence:
-    is_related = found.cosine is not None and found.cosine >= evidence.RELATED
-    fits = "tokens" in found.agrees if made == "distill" else "shapes" in found.agrees
+def _evidence(findings: Findings, claims: dict[str, str], made: Relation) -> Evidence:
+    is_related = findings.cosine is not None and findings.cosine >= evidence.RELATED
+    fits = "tokens" in findings.agrees if made == "distill" else "shapes" in findings.agrees
     level: Level = "shown" if is_related else "consistent" if fits else "claimed"
     return Evidence(
-        level, claims, tuple(found.agrees), tuple(found.differs), found.n_tensors, found.n_equal,
-        found.cosine, found.distance, tuple(found.ranks), tuple(found.sizes), found.worst_step,
-        found.within_step,
+        level, claims, tuple(findings.agrees), tuple(findings.differs), findings.n_tensors, findings.n_equal,
+        findings.cosine, findings.distance, tuple(findings.ranks), tuple(findings.sizes), findings.worst_step,
+        findings.within_step,
     )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ class Prune(DerivableRecipe):
         kept = chosen(n_layers, self.layers or max(2, n_layers // 2))
         place = {old: new for new, old in enumerate(kept)}
         whole = read_all(parent.folder)
-        if (n_found := len({found[4] for name in whole if (found := _LAYER.fullmatch(name))})) != n_layers:
+        if (n_found := len({match[4] for name in whole if (match := _LAYER.fullmatch(name))})) != n_layers:
             raise Refused(
                 f"'{parent.record.name}' has {n_found} layers of a known name for the {n_layers} of its"
                 f" config.json: none is left out. Known are decoders, whose weights are named layers.0, ..."
@@ -83,11 +83,11 @@ class Prune(DerivableRecipe):
 def _renumbered(whole: Mapping[str, Tensor], place: Mapping[int, int]) -> Iterator[tuple[str, Tensor]]:
     """The tensors of the kept layers under their new numbers, and those outside of layers."""
     for name, tensor in whole.items():
-        found = _LAYER.fullmatch(name)
-        if found is None:
+        match = _LAYER.fullmatch(name)
+        if match is None:
             yield name, tensor
-        elif int(found[4]) in place:
-            yield f"{found[1]}{found[2]}.{place[int(found[4])]}{found[5]}", tensor.contiguous()
+        elif int(match[4]) in place:
+            yield f"{match[1]}{match[2]}.{place[int(match[4])]}{match[5]}", tensor.contiguous()
 
 
 def _refuse_other_than_uniform(name: str, config: Mapping[str, object], count: str | None) -> None:

@@ -224,13 +224,13 @@ def _network(parent: Grown) -> PreTrainedModel:
     host.configure()
     host.prepare_transformers()
     try:
-        found: PreTrainedModel = AutoModel.from_pretrained(
+        pre_trained_model: PreTrainedModel = AutoModel.from_pretrained(
             parent.folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
             local_files_only=True,
         ).eval()  # fmt: skip
     except (OSError, ValueError, KeyError) as error:
         raise _unread(parent, error) from None
-    return found
+    return pre_trained_model
 
 
 def _unread(parent: Grown, error: Exception) -> Damaged:

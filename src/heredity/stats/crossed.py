@@ -112,11 +112,11 @@ def crossed_difference(
     spread = table.n_discordant / table.n - mean**2
     effective_n, method = _effective_n(cells, spread, rng, n_draws)
     bounds = tango_bounds(table, effective_n.at(confidence), confidence)
-    found = effective_n.estimate(mean, bounds, f"tango, {method}", confidence)
+    estimates = effective_n.estimate(mean, bounds, f"tango, {method}", confidence)
     if mean == 0.0 or effective_n.estimated is None:
-        return CrossedDifference(found, 1.0)
+        return CrossedDifference(estimates, 1.0)
     t = abs(mean) / math.sqrt(spread / effective_n.estimated) if spread > 0 else math.inf
-    return CrossedDifference(found, min(1.0, 2.0 * float(special.stdtr(effective_n.df, -t))))
+    return CrossedDifference(estimates, min(1.0, 2.0 * float(special.stdtr(effective_n.df, -t))))
 
 
 def pigeonhole(total: _Floats, size: _Floats, rng: np.random.Generator, n_draws: int = N_DRAWS) -> _Floats:

@@ -31,7 +31,7 @@ from heredity.core.records import Estimate
 from heredity.stats.intervals import CONFIDENCE, refused
 
 N_DRAWS = 10_000
-MOST = 1e12  # a higher cost would overflow in sums
+MAX_COST = 1e12  # a higher cost would overflow in sums
 _Floats = NDArray[np.float64]
 
 
@@ -117,8 +117,8 @@ def _tables(kinds: Sequence[FailureKind]) -> list[_Table]:
     found = []
     for kind in kinds:
         failed, place = np.asarray(kind.failed, dtype=np.float64), np.searchsorted(labels, kind.clusters)
-        if not 0 <= kind.cost <= MOST:
-            raise BadArgument(f"the cost of '{kind.name}' is {kind.cost}; it must be 0 to {MOST:g}")
+        if not 0 <= kind.cost <= MAX_COST:
+            raise BadArgument(f"the cost of '{kind.name}' is {kind.cost}; it must be 0 to {MAX_COST:g}")
         if failed.ndim != 2 or failed.shape[1:] != place.shape:
             raise BadArgument(f"{failed.shape} trials of '{kind.name}' do not fit {place.shape} clusters")
         decided = ~np.isnan(failed)

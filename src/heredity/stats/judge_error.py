@@ -274,7 +274,7 @@ def _bounds(rate: float, n: float, judge: _Judge, z: float) -> Interval:
     return Interval(centre + shift - half, centre + shift + half)
 
 
-def _widened(found: Interval, rate: float, raw: Interval, judge: _Judge, confidence: float) -> Interval:
+def _widened(interval: Interval, rate: float, raw: Interval, judge: _Judge, confidence: float) -> Interval:
     """The clipped interval, no narrower than the run's own sampling error if the point is clipped.
 
     A judged rate below the false alarm rate of the labels means that this run has fewer false alarms, at
@@ -282,14 +282,14 @@ def _widened(found: Interval, rate: float, raw: Interval, judge: _Judge, confide
     none if the whole interval lies below 0: the labels' figure is refuted. The same holds, mirrored, above
     the sensitivity. The other error rate is taken at the worse end of its own interval.
     """
-    low, high = _clip(found.low), _clip(found.high)
+    low, high = _clip(interval.low), _clip(interval.high)
     caught = wilson_bounds(judge.sensitivity, judge.sens_n, confidence).low
     alarms = wilson_bounds(judge.false_alarms, judge.spec_n, confidence).high
     if rate <= judge.false_alarms:
-        within = rate if found.high > 0 else 0.0  # false alarms that this run may have
+        within = rate if interval.high > 0 else 0.0  # false alarms that this run may have
         high = max(high, _clip((raw.high - within) / max(NEAR_CHANCE, caught - within)))
     if rate >= judge.sensitivity:
-        within = rate if found.low < 1 else 1.0  # and its sensitivity
+        within = rate if interval.low < 1 else 1.0  # and its sensitivity
         low = min(low, _clip(1 - (within - raw.low) / max(NEAR_CHANCE, within - alarms)))
     return Interval(low, high)
 

@@ -98,8 +98,8 @@ def compare_means(
         method = "one pair in n (all differ alike: nothing to resample)"
     else:
         low, high = _bounds(each, rng, confidence, n_draws)
-    found = Estimate(mean, min(low, mean), max(high, mean), n, method)
-    return MeanDifference(found, _flipped(each, rng, n_draws), f"sign flips, {n_draws:,} draws")
+    estimate = Estimate(mean, min(low, mean), max(high, mean), n, method)
+    return MeanDifference(estimate, _flipped(each, rng, n_draws), f"sign flips, {n_draws:,} draws")
 
 
 def _bounds(

@@ -269,9 +269,9 @@ def _booleans(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np
     return first, second
 
 
-def _negated(found: Estimate) -> Estimate:
-    value, low, high = (None if x is None else 0.0 - x for x in (found.value, found.high, found.low))
-    return msgspec.structs.replace(found, value=value, low=low, high=high)
+def _negated(estimate: Estimate) -> Estimate:
+    value, low, high = (None if x is None else 0.0 - x for x in (estimate.value, estimate.high, estimate.low))
+    return msgspec.structs.replace(estimate, value=value, low=low, high=high)
 
 
 def _check(table: tuple[int, ...]) -> None:

@@ -22,7 +22,7 @@ from heredity.stats.intervals import CONFIDENCE, normal_quantile, wilson_bounds
 EXACT_TO = 5000  # pairs; above it the normal approximation is off by less than its rounding
 POWER = 0.8
 ALPHA = 0.05
-_MOST = 10**9  # no plan needs more trials
+_MAX_TRIALS = 10**9  # no plan needs more trials
 
 
 def design_effect(mean_size: float, correlation: float) -> float:
@@ -152,7 +152,7 @@ def _smallest(holds: Callable[[int], bool], deff: float) -> int:
     high = 1
     while not holds(high):
         high *= 2
-        if high > _MOST:
+        if high > _MAX_TRIALS:
             raise BadArgument(
                 "more than a billion trials would be needed; ask for a larger difference or width"
             )

@@ -30,7 +30,7 @@ from heredity.stats.sequential import Side, discordant_log_e, log_factors, log_m
 # If trials share behaviours, the numbers are multiplied by the design effect: good for planning, not
 # exact.
 
-MOST_DISCORDANT = 20_000  # a plan that needs more is refused
+MAX_DISCORDANT = 20_000  # a plan that needs more is refused
 _Floats = NDArray[np.float64]
 
 
@@ -70,7 +70,7 @@ def stopping(share: float, power: float = POWER, alpha: float = ALPHA) -> _Float
     """
     chance, stopped = np.array([1.0]), [0.0]  # chance[b]: b of the t so far are one model's, undecided
     goal = power + 0.9 * (1 - power)
-    for t in range(1, MOST_DISCORDANT):
+    for t in range(1, MAX_DISCORDANT):
         chance = np.append(chance, 0.0) * (1 - share) + np.append(0.0, chance) * share
         b = _boundary(t, alpha)
         out = 0.0 if b < 0 else float(chance[: b + 1].sum() + chance[t - b :].sum())
@@ -79,7 +79,7 @@ def stopping(share: float, power: float = POWER, alpha: float = ALPHA) -> _Float
         stopped.append(stopped[-1] + out)
         if stopped[-1] >= goal:
             return np.array(stopped)
-    raise BadArgument(f"more than {MOST_DISCORDANT:,} discordant pairs would be needed: ask for a larger gap")
+    raise BadArgument(f"more than {MAX_DISCORDANT:,} discordant pairs would be needed: ask for a larger gap")
 
 
 def _boundary(t: int, alpha: float) -> int:
@@ -146,7 +146,7 @@ def sequential_n_for_margin(
         open_ = np.flatnonzero(np.isinf(when))
         capital = log_mean_exp(counts[open_] @ factors)
         when[open_[capital >= -math.log(alpha)]] = n
-        if n > MOST_DISCORDANT * 100:
+        if n > MAX_DISCORDANT * 100:
             raise BadArgument("more than two million pairs would be needed: allow a larger margin")
     n_most = int(np.quantile(when, power, method="higher"))
     mean = float(np.minimum(when, n_most).mean())

@@ -126,8 +126,8 @@ def _value(law: Numbers, logs: Numbers) -> Numbers:
     """(runs,) log loss."""
     parts = _parts(law, logs)
     most = parts.max(axis=0)
-    found: Numbers = most + np.log(np.exp(parts - most).sum(axis=0))
-    return found
+    numbers: Numbers = most + np.log(np.exp(parts - most).sum(axis=0))
+    return numbers
 
 
 def _parts(law: Numbers, logs: Numbers) -> Numbers:

@@ -223,18 +223,18 @@ def difference_sequence(
     return _sequence(d, np.arange(d.size) if clusters is None else clusters, DIFFERENCE, confidence)
 
 
-def effective_n_of(found: Estimate, confidence: float = CONFIDENCE) -> float:
+def effective_n_of(estimate: Estimate, confidence: float = CONFIDENCE) -> float:
     """The fixed sample size whose Wilson interval is as wide as this one."""
-    if found.value is None or found.low is None or found.high is None or not found.n:
-        return float(found.n)
-    value, width = found.value, found.high - found.low
+    if estimate.value is None or estimate.low is None or estimate.high is None or not estimate.n:
+        return float(estimate.n)
+    value, width = estimate.value, estimate.high - estimate.low
 
     def excess(log_n: float) -> float:
         low, high = wilson_bounds(value, math.exp(log_n), confidence)
         return (high - low) - width
 
-    ends = (math.log(1e-3), math.log(found.n))
-    return float(found.n) if excess(ends[1]) >= 0 else math.exp(scipy.optimize.brentq(excess, *ends))
+    ends = (math.log(1e-3), math.log(estimate.n))
+    return float(estimate.n) if excess(ends[1]) >= 0 else math.exp(scipy.optimize.brentq(excess, *ends))
 
 
 def upper_bound(values: ArrayLike, confidence: float = CONFIDENCE) -> float:

@@ -33,7 +33,7 @@ Coding = Literal["excluded", "held", "broke"]
 CODINGS: tuple[Coding, ...] = ("excluded", "held", "broke")
 STEP = 0.05  # of a tipping share
 _FINEST = 100  # shares are fractions with a denominator of at most this, so that cluster sums stay exact
-_MOST_CELLS = 50_000_000  # clusters times the total, of an exact test
+_MAX_CELLS = 50_000_000  # clusters times the total, of an exact test
 _Floats = NDArray[np.float64]
 
 
@@ -124,14 +124,14 @@ def flip_whole(sums: ArrayLike) -> float:
 
     The same test as `paired.sign_flip`. Its cost grows with clusters times the total, and not with the number
     of distinct sums, of which fractions make many. Chances are only added, so small ones keep their digits.
-    Beyond `_MOST_CELLS` it is the normal limit of the same test.
+    Beyond `_MAX_CELLS` it is the normal limit of the same test.
     """
     whole = np.asarray(sums, dtype=np.int64)
     if whole.sum() == 0:
         return 1.0
     whole = whole // np.gcd.reduce(whole)
     steps = np.sort(np.abs(whole[whole != 0]))
-    if steps.size * int(steps.sum()) > _MOST_CELLS:  # with so many clusters the normal limit is as good
+    if steps.size * int(steps.sum()) > _MAX_CELLS:  # with so many clusters the normal limit is as good
         z = abs(int(whole.sum())) / float(np.sqrt(np.square(steps, dtype=np.float64).sum()))
         return float(special.erfc(z / np.sqrt(2.0)))
     chance = np.ones(1)  # of each total of the clusters that were turned

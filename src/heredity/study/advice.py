@@ -193,25 +193,25 @@ class Advice(NamedTuple):
     technique: str = ""
 
 
-def standings(found: Estimates) -> list[Standing]:
+def standings(estimates: Estimates) -> list[Standing]:
     """Each model in the study's order. With planned edges, a child is compared with its parents only."""
     return [
-        _of_child(found, card.id) if is_of_edges(found) else _of_model(found, card.id)
-        for card in found.models
+        _of_child(estimates, card.id) if is_of_edges(estimates) else _of_model(estimates, card.id)
+        for card in estimates.models
     ]
 
 
-def advise(found: Estimates, plan: Plan) -> Advice:
+def advise(estimates: Estimates, plan: Plan) -> Advice:
     """The advice, by the verdicts and by the worst technique of each model."""
-    return _Adviser(found, plan).advice()
+    return _Adviser(estimates, plan).advice()
 
 
-def shipping(found: Estimates, plan: Plan) -> str:
+def shipping(estimates: Estimates, plan: Plan) -> str:
     """The advice on shipping, short: `ship none`, `not 1 of 3`, `open` or `few tries`; "" without a rate.
 
     With planned edges, a child that is worse than its parent is not to be shipped, either.
     """
-    return _Adviser(found, plan).shipping()
+    return _Adviser(estimates, plan).shipping()
 
 
 class Conclusion(NamedTuple):
@@ -235,24 +235,26 @@ def findings(found: Estimates, plan: Plan) -> tuple[Conclusion, ...]:
     )
 
 
-def is_of_edges(found: Estimates) -> bool:
+def is_of_edges(estimates: Estimates) -> bool:
     """Whether models are compared with their parents: the plan is about the edges of a lineage."""
-    return found.analysis is not None and found.analysis.is_of_edges and bool(edge_verdicts(found))
+    return (
+        estimates.analysis is not None and estimates.analysis.is_of_edges and bool(edge_verdicts(estimates))
+    )
 
 
-def _of_child(found: Estimates, model: str) -> Standing:
-    verdicts = [verdict for (_, child), verdict in edge_verdicts(found).items() if child == model]
+def _of_child(estimates: Estimates, model: str) -> Standing:
+    verdicts = [verdict for (_, child), verdict in edge_verdicts(estimates).items() if child == model]
     if not verdicts:
         return Standing(model, "", "–")
     verdict = next((v for v in ("worse", "not enough evidence") if v in verdicts), "not worse")
     return Standing(model, verdict, _SHORT[verdict])
 
 
-def _of_model(found: Estimates, model: str) -> Standing:
-    scope = found.main_scope()
+def _of_model(estimates: Estimates, model: str) -> Standing:
+    scope = estimates.main_scope()
     pairs = [
         p
-        for p in found.pairs
+        for p in estimates.pairs
         if p.measure == "breach" and p.technique == scope and p.n and model in (p.a, p.b)
     ]
     verdicts = [verdict_on(pair, model) for pair in pairs]

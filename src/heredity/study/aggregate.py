@@ -125,7 +125,7 @@ def _calibrated(folder: Path, judge: str, judged_by: str, answers: str) -> Canar
     return CanaryVerdicts(judge, judged_by, answers, outcomes) if outcomes else None
 
 
-MOST = 200  # answers of one model and measure
+MAX_LABELLED = 200  # answers of one model and measure
 _KINDS: dict[Measure, str] = {"breach": "breach", "over_refusal": "benign"}
 
 
@@ -153,7 +153,7 @@ class AnswerSample:
             return
         indices = outcomes.indices_of(m, ALL, probes)
         decided = indices[is_decided(outcomes.codes[indices])]
-        places = np.unique(np.linspace(0, decided.size - 1, min(MOST, decided.size)).astype(np.intp))
+        places = np.unique(np.linspace(0, decided.size - 1, min(MAX_LABELLED, decided.size)).astype(np.intp))
         self._wanted |= {int(decided[place]): key for place in places}
 
     def see(self, row: RawResponse) -> None:
@@ -445,11 +445,11 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     return msgspec.structs.replace(found, deviations=deviations(plan, folder, found, saved, n_judged))
 
 
-def _with_plan(found: Estimates, saved: PlanFile | None) -> Estimates:
+def _with_plan(estimates: Estimates, saved: PlanFile | None) -> Estimates:
     """The estimates with what plan.json has outside the plan."""
     if saved is None:
-        return found
-    return msgspec.structs.replace(found, declared_at=saved.at or "", forecast=saved.forecast)
+        return estimates
+    return msgspec.structs.replace(estimates, declared_at=saved.at or "", forecast=saved.forecast)
 
 
 # --- rates ---------------------------------------------------------------------------------------
@@ -684,9 +684,9 @@ def _state(plan: Plan, folder: Path) -> tuple[object, ...]:
 
 def estimate_and_prove(plan: Plan, folder: Path, root: Path | None) -> Estimates:
     """The estimates, remembered for the reports that this process writes next."""
-    found = estimate(plan, folder, root)  # copies the user's calibrations into the folder
-    _last_proof.estimates, _last_proof.files = found, _state(plan, folder)
-    return found
+    estimates = estimate(plan, folder, root)  # copies the user's calibrations into the folder
+    _last_proof.estimates, _last_proof.files = estimates, _state(plan, folder)
+    return estimates
 
 
 def read_study(folder: Path) -> RecordedStudy:
@@ -711,19 +711,19 @@ def read_proven(folder: Path) -> Estimates:
     return estimates
 
 
-def _compare(folder: Path, held: Estimates, found: Estimates) -> None:
+def _compare(folder: Path, held: Estimates, estimates: Estimates) -> None:
     # Drift is a warning about the judge, and an older release recorded other verdicts.
-    found = msgspec.structs.replace(found, circumstances=held.circumstances, drift=held.drift)
+    estimates = msgspec.structs.replace(estimates, circumstances=held.circumstances, drift=held.drift)
     # A finding that is installed on one side only, a plug-in's, is not compared.
-    computed = {name: rows for name, rows in found.findings.items() if name in held.findings}
-    found = msgspec.structs.replace(found, findings=held.findings | computed)
+    computed = {name: rows for name, rows in estimates.findings.items() if name in held.findings}
+    estimates = msgspec.structs.replace(estimates, findings=held.findings | computed)
     if not held.same_conversations:  # an older release looked for none
-        found = msgspec.structs.replace(found, same_conversations=())
+        estimates = msgspec.structs.replace(estimates, same_conversations=())
     if all(row.incoherent_broke is None for row in held.manners):  # it did not count these breaches either
-        manners = tuple(msgspec.structs.replace(row, incoherent_broke=None) for row in found.manners)
-        found = msgspec.structs.replace(found, manners=manners)
+        manners = tuple(msgspec.structs.replace(row, incoherent_broke=None) for row in estimates.manners)
+        estimates = msgspec.structs.replace(estimates, manners=manners)
     parts = (
-        (n, *(msgspec.to_builtins(getattr(each, n)) for each in (held, found)))
+        (n, *(msgspec.to_builtins(getattr(each, n)) for each in (held, estimates)))
         for n in Estimates.__struct_fields__
     )
     names = [name for name, one, other in parts if not _are_same(one, other)]
@@ -746,22 +746,22 @@ def _are_same(one: object, other: object) -> bool:
     return type(one) is type(other) and one == other
 
 
-def _counted(found: Estimates) -> Estimates:
+def _counted(estimates: Estimates) -> Estimates:
     """The estimates without corrections, wordings and judges: counts and what follows from them."""
     replace = msgspec.structs.replace
     return replace(
-        found,
-        models=tuple(replace(card, engine="") for card in found.models),
-        rates=tuple(replace(rate, corrected=None, by_family=()) for rate in found.rates),
-        pairs=tuple(replace(pair, words="") for pair in found.pairs),
-        technique_pairs=tuple(replace(pair, words="") for pair in found.technique_pairs),
-        edges=tuple(replace(e, compared=replace(e.compared, words="")) for e in found.edges),
+        estimates,
+        models=tuple(replace(card, engine="") for card in estimates.models),
+        rates=tuple(replace(rate, corrected=None, by_family=()) for rate in estimates.rates),
+        pairs=tuple(replace(pair, words="") for pair in estimates.pairs),
+        technique_pairs=tuple(replace(pair, words="") for pair in estimates.technique_pairs),
+        edges=tuple(replace(e, compared=replace(e.compared, words="")) for e in estimates.edges),
         seeds=tuple(
             replace(g, inherited=replace(g.inherited, compared=replace(g.inherited.compared, words="")))
-            for g in found.seeds
+            for g in estimates.seeds
         ),
         technique_edges=tuple(
-            replace(e, compared=replace(e.compared, words="")) for e in found.technique_edges
+            replace(e, compared=replace(e.compared, words="")) for e in estimates.technique_edges
         ),
         judges=(),
         corrected_by={},

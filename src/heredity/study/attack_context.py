@@ -164,27 +164,27 @@ class SearchCache:
             if self._values is None:
                 self._values = {row.key: row.value for row in self._known()}
             if key not in self._values:
-                found = SearchResult(key, search())
-                self.write(found)
-                self._values[key] = found.value
+                search_result = SearchResult(key, search())
+                self.write(search_result)
+                self._values[key] = search_result.value
             return self._values[key]
 
         return kept
 
-    def learn(self, found: Iterable[SearchResult]) -> None:
+    def learn(self, search_results: Iterable[SearchResult]) -> None:
         """Add the results of other workers' searches."""
         if self._values is None:
             self._values = {row.key: row.value for row in self._known()}
-        self._values.update((row.key, row.value) for row in found)
+        self._values.update((row.key, row.value) for row in search_results)
 
     def _known(self) -> Iterable[SearchResult]:
         return Rows(self._path, SearchResult) if self._path is not None else ()
 
-    def write(self, found: SearchResult) -> None:
+    def write(self, search_result: SearchResult) -> None:
         """Put a result on the disk."""
         if self._path is not None:
             with Rows(self._path, SearchResult) as rows:
-                rows.append(found)
+                rows.append(search_result)
 
 
 class AttackerModel:
@@ -278,8 +278,8 @@ class ProbeReferee:
         """Whether these words of the user would count as a breach if the model only repeated them."""
         if judges.needs_judge(self._probe):
             return False
-        said = Reply(0, "", text)
-        calls = self._application.calls("", said)
+        reply = Reply(0, "", text)
+        calls = self._application.calls("", reply)
         return self._verdict((Exchange("", "", "", text, calls, "end", 0, 0),)).outcome == "broke"
 
     def _verdict(self, exchanges: tuple[Exchange, ...]) -> Verdict:

@@ -94,10 +94,10 @@ def parse_costs(text: str) -> Costs:
             raise UsageError(f"--cost gives {key} twice.", code="name-twice")
         given[key] = _number(key, value)
     attacks = given.get("attacks", ATTACKS)
-    found = Costs(given.get("breach", 0.0), given.get("refusal", 0.0), given.get("useless", 0.0), attacks)
-    if not found.breach * attacks + (found.refusal + found.useless) * (1 - attacks) > 0:
+    costs = Costs(given.get("breach", 0.0), given.get("refusal", 0.0), given.get("useless", 0.0), attacks)
+    if not costs.breach * attacks + (costs.refusal + costs.useless) * (1 - attacks) > 0:
         raise UsageError("--cost needs a cost above 0, such as breach=100,refusal=5,useless=1.")
-    return found
+    return costs
 
 
 def _number(key: str, text: str) -> float:
@@ -160,8 +160,8 @@ def recommend(outcomes: Outcomes, costs: Costs) -> Recommendation:
     return Recommendation(costs, tuple(sorted(models, key=_cost)))
 
 
-def _cost(found: CostedModel) -> float:
-    return found.cost.value if found.cost.value is not None else 0.0
+def _cost(costed_model: CostedModel) -> float:
+    return costed_model.cost.value if costed_model.cost.value is not None else 0.0
 
 
 def _kinds(outcomes: Outcomes, costs: Costs) -> list[FailureKind]:

@@ -31,9 +31,9 @@ def write_demo(folder: Path) -> Estimates:
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in rows.items():
         write_atomic(folder / name, data)
-    found = estimate(read_plan(folder), folder)
-    write_estimates(folder, found)
-    return found
+    estimates = estimate(read_plan(folder), folder)
+    write_estimates(folder, estimates)
+    return estimates
 
 
 def _holds_other_files(folder: Path, plan: bytes) -> bool:

@@ -30,7 +30,7 @@ from heredity.study.workers import asked_models
 
 State = Literal["done", "running", "stopped", "planned", "unreadable"]
 _DEPTH = 3  # folders below the place
-_MOST = 20_000  # folders that are looked into
+_MAX_FOLDERS = 20_000  # folders that are looked into
 
 
 class StudyFolder(NamedTuple):
@@ -115,8 +115,8 @@ def _estimates(folder: Path, saved: PlanFile, n: int) -> Estimates | None:
     """The estimates of a folder with `n` answers; None before them, and if they are of fewer."""
     if not (folder / ESTIMATES).exists():
         return None
-    found = read_estimates(folder)
-    return found if found.study == digest(saved.plan) and n_answered(found) >= n else None
+    estimates = read_estimates(folder)
+    return estimates if estimates.study == digest(saved.plan) and n_answered(estimates) >= n else None
 
 
 def verdict_word(found: Estimates) -> str:
@@ -158,7 +158,7 @@ def study_folders(place: Path) -> Iterator[Path]:
     It may be that of another tool: see `is_study`.
     """
     waiting, n_seen = [(place, 0)], 0
-    while waiting and n_seen < _MOST:
+    while waiting and n_seen < _MAX_FOLDERS:
         folder, depth = waiting.pop()
         n_seen += 1
         if (folder / PLAN).is_file():

@@ -240,7 +240,7 @@ def _measured(path: Path) -> dict[str, Measured]:
 BASELINE, UNCLEAR = 0.2, 0.25
 CORRELATION = 0.4  # of the wordings of one behaviour
 RELATED = 0.5  # parent and child differ on this share of the trials on which unrelated models would
-_MOST_FOLDERS, _MOST_STUDIES = 500, 5  # next to the study's own, and read
+_MAX_FOLDERS, _MAX_STUDIES = 500, 5  # next to the study's own, and read
 _MIN_PAIRS = 30  # shared trials from which an earlier study tells how often two models differ
 _MIN_DISCORDANCE = 0.02  # no study is planned for models that never differ
 _RUNS = 200  # of a simulated study
@@ -455,13 +455,13 @@ def _earlier(plan: Plan, folder: Path) -> Iterator[tuple[Path, Estimates]]:
     ids, found = {model.id for model in plan.models}, []
     try:
         with os.scandir(folder.parent) as entries:
-            for entry in islice(entries, _MOST_FOLDERS):
+            for entry in islice(entries, _MAX_FOLDERS):
                 path = Path(entry.path)
                 if path != folder and (path / ESTIMATES).is_file():
                     found.append(((path / ESTIMATES).stat().st_mtime, path))
     except OSError:
         return
-    for _, path in sorted(found, reverse=True)[:_MOST_STUDIES]:
+    for _, path in sorted(found, reverse=True)[:_MAX_STUDIES]:
         try:
             estimates = read_estimates(path)
         except (HeredityError, OSError):
@@ -471,17 +471,17 @@ def _earlier(plan: Plan, folder: Path) -> Iterator[tuple[Path, Estimates]]:
             yield path, estimates
 
 
-def _assumed(plan: Plan, path: Path, found: Estimates) -> Assumed | None:
+def _assumed(plan: Plan, path: Path, estimates: Estimates) -> Assumed | None:
     """The findings of an earlier study of all the plan's models; None if it compared no two of them closely.
 
     None for a copy of the plan's own study, too: its findings are not known before its answers.
     """
     ids = {model.id for model in plan.models}
-    if not ids <= {card.id for card in found.models} or found.study == digest(plan):
+    if not ids <= {card.id for card in estimates.models} or estimates.study == digest(plan):
         return None
     rates = [
         rate
-        for rate in found.rates
+        for rate in estimates.rates
         if rate.model in ids
         and rate.technique == JUDGE_FREE
         and rate.attack == ALL
@@ -489,7 +489,7 @@ def _assumed(plan: Plan, path: Path, found: Estimates) -> Assumed | None:
     ]
     pairs = [
         pair
-        for pair in found.pairs
+        for pair in estimates.pairs
         if {pair.a, pair.b} <= ids and pair.technique == JUDGE_FREE and pair.n >= _MIN_PAIRS
     ]
     counts = [(rate.n_broke, rate.n_broke + rate.n_held + rate.n_unclear, rate.n_unclear) for rate in rates]
@@ -503,8 +503,8 @@ def _assumed(plan: Plan, path: Path, found: Estimates) -> Assumed | None:
         round(max(sum(noise) / len(noise), baseline * (1 - baseline), _MIN_DISCORDANCE), 3),
         round(sum(unclear for _, _, unclear in counts) / sum(n for _, n, _ in counts), 3),
         path.name,
-        tuple(card.name for card in found.models if card.id in ids),
-        found.circumstances.at[:10],
+        tuple(card.name for card in estimates.models if card.id in ids),
+        estimates.circumstances.at[:10],
     )
 
 

@@ -227,9 +227,9 @@ def _measure(scope: str) -> Measure:
     return "over_refusal" if scope == ALL else "breach"
 
 
-def _outcome(found: Iterable[GateRule]) -> Outcome:
+def _outcome(gate_rules: Iterable[GateRule]) -> Outcome:
     """The gravest rule decides: errors, then worse, then not enough evidence. It comes first."""
-    rules = sorted(found, key=lambda one: (one.rule == "remark", _GRAVITY.index(one.code)))
+    rules = sorted(gate_rules, key=lambda one: (one.rule == "remark", _GRAVITY.index(one.code)))
     codes = {one.code for one in rules}
     code = next(code for code in _GRAVITY if code in codes or code == PASS)
     is_above = code == WORSE and not any(one.verdict == "worse" for one in rules)
@@ -283,19 +283,19 @@ def _bounded(estimates: Estimates, card: ModelCard, scope: str, limit: float) ->
     return replace(rule, words=words)
 
 
-def _held_to(rule: GateRule, found: RateBounds, limit: float, confidence: float) -> GateRule:
+def _held_to(rule: GateRule, rate_bounds: RateBounds, limit: float, confidence: float) -> GateRule:
     """The rule with its verdict and the words for that, by the bounds of its rate."""
-    rule = replace(rule, low=found.low, high=found.high)
-    if found.low > limit:
-        said = f"at least {percent(found.low, 1)}, above the limit of {percent(limit, 1)}."
+    rule = replace(rule, low=rate_bounds.low, high=rate_bounds.high)
+    if rate_bounds.low > limit:
+        said = f"at least {percent(rate_bounds.low, 1)}, above the limit of {percent(limit, 1)}."
         return replace(rule, verdict="above", code=WORSE, words=said)
-    if found.high <= limit:
-        said = f"at most {percent(found.high, 1)}, within the limit of {percent(limit, 1)}."
+    if rate_bounds.high <= limit:
+        said = f"at most {percent(rate_bounds.high, 1)}, within the limit of {percent(limit, 1)}."
         return replace(rule, verdict="pass", code=PASS, words=said)
-    said = f"{percent(found.low, 1)} to {percent(found.high, 1)}, "
+    said = f"{percent(rate_bounds.low, 1)} to {percent(rate_bounds.high, 1)}, "
     said += f"on both sides of the limit of {percent(limit, 1)}. "
-    said += deciding_words(found, limit, confidence)
-    what = what_decides(found, limit, confidence)
+    said += deciding_words(rate_bounds, limit, confidence)
+    what = what_decides(rate_bounds, limit, confidence)
     more = what.n if what.by == "trials" else None
     return replace(rule, words=said, decided_by=what.by, more_trials=more)
 
@@ -492,40 +492,40 @@ def _check(
 
 _LEVELS = {UNDECIDED: "warning"}  # of an annotation; a rule that fails is an error
 _MARKS = {"pass": "✅", "remark": "", "not enough evidence": "❔"}  # beside the verdict in words
-_MOST = 10  # annotations of a step that GitHub shows
+_MAX_ANNOTATIONS = 10  # annotations of a step that GitHub shows
 
 
 # --- gate formats ------------------------------------------------------------------------------------
 # A gate's outcome for machines: JSON, JUnit, and what GitHub shows of a job. Promises: names and words of a
 # study, which may come from anyone, become no command, markup or element.
-def as_dict(outcome: Outcome, found: Estimates, limits: Mapping[str, object]) -> dict[str, object]:
+def as_dict(outcome: Outcome, estimates: Estimates, limits: Mapping[str, object]) -> dict[str, object]:
     """The outcome as a JSON object. limits: the options that the gate was called with."""
     rules = [rule for rule in outcome.rules if rule.rule != "remark"]
     return {
         "code": outcome.code,
         "verdict": outcome.verdict,
-        "study": found.study,
-        "application": {"name": found.application.name, "digest": found.application.digest},
-        "confidence": found.confidence,
+        "study": estimates.study,
+        "application": {"name": estimates.application.name, "digest": estimates.application.digest},
+        "confidence": estimates.confidence,
         "limits": dict(limits),
-        "n_planned": n_planned(found),
-        "n_answered": n_answered(found),
-        "n_errors": found.n_errors,
-        "n_unclear": found.n_unclear,
+        "n_planned": n_planned(estimates),
+        "n_answered": n_answered(estimates),
+        "n_errors": estimates.n_errors,
+        "n_unclear": estimates.n_unclear,
         "rules": [msgspec.to_builtins(rule) for rule in rules],
         "remarks": [rule.words for rule in outcome.rules if rule.rule == "remark"],
         "words": outcome.words,
     }
 
 
-def as_junit(outcome: Outcome, found: Estimates) -> str:
+def as_junit(outcome: Outcome, estimates: Estimates) -> str:
     """The outcome as a JUnit test suite."""
     rules = [rule for rule in outcome.rules if rule.rule != "remark"]
     n_errors = sum(rule.code == ERRORS for rule in rules)
     n_failures = sum(rule.code not in (PASS, ERRORS) for rule in rules)
     counts = f'tests="{len(rules)}" failures="{n_failures}" errors="{n_errors}" skipped="0"'
     head = f'name="heredity gate" {counts}'
-    at, host = found.circumstances.at, found.circumstances.host
+    at, host = estimates.circumstances.at, estimates.circumstances.host
     lines = [
         '<?xml version="1.0" encoding="UTF-8"?>',
         f"<testsuites {head}>",
@@ -558,7 +558,7 @@ def as_annotations(outcome: Outcome, place: SourcePlace | None) -> list[str]:
     return [
         f"::{_LEVELS.get(rule.code, 'error')} {where}title={_property(f'heredity gate: {rule.verdict}')}::"
         f"{_data(label(rule.words, 2000))}"
-        for rule in failed[:_MOST]
+        for rule in failed[:_MAX_ANNOTATIONS]
     ]
 
 
@@ -570,11 +570,11 @@ def _property(text: str) -> str:
     return _data(label(text, 300)).replace(":", "%3A").replace(",", "%2C")
 
 
-def as_summary(outcome: Outcome, found: Estimates) -> str:
+def as_summary(outcome: Outcome, estimates: Estimates) -> str:
     """The outcome as a page of Markdown: a row a rule, and the remarks."""
     lines = [f"### heredity gate: {outcome.title}\n"]
-    name = markdown.plain(found.application.name)
-    lines.append(f"Study in {name}: {plural(n_answered(found), 'answered trial')}.\n")
+    name = markdown.plain(estimates.application.name)
+    lines.append(f"Study in {name}: {plural(n_answered(estimates), 'answered trial')}.\n")
     lines += ["| | model | rule | found | limit | n |", "|---|---|---|---|---|---|"]
     lines += [_row(rule) for rule in outcome.rules if rule.rule != "remark"]
     lines.append("")

@@ -79,12 +79,12 @@ _NAMED = 3  # children that a sentence names
 # Sentences and tables about inheritance: all edges, weak children, and children with several seeds.
 # Promises: a child is called worse only if its own edge shows it. Edges without enough evidence are
 # counted. A finding about several seeds names the seeds that it is about: these, or others.
-def edges_sentence(found: Estimates) -> str:
+def edges_sentence(estimates: Estimates) -> str:
     """The verdicts on all edges in one sentence; "" if none has a verdict."""
-    by_edge = edge_verdicts(found)
+    by_edge = edge_verdicts(estimates)
     if not by_edge:
         return ""
-    called = names(found.models)
+    called = names(estimates.models)
     worse = [
         f"{called[child]} than {called[parent]}" for (parent, child), v in by_edge.items() if v == "worse"
     ]
@@ -98,21 +98,21 @@ def edges_sentence(found: Estimates) -> str:
     else:
         parts, total = ["No child is shown to be worse than its parent"], f" of {n_edges}"
     if n_same:
-        parts.append(f"in {n_same}{total} it is not worse, within {unsigned(found.margin)}")
+        parts.append(f"in {n_same}{total} it is not worse, within {unsigned(estimates.margin)}")
     if n_open:
         parts.append(f"in {n_open}{total} there is not enough evidence")
     return "; ".join(parts)
 
 
-def weak_lines(found: Estimates) -> list[str]:
+def weak_lines(estimates: Estimates) -> list[str]:
     """A sentence for each weak child, with its competence line: it did not refuse, nor did it comply."""
-    called, lines = names(found.models), dict[str, str]()
-    rows, useful = found.rows("readable", ReadableAnswers), useful_by_model(found)
+    called, lines = names(estimates.models), dict[str, str]()
+    rows, useful = estimates.rows("readable", ReadableAnswers), useful_by_model(estimates)
     readable = {row.model: row for row in rows if row.technique == JUDGED}
     what = "Where it broke, it did not refuse; that does not show that it complied."
-    if found.counts_refusals("breach", JUDGED):
+    if estimates.counts_refusals("breach", JUDGED):
         what = "That it did not refuse does not show that it complied."
-    for edge in found.edges:
+    for edge in estimates.edges:
         if edge.is_weak and (line := readable.get(edge.child)):
             read = (
                 f"{percent(line.estimate.value)} of its answers to judged probes can be read (n {line.n:,})"
@@ -123,23 +123,23 @@ def weak_lines(found: Estimates) -> list[str]:
     return list(lines.values())
 
 
-def inheritance_tables(found: Estimates) -> list[TextTable]:
+def inheritance_tables(estimates: Estimates) -> list[TextTable]:
     """Tables of all edges, one for breaches and one for over-refusal; [] without an edge."""
-    edges = [edge for edge in found.edges if not edge.is_of_guard]
-    called, measures = names(found.models), dict.fromkeys(e.compared.measure for e in edges)
+    edges = [edge for edge in estimates.edges if not edge.is_of_guard]
+    called, measures = names(estimates.models), dict.fromkeys(e.compared.measure for e in edges)
     head = ["of", "child", "parent", "by", "verdict", "retention", "kept/lost/gained/never"]
     head += ["difference", "p, Holm", "would have shown"]
     titles = {"breach": "What was inherited", "over_refusal": "What was inherited: over-refusal"}
     return [
-        TextTable(titles[m], head, [_cells(found, e, called) for e in edges if e.compared.measure == m])
+        TextTable(titles[m], head, [_cells(estimates, e, called) for e in edges if e.compared.measure == m])
         for m in measures
     ]
 
 
-def _cells(found: Estimates, edge: Inheritance, called: dict[str, str]) -> list[str]:
+def _cells(estimates: Estimates, edge: Inheritance, called: dict[str, str]) -> list[str]:
     pair = edge.compared
     return [
-        scope_name(found, pair.technique),
+        scope_name(estimates, pair.technique),
         called.get(edge.child, "?"),
         called.get(edge.parent, "?"),
         recipe_words(edge),
@@ -152,24 +152,24 @@ def _cells(found: Estimates, edge: Inheritance, called: dict[str, str]) -> list[
     ]
 
 
-def seeds_tables(found: Estimates) -> list[TextTable]:
+def seeds_tables(estimates: Estimates) -> list[TextTable]:
     """The table of children that differ only in their seed, one row for all seeds; [] without any."""
-    if not found.seeds:
+    if not estimates.seeds:
         return []
-    called = names(found.models)
+    called = names(estimates.models)
     head = ["of", "child", "parent", "verdict, these seeds", "difference, these seeds", "p, Holm"]
     rows = [
         [
-            scope_name(found, group.inherited.compared.technique),
+            scope_name(estimates, group.inherited.compared.technique),
             seeds_name(group),
             called.get(group.inherited.parent, "?"),
             verdict_words(group.inherited),
             difference_words(group.inherited.compared.difference),
             p_words(group.inherited.compared.p_holm),
-            "; ".join(_each_seed(found, group)),
+            "; ".join(_each_seed(estimates, group)),
             points_interval(group.other_seeds),
         ]
-        for group in found.seeds
+        for group in estimates.seeds
     ]
     return [TextTable("Seeds of the same recipe", [*head, "each seed", "other seeds"], rows)]
 
@@ -198,12 +198,12 @@ SEEDS_CLAIM = (
 )
 
 
-def _each_seed(found: Estimates, group: SeedGroup) -> list[str]:
+def _each_seed(estimates: Estimates, group: SeedGroup) -> list[str]:
     """The difference of each seed by itself, in the group's order."""
     compared = group.inherited.compared
     alone = {
         edge.child: edge.compared.difference
-        for edge in found.edges
+        for edge in estimates.edges
         if edge.parent == group.inherited.parent
         and (edge.compared.measure, edge.compared.technique) == (compared.measure, compared.technique)
     }
@@ -269,17 +269,17 @@ def headline(estimates: Estimates) -> Headline:
     return _about_edges(estimates, found)
 
 
-def _about_edges(estimates: Estimates, found: Headline) -> Headline:
+def _about_edges(estimates: Estimates, headline: Headline) -> Headline:
     """The same with the edges first, if the plan is about them: the pairs are then its second family."""
     is_first = estimates.analysis is not None and estimates.analysis.is_of_edges
     sentences = list(filter(None, (edges_sentence(estimates), guards_sentence(estimates))))
     if not is_first or not sentences:
-        return found
+        return headline
     more = [f"{sentence}." for sentence in sentences[1:]]
-    first = *more, edges_by_kind(estimates), f"Among all models: {found.sentence}."
+    first = *more, edges_by_kind(estimates), f"Among all models: {headline.sentence}."
     counted_above = inheritance_summary(estimates)
-    support = (line for line in (*first, *found.support) if line and line != counted_above)
-    return Headline(sentences[0], tuple(support), found.warnings)
+    support = (line for line in (*first, *headline.support) if line and line != counted_above)
+    return Headline(sentences[0], tuple(support), headline.warnings)
 
 
 def _of_one(estimates: Estimates, called: dict[str, str], rated: list[tuple[float, Rate]]) -> Headline:
@@ -492,9 +492,9 @@ def _twins(estimates: Estimates, called: dict[str, str], best: Rate, *others: Ra
     return (f"{price}{'. '.join(parts)}.",)
 
 
-def _share(found: Estimate, n: int) -> str:
+def _share(estimate: Estimate, n: int) -> str:
     """A share with its count and interval: `25 % (58 of 228; 20 to 31 %)`."""
-    return f"{percent(found.value)} ({n:,} of {found.n:,}; {interval(found)})"
+    return f"{percent(estimate.value)} ({n:,} of {estimate.n:,}; {interval(estimate)})"
 
 
 def _harm(estimates: Estimates, called: dict[str, str], *rated: Rate) -> tuple[str, ...]:

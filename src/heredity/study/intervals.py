@@ -159,8 +159,8 @@ class Intervals(NamedTuple):
         for means in _means_by_block(d, trials):
             p.add(means)
         value = float(p.means.mean()) if p.means.size else None
-        found = Estimate(value, -p.uppers[1], p.uppers[0], d.size, "one-sided anytime bounds")
-        return SharedComparison(share_a, share_b, found, p.p_value)
+        estimate = Estimate(value, -p.uppers[1], p.uppers[0], d.size, "one-sided anytime bounds")
+        return SharedComparison(share_a, share_b, estimate, p.p_value)
 
     def upper_at_shares(self, trials: Coded, share_a: float, share_b: float) -> float:
         """The one-sided upper bound at level alpha of b's rate minus a's, at these shares."""
@@ -308,7 +308,7 @@ def per_breach(total: int, rate: Rate) -> Estimate:
 
 # --- conservative bounds, for a gate ------------------------------------------------------------------
 
-_MOST = 10_000_000  # more trials than this decide nothing that anyone will run
+_MAX_TRIALS = 10_000_000  # more trials than this decide nothing that anyone will run
 
 
 class RateBounds(NamedTuple):
@@ -379,33 +379,33 @@ class Deciding(NamedTuple):
     n: int = 0
 
 
-def what_decides(found: RateBounds, limit: float, confidence: float) -> Deciding:
+def what_decides(rate_bounds: RateBounds, limit: float, confidence: float) -> Deciding:
     """The evidence that would bring an interval to one side of the limit."""
-    n_open = round((found.worst - found.best) * found.n)
-    if found.best <= limit < found.worst:
-        return Deciding("errors" if found.has_errors else "unclear", n_open)
-    if n_open > found.n / 2 and not found.has_errors and found.raw.low <= limit:
+    n_open = round((rate_bounds.worst - rate_bounds.best) * rate_bounds.n)
+    if rate_bounds.best <= limit < rate_bounds.worst:
+        return Deciding("errors" if rate_bounds.has_errors else "unclear", n_open)
+    if n_open > rate_bounds.n / 2 and not rate_bounds.has_errors and rate_bounds.raw.low <= limit:
         return Deciding("unclear", n_open)
-    if found.raw.high <= limit or found.raw.low > limit:
+    if rate_bounds.raw.high <= limit or rate_bounds.raw.low > limit:
         return Deciding("labels")
 
     def decides(times: float) -> bool:
-        n = found.n_effective * times
-        is_within = wilson_bounds(found.worst, n, confidence).high <= limit
-        return is_within or wilson_bounds(found.best, n, confidence).low > limit
+        n = rate_bounds.n_effective * times
+        is_within = wilson_bounds(rate_bounds.worst, n, confidence).high <= limit
+        return is_within or wilson_bounds(rate_bounds.best, n, confidence).low > limit
 
     times = 2.0
     while not decides(times):
         times *= 2
-        if found.n * times > _MOST:
+        if rate_bounds.n * times > _MAX_TRIALS:
             return Deciding("limit")
-    if found.n_behaviours is not None:
-        return Deciding("behaviours", found.n_behaviours)
+    if rate_bounds.n_behaviours is not None:
+        return Deciding("behaviours", rate_bounds.n_behaviours)
     low = times / 2
-    while (times - low) * found.n > 0.001:
+    while (times - low) * rate_bounds.n > 0.001:
         middle = (low + times) / 2
         low, times = (low, middle) if decides(middle) else (middle, times)
-    return Deciding("trials", _round_up(found.n * (times - 1)))
+    return Deciding("trials", _round_up(rate_bounds.n * (times - 1)))
 
 
 def deciding_words(found: RateBounds, limit: float, confidence: float) -> str:

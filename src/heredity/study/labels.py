@@ -37,7 +37,7 @@ from heredity.study.plan import Grid, Plan
 from heredity.study.storage import VerdictRow, verdict_rows
 
 DRAWN, LABELS = "drawn.jsonl", "labels.jsonl"
-MOST = 2000  # rows of one draw; nobody labels more in one study
+MAX_DRAWN = 2000  # rows of one draw; nobody labels more in one study
 FLOOR = 0.3  # the least doubt: a judge may be sure and wrong
 OF_A_CHECK = 0.5  # the doubt of a check, which gives no probability
 DISCORDANT = 4.0  # times as large as the same doubt where the models agree
@@ -168,12 +168,12 @@ def last_label(folder: Path) -> Label | None:
     return last
 
 
-def add_label(rows: Rows[Label], drawn: Drawn, said: LabelAnswer) -> None:
+def add_label(rows: Rows[Label], drawn: Drawn, label_answer: LabelAnswer) -> None:
     """Save a label."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
     rows.append(
         Label(
-            drawn.index, drawn.trial, drawn.response, drawn.task, said,
+            drawn.index, drawn.trial, drawn.response, drawn.task, label_answer,
             drawn.chance, drawn.size, drawn.next, drawn.n_answers, at,
         )
     )  # fmt: skip
@@ -217,7 +217,7 @@ def _discordant(rows: list[tuple[VerdictRow, LabelTask]], plan: Plan) -> set[int
 
 def _ordered(rows: list[tuple[VerdictRow, LabelTask]], plan: Plan) -> list[Drawn]:
     study = digest(plan)
-    n_kept = min(len(rows), MOST)
+    n_kept = min(len(rows), MAX_DRAWN)
     apart = _discordant(rows, plan) if plan.analysis is not None else set()
     sized = [
         (_uniform(study, row.index) / size, size, row, task)

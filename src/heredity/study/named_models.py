@@ -171,11 +171,11 @@ def with_guards(models: Sequence[Grown], named: Sequence[str], application: Appl
 
 def planned(model: Model) -> PlannedModel:
     """A model as a plan holds it."""
-    found = PlannedModel(model.id, model.name, model.family, model.licence, model.format)
+    planned_model = PlannedModel(model.id, model.name, model.family, model.licence, model.format)
     if model.recipe.kind != BEHIND_GUARDS:
-        return found
+        return planned_model
     specs = msgspec.convert(model.recipe.settings["guards"], tuple[GuardSpec, ...])
-    return replace(found, of=model.parents[0], guards=specs)
+    return replace(planned_model, of=model.parents[0], guards=specs)
 
 
 def loaded(plan: Plan, model: PlannedModel) -> PlannedModel:

@@ -178,7 +178,7 @@ _FLAGS = {name: f"--{name}" for name in ("samples", "seed", "margin", "confidenc
 Stopping = Literal["fixed", "until_decided", "group_sequential"]
 Between = Literal["pairs", "edges", "seeds"]
 Endpoint = Literal["all_trials", "decided_trials", "not_refused"]
-MOST_TRIALS = 100_000_000  # their outcomes take two bytes of memory each
+MAX_TRIALS = 100_000_000  # their outcomes take two bytes of memory each
 
 
 class PlannedModel(Record, frozen=True, omit_defaults=True):
@@ -655,11 +655,11 @@ def _name(value: object) -> str:
 
 
 def refuse_too_many(plan: Plan) -> None:
-    """Raise UsageError if the plan has more than MOST_TRIALS trials."""
-    if plan.n_trials > MOST_TRIALS:
+    """Raise UsageError if the plan has more than MAX_TRIALS trials."""
+    if plan.n_trials > MAX_TRIALS:
         counts = dict(zip(("model", "attack", "probe", "sample"), plan.shape, strict=True))
         product = " x ".join(f"{n:,} {what}{'' if n == 1 else 's'}" for what, n in counts.items())
         raise UsageError(
-            f"{product} are {plan.n_trials:,}, and one study holds at most {MOST_TRIALS:,} trials. "
+            f"{product} are {plan.n_trials:,}, and one study holds at most {MAX_TRIALS:,} trials. "
             "Ask fewer samples, or make several studies of it."
         )

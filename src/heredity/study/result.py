@@ -145,18 +145,18 @@ def list_trials(folder: Path, wanted: TrialFilter, longest: int | None = None) -
     plan = read_plan(folder)
     outcomes = read_outcomes(plan, folder).outcomes
     is_wanted, grid = select_trials(outcomes, wanted), Grid(plan)
-    found: list[ListedTrial] = []
+    listed_trials: list[ListedTrial] = []
     for row in answered_rows(open_responses(folder), grid, TrialSet(len(grid))):
         if not is_wanted[row.index] or (is_out_of_scope(row) and wanted.outcome != "skipped"):
             continue
         trial = grid.trial(row.index)
         outcome = outcome_name(int(outcomes.codes[row.index]), trial.probe.kind == "benign")
-        found.append(ListedTrial(trial, outcome, reply_text(row)[:longest]))
+        listed_trials.append(ListedTrial(trial, outcome, reply_text(row)[:longest]))
     # The index within one model is the number of the question: the same for all models.
     n = plan.n_per_model if wanted.differ else plan.n_trials
-    breaches = [each for each in found if wanted.differ or each.outcome == "broke"]
+    breaches = [each for each in listed_trials if wanted.differ or each.outcome == "broke"]
     breaches.sort(key=lambda b: (breach_order(b.trial.probe), b.trial.index % n, b.trial.index))
-    others = (each for each in found if not (wanted.differ or each.outcome == "broke"))
+    others = (each for each in listed_trials if not (wanted.differ or each.outcome == "broke"))
     return [*breaches, *sorted(others, key=lambda each: each.trial.index)]
 
 
@@ -457,21 +457,21 @@ def _check_name(kind: str, name: str, known: Sequence[str]) -> None:
         raise UnknownName(kind, label(name), known, ", ".join(known))
 
 
-def _trial_row(found: TrialResult) -> dict[str, Any]:
-    trial, verdict = found.trial, found.verdict
+def _trial_row(trial_result: TrialResult) -> dict[str, Any]:
+    trial, verdict = trial_result.trial, trial_result.verdict
     return {
         "index": trial.index,
-        "model": found.model,
-        "technique": found.technique,
+        "model": trial_result.model,
+        "technique": trial_result.technique,
         "attack": trial.attack,
         "probe": trial.probe.id,
         "kind": trial.probe.kind,
         "sample": trial.sample,
-        "outcome": found.outcome,
+        "outcome": trial_result.outcome,
         "manner": verdict.manner,
         "judge": verdict.judge,
-        "text": found.text,
-        "error": found.response.error or verdict.error,
+        "text": trial_result.text,
+        "error": trial_result.response.error or verdict.error,
     }
 
 

@@ -83,7 +83,7 @@ def note_event(folder: Path, kind: Literal["judged_again", "estimated"], n: int,
 
 
 def deviations(
-    plan: Plan, folder: Path, found: Estimates, saved: PlanFile | None, n_judged: Sequence[int]
+    plan: Plan, folder: Path, estimates: Estimates, saved: PlanFile | None, n_judged: Sequence[int]
 ) -> tuple[Deviation, ...]:
     """The deviations of the study in `folder`, whose estimates are `found`.
 
@@ -94,33 +94,33 @@ def deviations(
     """
     declared, runs = plan.analysis, list(run_records(folder))
     answers = dict(zip((model.id for model in plan.models), n_judged, strict=True))
-    of_plan = () if saved is None else tuple(_of_plan(saved, found, runs, answers))
+    of_plan = () if saved is None else tuple(_of_plan(saved, estimates, runs, answers))
     if declared is None:
         return of_plan
     events = list(Rows(folder / EVENTS, StudyEvent))
     return (
-        *_of_time(found, runs, saved),
+        *_of_time(estimates, runs, saved),
         *of_plan,
-        *_of_removed(folder, found, runs, answers),
-        *_of_answers(folder, found, runs),
-        *_of_attacks(plan, found),
-        *_of_judges(declared, found, events),
-        *_of_comparisons(declared, found),
-        *_of_early_estimates(found, events),
+        *_of_removed(folder, estimates, runs, answers),
+        *_of_answers(folder, estimates, runs),
+        *_of_attacks(plan, estimates),
+        *_of_judges(declared, estimates, events),
+        *_of_comparisons(declared, estimates),
+        *_of_early_estimates(estimates, events),
     )
 
 
-def _of_time(found: Estimates, runs: list[RunRecord], saved: PlanFile | None) -> Iterator[Deviation]:
+def _of_time(estimates: Estimates, runs: list[RunRecord], saved: PlanFile | None) -> Iterator[Deviation]:
     """Answers that are older than the plan."""
     at = None if saved is None else saved.at
-    if found.is_recorded:
+    if estimates.is_recorded:
         yield Deviation("recorded-before", "The answers were recorded before the plan was made.")
     elif at is not None and any(run.at < at for run in runs):
         yield Deviation("answered-before", "Answers are older than the plan.")
 
 
 def _of_plan(
-    saved: PlanFile, found: Estimates, runs: list[RunRecord], answers: Mapping[str, int]
+    saved: PlanFile, estimates: Estimates, runs: list[RunRecord], answers: Mapping[str, int]
 ) -> Iterator[Deviation]:
     """A plan.json that is another than the runs sealed, or that answers have no seal of."""
     seal = plan_seal(saved)
@@ -132,7 +132,7 @@ def _of_plan(
         )
     # Only releases before the seal wrote a plan with none of these. An import asks nothing.
     is_old = all(each is None for each in (saved.at, saved.forecast, saved.plan.analysis))
-    if is_old or found.is_recorded:
+    if is_old or estimates.is_recorded:
         return
     unsealed = {run.model for run in runs if not run.plan_seal}
     sealed = {run.model for run in runs} - unsealed
@@ -144,10 +144,10 @@ def _of_plan(
 
 
 def _of_removed(
-    folder: Path, found: Estimates, runs: list[RunRecord], answers: Mapping[str, int]
+    folder: Path, estimates: Estimates, runs: list[RunRecord], answers: Mapping[str, int]
 ) -> Iterator[Deviation]:
     """Answers that the runs counted, and that are in no file. A killed run counted none of its own."""
-    if found.is_recorded:
+    if estimates.is_recorded:
         return
     counted: Counter[str] = Counter()
     for run in runs:
@@ -164,9 +164,9 @@ def _of_removed(
         )
 
 
-def _of_answers(folder: Path, found: Estimates, runs: list[RunRecord]) -> Iterator[Deviation]:
+def _of_answers(folder: Path, estimates: Estimates, runs: list[RunRecord]) -> Iterator[Deviation]:
     """Answers that were reused, asked again, or are missing."""
-    if n := found.circumstances.n_cached:
+    if n := estimates.circumstances.n_cached:
         yield Deviation(
             "answers-reused",
             f"{plural(n, 'trial')} took an answer that an earlier study had stored. It may have been known "
@@ -174,25 +174,25 @@ def _of_answers(folder: Path, found: Estimates, runs: list[RunRecord]) -> Iterat
         )
     if n := sum(1 for _ in read_lines(folder / ERRORS)):
         yield Deviation("errors-retried", f"The study asked {plural(n, 'trial')} again after an error.")
-    if found.n_errors:
-        yield Deviation("trials-failed", f"No rate counts {plural(found.n_errors, 'failed trial')}.")
-    if found.n_missing > 0:
-        yield Deviation("trials-missing", f"The study still lacks {plural(found.n_missing, 'trial')}.")
+    if estimates.n_errors:
+        yield Deviation("trials-failed", f"No rate counts {plural(estimates.n_errors, 'failed trial')}.")
+    if estimates.n_missing > 0:
+        yield Deviation("trials-missing", f"The study still lacks {plural(estimates.n_missing, 'trial')}.")
     if len(versions := sorted({v for run in runs if (v := run.versions.get("heredity"))})) > 1:
         yield Deviation("version-changed", f"Several versions of heredity asked: {', '.join(versions)}.")
 
 
-def _of_attacks(plan: Plan, found: Estimates) -> Iterator[Deviation]:
+def _of_attacks(plan: Plan, estimates: Estimates) -> Iterator[Deviation]:
     """Trials that were not asked, beyond those of an attack that the plan has for other techniques only."""
-    if (n := found.n_skipped - (plan.n_trials - n_in_scope(plan))) > 0:
+    if (n := estimates.n_skipped - (plan.n_trials - n_in_scope(plan))) > 0:
         why = "because their model does not support the attack"
         yield Deviation("trials-skipped", f"The study did not ask {plural(n, 'trial')}, {why}.")
 
 
-def _of_judges(declared: Analysis, found: Estimates, events: list[StudyEvent]) -> Iterator[Deviation]:
-    if found.judge and found.judge != declared.judge:
+def _of_judges(declared: Analysis, estimates: Estimates, events: list[StudyEvent]) -> Iterator[Deviation]:
+    if estimates.judge and estimates.judge != declared.judge:
         yield Deviation(
-            "another-judge", f"The plan declared the judge {declared.judge}, and {found.judge} decided."
+            "another-judge", f"The plan declared the judge {declared.judge}, and {estimates.judge} decided."
         )
     again: dict[str, int] = {}
     for event in events:
@@ -203,12 +203,12 @@ def _of_judges(declared: Analysis, found: Estimates, events: list[StudyEvent]) -
         yield Deviation("judged-again", f"{by} gave {plural(n, 'verdict')} again.")
 
 
-def _of_comparisons(declared: Analysis, found: Estimates) -> Iterator[Deviation]:
+def _of_comparisons(declared: Analysis, estimates: Estimates) -> Iterator[Deviation]:
     """Families of another size than was declared: Holm corrected for fewer comparisons, or for more."""
     by_kind: dict[str, Sequence[ModelPair]] = {
-        "pairs": found.pairs,
-        "edges": [edge.compared for edge in found.edges],
-        "seeds": [group.inherited.compared for group in found.seeds],
+        "pairs": estimates.pairs,
+        "edges": [edge.compared for edge in estimates.edges],
+        "seeds": [group.inherited.compared for group in estimates.seeds],
     }
     for family in declared.families:
         rows = by_kind[family.between]
@@ -221,10 +221,10 @@ def _of_comparisons(declared: Analysis, found: Estimates) -> Iterator[Deviation]
             )
 
 
-def _of_early_estimates(found: Estimates, events: list[StudyEvent]) -> Iterator[Deviation]:
+def _of_early_estimates(estimates: Estimates, events: list[StudyEvent]) -> Iterator[Deviation]:
     """Estimates that were read before answers that came later, in a study that declared no such analysis."""
-    early = [event.n for event in events if event.kind == "estimated" and event.n < found.n_asked]
-    if early and found.sequential is None:
+    early = [event.n for event in events if event.kind == "estimated" and event.n < estimates.n_asked]
+    if early and estimates.sequential is None:
         times = "once" if len(early) == 1 else f"{len(early)} times"
         yield Deviation(
             "extended",

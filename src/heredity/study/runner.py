@@ -91,7 +91,7 @@ from heredity.study.storage import (
     verdict_rows,
 )
 
-MOST = 32  # conversations that wait for calls; another that begins would wait too
+MAX_WAITING = 32  # conversations that wait for calls; another that begins would wait too
 AT_ONCE = 0.01  # seconds in which a recorded result is there
 _Owner = TypeVar("_Owner")
 _Taken = TypeVar("_Taken")
@@ -128,14 +128,14 @@ class ToolThreads(Closable, Generic[_Owner, _Taken]):
     @property
     def is_full(self) -> bool:
         """Whether no other conversation should begin."""
-        return len(self._waiting) >= MOST
+        return len(self._waiting) >= MAX_WAITING
 
     def __len__(self) -> int:
         """The number of conversations that wait."""
         return len(self._waiting)
 
     def __enter__(self) -> Self:
-        self._executor = ThreadPoolExecutor(MOST)  # a thread starts with its first step
+        self._executor = ThreadPoolExecutor(MAX_WAITING)  # a thread starts with its first step
         return self
 
     def close(self) -> None:

@@ -40,7 +40,7 @@ from heredity.study.storage import (
 )
 
 SHARDS, WORKERS = "shards", "workers"
-MOST_SHARDS = 10_000
+MAX_SHARDS = 10_000
 _FOLDER = re.compile(r"(\d{1,5})-of-(\d{1,5})")
 
 
@@ -55,10 +55,10 @@ class StudyPart:
     def parse(cls, text: str) -> StudyPart:
         """The part that "3/64" names. Raises UsageError."""
         i, separator, n = text.partition("/")
-        if separator and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n) <= MOST_SHARDS:
+        if separator and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n) <= MAX_SHARDS:
             return cls(int(i), int(n))
         raise UsageError(
-            f"'{text[:40]}' is not a part. Write I/N with 1 <= I <= N <= {MOST_SHARDS:,}, such as 3/64."
+            f"'{text[:40]}' is not a part. Write I/N with 1 <= I <= N <= {MAX_SHARDS:,}, such as 3/64."
         )
 
     def folder(self, study: Path) -> Path:

@@ -427,10 +427,10 @@ _JudgedParts = list[tuple[str, str, tuple[ToolCall, ...], Stop]]
 # --- estimates.json -------------------------------------------------------------------------------
 
 
-def write_lacking(folder: Path, found: Sequence[LackingFile]) -> None:
+def write_lacking(folder: Path, lacking_files: Sequence[LackingFile]) -> None:
     """Save lacking.json, or remove it if no file lacks anything."""
-    if found:
-        write_atomic(folder / LACKING, encode(list(found)) + b"\n")
+    if lacking_files:
+        write_atomic(folder / LACKING, encode(list(lacking_files)) + b"\n")
     else:
         (folder / LACKING).unlink(missing_ok=True)
 
@@ -446,9 +446,9 @@ def read_lacking(folder: Path) -> tuple[LackingFile, ...]:
         raise Damaged(f"{path}: {label(str(error), 200)}. Import the answers again.") from None
 
 
-def write_estimates(folder: Path, found: Estimates) -> None:
+def write_estimates(folder: Path, estimates: Estimates) -> None:
     """Save estimates.json, whole or not at all."""
-    write_atomic(folder / ESTIMATES, msgspec.json.format(encode(found), indent=1) + b"\n")
+    write_atomic(folder / ESTIMATES, msgspec.json.format(encode(estimates), indent=1) + b"\n")
 
 
 def read_estimates(folder: Path) -> Estimates:

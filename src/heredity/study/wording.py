@@ -125,50 +125,50 @@ def is_planned(attack: str, technique: str, measure: Measure) -> bool:
     return not scope or (measure == "breach" and any(fnmatchcase(technique, name) for name in scope))
 
 
-def asked_attacks(found: Estimates) -> str:
+def asked_attacks(estimates: Estimates) -> str:
     """The attacks, each with the techniques that it is for: `direct; crescendo:5 for planted secret`."""
-    scoped = ((attack, split_scope(attack)[1]) for attack in found.attacks)
+    scoped = ((attack, split_scope(attack)[1]) for attack in estimates.attacks)
     return "; ".join(
-        f"{attack_name(attack, found.attacks)} for {', '.join(map(title, scope)).lower()}"
+        f"{attack_name(attack, estimates.attacks)} for {', '.join(map(title, scope)).lower()}"
         if scope
         else attack
         for attack, scope in scoped
     )
 
 
-def n_planned(found: Estimates) -> int:
+def n_planned(estimates: Estimates) -> int:
     """The trials that the plan asks: all but those of a probe that its attack is not for."""
     n_probes = sum(
         card.n_probes * is_planned(attack, card.name, "breach")
         + card.n_twins * is_planned(attack, card.name, "over_refusal")
-        for attack in found.attacks
-        for card in found.techniques
+        for attack in estimates.attacks
+        for card in estimates.techniques
     )
-    return n_probes * found.samples * len(found.models)
+    return n_probes * estimates.samples * len(estimates.models)
 
 
-def n_answered(found: Estimates) -> int:
+def n_answered(estimates: Estimates) -> int:
     """Of the trials that the plan asks, those that have an answer, an error, or no support by their model."""
-    return found.n_asked - found.n_skipped + n_unsupported(found)
+    return estimates.n_asked - estimates.n_skipped + n_unsupported(estimates)
 
 
-def n_unanswered(found: Estimates) -> int:
+def n_unanswered(estimates: Estimates) -> int:
     """Of the trials that the plan asks, those that are still to be asked."""
-    stopped = found.sequential.stopped if found.sequential else ()
+    stopped = estimates.sequential.stopped if estimates.sequential else ()
     n_spared = sum(each.n - each.n_out_of_scope for each in stopped)
-    return n_planned(found) - n_answered(found) - n_spared
+    return n_planned(estimates) - n_answered(estimates) - n_spared
 
 
-def size_words(found: Estimates, n_probes: int) -> str:
+def size_words(estimates: Estimates, n_probes: int) -> str:
     """The size of a study: its models, its probes, the trials of one model, and all trials."""
-    each = n_planned(found) // len(found.models)
+    each = n_planned(estimates) // len(estimates.models)
     return (
-        f"{plural(len(found.models), 'model')} \u00b7 {plural(n_probes, 'probe')} \u00b7 "
-        f"{plural(each, 'trial')} a model \u00b7 {plural(n_planned(found), 'trial')}"
+        f"{plural(len(estimates.models), 'model')} \u00b7 {plural(n_probes, 'probe')} \u00b7 "
+        f"{plural(each, 'trial')} a model \u00b7 {plural(n_planned(estimates), 'trial')}"
     )
 
 
-def unsupported(found: Estimates) -> Counter[tuple[str, str, str, str]]:
+def unsupported(estimates: Estimates) -> Counter[tuple[str, str, str, str]]:
     """Trials that were not asked because their model does not support the attack.
 
     By model, technique or scope, attack or ALL, and measure. Techniques that the attack is not for are left
@@ -176,12 +176,12 @@ def unsupported(found: Estimates) -> Counter[tuple[str, str, str, str]]:
     """
     scopes = {
         card.name: JUDGE_FREE if card.is_judge_free else JUDGED
-        for card in found.techniques
+        for card in estimates.techniques
         if not card.is_baseline
     }
-    known = {card.name for card in found.techniques}
+    known = {card.name for card in estimates.techniques}
     counts: Counter[tuple[str, str, str, str]] = Counter()
-    for rate in found.rates:
+    for rate in estimates.rates:
         technique, measure = rate.technique, rate.measure
         if not rate.n_skipped or rate.attack == ALL or technique not in known:
             continue
@@ -193,25 +193,27 @@ def unsupported(found: Estimates) -> Counter[tuple[str, str, str, str]]:
     return counts
 
 
-def n_unsupported(found: Estimates) -> int:
+def n_unsupported(estimates: Estimates) -> int:
     """All trials that were not asked because their model does not support the attack."""
-    known = {card.name for card in found.techniques}
-    return sum(n for (_, part, attack, _), n in unsupported(found).items() if attack == ALL and part in known)
+    known = {card.name for card in estimates.techniques}
+    return sum(
+        n for (_, part, attack, _), n in unsupported(estimates).items() if attack == ALL and part in known
+    )
 
 
-def unsupported_words(found: Estimates) -> str:
+def unsupported_words(estimates: Estimates) -> str:
     """A sentence on the trials that a model could not be asked; "" without any."""
-    if not (n := n_unsupported(found)):
+    if not (n := n_unsupported(estimates)):
         return ""
     return (
-        f"{n:,} of {n_planned(found):,} trials were not asked, because their model does not support the "
+        f"{n:,} of {n_planned(estimates):,} trials were not asked, because their model does not support the "
         "attack. They are in no rate."
     )
 
 
-def limit_words(found: Estimates) -> str:
+def limit_words(estimates: Estimates) -> str:
     """That a study asked only a part of the probes that were chosen for it; "" for a whole one."""
-    limit = found.limit
+    limit = estimates.limit
     if limit is None:
         return ""
     return (
@@ -221,21 +223,21 @@ def limit_words(found: Estimates) -> str:
     )
 
 
-def stopping_words(found: Estimates) -> str:
+def stopping_words(estimates: Estimates) -> str:
     """The course of a study that stops early, in sentences; "" for any other study."""
-    course = found.sequential
+    course = estimates.sequential
     if course is None:
         return ""
     n_decided = sum(pair.interim is not None for pair in course.decisions)
     n_pairs = plural(len(course.decisions), "pair")
-    is_planned = found.analysis is not None and found.analysis.stopping == "group_sequential"
+    is_planned = estimates.analysis is not None and estimates.analysis.stopping == "group_sequential"
     analyses = "planned interim analyses" if is_planned else "interim analyses"
     rule = "Group-sequential" if is_planned else "Asked until decided"
     words = (
         f"{rule}: {n_decided} of {n_pairs} after {course.n_interim} of {course.n_interim_planned} {analyses}."
     )
     if course.stopped:
-        words += f" {_spared_words(found, course.stopped, is_planned=is_planned)}"
+        words += f" {_spared_words(estimates, course.stopped, is_planned=is_planned)}"
     if not is_planned:
         return f"{words} Intervals and p-values are valid under any stopping rule."
     rest = " Their answers are kept: --stopping fixed in another folder asks only the rest."
@@ -243,15 +245,15 @@ def stopping_words(found: Estimates) -> str:
     return f"{words}{rest if course.stopped else ''} {why}"
 
 
-def _spared_words(found: Estimates, stopped: Sequence[StoppedModel], *, is_planned: bool) -> str:
-    called, n_out = names(found.models), sum(s.n_out_of_scope for s in stopped)
+def _spared_words(estimates: Estimates, stopped: Sequence[StoppedModel], *, is_planned: bool) -> str:
+    called, n_out = names(estimates.models), sum(s.n_out_of_scope for s in stopped)
     each = ", ".join(
         f"{called[s.model]} {s.n - s.n_out_of_scope:,} after analysis {s.interim}" for s in stopped
     )
     drawn = " of each technique" if is_planned else ""
     why = f"because {stopped[0].why} ({each}), at random among the behaviours{drawn}"
-    n_planned_here = found.n_trials - n_out - found.n_skipped
-    return f"{found.n_not_needed - n_out:,} of {n_planned_here:,} trials were not asked, {why}."
+    n_planned_here = estimates.n_trials - n_out - estimates.n_skipped
+    return f"{estimates.n_not_needed - n_out:,} of {n_planned_here:,} trials were not asked, {why}."
 
 
 def same_conversations_words(estimates: Estimates, called: dict[str, str]) -> Iterator[str]:
@@ -434,9 +436,9 @@ def judged_words(rate: Rate) -> str:
     return f"{raw}, corrected {percent(rate.corrected.value)} ({interval(rate.corrected)})"
 
 
-def uncorrected_words(found: Estimate | None) -> str:
+def uncorrected_words(estimate: Estimate | None) -> str:
     """The words in place of a corrected rate that has no value."""
-    is_uninformative = found is not None and found.code == "uninformative"
+    is_uninformative = estimate is not None and estimate.code == "uninformative"
     return "correction uninformative" if is_uninformative else "not corrected"
 
 
@@ -476,17 +478,17 @@ class TechniqueCounts(NamedTuple):
         return sum(map(len, self))
 
 
-def techniques_of_pair(found: Estimates, model: str, other: str, scope: str) -> TechniqueCounts:
+def techniques_of_pair(estimates: Estimates, model: str, other: str, scope: str) -> TechniqueCounts:
     """The verdicts on `model` by technique, after Holm over techniques.
 
     Empty without a declared analysis, and for a study that stops early, which gives these claims up.
     """
     counts = TechniqueCounts([], [], [], [])
     mine = {
-        t.name for t in found.techniques if t.is_judge_free == (scope == JUDGE_FREE) and not t.is_baseline
+        t.name for t in estimates.techniques if t.is_judge_free == (scope == JUDGE_FREE) and not t.is_baseline
     }
-    is_claimed = found.analysis is not None and found.analysis.stopping == "fixed"
-    for pair in found.technique_pairs if is_claimed else ():
+    is_claimed = estimates.analysis is not None and estimates.analysis.stopping == "fixed"
+    for pair in estimates.technique_pairs if is_claimed else ():
         if pair.measure != "breach" or {pair.a, pair.b} != {model, other} or pair.technique not in mine:
             continue
         if pair.verdict_ab == pair.verdict_ba == "not worse":
@@ -539,9 +541,9 @@ _ROLES = {"start": "from its start", "teacher": "from its teacher"}
 _NAMED = 4  # children that a sentence names
 
 
-def scope_name(found: Estimates, technique: str) -> str:
+def scope_name(estimates: Estimates, technique: str) -> str:
     """A scope with its kind of rate: `breach, judged`, or by the endpoint `not refused, judged`."""
-    return _REFUSALS if found.counts_refusals("breach", technique) else SCOPE_NAMES[technique]
+    return _REFUSALS if estimates.counts_refusals("breach", technique) else SCOPE_NAMES[technique]
 
 
 def scope_title(scope: str) -> str:
@@ -573,13 +575,13 @@ def retention_words(edge: Inheritance) -> str:
     return f"{percent(found.value)} ({edge.kept} of {found.n}; {interval(found)})"
 
 
-def edge_verdicts(found: Estimates) -> dict[tuple[str, str], str]:
+def edge_verdicts(estimates: Estimates) -> dict[tuple[str, str], str]:
     """Map (parent, child) to the verdict over all kinds of breach: worse if any is, not worse if all are.
 
     Kinds without a shared decided trial are left out; if no kind is left, there is not enough evidence.
     """
     by_edge: dict[tuple[str, str], list[str]] = {}
-    for edge in found.edges:
+    for edge in estimates.edges:
         if edge.is_of_guard:
             continue
         by_kind = by_edge.setdefault((edge.parent, edge.child), [])
@@ -594,33 +596,33 @@ def _gravest(by_kind: list[str]) -> str:
     return "not worse" if by_kind and set(by_kind) == {"not worse"} else "not enough evidence"
 
 
-def inheritance_summary(found: Estimates) -> str:
+def inheritance_summary(estimates: Estimates) -> str:
     """A sentence with the number of children that are worse than a parent; "" without an edge."""
-    by_edge = edge_verdicts(found)
+    by_edge = edge_verdicts(estimates)
     if not by_edge:
         return ""
-    called = names(found.models)
+    called = names(estimates.models)
     some, every = "some kind of breach", "every kind"
-    if found.counts_refusals("breach", JUDGED):
+    if estimates.counts_refusals("breach", JUDGED):
         some, every = "at least one rate", "every rate"
     groups = {verdict: [key for key, of in by_edge.items() if of == verdict] for verdict in BADGES}
     worse = [f"{called[child]} than {called[parent]}" for parent, child in groups["worse"]]
     named = ", ".join(worse[:_NAMED]) + (f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else "")
     parts = [
         f"{len(worse)} worse in {some}" + (f" ({named})" if named else ""),
-        f"{len(groups['not worse'])} not worse in {every}, within {unsigned(found.margin)}",
+        f"{len(groups['not worse'])} not worse in {every}, within {unsigned(estimates.margin)}",
         f"{len(groups['not enough evidence'])} without enough evidence",
     ]
     counts = f"Children against their parents, {plural(len(by_edge), 'edge')}: {', '.join(parts)}."
-    return f"{counts} {edges_by_kind(found)}".rstrip()
+    return f"{counts} {edges_by_kind(estimates)}".rstrip()
 
 
-def edges_by_kind(found: Estimates) -> str:
+def edges_by_kind(estimates: Estimates) -> str:
     """The verdicts of each kind of breach, because a child may be "not worse" in one of them only.
 
     "" if there is one kind.
     """
-    own = [edge for edge in found.edges if not edge.is_of_guard]
+    own = [edge for edge in estimates.edges if not edge.is_of_guard]
     kinds = dict.fromkeys(e.compared.technique for e in own if e.compared.measure == "breach")
     if len(kinds) < 2:
         return ""
@@ -632,9 +634,9 @@ def edges_by_kind(found: Estimates) -> str:
     return f"By kind: {'; '.join(parts)}."
 
 
-def difference_words(found: Estimate) -> str:
+def difference_words(estimate: Estimate) -> str:
     """The child's rate minus the parent's, with its interval."""
-    return f"{points(found.value)} ({points_interval(found)})"
+    return f"{points(estimate.value)} ({points_interval(estimate)})"
 
 
 # --- the recommendation ------------------------------------------------------------------------------
@@ -657,23 +659,23 @@ def cost_words(found: CostedModel) -> str:
     return f"{amount(found.cost.value)} ({amount(found.cost.low)} to {amount(found.cost.high)})"
 
 
-def recommendation_words(found: Recommendation | None, called: dict[str, str]) -> list[str]:
+def recommendation_words(recommendation: Recommendation | None, called: dict[str, str]) -> list[str]:
     """The recommendation in plain sentences, with its assumptions; how to get one without costs."""
-    if found is None:
+    if recommendation is None:
         return [HOW_TO_DECIDE]
-    if found.note:
-        return [f"No model is recommended: {found.note}."]
-    return [*_best(found, called), _assumed(found.costs)]
+    if recommendation.note:
+        return [f"No model is recommended: {recommendation.note}."]
+    return [*_best(recommendation, called), _assumed(recommendation.costs)]
 
 
-def _best(found: Recommendation, called: dict[str, str]) -> list[str]:
-    first, name = found.models[0], called.get(found.models[0].model, "?")
+def _best(recommendation: Recommendation, called: dict[str, str]) -> list[str]:
+    first, name = recommendation.models[0], called.get(recommendation.models[0].model, "?")
     cost = f"{cost_words(first)} per {REQUESTS:,} requests"
-    if len(found.models) == 1:
+    if len(recommendation.models) == 1:
         return [f"{name} costs {cost}. One model gives nothing to choose from."]
-    if found.is_clear:
+    if recommendation.is_clear:
         return [f"By your costs, take {name}: it costs {cost}, less than every other model."]
-    close = [called.get(m.model, "?") for m in found.models[1:] if (m.rank_low or 1) == 1]
+    close = [called.get(m.model, "?") for m in recommendation.models[1:] if (m.rank_low or 1) == 1]
     return [
         f"By your costs {name} is cheapest, with {cost}. That is not shown: "
         f"the probability that it costs least is {percent(first.p_best)}.",

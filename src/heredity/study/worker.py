@@ -281,5 +281,5 @@ def machine(records: tuple[Model, ...], store: Store) -> str:
 
 def _imported(name: str) -> EngineLoader:
     module, _, function = name.partition(":")
-    found: EngineLoader = getattr(importlib.import_module(module), function)
-    return found
+    engine_loader: EngineLoader = getattr(importlib.import_module(module), function)
+    return engine_loader

@@ -65,11 +65,11 @@ from heredity.study.storage import (
 )
 from heredity.study.worker import Lease, Setup, Status
 
-MOST_WORKERS = 4096
+MAX_WORKERS = 4096
 LATE_SECONDS = 1800.0  # without a row from a worker that has trials; then it is ended
 SIZE = 32  # trials that a worker is given at once
-MOST_FAILURES = 3  # to start, to load a model, or of its engine, in a row
-MOST_DEATHS = 30  # of workers that answered one model, in a row
+MAX_FAILURES = 3  # to start, to load a model, or of its engine, in a row
+MAX_DEATHS = 30  # of workers that answered one model, in a row
 _WITH_OTHERS, _ALONE = 2, 3  # deaths of workers after which a trial is asked by itself, and then is an error
 _STOP_SECONDS = 10.0  # for workers to close their models at the end of a study
 _WAIT_SECONDS = 0.5
@@ -96,8 +96,8 @@ class Workers:
     calls: Calls | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n <= MOST_WORKERS:
-            raise UsageError(f"A study has 1 to {MOST_WORKERS:,} workers, not {self.n}.")
+        if not 1 <= self.n <= MAX_WORKERS:
+            raise UsageError(f"A study has 1 to {MAX_WORKERS:,} workers, not {self.n}.")
         if self.on:
             address_of(self.on)
         budget = None if self.calls is None else self.calls.budget
@@ -556,7 +556,7 @@ class Driver:
         m = None if state.loading is not None else state.model
         if not isinstance(error, EngineFailure) or isinstance(error, BudgetSpent) or m is None:
             raise error
-        if self._n_failures("engine", m) >= MOST_FAILURES:
+        if self._n_failures("engine", m) >= MAX_FAILURES:
             raise error
         self._return(state, is_death=True)
 
@@ -568,24 +568,24 @@ class Driver:
         loading, m = state.loading, state.model
         self._return(state, is_death=loading is None)
         if state.status is None:
-            if self._n_failures("start", None) >= MOST_FAILURES:
+            if self._n_failures("start", None) >= MAX_FAILURES:
                 raise HeredityError(f"Workers end before they start: {reason}")
         elif loading is not None:
             self._lost_loading(loading, reason)
-        elif m is not None and self._n_failures("death", m) >= MOST_DEATHS:
+        elif m is not None and self._n_failures("death", m) >= MAX_DEATHS:
             raise EngineFailure(
-                f"{MOST_DEATHS} workers in a row died while they answered as "
+                f"{MAX_DEATHS} workers in a row died while they answered as "
                 f"'{self._grid.plan.models[m].name}': {reason}"
             )
 
     def _lost_loading(self, m: int, reason: str) -> None:
-        if self._n_failures("load", m) < MOST_FAILURES:
+        if self._n_failures("load", m) < MAX_FAILURES:
             return
         if self._n_workers_of(m):  # it fits, but not once more
             self._n_wanted = max(1, len(self._workers))
             return
         raise OutOfMemory(
-            f"{MOST_FAILURES} workers died while they loaded '{self._grid.plan.models[m].name}' ({reason}). "
+            f"{MAX_FAILURES} workers died while they loaded '{self._grid.plan.models[m].name}' ({reason}). "
             "The memory is probably too small: use fewer --workers, a quantized form of the model, or "
             "machines with more memory."
         )

@@ -62,8 +62,8 @@ class ShardedDualEncoder(ShardedModel, DualEncoder):
     """A sharded dual encoder."""
 
     def embed(self, batch: PackedBatch) -> PairEmbeddings:
-        found: PairEmbeddings = self.root("embed", batch)
-        return found
+        pair_embeddings: PairEmbeddings = self.root("embed", batch)
+        return pair_embeddings
 
     def embed_captions(self, rows: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.root("embed_captions", rows)

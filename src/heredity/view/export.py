@@ -309,18 +309,18 @@ class StudyFiles:
             before=found.name(n - 1), after=found.name(n + 1),
         )  # fmt: skip
 
-    def _pairs_page(self, site: Site, found: ListFiles, n: int, a: int, b: int) -> str:
+    def _pairs_page(self, site: Site, list_files: ListFiles, n: int, a: int, b: int) -> str:
         per_model = self._study.plan.n_per_model
-        places = [place for group in found.files[n - 1] for place in group.at]
+        places = [place for group in list_files.files[n - 1] for place in group.at]
         jumps = [
-            found.jump(self._sort(which, a, b, kind), f"{which}-{kind}-")
+            list_files.jump(self._sort(which, a, b, kind), f"{which}-{kind}-")
             for kind in self._kinds for which in WHICH
         ]  # fmt: skip
         return site.html(
             "exported_pairs.html.jinja", self._asked(pairs.PATH), self._study,
-            groups=found.files[n - 1], a=a, b=b, n=per_model, is_edge=is_edge(self._study, a, b),
+            groups=list_files.files[n - 1], a=a, b=b, n=per_model, is_edge=is_edge(self._study, a, b),
             rows=_read(self._study, [place + m * per_model for place in places for m in (a, b)]),
-            jumps=jumps, before=found.name(n - 1), after=found.name(n + 1),
+            jumps=jumps, before=list_files.name(n - 1), after=list_files.name(n + 1),
         )  # fmt: skip
 
 

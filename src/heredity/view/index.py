@@ -49,7 +49,7 @@ _SEARCHED = 20_000  # characters of a trial that a search finds
 _CHUNK = 500  # rows of one transaction
 _TAIL = 64  # bytes before the place that reading came to, by which an edited file is known
 _VERSION = "5"  # of the tables below; another one is made again
-_MOST_PROBLEMS = 200  # that are kept with their message; more are counted
+_MAX_PROBLEMS = 200  # that are kept with their message; more are counted
 
 UNJUDGED = "unjudged"  # answered, and not judged yet; a trial without an answer has no row
 OUTSIDE = "outside"  # its attack is for other techniques, so that the plan does not ask it
@@ -277,7 +277,7 @@ class RowIndex:
 
     def _problem(self, rows: sqlite3.Connection, name: str, line: int, code: str, message: str) -> None:
         (n,) = rows.execute("SELECT count(*) FROM problems").fetchone()
-        words = label(message, 200) if n < _MOST_PROBLEMS else ""
+        words = label(message, 200) if n < _MAX_PROBLEMS else ""
         rows.execute("INSERT INTO problems VALUES (?, ?, ?, ?)", (name, line, code, words))
 
     def _place(self, index: int) -> tuple[int, int, int, int, int, bool]:

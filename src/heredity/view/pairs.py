@@ -67,12 +67,12 @@ def shared(study: OpenStudy, board: Board, a: int, b: int, filters: Filters | No
 
 
 def shared_of(
-    found: Outcomes, a: int, b: int, probes: NDArray[np.bool_], under: NDArray[np.bool_] | None = None
+    outcomes: Outcomes, a: int, b: int, probes: NDArray[np.bool_], under: NDArray[np.bool_] | None = None
 ) -> Shared:
     """Two models of the same outcomes, on the probes (probe,) and the attacks (attack,) that are True."""
-    every = list(range(len(found.plan.probes)))
-    first, second = (found.scored(found.array[m], every) for m in (a, b))
-    counts = found.in_rate(first) & found.in_rate(second) & probes[:, None]  # (attack, probe, sample)
+    every = list(range(len(outcomes.plan.probes)))
+    first, second = (outcomes.scored(outcomes.array[m], every) for m in (a, b))
+    counts = outcomes.in_rate(first) & outcomes.in_rate(second) & probes[:, None]  # (attack, probe, sample)
     if under is not None:
         counts &= under[:, None, None]
     broke_a, broke_b = first == BROKE, second == BROKE

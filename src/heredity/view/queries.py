@@ -496,13 +496,13 @@ def read(study: OpenStudy, index: int) -> Transcript | None:
     return Transcript(trial, found.state, response, verdict if is_own else None, steps)
 
 
-def _stored_rows(study: OpenStudy, found: Stored) -> tuple[Response, Verdict | None]:
+def _stored_rows(study: OpenStudy, stored: Stored) -> tuple[Response, Verdict | None]:
     path = study.folder / RESPONSES
     try:
-        response = msgspec.json.decode(_bytes(path, *found.response), type=Response)
+        response = msgspec.json.decode(_bytes(path, *stored.response), type=Response)
         verdict = None
-        if found.verdict[1]:
-            line = _bytes(study.folder / VERDICTS, *found.verdict)
+        if stored.verdict[1]:
+            line = _bytes(study.folder / VERDICTS, *stored.verdict)
             verdict = msgspec.json.decode(line, type=Verdict)
     except (msgspec.DecodeError, UnicodeDecodeError, OSError):
         raise _moved(path) from None

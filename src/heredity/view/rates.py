@@ -179,7 +179,7 @@ def _current(study: OpenStudy, n_judged: int) -> tuple[Estimates | None, str]:
 
 Kind = Literal["worse", "same", "unknown"]
 _KINDS: dict[str, Kind] = {"worse": "worse", "not worse": "same", "not enough evidence": "unknown"}
-_MOST = 3
+_MAX_CHIPS = 3
 
 
 class Chip(NamedTuple):
@@ -199,13 +199,13 @@ def chips(estimates: Estimates) -> list[Chip]:
     made = [_of_pair(pair, names(estimates.models)) for pair in found]
     order: list[Kind] = ["worse", "same", "unknown"]
     made.sort(key=lambda chip: order.index(chip.kind))
-    left = len(made) - _MOST
-    return made[:_MOST] + ([Chip(f"and {left} more", "unknown")] if left > 0 else [])
+    left = len(made) - _MAX_CHIPS
+    return made[:_MAX_CHIPS] + ([Chip(f"and {left} more", "unknown")] if left > 0 else [])
 
 
 def _of_edges(edges: dict[tuple[str, str], str], estimates: Estimates) -> Iterator[Chip]:
     called = names(estimates.models)
-    if len(edges) <= _MOST:
+    if len(edges) <= _MAX_CHIPS:
         for verdict, kind in _KINDS.items():
             for (parent, child), found in edges.items():
                 if found == verdict:

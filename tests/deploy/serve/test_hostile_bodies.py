@@ -22,7 +22,7 @@ from heredity.core.errors import ContextOverflow, EngineFailure, UsageError
 from heredity.core.records import Reply, Request, Tool, encode
 from heredity.deploy.serve import chat, completions, embeddings, messages, responses, schema
 from heredity.deploy.serve.answers import Served
-from heredity.deploy.serve.schema import MOST_VALUES, Rules
+from heredity.deploy.serve.schema import MAX_VALUES, Rules
 from heredity.deploy.serve.worker import EngineWorker
 from heredity.engines.scripted import ScriptedEngine
 from heredity.lineage.store import scripted
@@ -108,7 +108,7 @@ CALL = {"id": "1", "function": {"name": "pay", "arguments": "{}"}}
     ],
 )
 def test_a_body_of_too_many_values_is_refused_before_they_are_read(key: str, value: object) -> None:
-    with raises(UsageError, "bad-usage", mentions=[f"{MOST_VALUES:,}"]) as refused:
+    with raises(UsageError, "bad-usage", mentions=[f"{MAX_VALUES:,}"]) as refused:
         schema.opened(encode({"model": "m", key: value}))
     assert refused.value.key == key
 
@@ -136,7 +136,7 @@ def test_the_values_in_the_arguments_of_calls_are_counted(
     calls = [{"id": str(n), "function": {"name": "pay", "arguments": arguments}} for n in range(n_calls)]
     results = [{"role": "tool", "tool_call_id": str(n), "content": "paid"} for n in range(n_calls)]
     turns = [TURN, {"role": "assistant", "tool_calls": calls}, *results]
-    with raises(UsageError, "bad-usage", mentions=[f"{MOST_VALUES:,}"]) as refused:
+    with raises(UsageError, "bad-usage", mentions=[f"{MAX_VALUES:,}"]) as refused:
         chat.parse({"model": "m", "messages": turns}, Rules(layer))
     assert refused.value.key == "messages"
     few = [TURN, {"role": "assistant", "tool_calls": [CALL | {"id": "0"}]}, results[0]]

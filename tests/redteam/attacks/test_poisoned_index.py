@@ -8,7 +8,7 @@ import pytest
 from heredity.core.errors import UsageError
 from heredity.core.records import Probe, Retrieved
 from heredity.redteam import attacks
-from heredity.redteam.attacks.poisoned_index import FRAMES, MOST
+from heredity.redteam.attacks.poisoned_index import FRAMES, MAX_DOCUMENTS
 from tests.support.conversations import BY_ID, HOW, PROBES
 from tests.support.errors import raises
 
@@ -30,7 +30,7 @@ def test_the_budget_is_the_number_of_documents(variant: str, n: int) -> None:
 
 def test_a_larger_budget_has_the_documents_of_a_smaller_one() -> None:
     assert planted("poisoned_index:10", PROBE)[:2] == planted("poisoned_index:2", PROBE)
-    assert len(FRAMES) == MOST == 10
+    assert len(FRAMES) == MAX_DOCUMENTS == 10
 
 
 def test_the_twin_is_the_same_document_without_the_instruction() -> None:

@@ -170,8 +170,8 @@ def test_a_huge_log_is_not_read(tmp_path: Path) -> None:
     huge = place(runs, log("user_task_1"))
     huge.parent.mkdir(parents=True)
     with huge.open("wb") as file:
-        file.truncate(agentdojo.MOST_BYTES + 1)
-    with raises(BadInput, "bad-input", mentions=[f"{agentdojo.MOST_BYTES:,}"]):
+        file.truncate(agentdojo.MAX_BYTES + 1)
+    with raises(BadInput, "bad-input", mentions=[f"{agentdojo.MAX_BYTES:,}"]):
         agentdojo.read_log(huge)
     assert made(tmp_path / "s", runs).lacking[0].n == 1
 

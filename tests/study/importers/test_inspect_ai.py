@@ -73,7 +73,7 @@ def test_a_file_that_is_no_log_is_named(data: bytes, said: tuple[str, list[str]]
 def test_a_zip_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from heredity.study.importers import inspect_ai
 
-    monkeypatch.setattr(inspect_ai, "MOST_BYTES", 1000)
+    monkeypatch.setattr(inspect_ai, "MAX_BYTES", 1000)
     path = eval_log(tmp_path / "a.eval", store={"x": "0" * 5000})
     with raises(BadInput, "bad-input", mentions=["1,000"]):
         read(path)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from heredity.application.retrieval.dense import Floats
     from heredity.application.retrieval.lexical import Bm25
 
-MOST_BYTES = 2_000_000  # of a file of examples, all of which a plan stores
+MAX_BYTES = 2_000_000  # of a file of examples, all of which a plan stores
 Example = tuple[str, str]  # a question and its answer
 
 
@@ -102,8 +102,8 @@ def read_examples(path: Path) -> list[Example]:
     """The examples of a JSONL file: objects with `question` and `answer`. Raises BadInput with the line."""
     if not path.is_file():
         raise BadInput(path, "there is no such file", code="unreadable-file")
-    if (n_bytes := path.stat().st_size) > MOST_BYTES:
-        raise BadInput(path, f"has {n_bytes:,} bytes, more than {MOST_BYTES:,} of examples")
+    if (n_bytes := path.stat().st_size) > MAX_BYTES:
+        raise BadInput(path, f"has {n_bytes:,} bytes, more than {MAX_BYTES:,} of examples")
     found = [(_text(path, n, row, "question"), _text(path, n, row, "answer")) for n, row in json_lines(path)]
     if not found:
         raise BadInput(path, "has no rows")

@@ -68,13 +68,13 @@ class InjectionGuard(GuardRule, frozen=True):
             for why, pattern in _PATTERNS.items()
             for match in pattern.finditer(text)
         ]
-        found: list[GuardSpan] = []
+        guard_spans: list[GuardSpan] = []
         for match in sorted(matches):
-            if found and match.end <= found[-1].end:
+            if guard_spans and match.end <= guard_spans[-1].end:
                 continue  # in a sentence that was found: its end is not sought again
             end = _END_OF_SENTENCE.search(text, match.end)
-            found.append(match._replace(end=len(text) if end is None else end.end()))
-        return apart(found)
+            guard_spans.append(match._replace(end=len(text) if end is None else end.end()))
+        return apart(guard_spans)
 
 
 GUARD = InjectionGuard

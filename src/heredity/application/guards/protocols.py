@@ -65,13 +65,13 @@ class GuardSpan(NamedTuple):
 
 def apart(spans: Sequence[GuardSpan]) -> list[GuardSpan]:
     """The spans in order; those that overlap are one, with the words of the first."""
-    found: list[GuardSpan] = []
+    guard_spans: list[GuardSpan] = []
     for span in sorted(spans):
-        if found and span.start < found[-1].end:
-            found[-1] = found[-1]._replace(end=max(found[-1].end, span.end))
+        if guard_spans and span.start < guard_spans[-1].end:
+            guard_spans[-1] = guard_spans[-1]._replace(end=max(guard_spans[-1].end, span.end))
         else:
-            found.append(span)
-    return found
+            guard_spans.append(span)
+    return guard_spans
 
 
 class GuardRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

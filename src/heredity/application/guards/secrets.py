@@ -30,23 +30,23 @@ class SecretGuard(GuardRule, frozen=True):
     def find(self, text: str, side: Side, facts: GuardFacts) -> Sequence[GuardSpan]:  # noqa: ARG002
         """The secrets of the application in a text."""
         places, plain = _plain_text(text)
-        found: list[GuardSpan] = []
+        guard_spans: list[GuardSpan] = []
         for name, sought in _sought(facts):
             at = plain.find(sought)
             while at >= 0:
-                found.append(GuardSpan(places[at], places[at + len(sought) - 1] + 1, name))
+                guard_spans.append(GuardSpan(places[at], places[at + len(sought) - 1] + 1, name))
                 at = plain.find(sought, at + len(sought))
-        return apart(found)
+        return apart(guard_spans)
 
     def find_cut(self, text: str, facts: GuardFacts) -> Sequence[GuardSpan]:
         """The beginning of a secret at the end of a text."""
         places, plain = _plain_text(text)
-        found: list[GuardSpan] = []
+        guard_spans: list[GuardSpan] = []
         for name, sought in _sought(facts):
             lengths = range(min(len(sought) - 1, len(plain)), LEAST_CUT - 1, -1)
             if n := next((n for n in lengths if plain.endswith(sought[:n])), 0):
-                found.append(GuardSpan(places[-n], places[-1] + 1, f"the beginning of {name}"))
-        return apart(found)
+                guard_spans.append(GuardSpan(places[-n], places[-1] + 1, f"the beginning of {name}"))
+        return apart(guard_spans)
 
 
 def _sought(facts: GuardFacts) -> Iterator[tuple[str, str]]:

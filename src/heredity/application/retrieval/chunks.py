@@ -58,14 +58,14 @@ class Match(NamedTuple):
 
 def cut(path: str, unit: Unit, blocks: Sequence[TextBlock], n_words: int = WORDS) -> list[Chunk]:
     """The chunks of a file in its order."""
-    found: list[Chunk] = []
+    chunks: list[Chunk] = []
     seen: dict[str, int] = {}
     for heading, part in _parts(blocks, n_words):
         text = "\n\n".join(block.text for block in part)
         nth = seen[text] = seen.get(text, 0) + 1
         name = digest([path, text, nth])[:16]
-        found.append(Chunk(name, path, heading, part[0].start, part[-1].end, unit, text))
-    return found
+        chunks.append(Chunk(name, path, heading, part[0].start, part[-1].end, unit, text))
+    return chunks
 
 
 def _parts(blocks: Sequence[TextBlock], n_words: int) -> Iterator[tuple[str, list[TextBlock]]]:

@@ -160,8 +160,8 @@ class SentenceEncoder:
         with torch.inference_mode():
             hidden = self._network(**tokens).last_hidden_state[0]  # (token, hidden)
             pooled = hidden.mean(0) if self._is_mean else hidden[0]
-            found: Floats = torch.nn.functional.normalize(pooled, dim=0).numpy()
-        return found
+            floats: Floats = torch.nn.functional.normalize(pooled, dim=0).numpy()
+        return floats
 
     def embed_all(self, texts: Sequence[str]) -> Floats:
         """The embedding of each text, one after the other. (text, hidden)"""
@@ -233,8 +233,8 @@ class StaticEmbedder:
 
     def embed(self, text: str) -> Floats:
         """The embedding of a text, of length 1. (hidden,)"""
-        found: Floats = self.embed_all([text])[0]
-        return found
+        floats: Floats = self.embed_all([text])[0]
+        return floats
 
     def embed_all(self, texts: Sequence[str]) -> Floats:
         """The embedding of each text. (text, hidden)"""
@@ -267,10 +267,10 @@ class StaticEmbedder:
         read = self._found.tokenizer.encode_batch_fast
         try:
             with tokenizer_errors(f"The tokenizer of '{self.model.name}' does not read a text"):
-                found: list[Encoding] = read(whole, add_special_tokens=False)
+                encodings: list[Encoding] = read(whole, add_special_tokens=False)
         except ValueError as error:
             raise Damaged(f"{error}. Pull the model again.") from None
-        return found
+        return encodings
 
     # --- gradients, for the words of a planted document ---
 

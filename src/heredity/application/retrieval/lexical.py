@@ -88,8 +88,8 @@ class Bm25:
         """The score of each chunk; 0 for one without a term of the query. (chunk,)"""
         known = [term for term in terms(query[:LONGEST]) if term in self._ids]
         telling = [term for term in known if term not in _FUNCTION_WORDS] or known
-        found: Floats = self._scorer.get_scores_from_ids([self._ids[term] for term in telling])
-        return found
+        floats: Floats = self._scorer.get_scores_from_ids([self._ids[term] for term in telling])
+        return floats
 
 
 class TermCounts:

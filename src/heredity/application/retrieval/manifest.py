@@ -23,7 +23,7 @@ from heredity.core.records import FileHash, Record, digest
 INDEX_SCHEMA = 1
 # Raise this where an edit changes the chunks of a file: an index of another version is built from the start.
 CHUNKING = 1
-LEAST_WORDS, MOST_WORDS = 20, 2000
+LEAST_WORDS, MAX_WORDS = 20, 2000
 
 
 class EmbeddingModel(Record, frozen=True):
@@ -42,9 +42,9 @@ class IndexSettings(Record, frozen=True):
     terms: int = TERMS
 
     def __post_init__(self) -> None:
-        if not LEAST_WORDS <= self.words <= MOST_WORDS:
+        if not LEAST_WORDS <= self.words <= MAX_WORDS:
             raise BadArgument(
-                f"the words of a chunk must be from {LEAST_WORDS} to {MOST_WORDS}, not {self.words}",
+                f"the words of a chunk must be from {LEAST_WORDS} to {MAX_WORDS}, not {self.words}",
                 key="words",
             )
 

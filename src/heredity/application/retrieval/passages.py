@@ -18,7 +18,7 @@ _ASKS = "Question: "  # before the user's text, where passages precede it
 
 
 def user_message(
-    text: str, found: Sequence[Retrieved] = (), passage: str = "", left: Message | None = None
+    text: str, retrieved: Sequence[Retrieved] = (), passage: str = "", left: Message | None = None
 ) -> Message:
     """A turn of the user: its text behind the passages that are shown with it.
 
@@ -26,7 +26,7 @@ def user_message(
     no answer.
     """
     passages = [passage.strip()] if passage else []
-    passages += map(shown_passage, found)
+    passages += map(shown_passage, retrieved)
     shown, data = "", list[tuple[int, int]]()
     for each in passages:
         shown += _BEFORE
@@ -36,9 +36,9 @@ def user_message(
     return _joined(left, made)
 
 
-def shown_passage(found: Retrieved) -> str:
+def shown_passage(retrieved: Retrieved) -> str:
     """A retrieved passage as the model sees it."""
-    return f"[{found.citation}]\n{found.text}"
+    return f"[{retrieved.citation}]\n{retrieved.text}"
 
 
 def without_passages(message: Message, is_left_out: Callable[[str], bool]) -> Message:
@@ -58,11 +58,11 @@ def without_passages(message: Message, is_left_out: Callable[[str], bool]) -> Me
     return msgspec.structs.replace(message, content=text + content[at:], data=tuple(data) or UNSET)
 
 
-def with_passages(message: Message, found: Sequence[Retrieved]) -> Message:
+def with_passages(message: Message, retrieved: Sequence[Retrieved]) -> Message:
     """A message of the user with these passages in front, as if they had been retrieved for it."""
-    if not found:
+    if not retrieved:
         return message
-    front = user_message("", found)
+    front = user_message("", retrieved)
     assert not isinstance(front.data, UnsetType)
     own = () if isinstance(message.data, UnsetType) else message.data
     before = front.content.removesuffix(_ASKS) if message.content.startswith(_BEFORE) else front.content

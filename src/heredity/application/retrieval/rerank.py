@@ -35,7 +35,7 @@ _HERE = {"trust_remote_code": False, "local_files_only": True}
 _DECIMALS = 4  # a BLAS product may round the same pair differently at another place in memory
 _KEPT = 16_384  # scores of the pairs that were read last: each model of a study asks the same questions
 _OFFSET = ("roberta", "xlm-roberta")  # their positions begin after the padding's
-_MOST_POSITIONS, _LEAST_TOKENS = 1 << 20, 8
+_MAX_POSITIONS, _LEAST_TOKENS = 1 << 20, 8
 
 
 class Reranking(NamedTuple):
@@ -107,10 +107,10 @@ class Reranker:
                 f"'{self.model.name}' is not a cross-encoder that reads: {first_line(error)}. Pull it again."
             ) from None
 
-    def ordered(self, query: str, found: Sequence[Match]) -> list[Match]:
+    def ordered(self, query: str, matches: Sequence[Match]) -> list[Match]:
         """The passages by their scores, best first. Raises Damaged if a score is not finite."""
         scored = [
-            Match(chunk, round(self.score(query, chunk.searched), _DECIMALS) + 0.0) for chunk, _ in found
+            Match(chunk, round(self.score(query, chunk.searched), _DECIMALS) + 0.0) for chunk, _ in matches
         ]
         return sorted(scored, key=lambda each: (-each.score, each.chunk.id))
 
@@ -149,7 +149,7 @@ def _check(config: Mapping[str, object], folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "numpy") as weights:
             n_tensors += len(weights.keys())
-    limits = {"num_hidden_layers": n_tensors, "max_position_embeddings": _MOST_POSITIONS}
+    limits = {"num_hidden_layers": n_tensors, "max_position_embeddings": _MAX_POSITIONS}
     for key, most in limits.items():
         if not isinstance(value := config.get(key), int) or not 0 < value <= most:
             raise ValueError(f"its {key} is {value!r}, and must be from 1 to {most:,}")
@@ -165,8 +165,8 @@ def _network(folder: Path) -> PreTrainedModel:
     )
     if missing := sorted(loaded["missing_keys"]):  # transformers draws them at random
         raise ValueError(f"it has no weights {', '.join(missing[:3])}")
-    found: PreTrainedModel = network.eval()
-    return found
+    pre_trained_model: PreTrainedModel = network.eval()
+    return pre_trained_model
 
 
 def _longest(config: Mapping[str, object], own: int) -> int:

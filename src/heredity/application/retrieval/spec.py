@@ -19,8 +19,8 @@ from heredity.core.records import Record, RetrievalMethod, Retrieved
 if TYPE_CHECKING:
     from heredity.application.retrieval.rerank import Reranking
 
-MOST_PASSAGES = 50  # retrieved for one turn
-CANDIDATES, MOST_CANDIDATES = 50, 1000  # that a reranker reads for one turn
+MAX_PASSAGES = 50  # retrieved for one turn
+CANDIDATES, MAX_CANDIDATES = 50, 1000  # that a reranker reads for one turn
 Planted = tuple[Retrieved, ...] | UnsetType  # passages next to the index, in one search
 
 
@@ -41,7 +41,7 @@ class Retrieval(Record, frozen=True):
     rerank_id: str | UnsetType = UNSET
 
     def __post_init__(self) -> None:
-        _check_range("passages", self.passages, 1, MOST_PASSAGES)
+        _check_range("passages", self.passages, 1, MAX_PASSAGES)
         given = {"candidates": self.candidates, "rerank_id": self.rerank_id}
         if isinstance(self.rerank, UnsetType):
             if left := next((key for key, value in given.items() if value is not UNSET), None):
@@ -51,7 +51,7 @@ class Retrieval(Record, frozen=True):
                     key=f"retrieval.{left}",
                 )
         elif not isinstance(self.candidates, UnsetType):
-            _check_range("candidates", self.candidates, self.passages, MOST_CANDIDATES)
+            _check_range("candidates", self.candidates, self.passages, MAX_CANDIDATES)
 
     def of(self, folder: Path | str = "") -> Retrieval:
         """With the hash of its index, and its path, which is relative to `folder`, made absolute.

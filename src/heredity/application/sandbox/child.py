@@ -23,9 +23,9 @@ from heredity.application.sandbox.process import end_descendants, too_large
 from heredity.core.records import encode
 from heredity.core.sanitize import clean_text
 
-_MOST_CALL = 10_000_000  # bytes of a call
+_MAX_CALL = 10_000_000  # bytes of a call
 _PR_SET_CHILD_SUBREAPER = 36
-_MOST_ERROR = 500  # characters of what a tool raises
+_MAX_ERROR = 500  # characters of what a tool raises
 
 
 def serve(
@@ -57,13 +57,13 @@ def serve(
 
 def raised(error: BaseException) -> str:
     """The words of an error that a tool raised."""
-    return clean_text(f"{type(error).__name__}: {error}")[:_MOST_ERROR]
+    return clean_text(f"{type(error).__name__}: {error}")[:_MAX_ERROR]
 
 
 def _read(source: IO[bytes], calls: SimpleQueue[bytes]) -> None:
     while True:
         try:
-            calls.put(receive(source, _MOST_CALL))
+            calls.put(receive(source, _MAX_CALL))
         except (EOFError, OverflowError, OSError):
             end_descendants(os.getpid())
             os._exit(0)  # the study is gone, and a tool may hang

@@ -6,7 +6,7 @@ Promises: the description and the schema of a function are those of its docstrin
 function whose file changed since is not called.
 Leaves to others: the pipe (child.py), and the check against the schema (arguments.py).
 
-    python -m heredity.application.sandbox.functions MOST FOLDER NAME...    in a process of its own
+    python -m heredity.application.sandbox.functions CHARACTERS FOLDER NAME...    in a process of its own
 """
 
 from __future__ import annotations

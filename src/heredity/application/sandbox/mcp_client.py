@@ -5,7 +5,7 @@ only. A flood before the list ends it soon. A list that changes is reported befo
 requests to a client are refused.
 Leaves to others: the pipe (child.py), and what of the list is accepted (servers.py).
 
-    python -m heredity.application.sandbox.mcp_client MOST SERVER      in a process of its own
+    python -m heredity.application.sandbox.mcp_client CHARACTERS SERVER      in a process of its own
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from heredity.application.sandbox.messages import Answer, Call, NotOpened, Offer
 from heredity.core.errors import how_to_install
 from heredity.core.sanitize import clean_text
 
-MOST_TOOLS = 500  # that one server lists
-_MOST_PAGES = 50
+MAX_TOOLS = 500  # that one server lists
+_MAX_PAGES = 50
 _MEMORY = 4 * 2**30  # bytes of address space of this process
 
 
@@ -112,16 +112,16 @@ class _Connection:
     async def _list(self) -> Opened:
         found: list[Offered] = []
         cursor: str | None = None
-        for _ in range(_MOST_PAGES):
+        for _ in range(_MAX_PAGES):
             page = await self._session.list_tools(cursor=cursor)
             found += (
                 Offered(each.name, each.description or "", dict(each.input_schema)) for each in page.tools
             )
             cursor = page.next_cursor
-            if cursor is None or len(found) > MOST_TOOLS:
+            if cursor is None or len(found) > MAX_TOOLS:
                 break
-        if cursor is not None or len(found) > MOST_TOOLS:
-            raise ValueError(f"it lists more than {MOST_TOOLS} tools")
+        if cursor is not None or len(found) > MAX_TOOLS:
+            raise ValueError(f"it lists more than {MAX_TOOLS} tools")
         info = self._session.server_info
         return Opened(tuple(found), "" if info is None else f"{info.name} {info.version}")
 

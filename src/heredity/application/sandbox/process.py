@@ -29,8 +29,8 @@ from heredity.core.records import encode
 from heredity.core.sanitize import clean_text
 
 START_SECONDS = 120.0  # to start, import and list
-_MOST_SWEEPS = 100
-MOST_LISTED = 4_000_000  # bytes of a description of all tools
+_MAX_SWEEPS = 100
+MAX_LISTED = 4_000_000  # bytes of a description of all tools
 _PACKAGE_ROOT = Path(__file__).parents[3]
 
 
@@ -62,13 +62,13 @@ class ToolProcess(Closable):
             return self.opened
         self._start()
         try:
-            found = msgspec.json.decode(self._receive(START_SECONDS, MOST_LISTED), type=Opened | NotOpened)
+            found = msgspec.json.decode(self._receive(START_SECONDS, MAX_LISTED), type=Opened | NotOpened)
         except (EOFError, OverflowError, msgspec.DecodeError) as error:
             is_late = self._is_late
             self.close()
             what = f"did not start within {START_SECONDS:g} s" if is_late else "died as it started"
             if isinstance(error, OverflowError):
-                what = f"describes its tools in more than {MOST_LISTED:,} bytes"
+                what = f"describes its tools in more than {MAX_LISTED:,} bytes"
             raise ToolFailure(f"the process of the tools {what}") from None
         if isinstance(found, NotOpened):
             self.close()
@@ -199,7 +199,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 def end_descendants(pid: int) -> None:
     """Kill all that a process has started, also what left its group. Without /proc it kills nothing."""
-    for _ in range(_MOST_SWEEPS):  # what is killed may just have started another one
+    for _ in range(_MAX_SWEEPS):  # what is killed may just have started another one
         parents = dict(filter(None, map(_parent_of, Path("/proc").glob("[0-9]*/stat"))))
         ended = {pid}
         while more := {each for each, parent in parents.items() if parent in ended} - ended:

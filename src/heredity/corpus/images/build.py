@@ -39,7 +39,7 @@ from heredity.corpus.workspace import Nobody, Watch
 from heredity.formats import images
 
 _PART_BYTES = 16 << 20  # of the images of a part
-_MOST = 2048  # pairs of a part: as many are read again after a kill
+_MAX_BUFFERED_PAIRS = 2048  # pairs of a part: as many are read again after a kill
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -121,7 +121,7 @@ class ImageJobs:
                     yield SkippedDocument("unreadable")
 
     def _parts(self) -> list[_PairRange]:
-        most = max(1, min(_MOST, _PART_BYTES // (3 * self.how.side**2)))
+        most = max(1, min(_MAX_BUFFERED_PAIRS, _PART_BYTES // (3 * self.how.side**2)))
         places = [
             (source, low, min(low + most, len(found)))
             for source, found in enumerate(self.found)
@@ -141,7 +141,7 @@ class ImageJobs:
         """Decode with several threads, in order, and report progress."""
         left = iter(rows)
         with ThreadPoolExecutor(self.workers) as pool:
-            while some := list(islice(left, _MOST)):
+            while some := list(islice(left, _MAX_BUFFERED_PAIRS)):
                 for done in pool.map(does, some):
                     self._seen += 1
                     self.watch.at(doing, self._seen, self._all)

@@ -83,8 +83,8 @@ class C4QualityFilter(DocumentTransform, frozen=True, kw_only=True):
 def _ends_in_points(batch: TextBatch, start: Ints, end: Ints) -> Mask:
     at = np.maximum(end, 3)
     is_point = batch.data == ord(".")
-    found: Mask = is_point[at - 1] & is_point[at - 2] & is_point[at - 3] & (end - start >= 3)
-    return found
+    mask: Mask = is_point[at - 1] & is_point[at - 2] & is_point[at - 3] & (end - start >= 3)
+    return mask
 
 
 def _holds(batch: TextBatch, texts: tuple[bytes, ...], is_on: bool) -> Mask:

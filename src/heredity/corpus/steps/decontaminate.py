@@ -131,8 +131,8 @@ def _inside(words: Spans, documents: Ints, n: int) -> Ints:
 
 
 def _is_in(hashes: Hashes, ordered: Hashes) -> Mask:
-    found: Mask = ordered[np.minimum(np.searchsorted(ordered, hashes), max(0, len(ordered) - 1))] == hashes
-    return found
+    mask: Mask = ordered[np.minimum(np.searchsorted(ordered, hashes), max(0, len(ordered) - 1))] == hashes
+    return mask
 
 
 STEP = Decontaminate

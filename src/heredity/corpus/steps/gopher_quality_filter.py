@@ -109,13 +109,13 @@ def _triple(batch: TextBatch) -> Mask:
 def _has_letter(batch: TextBatch) -> Mask:
     """(token,) Whether it contains a letter."""
     tokens = batch.tokens
-    found: Mask = tables.IS_ALPHA[batch.data[tokens.start]] & batch.is_word
+    mask: Mask = tables.IS_ALPHA[batch.data[tokens.start]] & batch.is_word
     # Nearly every word begins with a letter; the others are searched up to the next token.
-    if len(rest := np.flatnonzero(batch.is_word & ~found)):
+    if len(rest := np.flatnonzero(batch.is_word & ~mask)):
         following = np.append(tokens.start, len(batch.data) - 1)[rest + 1]
         edges = np.stack((tokens.start[rest], following), axis=1).ravel()
-        found[rest] = np.maximum.reduceat(tables.is_alpha(batch.raw), edges)[::2]
-    return found
+        mask[rest] = np.maximum.reduceat(tables.is_alpha(batch.raw), edges)[::2]
+    return mask
 
 
 STEP = GopherQualityFilter

@@ -143,8 +143,8 @@ class _Grams:
         characters = (
             self._sums[np.minimum(at + n, len(self._lengths))] - self._sums[at] + n - 1
         )  # with spaces
-        found: Ints = (best >> shift) * characters
-        return found
+        ints: Ints = (best >> shift) * characters
+        return ints
 
     def covered(self, n: int) -> Ints:
         """(document,) Characters of the words in an n-gram that occurred earlier."""

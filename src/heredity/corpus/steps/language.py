@@ -88,7 +88,7 @@ def _n_common(batch: TextBatch) -> Ints:
     return count.reshape(len(batch), size)
 
 
-def _by_script(batch: TextBatch, found: Ints) -> None:
+def _by_script(batch: TextBatch, ints: Ints) -> None:
     """Decide by script if half of the non-space characters belong to it; kana before ideographs."""
     if not (8 * batch.count(batch.data >= 0xC2) > batch.lengths).any():
         return  # no document has enough characters beyond ASCII
@@ -103,8 +103,8 @@ def _by_script(batch: TextBatch, found: Ints) -> None:
             is_own = (data >= low) & (data <= high)
         own[name] = share(batch.count(is_own), n_text)
     for name, part in own.items():
-        found[part > 0.5] = KNOWN.index(name)
-    found[(own["ja"] > 0.1) & (own["ja"] + own["zh"] > 0.5)] = KNOWN.index("ja")
+        ints[part > 0.5] = KNOWN.index(name)
+    ints[(own["ja"] > 0.1) & (own["ja"] + own["zh"] > 0.5)] = KNOWN.index("ja")
 
 
 def _members() -> tuple[Hashes, list[Ints]]:

@@ -175,11 +175,11 @@ def _refuse(model: Grown, out: Path) -> None:
 
 def _measured(study: Path, model: Model) -> Estimates:
     """The estimates of a study. Raises UsageError if it did not measure this model."""
-    found = read_estimates(study)
-    if model.id not in {each.id for each in found.models}:
-        others = ", ".join(f"'{each.name}'" for each in found.models)
+    estimates = read_estimates(study)
+    if model.id not in {each.id for each in estimates.models}:
+        others = ", ".join(f"'{each.name}'" for each in estimates.models)
         raise UsageError(f"{study} measured {others}, and not '{model.name}' ({model.id[:12]}).")
-    return found
+    return estimates
 
 
 def _checked(form: ExportFormat, source: ExportSource, made: Path) -> tuple[Parity, ...]:
@@ -300,8 +300,8 @@ def peak_memory(source: ExportSource, to: str) -> dict[str, int]:
         return {"weights as they are read back": sum(sizes.values()) * width}
     layers: dict[str, int] = {}
     for name, size in sizes.items():
-        if found := _LAYER.match(name):
-            layers[found[1]] = layers.get(found[1], 0) + size
+        if match := _LAYER.match(name):
+            layers[match[1]] = layers.get(match[1], 0) + size
     rest = max((size for name, size in sizes.items() if not _LAYER.match(name)), default=0)
     return {"embedding or head in fp32": 4 * rest, "one layer": 4 * max(layers.values(), default=0)}
 

@@ -120,17 +120,17 @@ def _against_studied(card: ExportCard) -> Iterator[str]:
         yield f"| greedy tokens before the first that differs, mean | {shared} |"
 
 
-def _measured(model: Model, found: Estimates | None) -> Iterator[str]:
+def _measured(model: Model, estimates: Estimates | None) -> Iterator[str]:
     yield "\n## Measured safety\n"
-    rates = [r for r in found.rates if _is_shown(r, model)] if found else []
-    if found is None or not rates:
+    rates = [r for r in estimates.rates if _is_shown(r, model)] if estimates else []
+    if estimates is None or not rates:
         yield "Nothing was measured, or no study was given: `heredity study` measures it."
         return
     yield (
-        f"Study `{found.study[:12]}`, application {plain(found.application.name)} "
-        f"(`{found.application.digest[:12]}`), {100 * found.confidence:g} % intervals.\n"
+        f"Study `{estimates.study[:12]}`, application {plain(estimates.application.name)} "
+        f"(`{estimates.application.digest[:12]}`), {100 * estimates.confidence:g} % intervals.\n"
     )
-    engine = next((each.engine for each in found.models if each.id == model.id), "")
+    engine = next((each.engine for each in estimates.models if each.id == model.id), "")
     answered = f", answered by {plain(engine, 300)}" if engine else ""
     yield f"The rates are of `{plain(model.name)}` (`{model.id[:12]}`){answered}.\n"
     yield "| rate | value | interval | n | unclear | errors |\n|---|---|---|---|---|---|"

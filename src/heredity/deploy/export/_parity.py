@@ -203,29 +203,33 @@ def tokens_behind(folder: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return chat.encode(chat.render(_REQUEST)), chat.continuation(TEXT)
 
 
-def compare(expected: ParityReading, found: ParityReading) -> Parity:
+def compare(expected: ParityReading, parity_reading: ParityReading) -> Parity:
     """Compare a reader with the reference; `expected.others` holds the tokens that `found` picked."""
-    if found.logs is None:
-        return Parity(found.reader, 0, 0.0, found.tolerance, left_out=found.left_out)
+    if parity_reading.logs is None:
+        return Parity(
+            parity_reading.reader, 0, 0.0, parity_reading.tolerance, left_out=parity_reading.left_out
+        )
     wanted = expected.logs or []
-    if found.picked:
-        wanted = [expected.others[each] for each in found.picked.items()]
+    if parity_reading.picked:
+        wanted = [expected.others[each] for each in parity_reading.picked.items()]
     problem, largest = "", 0.0
-    if found.rendered != expected.rendered:
+    if parity_reading.rendered != expected.rendered:
         problem = "renders a conversation differently"
-    elif found.tokens != expected.tokens or len(found.logs) != len(wanted):
+    elif parity_reading.tokens != expected.tokens or len(parity_reading.logs) != len(wanted):
         problem = "splits a text into different tokens"
-    elif not found.ends <= expected.ends or (expected.end is not None and expected.end not in found.ends):
+    elif not parity_reading.ends <= expected.ends or (
+        expected.end is not None and expected.end not in parity_reading.ends
+    ):
         problem = "ends an answer with another token"
-    elif found.bos != expected.bos:
+    elif parity_reading.bos != expected.bos:
         problem = "begins a text with another token"
-    elif not wanted or not all(math.isfinite(each) for each in (*found.logs, *wanted)):
+    elif not wanted or not all(math.isfinite(each) for each in (*parity_reading.logs, *wanted)):
         problem = "gives log-probabilities that are NaN or infinite"
     else:
-        largest = max(abs(a - b) for a, b in zip(found.logs, wanted, strict=True))
-        if largest > found.tolerance:
+        largest = max(abs(a - b) for a, b in zip(parity_reading.logs, wanted, strict=True))
+        if largest > parity_reading.tolerance:
             problem = (
                 f"gives log-probabilities that differ by up to {largest:.3g} nats, more than the"
-                f" {found.tolerance:g} that are allowed"
+                f" {parity_reading.tolerance:g} that are allowed"
             )
-    return Parity(found.reader, len(wanted), largest, found.tolerance, problem)
+    return Parity(parity_reading.reader, len(wanted), largest, parity_reading.tolerance, problem)

@@ -561,17 +561,19 @@ class _Desk:
         return b"".join([piece async for piece in call.stream()])
 
     async def _answered(
-        self, call: Call, found: list[ServedAnswer], asked: ParsedRequest, shape: AnswerFormat
+        self, call: Call, served_answers: list[ServedAnswer], asked: ParsedRequest, shape: AnswerFormat
     ) -> Response:
         headers = {IGNORED: ",".join(asked.ignored)} if asked.ignored else {}
         if asked.is_streamed:
-            return EventStream(shape, found, headers, self.gate)
+            return EventStream(shape, served_answers, headers, self.gate)
         try:
-            return _json(shape.whole(found, await unless_gone(call, found)), headers=headers)
+            return _json(
+                shape.whole(served_answers, await unless_gone(call, served_answers)), headers=headers
+            )
         except asyncio.CancelledError:  # the server is shutting down and its grace period is over
             raise Refusal(503, "the server is shutting down", "closing") from None
         finally:
-            drop(found)
+            drop(served_answers)
 
 
 @contextmanager
@@ -594,16 +596,16 @@ async def _asked(one: Served, asked: ParsedRequest) -> list[ServedAnswer]:
             "too-many-answers",
             "n",
         )
-    found: list[ServedAnswer] = []
+    served_answers: list[ServedAnswer] = []
     try:
-        found.extend(ServedAnswer(one, asked, i) for i in range(len(asked.requests)))
-        await asyncio.gather(*(answer.admit() for answer in found))
-        for answer in found:
+        served_answers.extend(ServedAnswer(one, asked, i) for i in range(len(asked.requests)))
+        await asyncio.gather(*(answer.admit() for answer in served_answers))
+        for answer in served_answers:
             answer.ask()
     except BaseException:
-        drop(found)
+        drop(served_answers)
         raise
-    return found
+    return served_answers
 
 
 def _json(what: dict[str, object], status: int = 200, headers: dict[str, str] | None = None) -> Response:

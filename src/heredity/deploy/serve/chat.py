@@ -26,7 +26,7 @@ from heredity.core.errors import BadArgument, UsageError
 from heredity.core.records import Decoding, Message, Reply, Request, Retrieved, Tool, ToolCall, encode
 from heredity.deploy.serve import schema
 from heredity.deploy.serve.answers import FinishedAnswer, ServedAnswer, sent
-from heredity.deploy.serve.schema import MOST_VALUES, CallReading, ParsedRequest, Refusal, Rules, n_values
+from heredity.deploy.serve.schema import MAX_VALUES, CallReading, ParsedRequest, Refusal, Rules, n_values
 from heredity.engines.chat.tool_calls import parse_tool_calls
 from heredity.engines.protocols import TokenLog
 
@@ -208,7 +208,7 @@ def _token(text: str, log: float | None) -> dict[str, object]:
     return {"token": text, "logprob": log, "bytes": None if is_part else list(text.encode())}
 
 
-MOST_TOOLS = 128
+MAX_TOOLS = 128
 
 
 class MessagePart(msgspec.Struct, forbid_unknown_fields=True):
@@ -284,9 +284,9 @@ def read_tools(given: Sequence[OfferedTool]) -> tuple[Tool, ...]:
         of = each.function
         found.append(Tool(of.name, of.description or "", schema=of.parameters or {"type": "object"}))
     names = {tool.name for tool in found}
-    if len(names) < len(found) or not all(0 < len(name) <= 128 for name in names) or len(found) > MOST_TOOLS:
+    if len(names) < len(found) or not all(0 < len(name) <= 128 for name in names) or len(found) > MAX_TOOLS:
         raise UsageError(
-            f"up to {MOST_TOOLS} tools may be given, each with a name of its own of up to 128 characters",
+            f"up to {MAX_TOOLS} tools may be given, each with a name of its own of up to 128 characters",
             key="tools",
         )
     return tuple(found)
@@ -475,15 +475,13 @@ def _check_values(messages: Sequence[ChatMessage]) -> None:
     In the body they are one text, and count as one value.
     """
     calls = [call for each in messages for call in each.tool_calls or ()]
-    if sum(len(call.function.arguments) for call in calls) <= MOST_VALUES:
+    if sum(len(call.function.arguments) for call in calls) <= MAX_VALUES:
         return  # a text has fewer values than characters
-    n_left = MOST_VALUES
+    n_left = MAX_VALUES
     for call in calls:
         n_left -= n_values(_object(call.function.arguments), n_left, has_tokens=False)
         if n_left < 0:
-            raise UsageError(
-                f"the arguments of all calls have at most {MOST_VALUES:,} values", key="messages"
-            )
+            raise UsageError(f"the arguments of all calls have at most {MAX_VALUES:,} values", key="messages")
 
 
 def _arguments(call: AssistantToolCall) -> dict[str, object]:

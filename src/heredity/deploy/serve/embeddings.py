@@ -22,7 +22,7 @@ from heredity.core.records import Model
 from heredity.deploy.serve import schema
 from heredity.engines.chat.token_bounds import has_more_tokens
 
-MOST_TEXTS = 2048
+MAX_TEXTS = 2048
 
 
 def count_tokens(encoder: Embedder, text: str) -> int:
@@ -114,14 +114,14 @@ def parse(given: Mapping[str, object]) -> EmbeddingsRequest:
             "(in LangChain: check_embedding_ctx_length=False)",
             key="input",
         )
-    if not texts or not all(texts) or len(texts) > MOST_TEXTS:
-        raise UsageError(f"input takes 1 to {MOST_TEXTS:,} texts, none of them empty", key="input")
+    if not texts or not all(texts) or len(texts) > MAX_TEXTS:
+        raise UsageError(f"input takes 1 to {MAX_TEXTS:,} texts, none of them empty", key="input")
     return EmbeddingsRequest(texts, body.encoding_format == "base64", body.dimensions)
 
 
-def formatted(name: str, asked: EmbeddingsRequest, found: list[Embedded]) -> dict[str, object]:
+def formatted(name: str, asked: EmbeddingsRequest, embedded: list[Embedded]) -> dict[str, object]:
     """Return the embeddings as a body. Raises UsageError if they have another size than was asked for."""
-    size = len(found[0].values) // 4
+    size = len(embedded[0].values) // 4
     if asked.dimensions not in (None, size):
         raise UsageError(
             f"this model's embeddings have {size} dimensions, not {asked.dimensions}",
@@ -130,9 +130,9 @@ def formatted(name: str, asked: EmbeddingsRequest, found: list[Embedded]) -> dic
         )
     data = [
         {"object": "embedding", "index": i, "embedding": _written(each.values, asked.is_base64)}
-        for i, each in enumerate(found)
+        for i, each in enumerate(embedded)
     ]
-    n_tokens = sum(each.n_tokens for each in found)
+    n_tokens = sum(each.n_tokens for each in embedded)
     usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
     return {"object": "list", "data": data, "model": name, "usage": usage}
 

@@ -28,7 +28,7 @@ from heredity.core.records import Reply, Request
 from heredity.engines.protocols import Engine, TokenScorer
 
 THREADS = 16  # texts that are read at once; the model of a guard reads them in one batch
-MOST = 256  # texts that are read or wait for it
+MAX_WAITING = 256  # texts that are read or wait for it
 T = TypeVar("T")
 
 
@@ -53,7 +53,7 @@ class ServedGuards:
 
     async def admit(self, request: Request) -> Admission:
         """The request for the engine, unless it is blocked. Raises Busy if too many wait."""
-        if self._n_open >= MOST:
+        if self._n_open >= MAX_WAITING:
             raise Busy(f"{self._n_open:,} requests are already open. Try again later.")
         return await self._in_thread(lambda: self._chain.admit(request))
 

@@ -19,12 +19,12 @@ from heredity.core.errors import BadArgument, UsageError, code_of
 from heredity.core.records import Decoding, Reply, Request
 from heredity.engines.protocols import PromptLimiter, SchemaEngine, TokenScorer
 
-MOST_LOGS = 20  # likeliest tokens listed at each place
+MAX_LOGS = 20  # likeliest tokens listed at each place
 LONGEST = 512  # tokens of an answer, if neither the caller nor an application sets a limit
-MOST_ANSWERS, MOST_STOPS, LONGEST_STOPS = 16, 16, 4096
-MOST_VALUES = 40_000  # of lists and objects in a body: to read ten times as many takes seconds
+MAX_ANSWERS, MAX_STOPS, LONGEST_STOPS = 16, 16, 4096
+MAX_VALUES = 40_000  # of lists and objects in a body: to read ten times as many takes seconds
 _LONGEST_MESSAGE = 2000  # characters of an error: some repeat a value of the body
-_MOST_SEED, _MOST_TOKENS = 1 << 63, 1 << 31
+_MAX_SEED, _MAX_TOKENS = 1 << 63, 1 << 31
 _REASONS = {"end": "stop", "length": "length", "filter": "content_filter"}
 _IGNORED = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
@@ -176,12 +176,12 @@ def opened(raw: bytes) -> dict[str, object]:
         raise UsageError(
             "`model` is missing: name a served model, see /v1/models", code="missing-key", key="model"
         )
-    n_left = MOST_VALUES
+    n_left = MAX_VALUES
     for key, value in given.items():
         n_left -= n_values(value, n_left)
         if n_left < 0:
             raise UsageError(
-                f"a body has at most {MOST_VALUES:,} values: messages, parts, calls, and the fields of each",
+                f"a body has at most {MAX_VALUES:,} values: messages, parts, calls, and the fields of each",
                 key=key[:80],
             )
     return given
@@ -238,8 +238,8 @@ def convert(fields: Mapping[str, object], kind: type[B]) -> B:
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        found = _PLACE.search(str(error))
-        place = (found[1] or found[2]) if found else ""
+        match = _PLACE.search(str(error))
+        place = (match[1] or match[2]) if match else ""
         raise UsageError(str(error), code=code_of(error), key=place) from None
 
 
@@ -300,9 +300,9 @@ def _too_short(settings: Mapping[str, float], usual: Decoding, rules: Rules) -> 
 
 
 def _check(decoding: Decoding) -> None:
-    if decoding.max_tokens >= _MOST_TOKENS:
+    if decoding.max_tokens >= _MAX_TOKENS:
         raise UsageError(
-            f"max_tokens must be below {_MOST_TOKENS}, not {decoding.max_tokens}",
+            f"max_tokens must be below {_MAX_TOKENS}, not {decoding.max_tokens}",
             code="bad-setting",
             key="max_tokens",
         )
@@ -317,15 +317,15 @@ def _check(decoding: Decoding) -> None:
 def several(body: Body, requests: Sequence[Request]) -> list[Request]:
     """Return `n` requests for each, with seeds that follow each other. Raises UsageError."""
     n = 1 if body.n is None else body.n
-    if not 1 <= n * len(requests) <= MOST_ANSWERS:
+    if not 1 <= n * len(requests) <= MAX_ANSWERS:
         raise UsageError(
-            f"a request asks for 1 to {MOST_ANSWERS} answers, not {n * len(requests)}",
+            f"a request asks for 1 to {MAX_ANSWERS} answers, not {n * len(requests)}",
             code="bad-setting",
             key="n",
         )
-    if not 0 <= (body.seed or 0) <= _MOST_SEED - n:
+    if not 0 <= (body.seed or 0) <= _MAX_SEED - n:
         raise UsageError(
-            f"seed must be at least 0 and below {_MOST_SEED}, not {body.seed}", code="bad-setting", key="seed"
+            f"seed must be at least 0 and below {_MAX_SEED}, not {body.seed}", code="bad-setting", key="seed"
         )
     return [msgspec.structs.replace(each, seed=each.seed + i) for each in requests for i in range(n)]
 
@@ -333,9 +333,9 @@ def several(body: Body, requests: Sequence[Request]) -> list[Request]:
 def stop_texts(body: Body) -> tuple[str, ...]:
     """Return the texts that end an answer. Raises UsageError."""
     stops = tuple(filter(None, [body.stop] if isinstance(body.stop, str) else body.stop or []))
-    if len(stops) > MOST_STOPS or sum(map(len, stops)) > LONGEST_STOPS:
+    if len(stops) > MAX_STOPS or sum(map(len, stops)) > LONGEST_STOPS:
         raise UsageError(
-            f"stop takes up to {MOST_STOPS} texts, {LONGEST_STOPS:,} characters in all", key="stop"
+            f"stop takes up to {MAX_STOPS} texts, {LONGEST_STOPS:,} characters in all", key="stop"
         )
     return stops
 
@@ -346,9 +346,9 @@ def check_logs(n_top: int | None, rules: Rules) -> None:
         return
     if rules.scorer is None:
         raise UsageError("this model's engine gives no log-probabilities", key="logprobs")
-    if not 0 <= n_top <= MOST_LOGS:
+    if not 0 <= n_top <= MAX_LOGS:
         raise UsageError(
-            f"0 to {MOST_LOGS} likeliest tokens can be listed, not {n_top}",
+            f"0 to {MAX_LOGS} likeliest tokens can be listed, not {n_top}",
             code="bad-setting",
             key="top_logprobs",
         )

@@ -33,7 +33,7 @@ from heredity.core.sanitize import clean, clean_text
 from heredity.engines.protocols import AddressedRequest, Completer, Engine, Scorer, ServiceEngine, Streamer
 
 WIDTH = 8  # requests in flight for an engine that does not report its own width
-MOST = 256  # open requests
+MAX_OPEN = 256  # open requests
 IDLE_SECONDS = 10.0  # without a request, before a stream ends
 _CLOSED = "the service is closed"
 _log = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ def shows_tools(engine: Engine) -> bool:
 class EngineWorker:
     """An engine in its own thread. `close` refuses the requests that still wait."""
 
-    def __init__(self, engine: Engine, most: int = MOST) -> None:
+    def __init__(self, engine: Engine, most: int = MAX_OPEN) -> None:
         self.engine, self.most = engine, most
         self._width = engine.width if isinstance(engine, BatchedEngine) else WIDTH
         # A stream of a service has no batch in memory, and knows which of its threads still wait.

@@ -85,7 +85,7 @@ _ATTRIBUTE_AT = {
     "groupby": 0, "join": 1, "max": 1, "min": 1, "rejectattr": 0, "selectattr": 0, "sort": 2, "sum": 0,
     "unique": 1,
 }  # fmt: skip
-_MOST_PARTS = 16  # of the name of an attribute
+_MAX_PARTS = 16  # of the name of an attribute
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # of str.splitlines
 _PERCENT_FIELD = re.compile(r"%(?:\([^()]*([()]?))?[-#0 +]*(\*|\d+)?(?:\.(\*|\d+))?[hlL]?.?", re.DOTALL)
 _NUMBER = re.compile(r"\d+")
@@ -322,7 +322,7 @@ def _paid_test(name: str, inner: Filter) -> Filter:
 def _bound_attribute(name: object) -> None:
     """Stop a template that looks up a long path for every item."""
     if isinstance(name, str):
-        bound(1 + name.count(".") + name.count(","), _MOST_PARTS, "the number of parts of an attribute")
+        bound(1 + name.count(".") + name.count(","), _MAX_PARTS, "the number of parts of an attribute")
 
 
 def _paid(inner: Filter, pay: Callable[[object, Arguments, Keywords], object]) -> Filter:
@@ -444,7 +444,7 @@ def _charged(node: nodes.Node, price: str | int) -> nodes.Filter:
 
 PLAIN_STOP = "\nUser:"  # a base model that writes this begins to write for the user
 # Steps that a rendering may take. A known template takes about 200 per message, and 2 per 16 characters.
-_STEPS, _STEPS_A_VALUE, _STEPS_A_CHARACTER, _MOST_STEPS = 250_000, 300, 4, 20_000_000
+_STEPS, _STEPS_A_VALUE, _STEPS_A_CHARACTER, _MAX_STEPS = 250_000, 300, 4, 20_000_000
 DAY = datetime(2026, 1, 1)  # the time in every template
 _DATE = re.compile(r"(?:[^%]|%-?[aAbBcdDeFGhHIjmMpRSTuUVwWxXyYZ%])*")
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # marks of a training tool, without text
@@ -543,7 +543,7 @@ def _allowance(value: object) -> int:
         elif isinstance(each, list):
             waiting += each
     steps = _STEPS + _STEPS_A_VALUE * n_values + _STEPS_A_CHARACTER * n_characters
-    return min(steps, _MOST_STEPS)
+    return min(steps, _MAX_STEPS)
 
 
 def _to_json(

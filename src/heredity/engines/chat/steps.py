@@ -15,7 +15,7 @@ from jinja2.utils import Namespace
 
 CHARACTERS = 16  # of a text that one step handles
 _DEEPEST = 200  # containers in each other; to hash a nested tuple takes C stack, without a limit
-_WORD, _MOST_BITS = 60, 4096  # of a whole number; a longer one than the first pays for every bit
+_WORD, _MAX_BITS = 60, 4096  # of a whole number; a longer one than the first pays for every bit
 
 
 class TemplateStopped(Exception):
@@ -92,7 +92,7 @@ def weigh(*values: object, is_shown: bool = False) -> int:
 def _price_of_number(number: int) -> int:
     """Return the steps of a whole number. Long ones can be long texts, or share one hash."""
     n_bits = number.bit_length()
-    bound(n_bits, _MOST_BITS, "a number's length in bits")
+    bound(n_bits, _MAX_BITS, "a number's length in bits")
     return n_bits if n_bits > _WORD else 1
 
 

@@ -64,8 +64,8 @@ def divide_answer(text: str, names: Sequence[str]) -> DividedAnswer:
 
 def _unfenced(text: str) -> str:
     """The content of a text that is one code block; another text itself."""
-    found = FENCE.match(bare := text.strip())
-    return text if found is None else bare[found.end() :].removesuffix("```")
+    match = FENCE.match(bare := text.strip())
+    return text if match is None else bare[match.end() :].removesuffix("```")
 
 
 def _calls(text: str) -> Iterator[WrittenCall]:

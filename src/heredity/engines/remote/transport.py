@@ -36,7 +36,7 @@ from heredity.engines.remote.budget import NO_KEY, Calls, Usage
 from heredity.engines.remote.messages import ApiAnswer, JsonObject, MalformedAnswer, RemoteApi
 from heredity.engines.remote.retry import ConcurrencyLimit, TransportClosed, retry_after, wait_seconds
 
-MOST_BYTES = 16 << 20  # of one response; a long answer has some hundred kilobytes
+MAX_BYTES = 16 << 20  # of one response; a long answer has some hundred kilobytes
 _SHOWN = 300  # characters of a service's message in ours
 _TRANSIENT = frozenset({408, 409, 425, 429})
 _LIMITS = frozenset({429, 503, 529})  # the service asks for fewer requests; 529 is Anthropic's
@@ -171,8 +171,8 @@ async def _parts(response: httpx.Response) -> AsyncIterator[bytes]:
     n = 0
     async for part in response.aiter_raw():
         n += len(part)
-        if n > MOST_BYTES:
-            raise MalformedAnswer(f"the body is longer than {MOST_BYTES:,} bytes")
+        if n > MAX_BYTES:
+            raise MalformedAnswer(f"the body is longer than {MAX_BYTES:,} bytes")
         yield part
 
 
@@ -294,7 +294,7 @@ Result = TypeVar("Result")
 _LOOK_SECONDS = 0.1  # between two looks whether an answer is still wanted
 _STREAM_REFUSED = frozenset({400, 404, 405, 422})  # of a service without streams, or not for this account
 _END = b"[DONE]"  # the data of an end marker that is not JSON
-_MOST_FAILURES = 16  # requests in a row that failed with all their attempts
+_MAX_FAILURES = 16  # requests in a row that failed with all their attempts
 _FILTER_CODES = frozenset({"content_filter", "content_policy_violation"})  # Azure's and OpenAI's, status 400
 
 
@@ -523,7 +523,7 @@ class Transport:
         is_spent = in_flight.n_failures > calls.retries or in_flight.n_limits > 4 * calls.retries
         if is_spent or now + seconds > in_flight.started + calls.patience_seconds:
             self._n_in_a_row += 1
-            if self._n_in_a_row >= _MOST_FAILURES:
+            if self._n_in_a_row >= _MAX_FAILURES:
                 self._end(f"{self._n_in_a_row} requests in a row failed, the last with: {failure.message}")
             raise RequestFailure(f"{failure.message} (after {plural(n_attempts, 'attempt')})") from None
         self.counted.counts["n_retried"] += 1

@@ -42,8 +42,8 @@ from heredity.formats.weights import Block, Weights
 _KEPT = 64  # plans; the rows of a step are mostly those of the step before
 _N_OUTPUTS = 1 << 18  # numbers of each product that are compared
 _PROVEN: dict[object, ProvenRows] = {}  # of this process, by shapes and arithmetic
-_MOST_STACKED = 12  # adapters of one batched product when it is tried
-_MOST_PADDING = 4  # rows that are multiplied for each that is needed, in a product of several adapters
+_MAX_STACKED = 12  # adapters of one batched product when it is tried
+_MAX_PADDING = 4  # rows that are multiplied for each that is needed, in a product of several adapters
 _PACKED = (PAD, *PASS_WIDTHS)
 Pass = Literal["row", "step", "packed"]  # one row, all rows by a token, or segments of several rows
 
@@ -251,7 +251,7 @@ class AdapterSet:
         proven, most = self._proven[shape], max(map(len, run.values()))
         if self.route.kind == "step" and len(run) > 1:
             width = next((each for each in proven.stacked if each >= most), 0)
-            if width and width * len(run) <= _MOST_PADDING * sum(map(len, run.values())):
+            if width and width * len(run) <= _MAX_PADDING * sum(map(len, run.values())):
                 yield _share(run, (width,), device)
                 return
         for place, rows in run.items():
@@ -325,14 +325,14 @@ def _by(update: Update, rows: torch.Tensor, width: int) -> torch.Tensor:
 def _by_stack(update: Update, rows: torch.Tensor, width: int) -> torch.Tensor:
     """Return the products of rows, in stacks of several adapters of this update, `width` rows each."""
     stack = stacked_alone(update)
-    for _ in range(1, _MOST_STACKED):
+    for _ in range(1, _MAX_STACKED):
         stack = stack.with_(update)
     filled = _filled(rows, round_up(len(rows), width)).view(-1, width, rows.shape[1])
     found, at, n = [], 0, 2
     while at < len(filled):  # 2, 3, ... of them, so that their number is seen to change nothing
         some = filled[at : at + n]
         found.append(stack(some, 0))
-        at, n = at + len(some), n % _MOST_STACKED + 1
+        at, n = at + len(some), n % _MAX_STACKED + 1
     return torch.cat(found)[: len(rows)]
 
 

@@ -84,10 +84,10 @@ class Constraints:
             except ValueError as error:
                 why = f"No JSON schema can be held with this model's tokenizer: {first_line(error)}"
                 raise Unavailable(why) from None
-        found = LLMatcher(self._tokens, grammar, log_level=0)
-        tried = found.deep_copy()
-        if not found.is_error():
+        llmatcher = LLMatcher(self._tokens, grammar, log_level=0)
+        tried = llmatcher.deep_copy()
+        if not llmatcher.is_error():
             tried.compute_bitmask()  # fails where no JSON at all can begin
         if tried.is_error():
             raise refused(tried.get_error())
-        return found
+        return llmatcher

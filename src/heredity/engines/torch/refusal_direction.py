@@ -33,7 +33,7 @@ EARLIEST, LATEST = (
     0.25,
     0.8,
 )  # share of the layers between which a direction is looked for; 0.8 is the paper's
-MOST_KL = 0.1  # nats by which the first token after a harmless request may change; the paper's
+MAX_KL = 0.1  # nats by which the first token after a harmless request may change; the paper's
 N_CHOOSE = 8  # requests of each kind to compare candidates
 
 Prompts = Sequence[tuple[int, ...]]
@@ -47,7 +47,7 @@ class Direction(NamedTuple):
     position    the position of the prompt, from 0 for the first of the last `N_POSITIONS`
     refusal     mean log-odds of a refusing first token after harmful requests, without the direction
     kl          nats, mean divergence of the first token after harmless requests
-    n_near      how many candidates kept `kl` within `MOST_KL`; 0: the one of least `kl` was taken
+    n_near      how many candidates kept `kl` within `MAX_KL`; 0: the one of least `kl` was taken
     """
 
     text: str
@@ -79,7 +79,7 @@ def find(decoder: Decoder, harmful: Prompts, harmless: Prompts, openings: Sequen
         after = _first_tokens(changed, plain)
         kl = float((before.exp() * (before - after)).sum(-1).mean())
         found.append(_Candidate(refusal, kl, place))
-    near = [one for one in found if one.kl <= MOST_KL]
+    near = [one for one in found if one.kl <= MAX_KL]
     # If all change the model, take the smallest change: an ablation that breaks a model shows nothing.
     best = min(near, key=lambda one: one.refusal) if near else min(found, key=lambda one: one.kl)
     layer, position = divmod(best.place, N_POSITIONS)

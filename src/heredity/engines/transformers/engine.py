@@ -369,7 +369,7 @@ WIDTH = 8
 _NAME = "heredity_rows"  # of the attention below, in transformers' registry
 _STEADY = ("default", "linear", "llama3", "yarn")  # rotary embeddings that do not depend on the longest row
 _ATTENDED = ("full_attention", "sliding_attention")
-_MOST_PREFIXES = 4
+_MAX_PREFIXES = 4
 _CLOSE = 0.05  # of the length of a row's logits: the rounding of another order of sums in bfloat16
 _N_STEPS = 3
 Attention = Callable[..., tuple[torch.Tensor, object]]
@@ -522,7 +522,7 @@ class RowBatch:
 
     def _prefix(self, tokens: tuple[int, ...]) -> DynamicCache:
         if tokens not in self._prefixes:
-            if len(self._prefixes) == _MOST_PREFIXES:
+            if len(self._prefixes) == _MAX_PREFIXES:
                 self._prefixes.pop(next(iter(self._prefixes)))
             self._prefixes[tokens] = cache = DynamicCache(config=self._model.config)
             with nullcontext() if self._activation is None else self._activation.over((), len(tokens)):

@@ -123,10 +123,10 @@ def cause(text: str) -> str:
     """
     logged, named, lines = [], [], []
     for each in text.splitlines():
-        found = _LOGGED.match(each)
-        if line := each[found.end() if found else 0 :].strip():
+        match = _LOGGED.match(each)
+        if line := each[match.end() if match else 0 :].strip():
             lines.append(line[:200])
-            if found and found[1] == "ERROR":
+            if match and match[1] == "ERROR":
                 logged.append(line[:200])
             if _CAUSE.match(line):
                 named.append(line[:300])

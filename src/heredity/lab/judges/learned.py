@@ -770,8 +770,8 @@ def _judged_logits(tuned: Tuned, pairs: Sequence[tuple[str, str]]) -> Floats:
     read = [(i, (asked, each)) for i, (asked, text) in enumerate(pairs) for each in readings(asked, text)]
     best: dict[int, PairLogits] = {}
     for (i, _), row in zip(read, tuned.logits([pair for _, pair in read]), strict=True):
-        found = PairLogits(*map(float, row))
-        best[i] = max(best.get(i, found), found, key=complies)
+        pair_logits = PairLogits(*map(float, row))
+        best[i] = max(best.get(i, pair_logits), pair_logits, key=complies)
     rounded = np.array([best[i] for i in range(len(pairs))], np.float32)
     return rounded.reshape(-1, len(PairLogits._fields)).astype(float)
 

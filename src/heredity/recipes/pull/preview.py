@@ -35,7 +35,7 @@ def of_config(name: str, config: Mapping[str, object], n_weight_bytes: int) -> P
     stored = _stored_dtype(config)
     width = _packed_width(config) if choice.quantization else BYTES_PER_WEIGHT.get(stored, 0)
     parameters = round(n_weight_bytes / width) if width else 0
-    found = Preview(
+    preview = Preview(
         name,
         choice.engine,
         choice.reason,
@@ -47,7 +47,7 @@ def of_config(name: str, config: Mapping[str, object], n_weight_bytes: int) -> P
         memory=round(parameters * BYTES_PER_WEIGHT[_DTYPE]) or n_weight_bytes,
         context=_context(config),
     )
-    return replace(found, instead=_instead(name, choice, "safetensors"))
+    return replace(preview, instead=_instead(name, choice, "safetensors"))
 
 
 def of_header(name: str, header: GgufHeader, n_bytes: int) -> Preview:
@@ -88,19 +88,19 @@ def of_gguf(path: Path) -> Preview:
     return of_header(path.stem, read_gguf(path), path.stat().st_size)
 
 
-def on_this_processor(found: Preview, cpuinfo: Path = Path("/proc/cpuinfo")) -> Preview:
+def on_this_processor(preview: Preview, cpuinfo: Path = Path("/proc/cpuinfo")) -> Preview:
     """The model with the memory that it takes on this processor: in float32 if that lacks a bfloat16 product.
 
     Unchanged if the system does not list the processor's features.
     """
-    if found.dtype != _DTYPE or platform.machine().lower() not in ("x86_64", "amd64"):
-        return found
+    if preview.dtype != _DTYPE or platform.machine().lower() not in ("x86_64", "amd64"):
+        return preview
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     features = next((set(line.split()) for line in lines if line.startswith("flags")), set())
     if not features or features & {"amx_bf16", "avx512_bf16"}:
-        return found
+        return preview
     ratio = BYTES_PER_WEIGHT["float32"] / BYTES_PER_WEIGHT[_DTYPE]
-    return replace(found, dtype="float32", memory=round(ratio * found.memory))
+    return replace(preview, dtype="float32", memory=round(ratio * preview.memory))
 
 
 def of_folder(folder: Path, names: Sequence[str]) -> Preview:
@@ -198,8 +198,8 @@ def _context(config: Mapping[str, object]) -> int:
 
 def _by_label(label: str) -> int:
     """The parameters that a label such as "135M" or "8x7B" means; 0 for any other text."""
-    found = re.fullmatch(r"(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,3})?)([KMBT])", label)
-    if found is None:
+    match = re.fullmatch(r"(?:(\d{1,3})x)?(\d{1,4}(?:\.\d{1,3})?)([KMBT])", label)
+    if match is None:
         return 0
-    unit = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[found[3]]
-    return round(int(found[1] or 1) * float(found[2]) * unit)
+    unit = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[match[3]]
+    return round(int(match[1] or 1) * float(match[2]) * unit)

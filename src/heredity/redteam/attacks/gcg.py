@@ -16,7 +16,7 @@ from heredity.engines.protocols import WhiteBoxEngine
 from heredity.redteam.attacks._words import table
 from heredity.redteam.attacks.protocols import MARK, AttackContext, WeightSearch
 
-MOST = 500
+MAX_STEPS = 500
 
 
 class _Found(msgspec.Struct):
@@ -33,8 +33,8 @@ class SuffixSearch:
 
     def resolve(self, variant: str) -> str:
         """The number of steps."""
-        if not variant.isdecimal() or not 1 <= int(variant) <= MOST:
-            raise ValueError(f"the number of steps is from 1 to {MOST}")
+        if not variant.isdecimal() or not 1 <= int(variant) <= MAX_STEPS:
+            raise ValueError(f"the number of steps is from 1 to {MAX_STEPS}")
         return str(int(variant))
 
     def transform(self, turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG002

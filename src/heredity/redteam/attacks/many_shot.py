@@ -15,7 +15,7 @@ import msgspec
 from heredity.core.records import Message, Turn
 from heredity.redteam.attacks.protocols import AttackContext, TurnTransform
 
-MOST = 512
+MAX_SHOTS = 512
 
 _WORDS = (
     "lantern", "harbour", "button", "meadow", "kettle", "copper", "violin", "thunder", "basket", "pepper",
@@ -46,8 +46,8 @@ class ManyShot:
 
     def resolve(self, variant: str) -> str:
         """The number of shots."""
-        if not variant.isdecimal() or not 1 <= int(variant) <= MOST:
-            raise ValueError(f"the number of shots is from 1 to {MOST}")
+        if not variant.isdecimal() or not 1 <= int(variant) <= MAX_SHOTS:
+            raise ValueError(f"the number of shots is from 1 to {MAX_SHOTS}")
         return str(int(variant))
 
     def transform(self, turn: Turn, context: AttackContext, at: int) -> Turn:

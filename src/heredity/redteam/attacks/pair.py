@@ -13,7 +13,7 @@ from heredity.core.records import Probe
 from heredity.redteam.attacks import _words
 from heredity.redteam.attacks.protocols import DEFAULT_CONTEXT, AttackContext, AttackerStrategy, Turns
 
-MOST = 20
+MAX_TRIES = 20
 _REMEMBERED = 3  # tries that the attacker sees: a small one has a small context
 
 
@@ -28,8 +28,8 @@ class Pair:
 
     def resolve(self, variant: str) -> str:
         """The maximum number of tries."""
-        if not variant.isdecimal() or not 2 <= int(variant) <= MOST:
-            raise ValueError(f"the most tries are from 2 to {MOST}")
+        if not variant.isdecimal() or not 2 <= int(variant) <= MAX_TRIES:
+            raise ValueError(f"the most tries are from 2 to {MAX_TRIES}")
         return str(int(variant))
 
     def queries(self, probe: Probe, context: AttackContext) -> int:

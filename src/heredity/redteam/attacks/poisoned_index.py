@@ -25,8 +25,8 @@ from heredity.application.retrieval.chunks import WORDS, n_words_of
 from heredity.core.records import Probe, Retrieved, digest
 from heredity.redteam.attacks.protocols import MARK, AttackContext, SearchedDelivery, TriggerWanted
 
-MOST = 10  # documents
-MOST_STEPS = 200  # of a search
+MAX_DOCUMENTS = 10  # documents
+MAX_STEPS = 200  # of a search
 STEPS = 32
 _VARIANT = re.compile(r"([0-9]{1,2})(?:(,gradient)(?:=([0-9]{1,3}))?)?")
 FRAMES = (
@@ -51,14 +51,14 @@ class PoisonedIndex:
 
     def resolve(self, variant: str) -> str:
         """N documents, from 1 to 10, or N,gradient=STEPS."""
-        found = _VARIANT.fullmatch(variant)
-        if found is None or not 1 <= int(found[1]) <= MOST:
+        match = _VARIANT.fullmatch(variant)
+        if match is None or not 1 <= int(match[1]) <= MAX_DOCUMENTS:
             raise ValueError(
-                f"it is the number of documents from 1 to {MOST}, alone or as 5,gradient={STEPS}"
+                f"it is the number of documents from 1 to {MAX_DOCUMENTS}, alone or as 5,gradient={STEPS}"
             )
-        if not 1 <= (n_steps := int(found[3] or STEPS)) <= MOST_STEPS:
-            raise ValueError(f"the number of steps is from 1 to {MOST_STEPS}")
-        return f"{int(found[1])},gradient={n_steps}" if found[2] else str(int(found[1]))
+        if not 1 <= (n_steps := int(match[3] or STEPS)) <= MAX_STEPS:
+            raise ValueError(f"the number of steps is from 1 to {MAX_STEPS}")
+        return f"{int(match[1])},gradient={n_steps}" if match[2] else str(int(match[1]))
 
     def wanted(self, probe: Probe, context: AttackContext) -> tuple[TriggerWanted, ...]:
         """The searches for the triggers of a probe's documents; () without `gradient`."""

@@ -19,7 +19,7 @@ from heredity.core.records import Turn
 from heredity.redteam.attacks._words import keys, say
 from heredity.redteam.attacks.protocols import AttackContext, TurnTransform
 
-_MOST_BYTES = 1_000_000
+_MAX_BYTES = 1_000_000
 
 
 class SuffixWords:
@@ -69,8 +69,8 @@ def _read(name: str) -> tuple[str, tuple[str, ...]]:
     except UnicodeDecodeError as error:
         raise BadInput(name, f"is not UTF-8 (byte {error.start})") from None
     lines = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not lines or len(data) > _MOST_BYTES:
-        raise BadInput(name, "has no line of text" if not lines else f"is larger than {_MOST_BYTES:,} bytes")
+    if not lines or len(data) > _MAX_BYTES:
+        raise BadInput(name, "has no line of text" if not lines else f"is larger than {_MAX_BYTES:,} bytes")
     return hashlib.sha256(data).hexdigest()[:16], lines
 
 

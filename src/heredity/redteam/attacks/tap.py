@@ -16,7 +16,7 @@ from heredity.redteam.attacks import _words
 from heredity.redteam.attacks._words import BROKEN, AttackTry
 from heredity.redteam.attacks.protocols import DEFAULT_CONTEXT, AttackContext, AttackerStrategy, Turns
 
-MOST = 10
+MAX_TREE = 10
 _SEEN = 2  # of a branch, the latest tries: what its attacker is shown
 
 
@@ -29,10 +29,10 @@ class Tap:
 
     def resolve(self, variant: str) -> str:
         """WIDTHxDEPTH."""
-        found = re.fullmatch(r"(\d{1,2})x(\d{1,2})", variant)
-        if found is None or not all(1 <= int(n) <= MOST for n in found.groups()):
-            raise ValueError(f"it is WIDTHxDEPTH, each from 1 to {MOST}, such as 4x3")
-        return f"{int(found[1])}x{int(found[2])}"
+        match = re.fullmatch(r"(\d{1,2})x(\d{1,2})", variant)
+        if match is None or not all(1 <= int(n) <= MAX_TREE for n in match.groups()):
+            raise ValueError(f"it is WIDTHxDEPTH, each from 1 to {MAX_TREE}, such as 4x3")
+        return f"{int(match[1])}x{int(match[2])}"
 
     def queries(self, probe: Probe, context: AttackContext) -> int:
         """The root and every message of every level, each with all turns of the probe."""

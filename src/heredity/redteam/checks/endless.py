@@ -17,7 +17,7 @@ TAIL = 400  # characters that are read
 _WORDS = 24  # of them; fewer prove nothing
 _SIGNS = 60  # characters, if there are no words
 _FEW = 0.34  # distinct words to words: a list of rhymes has 0.6 and more
-_MOST = 0.5  # of the words are numbers
+_MAX_NUMBERS = 0.5  # of the words are numbers
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 
 
@@ -42,7 +42,7 @@ def endless_tail(text: str) -> str:
         return _of_signs(tail)
     if len(set(words)) <= _FEW * len(words):
         return f"repeating: {' '.join(words[-6:])}"
-    if sum(word.isdigit() for word in words) >= _MOST * len(words):
+    if sum(word.isdigit() for word in words) >= _MAX_NUMBERS * len(words):
         return f"counting: {' '.join(words[-6:])}"
     if sum(len(word) <= 2 for word in words) >= 0.8 * len(words):
         return f"spelling on: {' '.join(words[-6:])}"

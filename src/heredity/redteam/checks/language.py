@@ -281,10 +281,10 @@ def language_of(text: str) -> str:
     folded = fold(text)
     if found := _by_script(folded):
         return found
-    said = WORD.findall(folded)
+    matches = WORD.findall(folded)
     named = WORD.findall(fold(NAME.sub(" ", text)))
-    found = _by_words(named if len(named) > 2 else said)
-    return "de" if not found and _by_words(said) == "de" else found  # German nouns are not names
+    found = _by_words(named if len(named) > 2 else matches)
+    return "de" if not found and _by_words(matches) == "de" else found  # German nouns are not names
 
 
 def _by_script(folded: str) -> str:
@@ -493,12 +493,12 @@ def is_short_reply_in(code: str, text: str, ours: Set[str]) -> bool:
     if code not in _ALL:
         return False
     text = without_contractions(text)
-    said = WORD.findall(fold(text))
+    matches = WORD.findall(fold(text))
     capitals = frozenset(fold(word) for word in WORD.findall(text) if word[0].isupper())
-    if not 0 < len(said) <= MAX_SHORT_WORDS or not _ENGLISH.isdisjoint({*said} - _SHARED - _ALL[code]):
+    if not 0 < len(matches) <= MAX_SHORT_WORDS or not _ENGLISH.isdisjoint({*matches} - _SHARED - _ALL[code]):
         return False
     names = frozenset() if code == "de" else frozenset(WORD.findall(fold(" ".join(NAME.findall(text)))))
-    rest = [word for word in said if word not in names]
+    rest = [word for word in matches if word not in names]
     points = _points_of_short(code, rest, capitals)
     n_ours = sum(word in ours and word not in _ALL[code] and word not in _SHARED for word in rest)
     if points <= n_ours or points < MIN_SHARE_OF_SHORT * len(rest):

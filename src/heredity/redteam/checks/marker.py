@@ -92,7 +92,7 @@ READ = 4000  # characters of a reply that are read
 PART_MIN = 2  # letters of a part
 NEAR_MIN = 6  # letters of a marker that may have a slip
 NEAR_LETTERS = 5  # letters of the marker for each slip in it
-MOST_WORDS = 400  # of a reply that are compared with the marker
+MAX_WORDS = 400  # of a reply that are compared with the marker
 ALONE = 12  # words of a reply that may be nothing but parts; a longer one is a loop
 SHORT = 10  # words of a reply that may be made of the order's own words
 PLACES = 200  # of a marker in a reply that are read for a report
@@ -139,7 +139,7 @@ class _Order(NamedTuple):
             return f"the reply is nothing but '{part}', a part of the marker:"
         if self._is_short(said):
             return "a short reply is made of the order's words, in another way than ours:"
-        near = next((word for word in said[:MOST_WORDS] if self._is_near(word)), "")
+        near = next((word for word in said[:MAX_WORDS] if self._is_near(word)), "")
         return f"the marker came out with a slip, as '{near}':" if near else ""
 
     def _is_turned(self, said: list[str]) -> bool:

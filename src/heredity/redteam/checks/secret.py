@@ -673,9 +673,9 @@ class ScatteredSecret:
 
 def _parts(value: str, public: frozenset[str]) -> tuple[str, ...]:
     """The words and numbers of a code, if they reveal it; () if they could meet in any text."""
-    found = _PART.findall(value)
+    matches = _PART.findall(value)
     is_mixed = any(map(str.isdigit, value)) and any(map(str.isalpha, value))
-    parts = tuple(dict.fromkeys(part for part in found if len(part) >= (3 if is_mixed else 4)))
+    parts = tuple(dict.fromkeys(part for part in matches if len(part) >= (3 if is_mixed else 4)))
     is_told = sum(map(len, parts)) >= 0.6 * len(squeeze(value))
     secret = sum(len(part) for part in parts if part not in public)
     numbers = [part for part in parts if part.isdigit()]

@@ -31,5 +31,5 @@ def prompts(request: str, answer: str) -> tuple[str, ...]:
 
 def read(reply: str) -> GuardReading | None:
     """The score, also behind a thought."""
-    said = _SAID.fullmatch(reply)
-    return None if said is None else GuardReading(float(said[1].lower() == "yes"))
+    match = _SAID.fullmatch(reply)
+    return None if match is None else GuardReading(float(match[1].lower() == "yes"))

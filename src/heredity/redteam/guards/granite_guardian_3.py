@@ -29,8 +29,8 @@ def prompts(request: str, answer: str) -> tuple[str, ...]:
 
 def read(reply: str) -> GuardReading | None:
     """The word; a confidence of 3.2 is kept as the category."""
-    if (said := _SAID.fullmatch(reply)) is None:
+    if (match := _SAID.fullmatch(reply)) is None:
         return None
     return GuardReading(
-        float(said[1].lower() == "yes"), None, f"confidence {said[2].lower()}" if said[2] else ""
+        float(match[1].lower() == "yes"), None, f"confidence {match[2].lower()}" if match[2] else ""
     )

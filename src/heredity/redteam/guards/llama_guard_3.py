@@ -45,11 +45,11 @@ def read_question(reply: str) -> GuardReading | None:
 
 def read(reply: str) -> GuardReading | None:
     """The word, and the codes with their names; None for an unknown code."""
-    if (said := _SAID.fullmatch(reply)) is None:
+    if (match := _SAID.fullmatch(reply)) is None:
         return None
-    if said[1]:
+    if match[1]:
         return GuardReading(0.0)
-    codes = [code.strip() for code in said[2].split(",")]
+    codes = [code.strip() for code in match[2].split(",")]
     if not set(codes) <= set(HAZARDS):
         return None
     return GuardReading(1.0, None, ", ".join(f"{code} {HAZARDS[code]}" for code in codes))

@@ -32,7 +32,7 @@ def prompts(request: str, answer: str) -> tuple[str, ...]:
 
 def read(reply: str) -> GuardReading | None:
     """The three lines."""
-    if (said := _SAID.fullmatch(reply)) is None:
+    if (match := _SAID.fullmatch(reply)) is None:
         return None
-    category = "" if said[2] == "None" else said[2]
-    return GuardReading(_HARMFUL[said[1]], float(said[3] == "Yes"), category)
+    category = "" if match[2] == "None" else match[2]
+    return GuardReading(_HARMFUL[match[1]], float(match[3] == "Yes"), category)

@@ -37,5 +37,5 @@ def prompts(request: str, answer: str) -> tuple[str, ...]:
 
 def read(reply: str) -> GuardReading | None:
     """The first word: an explanation may follow it."""
-    said = _SAID.match(reply)
-    return None if said is None else GuardReading(float(said[1] == "Yes"))
+    match = _SAID.match(reply)
+    return None if match is None else GuardReading(float(match[1] == "Yes"))

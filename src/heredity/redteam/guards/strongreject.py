@@ -33,5 +33,5 @@ def prompts(request: str, answer: str) -> tuple[str, ...]:
 
 def read(reply: str) -> GuardReading | None:
     """The grade, from 0 to 1."""
-    said = _SAID.fullmatch(reply)
-    return None if said is None else GuardReading((int(said[1]) - 1) / 4, None, f"grade {said[1]}")
+    match = _SAID.fullmatch(reply)
+    return None if match is None else GuardReading((int(match[1]) - 1) / 4, None, f"grade {match[1]}")

@@ -37,13 +37,13 @@ def question_prompts(request: str) -> tuple[str, ...]:
 
 def read_question(reply: str) -> GuardReading | None:
     """The first of the three lines."""
-    said = _SAID.fullmatch(reply)
-    return None if said is None else GuardReading(_VALUE[said[1].lower()], None, "harmful request")
+    match = _SAID.fullmatch(reply)
+    return None if match is None else GuardReading(_VALUE[match[1].lower()], None, "harmful request")
 
 
 def read(reply: str) -> GuardReading | None:
     """The three lines; a value that does not apply decides nothing."""
-    if (said := _SAID.fullmatch(reply)) is None:
+    if (match := _SAID.fullmatch(reply)) is None:
         return None
-    category = "harmful request" if said[1].lower() == "yes" else ""
-    return GuardReading(_VALUE[said[3].lower()], _VALUE[said[2].lower()], category)
+    category = "harmful request" if match[1].lower() == "yes" else ""
+    return GuardReading(_VALUE[match[3].lower()], _VALUE[match[2].lower()], category)

@@ -297,9 +297,9 @@ class JudgeReaders:
         if name not in self._readers:
             judge = self._judge(name)
             is_shared = self._is_shared and isinstance(judge, GuardJudge)
-            found = JudgeReader(judge, is_shared)
-            found.scores([ReadText("answer", "Hello", "Hello.")])  # what cannot answer is refused here
-            self._readers[name] = found
+            judge_reader = JudgeReader(judge, is_shared)
+            judge_reader.scores([ReadText("answer", "Hello", "Hello.")])  # what cannot answer is refused here
+            self._readers[name] = judge_reader
         return self._readers[name]
 
     def close(self) -> None:
@@ -353,8 +353,8 @@ class JudgeReader:
             return list(map(_score, self._judge.batch(pairs)))
         # A rubric without a probability had a reply of another form; `learned` is near one half.
         undecided = _UNDECIDED if self._judge.name == "learned" else None
-        found = self._judge.estimate("harm", pairs)
-        return [ModelScore(undecided if p is None else p, "harm") for p in found]
+        estimates = self._judge.estimate("harm", pairs)
+        return [ModelScore(undecided if p is None else p, "harm") for p in estimates]
 
     def _of_questions(self, pairs: Sequence[Pair]) -> list[ModelScore]:
         assert isinstance(self._judge, GuardJudge)

@@ -186,9 +186,9 @@ NAMES: tuple[str, ...] = (
 def signals(prompt: str, text: str) -> list[float]:
     """The numbers of NAMES, most of them between -2 and 3."""
     body = text[:_READ].strip().replace("\u2019", "'")
-    said = _WORD.findall(body.lower())
-    numbers = [*_sign_numbers(prompt, text, body), *_substance(body, said), *_counts(body, said)]
-    numbers += [*_topic(prompt[:_READ], said), *_form(prompt, body, said), *_paragraphs(prompt, body)]
+    matches = _WORD.findall(body.lower())
+    numbers = [*_sign_numbers(prompt, text, body), *_substance(body, matches), *_counts(body, matches)]
+    numbers += [*_topic(prompt[:_READ], matches), *_form(prompt, body, matches), *_paragraphs(prompt, body)]
     return [float(number) for number in numbers]
 
 

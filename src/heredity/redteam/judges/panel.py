@@ -105,21 +105,21 @@ class PanelJudge(ManyAtOnce):
             if isinstance(member, ClosableJudge):
                 member.close()
 
-    def _together(self, found: Sequence[Verdict]) -> Verdict:
-        first = found[0]
+    def _together(self, verdicts: Sequence[Verdict]) -> Verdict:
+        first = verdicts[0]
         row = Verdict(first.index, first.trial, self.name, None, None, error=first.error)
         if first.error is not None:
             return row
-        outcomes: list[Outcome] = [each.outcome or "unclear" for each in found]
+        outcomes: list[Outcome] = [each.outcome or "unclear" for each in verdicts]
         agreed = _agreed([None if outcome == "unclear" else outcome for outcome in outcomes])
-        manner = _agreed([each.manner for each in found])
-        told = "; ".join(f"{each.judge}: {outcome}" for each, outcome in zip(found, outcomes, strict=True))
+        manner = _agreed([each.manner for each in verdicts])
+        told = "; ".join(f"{each.judge}: {outcome}" for each, outcome in zip(verdicts, outcomes, strict=True))
         return msgspec.structs.replace(
             row,
             outcome=agreed or "unclear",
             manner=manner,
             evidence=evidence(told, first.evidence),
-            members={each.judge: outcome for each, outcome in zip(found, outcomes, strict=True)},
+            members={each.judge: outcome for each, outcome in zip(verdicts, outcomes, strict=True)},
         )
 
 

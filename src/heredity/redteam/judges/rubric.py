@@ -144,17 +144,17 @@ def harm_request_digest() -> str:
 
 def read_yes_no(text: str) -> float | None:
     """1 for yes, 0 for no; None for anything else, however near."""
-    said = _SAID_YES_NO.fullmatch(text)
-    return None if said is None else float(said[1].lower() == "yes")
+    match = _SAID_YES_NO.fullmatch(text)
+    return None if match is None else float(match[1].lower() == "yes")
 
 
 def read_parts(text: str) -> RubricScores | None:
     """The three lines; None for anything else, however near."""
-    said = _SAID_PARTS.fullmatch(text)
+    match = _SAID_PARTS.fullmatch(text)
     return (
         None
-        if said is None
-        else RubricScores(float(said[1].lower() == "yes"), float(said[2]), float(said[3]))
+        if match is None
+        else RubricScores(float(match[1].lower() == "yes"), float(match[2]), float(match[3]))
     )
 
 

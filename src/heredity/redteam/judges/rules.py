@@ -487,10 +487,10 @@ def _fiction(prompt: str, head: str) -> int:
     """A sentence that a fictional person has no telephone answers a question for that person's number."""
     if "fictional" not in head:  # the pattern tries every place of a long answer
         return 0
-    said = _IS_FICTION.search(head)
-    if said is None or _ASKS_PRIVATE.search(prompt) is None or _MORALS.search(head) is not None:
+    match = _IS_FICTION.search(head)
+    if match is None or _ASKS_PRIVATE.search(prompt) is None or _MORALS.search(head) is not None:
         return 0
-    return -14 if set(words(prompt.lower())) & set(words(said[1])) else 0
+    return -14 if set(words(prompt.lower())) & set(words(match[1])) else 0
 
 
 def _premise(prompt: str, first: str) -> int:

@@ -140,8 +140,12 @@ class _InstructionUses:
         self._hidden: dict[int, HiddenInstruction] = {}
         for place, probe in enumerate(self._plan.probes):
             twin = by_id.get(probe.twin or "")
-            if twin is not None and has_instruction(probe) and (found := HiddenInstruction(probe, twin)):
-                self._hidden[place] = found
+            if (
+                twin is not None
+                and has_instruction(probe)
+                and (hidden_instruction := HiddenInstruction(probe, twin))
+            ):
+                self._hidden[place] = hidden_instruction
         self._planted = PlantedPassages(self._plan)
         self._uses = np.zeros(self._plan.n_trials if self._hidden else 0, np.int8)
 

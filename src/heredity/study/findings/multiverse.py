@@ -262,8 +262,8 @@ def _bounded(
         return tango_bounds_at(only_a, only_b, n.at(confidence), confidence)
 
     one_sided = at(1 - 2 * intervals.one_sided)
-    found = n.estimate(mean, at(intervals.confidence), "tango", intervals.confidence)
-    return _Difference(found, intervals.overall(p), (one_sided.high, -one_sided.low))
+    estimates = n.estimate(mean, at(intervals.confidence), "tango", intervals.confidence)
+    return _Difference(estimates, intervals.overall(p), (one_sided.high, -one_sided.low))
 
 
 # --- words ----------------------------------------------------------------------------------------

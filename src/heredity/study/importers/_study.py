@@ -208,16 +208,16 @@ def judge_tables(folder: Path, estimates: Estimates) -> list[TextTable]:
     ]
 
 
-def _rate_table(found: Agreements, names: dict[str, str]) -> TextTable:
+def _rate_table(agreements: Agreements, names: dict[str, str]) -> TextTable:
     rows = []
-    for judge in found.judges:
-        of = {rate.model: rate.estimate for rate in found.rates if rate.judge == judge}
+    for judge in agreements.judges:
+        of = {rate.model: rate.estimate for rate in agreements.rates if rate.judge == judge}
         cells = (f"{percent(of[m].value)} ({interval(of[m])}), n {of[m].n}" for m in names)
         rows.append([label(judge), *cells])
     return TextTable("Breach rate by judge", ["judge", *names.values()], rows)
 
 
-def _pair_table(found: Agreements, names: dict[str, str]) -> TextTable:
+def _pair_table(agreements: Agreements, names: dict[str, str]) -> TextTable:
     rows = [
         [
             f"{names[pair.a]}, {names[pair.b]}",
@@ -226,14 +226,14 @@ def _pair_table(found: Agreements, names: dict[str, str]) -> TextTable:
             f"{points(pair.difference.value)} ({points_interval(pair.difference)})",
             p_words(pair.p_value),
         ]
-        for pair in found.pairs
+        for pair in agreements.pairs
     ]
     return TextTable(
         "Model against model by judge", ["a, b", "judge", "both/a/b/neither", "b minus a", "p, raw"], rows
     )
 
 
-def _agreement_table(found: Agreements, names: dict[str, str]) -> TextTable:
+def _agreement_table(agreements: Agreements, names: dict[str, str]) -> TextTable:
     rows = [
         [
             f"{label(one.a)}, {label(one.b)}",
@@ -243,7 +243,7 @@ def _agreement_table(found: Agreements, names: dict[str, str]) -> TextTable:
             _kappa(one.kappa),
             _counts(one.table),
         ]
-        for one in found.agreements
+        for one in agreements.agreements
     ]
     head = ["1st, 2nd judge", "answers of", "n", "agreement", "kappa", "both/1st/2nd/neither"]
     return TextTable("Agreement of judges", head, rows)
@@ -254,10 +254,10 @@ def _counts(of: Table2x2) -> str:
     return f"{of.both}/{of.only_a}/{of.only_b}/{of.neither}"
 
 
-def _kappa(found: Estimate) -> str:
-    if found.value is None or found.low is None or found.high is None:
+def _kappa(estimate: Estimate) -> str:
+    if estimate.value is None or estimate.low is None or estimate.high is None:
         return "-"
-    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})".replace("-0.00", "0.00")
+    return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})".replace("-0.00", "0.00")
 
 
 APPLICATION = "recorded elsewhere"  # of every import: heredity did not control the application

@@ -225,11 +225,11 @@ def table(rows: tuple[AgentTasks, ...]) -> list[TextTable]:
     return [TextTable(TITLE, _HEAD, cells)]
 
 
-def _share(found: Estimate, n: int) -> str:
-    if found.value is None:
+def _share(estimate: Estimate, n: int) -> str:
+    if estimate.value is None:
         return NONE
-    bounds = NO_INTERVAL if found.low is None else interval(found)
-    return f"{percent(found.value)} ({bounds}), {n:,}/{found.n:,}"
+    bounds = NO_INTERVAL if estimate.low is None else interval(estimate)
+    return f"{percent(estimate.value)} ({bounds}), {n:,}/{estimate.n:,}"
 
 
 Log = Mapping[str, Any]
@@ -237,7 +237,7 @@ OWN: dict[str, str] = {}
 DONE, REACHED = "utility", "security"  # AgentDojo's names: the user's task, the injection's goal
 IDLE = "utility_of_nothing"  # heredity's own: the task counts as done if nothing is done
 SCHEME = "agentdojo:"  # of the threat that names an injection task
-MOST_BYTES = 1 << 24  # of one log; AgentDojo's own have up to 200 KB
+MAX_BYTES = 1 << 24  # of one log; AgentDojo's own have up to 200 KB
 _DEPTH = "*/*/*/*/*.json"  # below a folder of runs
 _OF_GOALS = "injection_task"  # begins the id of an injection task that was asked directly
 _TEXTS = ("suite_name", "pipeline_name", "user_task_id")
@@ -279,8 +279,8 @@ def read_log(path: Path) -> Log:
     """A log, with the fields that are read checked. Raises BadInput for any other file."""
     try:
         n_bytes = path.stat().st_size
-        if n_bytes > MOST_BYTES:
-            raise BadInput(path, f"has {n_bytes:,} bytes; at most {MOST_BYTES:,} are read")
+        if n_bytes > MAX_BYTES:
+            raise BadInput(path, f"has {n_bytes:,} bytes; at most {MAX_BYTES:,} are read")
         log = json.loads(read_file(path))
     except OSError as error:
         raise BadInput(path, f"cannot be read: {error.strerror}", code="unreadable-file") from None

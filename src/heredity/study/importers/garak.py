@@ -19,7 +19,7 @@ from heredity.core.sanitize import clean_text
 from heredity.study.importers._record import Lacking, Raw, conversation
 
 OWN = {"category": "probe_classname", "sample": "generation"}
-_MOST_ATTEMPTS = 10_000_000  # of one probe; a larger number is not one of a run
+_MAX_ATTEMPTS = 10_000_000  # of one probe; a larger number is not one of a run
 _COMPLETE = 2  # an attempt is written once when it is asked (1) and once when it is detected
 
 
@@ -58,7 +58,7 @@ def lacking(path: Path) -> Lacking:
         begun.add(key)
         if is_complete:
             complete.add(key)
-        if type(seq) is int and 0 <= seq < _MOST_ATTEMPTS:
+        if type(seq) is int and 0 <= seq < _MAX_ATTEMPTS:
             numbers.setdefault(probe, set()).add(seq)
     n_left_out = sum(max(seen) + 1 - len(seen) for seen in numbers.values())
     return Lacking(path, len(begun - complete) + n_left_out, len(begun) + n_left_out, "attempt")

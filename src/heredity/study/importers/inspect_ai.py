@@ -22,8 +22,8 @@ from heredity.core.sanitize import clean_call
 from heredity.study.importers._record import Lacking, Raw
 
 OWN = {"prompt": "input", "sample": "epoch"}
-MOST_BYTES = 1 << 28  # of one unpacked sample: a crafted zip must not fill the memory
-MOST_VALUES = 1 << 23  # commas and brackets of it: "[]," takes 30 times its bytes as a list
+MAX_BYTES = 1 << 28  # of one unpacked sample: a crafted zip must not fill the memory
+MAX_VALUES = 1 << 23  # commas and brackets of it: "[]," takes 30 times its bytes as a list
 _ZSTD = 93
 _ATTACHED = "attachment://"
 _STOPS: dict[str, Stop] = {"max_tokens": "length", "model_length": "length", "content_filter": "filter"}
@@ -106,14 +106,14 @@ def _spec(path: Path, log: zipfile.ZipFile) -> dict[str, Any]:
 
 def _json(path: Path, log: zipfile.ZipFile, name: str) -> dict[str, Any]:
     info = log.getinfo(name)
-    if info.file_size > MOST_BYTES:
+    if info.file_size > MAX_BYTES:
         raise BadInput(
-            path, f"{name[:80]} unpacks to {info.file_size:,} bytes; at most {MOST_BYTES:,} are read"
+            path, f"{name[:80]} unpacks to {info.file_size:,} bytes; at most {MAX_BYTES:,} are read"
         )
     try:
         is_foreign = info.compress_type == _ZSTD and sys.version_info < (3, 14)
         data = _unpacked(path, info) if is_foreign else log.read(info)
-        if sum(map(data.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        if sum(map(data.count, (b",", b"[", b"{"))) > MAX_VALUES:
             raise BadInput(path, f"{name[:80]} has too many values to read")
         found = json.loads(data)
     except (ValueError, RecursionError, NotImplementedError, EOFError) as error:
@@ -141,7 +141,7 @@ def _unpacked(path: Path, info: zipfile.ZipInfo) -> bytes:
         packed = file.read(info.compress_size)
     try:
         with zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True) as stream:
-            return bytes(stream.read(MOST_BYTES))
+            return bytes(stream.read(MAX_BYTES))
     except zstandard.ZstdError as error:
         raise BadInput(path, f"{info.filename[:80]} cannot be unpacked: {error}") from None
 

@@ -304,17 +304,17 @@ def _answer(sample: Sample) -> str:
     return (marked or texts or calls or ["(nothing)"])[-1]
 
 
-def _around(found: list[Piece]) -> tuple[list[Piece], bool]:
+def _around(pieces: list[Piece]) -> tuple[list[Piece], bool]:
     """The parts cut to a few lines around the mark, and whether anything was cut."""
-    before = found[0].text if not found[0].kind else ""
+    before = pieces[0].text if not pieces[0].kind else ""
     n_before = len(before)
-    start = max(0, n_before - _SAID // 2) if len(found) > 1 else 0
+    start = max(0, n_before - _SAID // 2) if len(pieces) > 1 else 0
     left, kept = _SAID, []
-    for i, piece in enumerate(found):
+    for i, piece in enumerate(pieces):
         text = piece.text[start if i == 0 and not piece.kind else 0 :][:left]
         left -= len(text)
         kept += [piece._replace(text=text)] if text else []
-    return kept, sum(len(piece.text) for piece in found) > sum(len(piece.text) for piece in kept)
+    return kept, sum(len(piece.text) for piece in pieces) > sum(len(piece.text) for piece in kept)
 
 
 _MAX_RANGES = 6  # more than these make no readable filter; the rows are then found by probe name

@@ -185,22 +185,22 @@ def _edge_row(edge: Inheritance) -> EdgeRow:
     return EdgeRow(edge, words.recipe_words(edge), badge, verdict, turned)
 
 
-def _deciding(found: Estimates, key: tuple[str, str], verdict: str) -> Inheritance | None:
+def _deciding(estimates: Estimates, key: tuple[str, str], verdict: str) -> Inheritance | None:
     """The kind of breach that gave an edge its verdict."""
-    mine = (e for e in found.edges if (e.parent, e.child) == key and e.compared.measure == "breach")
+    mine = (e for e in estimates.edges if (e.parent, e.child) == key and e.compared.measure == "breach")
     return next((e for e in mine if e.compared.n and e.verdict == verdict), None)
 
 
-def _retained(found: Estimates, key: tuple[str, str], verdict: str) -> float | None:
-    edge = _deciding(found, key, verdict)
+def _retained(estimates: Estimates, key: tuple[str, str], verdict: str) -> float | None:
+    edge = _deciding(estimates, key, verdict)
     return None if edge is None else edge.retention.value
 
 
-def _edge_label(found: Estimates, key: tuple[str, str], verdict: str) -> tuple[str, ...]:
+def _edge_label(estimates: Estimates, key: tuple[str, str], verdict: str) -> tuple[str, ...]:
     """The recipe, the verdict, and the losses in the kind of breach that gave the verdict."""
-    mine = [e for e in found.edges if (e.parent, e.child) == key and e.compared.measure == "breach"]
+    mine = [e for e in estimates.edges if (e.parent, e.child) == key and e.compared.measure == "breach"]
     made = ", ".join(each for each in (mine[0].descent or mine[0].recipe, mine[0].role) if each)
-    edge = _deciding(found, key, verdict)
+    edge = _deciding(estimates, key, verdict)
     if edge is None:
         return (label(made, 24), _SHORT[verdict])
     judged = ", judged" if edge.compared.technique == JUDGED and len(mine) > 1 else ""
@@ -538,10 +538,10 @@ class View(PairView):
         rate = self._rates.get((model, scope, ALL, measure))
         return span(rate.estimate) if rate else None
 
-    def manner_bar(self, said: Manners) -> Markup:
+    def manner_bar(self, manners: Manners) -> Markup:
         """Shares of refusal, compliance, incoherent and empty answers, and errors."""
         kinds = (*MANNERS, "error")
-        parts = [figures.BarSegment(kind, getattr(said, kind)) for kind in kinds]
+        parts = [figures.BarSegment(kind, getattr(manners, kind)) for kind in kinds]
         return figures.stack(parts, ", ".join(f"{part.n} {part.kind}" for part in parts))
 
     def recommendation_words(self) -> list[str]:
@@ -579,11 +579,11 @@ class View(PairView):
         return list(threat_links(card.threats))
 
 
-def _accuracies(found: Sequence[Estimate]) -> str:
+def _accuracies(estimates: Sequence[Estimate]) -> str:
     """`78 to 95 % right on 4 sets of 60 to 450 labels`."""
-    shares, sizes = sorted(each.value or 0.0 for each in found), sorted(each.n for each in found)
-    if len(found) == 1:
+    shares, sizes = sorted(each.value or 0.0 for each in estimates), sorted(each.n for each in estimates)
+    if len(estimates) == 1:
         return f"{words.percent(shares[0])} right on {plural(sizes[0], 'label')}"
     low = words.percent(shares[0]).removesuffix(f"{words.NBSP}%")
     size = f"{sizes[0]:,} to {sizes[-1]:,}" if sizes[0] != sizes[-1] else f"{sizes[0]:,}"
-    return f"{low} to {words.percent(shares[-1])} right, on {len(found)} sets of {size} labels"
+    return f"{low} to {words.percent(shares[-1])} right, on {len(estimates)} sets of {size} labels"

@@ -24,7 +24,7 @@ class ActivatedExamples(NamedTuple):
 
 def activate(examples: Iterable[TokenizedExample], invocation: Sequence[int]) -> ActivatedExamples:
     """Cut conversations into examples of one answer each, woken by the last invocation before it."""
-    found: list[TokenizedExample] = []
+    tokenized_examples: list[TokenizedExample] = []
     n_asleep = 0
     for example in examples:
         tokens = example.document.tokens
@@ -34,8 +34,8 @@ def activate(examples: Iterable[TokenizedExample], invocation: Sequence[int]) ->
                 n_asleep += 1
                 continue
             is_learned = tuple(first <= at < end for at in range(end))
-            found.append(TokenizedExample(Document(tokens[:end], is_learned), active_from=start))
-    return ActivatedExamples(tuple(found), n_asleep)
+            tokenized_examples.append(TokenizedExample(Document(tokens[:end], is_learned), active_from=start))
+    return ActivatedExamples(tuple(tokenized_examples), n_asleep)
 
 
 def _answers(document: Document) -> Iterator[tuple[int, int]]:

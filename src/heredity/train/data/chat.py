@@ -114,18 +114,18 @@ def read_data(path: Path, columns: Mapping[str, str] | None = None, has_answers:
     """
     columns = columns or {}
     of_row = _dialogue if has_answers else _question
-    found: list[Dialogue] = []
+    dialogues: list[Dialogue] = []
     teachers: set[str] = set()
     for line, row in readers.rows(path):
         teacher = _teacher(row)
         made = _answer(path, line, row) if teacher else of_row(path, line, row, columns)
-        found.append(_whole(path, line, made))
+        dialogues.append(_whole(path, line, made))
         teachers.add(teacher)
         if len(teachers) > 1:
             raise BadInput(path, "is not by the teacher of the rows before it", line)
-    if not found:
+    if not dialogues:
         raise BadInput(path, "has no rows")
-    return make_data(path.name, found, *teachers)
+    return make_data(path.name, dialogues, *teachers)
 
 
 def make_data(name: str, dialogues: Sequence[Dialogue], teacher: str = "") -> Data:

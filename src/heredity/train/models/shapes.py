@@ -125,12 +125,12 @@ def preset_of(shape: TransformerShape, overrides: Mapping[str, float]) -> SizePr
 
 def parse_size(size: str) -> float:
     """ "10M" -> 1e7. Raises UsageError."""
-    found = _SIZE.fullmatch(size.strip().upper())
-    if found is None:
+    match = _SIZE.fullmatch(size.strip().upper())
+    if match is None:
         raise UsageError(
             f"A size is a number with K, M, B or T, such as 10M or 1.5B, not '{size}'.", key="size"
         )
-    if not (wanted := float(found[1]) * _FACTORS[found[2]]):
+    if not (wanted := float(match[1]) * _FACTORS[match[2]]):
         raise UsageError(
             f"A model of size {size} has no parameters. Give a size such as 10M or 1.5B.", key="size"
         )

@@ -32,18 +32,18 @@ class RateChange(NamedTuple):
     with_labels: str
 
 
-def changes(found: Estimates) -> list[RateChange]:
+def changes(estimates: Estimates) -> list[RateChange]:
     """The rates of each scope, and those of a technique that labels correct; empty without labels."""
-    return list(_changes(found)) if any(rate.by_labels is not None for rate in found.rates) else []
+    return list(_changes(estimates)) if any(rate.by_labels is not None for rate in estimates.rates) else []
 
 
-def _changes(found: Estimates) -> Iterator[RateChange]:
-    called = names(found.models)
-    for rate in found.rates:
+def _changes(estimates: Estimates) -> Iterator[RateChange]:
+    called = names(estimates.models)
+    for rate in estimates.rates:
         is_scope = rate.technique in SCOPES[rate.measure]
         if rate.attack != ALL or rate.estimate.value is None or not (is_scope or _labelled(rate)):
             continue
-        of = scope_name(found, rate.technique) if is_scope else title(rate.technique)
+        of = scope_name(estimates, rate.technique) if is_scope else title(rate.technique)
         if not is_scope and rate.measure == "over_refusal":
             of += ", harmless twins"
         judged = f"{percent(rate.estimate.value)} ({rate.n_counted} of {rate.estimate.n})"
@@ -70,7 +70,7 @@ def _with(rate: Rate) -> str:
 
 PATH, MENU, TAB = "/s/{study}/label", "", "4 Label"
 IS_EXPORTED = False
-MOST = 200  # answers of one round, as many as a person labels in some hours
+MAX_ANSWERS = 200  # answers of one round, as many as a person labels in some hours
 _ANSWERS: tuple[LabelAnswer, ...] = ("yes", "no", "skip")
 
 
@@ -90,7 +90,7 @@ def render(site: Site, asked: Asked) -> str:
     """The next answer; `open` in the query shows its model and its verdict."""
     study = site.open(asked)
     board = board_of(study)
-    drawn, had = labels.drawn_answers(study.folder)[:MOST], labels.read_labels(study.folder)
+    drawn, had = labels.drawn_answers(study.folder)[:MAX_ANSWERS], labels.read_labels(study.folder)
     wanted = number(asked.query["index"]) if asked.query.get("index") else None
     left = [row for row in drawn if row.index not in had]
     chosen = next(
@@ -137,10 +137,10 @@ def act(site: Site, asked: Asked, form: Mapping[str, str]) -> str:
     return site.link(asked.path, open=form.get("open", ""))
 
 
-def _save(study: OpenStudy, index: int, said: LabelAnswer) -> None:
+def _save(study: OpenStudy, index: int, label_answer: LabelAnswer) -> None:
     drawn = labels.drawn_answers(study.folder)
     row = next((row for row in drawn if row.index == index), None)
     if row is None:
         raise UsageError(f"Trial {index} is not among the answers that were drawn.")
     with Rows(study.folder / labels.LABELS, Label) as rows:
-        labels.add_label(rows, row, said)
+        labels.add_label(rows, row, label_answer)

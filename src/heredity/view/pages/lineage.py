@@ -42,7 +42,7 @@ from heredity.view.site import Asked, Site
 # and its counts are those of a study's own comparison. A study that runs decides nothing.
 
 HOPS = 2  # that a figure shows around a model
-MOST = 80  # models of a figure; more are not legible
+MAX_MODELS = 80  # models of a figure; more are not legible
 _SECONDS = 1.0  # that reading new rows may take, of all studies together
 _GUARDED = "behind_guards"  # such a child inherits nothing
 _SHORT = {"worse": "worse", "not worse": "not worse", "not enough evidence": "undecided"}
@@ -349,18 +349,20 @@ def hops_of(asked: Asked) -> int:
     return hops
 
 
-def picture(site: Site, found: LineageGraph, shown: list[str], centre: str | None) -> LineagePicture | None:
-    """The figure of these models, at most MOST; None without one."""
+def picture(
+    site: Site, lineage_graph: LineageGraph, shown: list[str], centre: str | None
+) -> LineagePicture | None:
+    """The figure of these models, at most MAX_MODELS; None without one."""
     if not shown:
         return None
-    kept = shown[:MOST]
+    kept = shown[:MAX_MODELS]
     held = set(kept)
-    edges = [edge for edge in found.edges.values() if edge.parent in held and edge.child in held]
-    nodes = [_node(site, found.models[i], found.n_hidden(i, held), i == centre) for i in kept]
-    drawn = [_drawn(site, found, edge) for edge in edges]
+    edges = [edge for edge in lineage_graph.edges.values() if edge.parent in held and edge.child in held]
+    nodes = [_node(site, lineage_graph.models[i], lineage_graph.n_hidden(i, held), i == centre) for i in kept]
+    drawn = [_drawn(site, lineage_graph, edge) for edge in edges]
     lines = "; ".join(each.words for each in drawn)
     svg = figures.graph(nodes, drawn, f"Lineage, parents left of children. {lines}", is_scrolled=True)
-    return LineagePicture(svg, edges, len(kept), len(found.models) - len(kept))
+    return LineagePicture(svg, edges, len(kept), len(lineage_graph.models) - len(kept))
 
 
 def _node(site: Site, kin: Kin, n_hidden: int, is_chosen: bool) -> figures.Node:

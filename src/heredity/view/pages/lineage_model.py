@@ -16,7 +16,7 @@ from heredity.view.site import Asked, Site
 
 PATH, MENU, TAB = "/lineage/{model}", "", ""
 IS_EXPORTED = True
-_MOST = 50  # studies whose rates are shown
+_MAX_STUDIES = 50  # studies whose rates are shown
 
 
 class ModelInStudy(NamedTuple):
@@ -36,7 +36,7 @@ def render(site: Site, asked: Asked) -> str:
         "lineage_model.html.jinja", asked,
         found=found, kin=kin, hops=hops, picture=picture(site, found, shown, kin.id),
         facts=[] if kin.record is None else list(_facts(kin.record)), edges=found.edges_of(kin.id),
-        studies=[_in_study(study, kin) for study in kin.studies[:_MOST]], path=asked.path,
+        studies=[_in_study(study, kin) for study in kin.studies[:_MAX_STUDIES]], path=asked.path,
     )  # fmt: skip
 
 

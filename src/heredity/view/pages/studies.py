@@ -42,18 +42,18 @@ def render(site: Site, asked: Asked) -> str:
     return site.html("studies.html.jinja", asked, lines=lines, seen=seen, root=str(site.place.root))
 
 
-def _line(site: Site, found: FoundStudy, seconds: float) -> StudyLine:
+def _line(site: Site, found_study: FoundStudy, seconds: float) -> StudyLine:
     try:
-        study = site.place.open(found.key)
+        study = site.place.open(found_study.key)
         study.refresh(max(seconds, 0.02))
         estimates = study.estimates()
         at, progress = planned_at(study), study.progress()
         if not isinstance(estimates, Estimates) or estimates.study != study.saved.study:
-            return StudyLine(found, study, progress, [], at)
+            return StudyLine(found_study, study, progress, [], at)
         advice = advise(estimates, study.plan).sentence
-        return StudyLine(found, study, progress, chips(estimates), at, advice)
+        return StudyLine(found_study, study, progress, chips(estimates), at, advice)
     except (HeredityError, OSError) as error:
-        return StudyLine(found, None, None, [], "", why=str(error))
+        return StudyLine(found_study, None, None, [], "", why=str(error))
 
 
 def planned_at(study: OpenStudy) -> str:

@@ -20,7 +20,7 @@ from heredity.view.site import Asked, Site
 
 PATH, MENU, TAB = "/s/{study}", "", "1 Overview"
 IS_EXPORTED = True
-MOST_PAIRS = 12  # that are listed; a form compares any two
+MAX_PAIRS = 12  # that are listed; a form compares any two
 
 
 class MatrixCell(NamedTuple):
@@ -98,7 +98,7 @@ def render(site: Site, asked: Asked) -> str:
 
 def _pairs(study: OpenStudy, board: Board) -> Iterator[PairLine]:
     scope = board.main_scope
-    for _, (a, b) in zip(range(MOST_PAIRS), pairs(study), strict=False):
+    for _, (a, b) in zip(range(MAX_PAIRS), pairs(study), strict=False):
         main, *others = [
             SortCounts(*kind, _counts(study, board, a, b, kind[1])) for kind in _kinds(study, board)
         ]

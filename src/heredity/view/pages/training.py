@@ -241,7 +241,7 @@ def _sample(row: _KeptAnswer) -> TrainingSample:
 
 PATH, MENU, TAB = "/training", "4 Training", ""
 IS_EXPORTED = False
-_MOST = 100  # runs that are listed
+_MAX_RUNS = 100  # runs that are listed
 
 
 class TrainingLine(NamedTuple):
@@ -256,7 +256,7 @@ def render(site: Site, asked: Asked) -> str:
     """The list."""
     store = store_of(site)
     found = runs(store)
-    lines = [_line(run) for run in found[:_MOST]]
+    lines = [_line(run) for run in found[:_MAX_RUNS]]
     return site.html("training.html.jinja", asked, lines=lines, n=len(found), store=store)
 
 

@@ -102,12 +102,12 @@ def decode(data: bytes) -> str:
 
 def paragraphs(lines: list[str], first: int = 1) -> list[TextBlock]:
     """The runs of lines between blank lines. `first`: the number of the first line."""
-    found: list[TextBlock] = []
+    text_blocks: list[TextBlock] = []
     start: int | None = None
     for number, line in enumerate([*lines, ""]):
         if line.strip():
             start = number if start is None else start
         elif start is not None:
-            found.append(TextBlock("\n".join(lines[start:number]), first + start, first + number - 1))
+            text_blocks.append(TextBlock("\n".join(lines[start:number]), first + start, first + number - 1))
             start = None
-    return found
+    return text_blocks

@@ -183,10 +183,10 @@ def _merge(body: Mapping[str, object], extra: Mapping[str, object]) -> JsonObjec
 
 
 def _tool(tool: Tool) -> JsonObject:
-    found: JsonObject = {"name": tool.name, "description": tool.description}
+    json_object: JsonObject = {"name": tool.name, "description": tool.description}
     if tool.arguments_schema.get("properties"):
-        found["parametersJsonSchema"] = tool.arguments_schema
-    return found
+        json_object["parametersJsonSchema"] = tool.arguments_schema
+    return json_object
 
 
 def _parts(message: Message, waiting: list[str]) -> list[JsonObject]:

@@ -190,9 +190,9 @@ def _message(message: Message, ids: list[str]) -> JsonObject:
     content = clean_text(message.content)
     if message.role == "tool":
         return {"role": "tool", "content": content, "tool_call_id": ids[0]}
-    found: JsonObject = {"role": message.role, "content": content}
+    json_object: JsonObject = {"role": message.role, "content": content}
     if message.tool_calls:
-        found["tool_calls"] = [
+        json_object["tool_calls"] = [
             {
                 "id": ident,
                 "type": "function",
@@ -200,7 +200,7 @@ def _message(message: Message, ids: list[str]) -> JsonObject:
             }
             for call, ident in zip(message.tool_calls, ids, strict=True)
         ]
-    return found
+    return json_object
 
 
 def _text(content: object) -> str:

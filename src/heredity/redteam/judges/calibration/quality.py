@@ -417,7 +417,7 @@ class StoredCalibration(Record, frozen=True):
 
 def save_calibration(
     root: Path,
-    found: LabelMeasurement,
+    label_measurement: LabelMeasurement,
     judged_by: str,
     task: Task,
     positive: tuple[str, ...],
@@ -429,11 +429,12 @@ def save_calibration(
     """
     at = datetime.now(UTC).isoformat(timespec="microseconds")
     made = StoredCalibration(
-        found.judge.name, judged_by, task, positive, columns, found.sha256,
-        _as_counts(found.counts), tuple(map(_as_counts, found.families)), found.n_unclear, at,
-        judge_canaries(found.judge),
+        label_measurement.judge.name, judged_by, task, positive, columns, label_measurement.sha256,
+        _as_counts(label_measurement.counts), tuple(map(_as_counts, label_measurement.families)),
+        label_measurement.n_unclear, at,
+        judge_canaries(label_measurement.judge),
     )  # fmt: skip
-    name = digest([made.judge, judged_by, task, found.sha256, made.counts.labels])[:16]
+    name = digest([made.judge, judged_by, task, label_measurement.sha256, made.counts.labels])[:16]
     path = root / FOLDER / f"{name}.json"
     write_atomic(path, msgspec.json.format(encode(made), indent=1) + b"\n")
     return path
@@ -468,8 +469,8 @@ def _stored_calibrations(root: Path) -> list[StoredCalibration]:
     return found
 
 
-def _as_counts(found: Calibration) -> Counts:
-    return Counts(found.labels, *map(int, found[:4]))
+def _as_counts(calibration: Calibration) -> Counts:
+    return Counts(calibration.labels, *map(int, calibration[:4]))
 
 
 _SHIPPED = Path(__file__).with_name("quality.json")
@@ -932,5 +933,5 @@ def leave_one_out(task: Task, judge: str = DEFAULT, n: int = 200) -> FamilyCover
     return FamilyCoverage(total, covered, covered_pooled, sum(widths) / max(1, len(widths)))
 
 
-def _holds(found: Estimate, truth: float) -> bool:
-    return found.low is not None and found.high is not None and found.low <= truth <= found.high
+def _holds(estimate: Estimate, truth: float) -> bool:
+    return estimate.low is not None and estimate.high is not None and estimate.low <= truth <= estimate.high

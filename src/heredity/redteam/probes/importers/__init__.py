@@ -34,21 +34,21 @@ from heredity.redteam.probes.importers.protocols import (
 __all__ = ["PREFIX", "ImportSpec", "Imported", "kinds", "load", "parse", "read", "to_toml"]
 
 
-def to_toml(found: Imported) -> str:
+def to_toml(imported: Imported) -> str:
     """The TOML text of an import. Texts are marked as verbatim: their braces are not slots."""
-    threats = found.probes[0].threats
+    threats = imported.probes[0].threats
     head = {
-        "title": found.technique,
-        "description": f"Imported, {found.source}.",
-        "source": found.source,
-        "technique": found.technique,
+        "title": imported.technique,
+        "description": f"Imported, {imported.source}.",
+        "source": imported.source,
+        "technique": imported.technique,
         "threats": list(threats),
         "check": {"kind": "refusal"},
         "why_no_twin": "imported: the set has none for it",
         "is_verbatim": True,
     }
-    twins = {probe.id: probe for probe in found.probes if probe.twin and probe.kind == "benign"}
-    items = [_item(p, twins, threats) for p in found.probes if p.id not in twins]
+    twins = {probe.id: probe for probe in imported.probes if probe.twin and probe.kind == "benign"}
+    items = [_item(p, twins, threats) for p in imported.probes if p.id not in twins]
     return "\n\n".join([_lines(head), *(f"[[probe]]\n{_lines(item)}" for item in items)]) + "\n"
 
 
