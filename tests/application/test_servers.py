@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -26,8 +27,10 @@ from heredity.core.records import Check, Probe, Reply, Tool, ToolDescription, To
 from heredity.redteam import attacks
 from tests.support.errors import raises
 
-pytest.importorskip("mcp")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("mcp") is None, reason="could not import 'mcp'"),
+]
 SERVER = Path(__file__).parents[1] / "support" / "mcp_server.py"
 READ = Offered("read", "Read a file.", {"type": "object"})
 # Properties of a schema whose texts all reach the prompt.

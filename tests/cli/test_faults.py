@@ -48,6 +48,7 @@ def test_a_kind_of_check_that_does_not_exist_has_its_line_and_the_nearest(desk: 
     assert done.returncode == 2 and "mine.toml:9" in done.stderr and "'secret'" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_unknown_format_of_an_export_is_answered_with_those_that_there_are(desk: Path) -> None:
     done = run_here("export", "scripted:careful", "--to", "onnx", "out", cwd=desk)
     assert done.returncode == 2 and "adapter, gguf, hf" in done.stderr

@@ -103,6 +103,7 @@ def lineage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return store
 
 
+@pytest.mark.slow
 def test_a_lineage_of_the_store_is_planned_by_its_edges(
     lineage: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

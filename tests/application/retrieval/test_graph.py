@@ -19,6 +19,8 @@ from heredity.lineage.store import Store
 from tests.application.retrieval.test_dense import TinyEncoder
 from tests.support.errors import raises
 
+pytestmark = pytest.mark.slow  # each test grows a small encoder
+
 pytest.importorskip("usearch")
 N, HIDDEN, CANDIDATES = 2000, 24, 74
 
@@ -62,7 +64,6 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[PassageIndex
     return PassageIndex.open(tmp_path / "graph", store), PassageIndex.open(tmp_path / "exact", store)
 
 
-@pytest.mark.slow
 def test_a_large_index_has_a_graph_and_finds_the_same(large: tuple[PassageIndex, PassageIndex]) -> None:
     with_graph, exact = large
     assert with_graph.manifest.file(with_graph.out, "graph") and not exact.manifest.file(exact.out, "graph")
