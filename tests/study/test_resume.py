@@ -366,6 +366,6 @@ def test_a_file_that_may_not_grow_is_a_clear_error_and_the_study_goes_on(tmp_pat
     run = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (2, "")
     assert len(run.stdout.splitlines()) == 1
-    assert run.stdout.startswith("cannot-write ") and names(run.stdout, "responses.jsonl")
+    assert run.stdout.startswith("failure ") and names(run.stdout, "responses.jsonl")
     assert len(responses(tmp_path)) < plan(samples=8).n_trials
     assert it.run().estimates.n_asked == plan(samples=8).n_trials

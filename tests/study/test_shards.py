@@ -149,6 +149,7 @@ def test_rows_of_a_worker_whose_driver_was_killed_are_collected_and_its_folder_g
     (part / "plan.json").unlink()  # a worker has none
     (folder / "workers").mkdir()
     part.rename(folder / "workers" / "1")
+    (folder / "workers" / ".DS_Store").touch()
     assert study(folder, MADE).collect() == []
     assert len(responses(folder)) == n and not (folder / "workers").exists()
     study(folder, MADE).run()

@@ -95,13 +95,17 @@ class LocalWorker:
 
 @contextmanager
 def _spawning(variables: Mapping[str, str]) -> Iterator[None]:
-    """Inside, a new process gets these variables, and does not run the user's script as its own first."""
+    """Inside, a new process gets these variables, runs no script of the user first, and hears no Ctrl-C."""
     main, before = sys.modules["__main__"], {name: os.environ.get(name) for name in variables}
     sys.modules["__main__"] = ModuleType("__main__")
     os.environ.update(variables)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         sys.modules["__main__"] = main
         for name, value in before.items():
             os.environ.pop(name)
@@ -117,6 +121,7 @@ def _begin(setup: bytes, folder: str) -> None:
     global _worker
     if sys.platform != "win32":
         os.setsid()  # Ctrl-C is for the driver; and it is a group that can be ended whole
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_driver, daemon=True).start()
     # What a library prints goes into the message about its loss, and nothing here reads a terminal.
     Path(folder).mkdir(parents=True, exist_ok=True)

@@ -133,7 +133,7 @@ def gather(study: Path, grid: Grid) -> list[PartProgress]:
 def worker_folders(study: Path) -> list[Path]:
     """The folders of the workers of a study. Raises Refused if one is a link."""
     refuse_linked_folders(study, WORKERS)
-    return sorted((study / WORKERS).iterdir()) if (study / WORKERS).is_dir() else []
+    return sorted(each for each in (study / WORKERS).glob("*") if each.is_dir())
 
 
 def _copy(folder: Path, study: Path, grid: Grid, answered: TrialSet) -> int:

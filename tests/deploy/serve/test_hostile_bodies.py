@@ -15,6 +15,7 @@ openai = pytest.importorskip("openai")
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
+from heredity.application.conversation import ApplicationSession
 from heredity.application.guards import GuardSpec
 from heredity.application.retrieval.spec import Retrieval
 from heredity.application.spec import Application
@@ -213,11 +214,11 @@ def test_no_passage_is_searched_for_a_question_far_too_long(
 ) -> None:
     searched: list[str] = []
 
-    def search(layer: Application, text: str) -> tuple[()]:
+    def search(session: ApplicationSession, text: str) -> tuple[()]:
         searched.append(text)
         return ()
 
-    monkeypatch.setattr(Application, "retrieve", search)
+    monkeypatch.setattr(ApplicationSession, "retrieve", search)
     engine = Limited(ContextOverflow("context overflow: over 10 tokens needed, 10 there"))
     layer = Application("desk", "Help.", retrieval=Retrieval("docs.index"), max_turns=2)
     turns = [TURN | {"content": "Tents?"}, TURN | {"content": "b " * 500}]
