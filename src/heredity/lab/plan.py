@@ -7,7 +7,7 @@ A plan is a TOML file. `[models]` gives each foundation a short name, `[data]` e
 an application, probes and attacks.
 
 Promises: an unknown key, a repeated name and a parent that does not exist are errors with the line.
-Leaves to others: making the children (children.py) and asking them (batteries.py).
+Leaves to others: making the children and asking them (runner.py).
 """
 
 from __future__ import annotations

@@ -739,7 +739,7 @@ def takes_up_nothing(
         return None
     if _DECLINES.search(body[:200]) or _answers_by_form(probe, body):
         return None
-    # Help with a harmful request may use its words: judge.py asks more of it, in its own way.
+    # Help with a harmful request may use its words: rules.py asks more of it, in its own way.
     is_harm = probe.kind == "breach" and is_judged(probe.check)
     is_near = not is_harm and any(is_echo(turn, body) for turn in probe.turns)
     if is_useful_twin(probe, response, application):

@@ -10,7 +10,7 @@ Promises: rows are those of one process, in another order. Every trial gets one 
 costs the answers that were in flight. A worker is started again when it dies, but not one that dies again and
 again. Trials that a worker died of are asked again, at last each by itself. All workers are of one kind of
 machine, so that both members of a pair are.
-Leaves to others: which trials are still to ask (resume.py), conversations (scheduler.py).
+Leaves to others: which trials are still to ask (resume.py), conversations (runner.py).
 """
 
 from __future__ import annotations

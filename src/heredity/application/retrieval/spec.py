@@ -2,7 +2,7 @@
 
 Promises: its digest names the content of the index and of the reranker, wherever they lie. Importing this
 loads no index.
-Leaves to others: searching (index.py, overlay.py), and ordering what was found (rerank.py).
+Leaves to others: searching (index.py), and ordering what was found (rerank.py).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ _OFFSET = 5  # pixels between the whiskers of two models at the same k
 
 # --- curve -------------------------------------------------------------------------------------------
 # Success within k tries as a figure: tries across, doubling; the share of probes broken up. Promises: as
-# charts.py: no script, no style of its own, a text equivalent, one shape a model.
+# No script, no style of its own, a text equivalent, one shape a model.
 class CurvePoint(NamedTuple):
     """One point: k tries broke this share of the probes."""
 
