@@ -20,11 +20,13 @@ import pytest
 
 import heredity as h
 from heredity.core import registry
-from heredity.core.errors import Unavailable, UsageError
+from heredity.core.errors import EngineFailure, NotComparable, Unavailable, UsageError
 from heredity.core.records import digest
 from heredity.redteam import attacks
-from heredity.study.plan import PlanFile, read_plan
-from tests.support.errors import raises
+from heredity.study.findings.protocols import every_finding
+from heredity.study.plan import Grid, PlanFile, read_plan
+from heredity.study.storage import RESPONSES, verdict_rows
+from tests.support.errors import check_refused, raises, run_here
 
 ROOT = Path(__file__).parents[2]
 APPLICATION = ROOT / "examples" / "support-desk.toml"
@@ -148,7 +150,7 @@ def test_a_study_by_the_command_line_records_what_is_from_outside(place: Path) -
     assert {row["judge"] for row in rows} == {"checks", "lenient"}
     plan = json.loads((place / "cli" / "plan.json").read_text())["plan"]
     used = [*plan["plugins"], *plan["analysis"]["plugins"]]
-    assert {each["name"] for each in used} == {"shout", "loud", "lenient"}
+    assert {each["name"] for each in used} == {"shout", "loud", "lenient", "marks", "count"}
     assert all(each["version"] == "1.0" and len(each["sha256"]) == 64 for each in used)
 
 
@@ -200,7 +202,7 @@ def test_objects_of_every_kind_in_python(found: dict[str, Any]) -> None:
     assert {judge for *_, kind, _, _, judge in found["trials"] if kind == "benign"} == {"lenient"}
     names = {name for _, name, _ in found["plugins"]}
     own = {f"heredity_example.{name}" for name in ("Shout", "Lenient", "CalmGuard")}
-    assert names == own | {"loud", "parrot_cage"}
+    assert names == own | {"loud", "parrot_cage", "marks", "count"}
 
 
 @pytest.mark.slow
@@ -213,14 +215,44 @@ def test_a_report_a_finding_an_importer_and_a_task(found: dict[str, Any]) -> Non
 
 # --- what a folder or a clash must not do ---
 
+BOMB = """
+from pathlib import Path
+import heredity as h
+(Path(__file__).parent / "went-off").touch()
+
+class Attack:
+    cost = ""
+    def rewrite(self, text, context): return text
+
+class Broken(Attack):
+    def rewrite(self, text, context): raise KeyError("zorq")
+
+class Judge:
+    name, VERSION = "odd", 1
+    def verdict(self, probe, response, application): return None
+
+class BrokenJudge(Judge):
+    def verdict(self, probe, response, application): return {}["zorq"]
+
+class Engine:
+    name, numerics = "odd", ""
+    def render(self, request): return ""
+    def reply(self, requests): yield {}["zorq"]
+    def close(self): pass
+
+class Finding:
+    NAME, ORDER, Row = "severity", 1, h.Record
+    def compute(self, evidence): return ()
+
+class SecondFinding(Finding):
+    def show(self, rows, study): return None
+"""
+
 
 @pytest.fixture
 def bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A module that leaves a mark when it is imported, on Python's path."""
-    (tmp_path / "bomb.py").write_text(
-        "from pathlib import Path\n(Path(__file__).parent / 'went-off').touch()\n"
-        "class Attack:\n    cost = ''\n    def rewrite(self, text, context): return text\n"
-    )
+    (tmp_path / "bomb.py").write_text(BOMB)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     sys.modules.pop("bomb", None)
@@ -265,9 +297,10 @@ def test_the_users_own_words_import(bomb: Path) -> None:
     assert attacks.named("no_such_module:Thing") == "no_such_module:Thing"
 
 
-def entry(name: str, value: str, package: str) -> Any:
+def entry(name: str, value: str, package: str = "alpha", group: str = "attacks") -> Any:
     """An entry point of an installed package."""
     return SimpleNamespace(
+        group=f"heredity.{group}",
         name=name,
         value=value,
         module=value.partition(":")[0],
@@ -277,13 +310,15 @@ def entry(name: str, value: str, package: str) -> Any:
 
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """The attacks of installed packages, which a test fills."""
-    found: list[Any] = []
-    points = SimpleNamespace(select=lambda group: found if group == "heredity.attacks" else [])
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda: points)
-    registry.installed.cache_clear()
-    yield found
-    registry.installed.cache_clear()
+    """The entry points of installed packages, which a test fills."""
+    points: list[Any] = []
+    selected = SimpleNamespace(select=lambda group: [each for each in points if each.group == group])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda: selected)
+    for cached in (registry.installed, every_finding):
+        cached.cache_clear()
+    yield points
+    for cached in (registry.installed, every_finding):
+        cached.cache_clear()
 
 
 def test_two_packages_with_one_name_are_both_named(packages: list[Any], bomb: Path) -> None:
@@ -326,3 +361,108 @@ def test_a_plan_without_plugins_says_nothing_of_them(tmp_path: Path) -> None:
     h.Study(h.StudySpec(["scripted:careful"], APPLICATION, limit=2, out=tmp_path / "s")).plan()
     assert b"plugins" not in (tmp_path / "s" / "plan.json").read_bytes()
     assert read_plan(tmp_path / "s").attacks == ("direct",)
+
+
+# --- what a plug-in does wrong ---
+
+
+def asked(place: Path, **settings: Any) -> h.Study:
+    """A study of one model and four trials."""
+    spec = h.StudySpec(["scripted:mixed"], APPLICATION, probes=["refusals"], limit=2, out=place, **settings)
+    return h.Study(spec)
+
+
+class Odd:
+    """A judge whose verdicts no reader takes."""
+
+    VERSION = 1
+
+    def __init__(self, name: str, verdict: Any) -> None:
+        self.name, self._verdict = name, verdict
+
+    def verdict(self, probe: h.Probe, response: h.Response, application: h.Application) -> Any:
+        return self._verdict(response)
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict"),
+    [
+        ("unknown", lambda row: h.Verdict(row.index, row.trial, "odd", "maybe", None)),
+        ("of-twins", lambda row: h.Verdict(row.index, row.trial, "odd", "answered", None)),
+        ("of-another", lambda row: h.Verdict(row.index + 1, row.trial, "odd", "unclear", None)),
+        ("nothing", lambda row: None),
+    ],
+)
+def test_a_verdict_that_cannot_be_read_is_not_written(tmp_path: Path, name: str, verdict: Any) -> None:
+    with raises(Unavailable, "plugin-broken", [f"{__name__}.Odd"]):
+        asked(tmp_path, judge=Odd(name, verdict)).run()
+    registry.forget("redteam.judges", f"{__name__}.Odd")
+    result = asked(tmp_path, judge="rules").run()
+    assert len(list(verdict_rows(tmp_path, Grid(read_plan(tmp_path))))) == len(list(result.trials()))
+
+
+@pytest.mark.parametrize(("option", "value"), [("attack", "Broken"), ("judge", "BrokenJudge")])
+def test_an_error_in_a_plugin_names_it_its_package_and_the_line(
+    tmp_path: Path, packages: list[Any], bomb: Path, option: str, value: str
+) -> None:
+    packages += [entry("zap", f"bomb:{value}", group=f"{option}s"), entry("other", "bomb:Attack")]
+    setting = [
+        "--application",
+        str(APPLICATION),
+        "--probes",
+        "refusals",
+        "--limit",
+        "2",
+        f"--{option}",
+        "zap",
+    ]
+    done = run_here("study", "--model", "scripted:mixed", *setting, "--out", str(tmp_path / "s"))
+    start = BOMB[: BOMB.index("zorq", BOMB.index(f"class {value}("))].count("\n") + 1
+    check_refused(done, "", ["'zap'", "alpha 1", f"bomb.py:{start}", "zorq"], after_progress=True)
+
+
+def test_an_error_in_an_engine_names_its_package(tmp_path: Path, packages: list[Any], bomb: Path) -> None:
+    import bomb as code  # type: ignore[import-not-found]
+
+    packages.append(entry("odd", "bomb:Engine", group="engines"))
+    study = asked(tmp_path)
+    study._loader = lambda _: code.Engine()
+    with raises(EngineFailure, "engine-failure", ["alpha 1", "bomb.py"]):
+        study.run()
+
+
+@pytest.mark.parametrize("value", ["Finding", "SecondFinding"])
+def test_a_finding_that_is_broken_is_reported_before_anything_is_asked(
+    tmp_path: Path, packages: list[Any], bomb: Path, value: str
+) -> None:
+    packages.append(entry("zap", f"bomb:{value}", group="findings"))
+    with raises(Unavailable, "plugin-broken", ["zap"]):
+        asked(tmp_path).run()
+    assert not (tmp_path / RESPONSES).exists()
+
+
+def test_a_study_without_its_package_names_it(tmp_path: Path, packages: list[Any], bomb: Path) -> None:
+    packages.append(entry("zap", "bomb:Attack"))
+    asked(tmp_path, attacks=["zap"]).run()
+    packages.clear()
+    registry.installed.cache_clear()
+    with raises(Unavailable, "package-missing", ["zap", "alpha 1"]):
+        h.Study.open(tmp_path).estimate()
+    with raises(NotComparable, "another-study", ["zap", "alpha 1"]):
+        h.Study.open(tmp_path).run()
+
+
+def test_objects_do_not_reach_workers_and_nothing_is_asked(tmp_path: Path, bomb: Path) -> None:
+    attack = attacks.named("bomb:Attack")
+    with raises(UsageError, "bad-usage", ["bomb.Attack"]):
+        asked(tmp_path / "s", attacks=(attack,)).run(workers=2)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_judge_of_a_missing_package_names_it(tmp_path: Path, packages: list[Any], bomb: Path) -> None:
+    packages.append(entry("odd", "bomb:Judge", group="judges"))
+    asked(tmp_path, judge="odd").ask()
+    packages.clear()
+    registry.installed.cache_clear()
+    with raises(Unavailable, "package-missing", ["odd", "alpha 1"]):
+        h.Study.open(tmp_path).run()

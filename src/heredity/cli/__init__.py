@@ -377,6 +377,8 @@ def _explain(error: BaseException, show_traceback: bool) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"error: {where}{error.strerror}", 2)
     hint = "" if show_traceback else " Run it again with --debug for the details."
+    if of_plugin := registry.fault_of(error):
+        return _say(f"error: {of_plugin}{hint}", 2)
     return _say(f"error: a fault in heredity: {type(error).__name__}: {error}.{hint}", FAULT)
 
 

@@ -311,7 +311,7 @@ def _warn(study: Study) -> None:
             err().print(wrapped(plain(line), err().width), soft_wrap=True, markup=False, highlight=False)
     if made.application.is_default_system and made.application.rendering in ("plain", "native"):
         note("The application has no `system`: models answer under the model's own default system prompt.")
-    applied = [attacks.planned(spec) for spec in made.attacks]
+    applied = made.applied()
     if made.application.rendering != "recorded":
         for line in attacks.warnings(applied, made.probes, made.application, made.samples):
             note(f"warning: {line}")

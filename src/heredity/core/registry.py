@@ -62,6 +62,12 @@ class Outside(NamedTuple):
         return f"{self.package} {self.version}".strip()
 
     @property
+    def root(self) -> Path:
+        """The folder of its package; its file, if that is the whole of it."""
+        top = self.value.replace(":", ".").partition(".")[0]
+        return next((folder for folder in self.path.parents if folder.name == top), self.path)
+
+    @property
     def sha256(self) -> str:
         """A hash of the file, and of the public attributes of an object."""
         import hashlib
@@ -260,6 +266,28 @@ def named(folder: str, text: str) -> str:
             f"The plug-in '{module}:{place}' cannot be loaded: {first_line(error)}.", code="plugin-broken"
         ) from error
     return use(folder, plugin, f"{module}.{place}") + more + variant
+
+
+def fault_of(error: BaseException) -> str:
+    """The plug-in from outside in whose code an error came up, and where; "" if it passed through none."""
+    import traceback
+
+    passed = [
+        (path, line, f".{frame.f_code.co_qualname}", name, its)
+        for frame, line in reversed([*traceback.walk_tb(error.__traceback__)])
+        for path in [Path(frame.f_code.co_filename)]
+        for folder in GROUPS.values()
+        for name, several in _outsiders(folder).items()
+        for its in several
+        if its.root in (path, *path.parents)
+    ]
+    if not passed:
+        return ""
+    own = [each for each in passed if f".{each[4].value.replace(':', '.').split('.')[-1]}." in each[2]]
+    path, line, _, _, its = passed[0]
+    names = list(dict.fromkeys(each[3] for each in own or passed))
+    what = f"plug-in '{names[0]}'" if own or len(names) == 1 else "code"
+    return f"The {what} of {its} failed at {path}:{line}: {first_line(error)}."
 
 
 def _broken(folder: str, name: str, error: Exception) -> Unavailable:

@@ -39,7 +39,7 @@ from heredity.core.records import (
 from heredity.core.sanitize import clean, clean_text
 from heredity.engines import failed_reply
 from heredity.engines.protocols import Engine, WhiteBoxEngine
-from heredity.redteam import attacks, judges
+from heredity.redteam import judges
 from heredity.redteam.attacks import MARK, Attack, AttackContext, TriggerWanted, why_unsupported
 from heredity.study.plan import PLAN, Plan, PlannedModel, PlannedTrigger, Trial, owner_of, read_plan
 
@@ -106,7 +106,7 @@ def _searches(plan: Plan) -> list[_Search]:
 def _all_searches(plan: Plan) -> Iterator[_Search]:
     if plan.application.retrieval is None:
         return
-    for attack in map(attacks.planned, plan.attacks):
+    for attack in plan.applied():
         for probe in plan.probes:
             if owner_of(probe, plan) == probe.id:
                 yield from (_Search(probe.id, i, each) for i, each in enumerate(attack.wanted(probe)))
@@ -342,7 +342,7 @@ def attack_services(
 ) -> Iterator[AttackServices | None]:
     """The services of a plan's attacks; None if it has no attack that needs any."""
     model = plan.attacker
-    planned = [attacks.planned(spec) for spec in plan.attacks]
+    planned = plan.applied()
     if isinstance(model, PlannedModel):
         with AttackerModel(lambda: load(model), cache, model) as attacker:
             yield AttackServices(attacker, searches)

@@ -188,7 +188,7 @@ def _of_requests(
 def n_requests(plan: Plan, *names: str) -> float:
     """The most requests of one model: the turns of each attack, or of these, over all probes and samples."""
     context, some = attacks.context_for(plan.application), plan.probes[:_COUNTED]
-    loaded = [attacks.planned(spec) for spec in names or plan.attacks]
+    loaded = [attacks.planned(spec) for spec in names] or plan.applied()
     n = sum(attack.queries(probe, context) for attack in loaded for probe in some)
     return n * plan.samples * len(plan.probes) / len(some)
 
@@ -320,7 +320,7 @@ class _ForecastCells:
         edges = () if plan.edges is None else plan.edges
         of = Counter(e.seeds_of for e in edges if not isinstance(e.seeds_of, msgspec.UnsetType))
         self._seeds = min(of.values(), default=1)  # of the recipe with the fewest
-        self._attacks = [attacks.planned(spec) for spec in plan.attacks]
+        self._attacks = plan.applied()
 
     def row(
         self, family: ComparisonFamily, technique: str, discordance: float, *, is_pooled: bool

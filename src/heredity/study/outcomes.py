@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from heredity.core.errors import Damaged
 from heredity.core.records import Cause, Manner, Outcome, Probe, is_skipped
-from heredity.redteam import attacks
 from heredity.redteam.checks import is_judged
 from heredity.study import labels
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Manners, Measure
@@ -88,8 +87,7 @@ class OneConversation(NamedTuple):
 
 def in_scope(plan: Plan) -> NDArray[np.bool_]:
     """By attack and probe: whether the plan asks the probe under the attack, which may be for others only."""
-    applied = [attacks.planned(spec) for spec in plan.attacks]
-    return np.array([[attack.covers(probe) for probe in plan.probes] for attack in applied])
+    return np.array([[attack.covers(probe) for probe in plan.probes] for attack in plan.applied()])
 
 
 def n_in_scope(plan: Plan) -> int:

@@ -19,7 +19,7 @@ from msgspec import UnsetType
 from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
 from heredity.core import files, registry
-from heredity.core.errors import Damaged, NotComparable, UsageError
+from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError
 from heredity.core.records import SCHEMA, Probe, Record, Retrieved, digest, encode, encoded
 from heredity.lineage.graph import Edge, without_seeds
 from heredity.redteam import attacks
@@ -46,8 +46,8 @@ class PlantedPassages:
     def __init__(self, plan: Plan) -> None:
         self._plan, retrieval = plan, plan.application.retrieval
         self._index = "" if retrieval is None else retrieval.read_hash
-        applied = enumerate(plan.attacks if self._index else ())
-        self._attacks = {a: found for a, spec in applied if (found := attacks.planned(spec)).deliveries}
+        applied = enumerate(plan.applied() if self._index else ())
+        self._attacks = {a: attack for a, attack in applied if attack.deliveries}
         self._known: dict[tuple[int, int], tuple[Retrieved, ...]] = {}
         triggers = () if plan.triggers is None else plan.triggers
         self._words = {(each.probe, each.document, each.n_steps): each.words for each in triggers}
@@ -210,6 +210,18 @@ def planned_plugins(plugins: Iterable[tuple[str, str]]) -> tuple[PlannedPlugin, 
     return tuple(made) or None
 
 
+def refuse_absent(plugins: Iterable[PlannedPlugin] | None, folder: str) -> None:
+    """Raise Unavailable, with its package, for a planned plug-in of `folder` that is not installed here."""
+    for each in plugins or ():
+        is_object = "." in each.name  # of code that does not run here: its study can be read
+        if each.folder == folder and not is_object and registry.outside(folder, each.name) is None:
+            raise Unavailable(
+                f"The study was planned with '{each.name}' of the package {each.package} {each.version}, "
+                "which is not installed here. Install it, and run the same command again.",
+                code="package-missing",
+            )
+
+
 class SkippedProbe(Record, frozen=True):
     """A probe ("*": all) that cannot be asked in this application or by one of the models, and why."""
 
@@ -260,7 +272,7 @@ class Analysis(Record, frozen=True, omit_defaults=True):
     ends_at_breach whether a breach that a check finds in a step of crescendo ends its conversation.
     steps          "by_behaviour": attacks that lead up to a demand word their steps for each behaviour.
                    Both are unset without such an attack, and in plans of releases that did neither
-    plugins        of the judge, from outside. If one changes, the answers are judged again
+    plugins        from outside: of the judge, whose change judges the answers again; findings; report formats
     """
 
     endpoint: Endpoint = encoded("all_trials")
@@ -311,6 +323,11 @@ class Plan(Record, frozen=True, omit_defaults=True):
     triggers: tuple[PlannedTrigger, ...] | None = None  # that some attacks search for
     limit: ProbeLimit | None = None  # if only a part of the chosen probes is asked
     plugins: tuple[PlannedPlugin, ...] | None = None  # from outside; the judge is apart
+
+    def applied(self) -> list[Attack]:
+        """Its attacks, loaded. Raises Unavailable for one of a package that is not installed."""
+        refuse_absent(self.plugins, attacks.FOLDER)
+        return [attacks.planned(spec) for spec in self.attacks]
 
     @property
     def questions(self) -> Plan:

@@ -20,6 +20,7 @@ import msgspec
 from heredity import engines
 from heredity.application import guards
 from heredity.application.spec import Application
+from heredity.core import registry
 from heredity.core.errors import UsageError, did_you_mean
 from heredity.core.records import Model, Probe, digest
 from heredity.lineage.types import Grown
@@ -286,7 +287,9 @@ def declare(
     if not 0 <= error_share < 0.5:
         raise UsageError(f"error_share must be from 0 to below 0.5, not {error_share}.", code="bad-setting")
     families = families_of(plan)
-    judges = [("redteam.judges", word) for word in re.split("[:+]", judge or DEFAULT)]
+    used = [("redteam.judges", word) for word in re.split("[:+]", judge or DEFAULT)]
+    for folder in ("study.findings", "study.report"):
+        used += [(folder, name) for name in registry.names(folder)]
     analysis = Analysis(
         endpoint=known,
         unclear_share=float(unclear_share),
@@ -298,7 +301,7 @@ def declare(
         interim=_planned_analyses(plan) if rule == "group_sequential" else None,
         steps="by_behaviour" if _has_steps(plan) else None,
         ends_at_breach=_is_adaptive(plan) or None,
-        plugins=planned_plugins(judges),
+        plugins=planned_plugins(used),
     )
     return msgspec.structs.replace(plan, analysis=analysis)
 

@@ -34,6 +34,7 @@ from heredity.application.guarded import GuardedEngine
 from heredity.application.guards.protocols import GuardReaders
 from heredity.application.spec import Application
 from heredity.application.toolbox import Toolbox, ToolSession
+from heredity.core import registry
 from heredity.core.cache import ResponseCache, cache_key
 from heredity.core.errors import BudgetSpent, ContextOverflow, EngineFailure, HeredityError, ToolFailure
 from heredity.core.files import Closable, Rows
@@ -204,7 +205,7 @@ class ConversationScheduler:
         # more than the prompt: two blocked questions are one prompt, with other findings.
         is_cached_below = isinstance(engine, GuardedEngine)
         self._cache = cache if engine.numerics and not is_cached_below else None
-        self._attacks = {spec: attacks.planned(spec) for spec in grid.plan.attacks}
+        self._attacks = dict(zip(grid.plan.attacks, grid.plan.applied(), strict=True))
         declared = grid.plan.analysis
         self._ends_at_breach = declared is not None and declared.ends_at_breach is True
         self._how = msgspec.structs.replace(
@@ -232,7 +233,8 @@ class ConversationScheduler:
         except Exception as error:
             if error is self._own:
                 raise
-            raise EngineFailure(f"{type(error).__name__}: {str(error)[:300]}") from error
+            its = registry.fault_of(error)
+            raise EngineFailure(its or f"{type(error).__name__}: {str(error)[:300]}") from error
         if self._in_progress or self._follow_ups or self._calling:
             raise EngineFailure(f"the engine stopped with {len(self._in_progress)} requests unanswered")
 
@@ -659,7 +661,7 @@ def loaded_model(context: RunContext, m: int) -> Iterator[AskTrials]:
     except EngineFailure as error:
         kind = BudgetSpent if isinstance(error, BudgetSpent) else EngineFailure
         raise kind(
-            f"Model '{model.name}' stopped answering: {error}. "
+            f"Model '{model.name}' stopped answering: {str(error).rstrip('.')}. "
             f"Its answers so far are kept in {context.folder}; the same command resumes there.",
             code=error.code,
         ) from error
@@ -680,7 +682,7 @@ class _LoadedModel:
         self._context, self._m, self._prefix, self._cache = context, m, prefix, cache
         self._stack = stack
         self._engines = {"": (engine, self._writer(engine))}  # by the change to the model; "" for none
-        loaded = [attacks.planned(spec) for spec in context.grid.plan.attacks]
+        loaded = context.grid.plan.applied()
         self._changes = ["+".join(part.spec for part in attack.changes) for attack in loaded]
         self._attacks = dict(zip(self._changes, loaded, strict=True))
 

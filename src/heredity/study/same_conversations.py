@@ -18,7 +18,6 @@ import msgspec
 import numpy as np
 
 from heredity.core.records import Exchange, Response, digest
-from heredity.redteam import attacks
 from heredity.redteam.judges import default_verdict, needs_judge
 from heredity.study.estimates import SameConversations
 from heredity.study.outcomes import BROKE, OneConversation, Outcomes
@@ -71,7 +70,7 @@ def _wanted(outcomes: Outcomes) -> set[int]:
     plan = outcomes.plan
     if plan.application.rendering == "recorded":
         return set()
-    led = [attacks.planned(spec).has_steps for spec in plan.attacks]
+    led = [attack.has_steps for attack in plan.applied()]
     checked = [probe.kind == "breach" and not needs_judge(probe) for probe in plan.probes]
     broke = outcomes.array == BROKE
     broke &= np.array(led)[None, :, None, None] & np.array(checked)[None, None, :, None]

@@ -44,6 +44,7 @@ from heredity.redteam.judges import Decider, Judge, Models
 from heredity.redteam.judges.guard import JudgeReaders
 from heredity.study import aggregate, importers, resume, shards, storage
 from heredity.study.attack_context import with_triggers
+from heredity.study.findings.protocols import every_finding
 from heredity.study.forecast import forecast_seconds, forecast_study, trial_meter
 from heredity.study.named_models import (
     is_guarded,
@@ -64,6 +65,7 @@ from heredity.study.plan import (
     plan_seal,
     read_plan,
     read_saved,
+    refuse_absent,
     refuse_changed_plugins,
     write_plan,
 )
@@ -211,7 +213,7 @@ class Study:
         workers: how many processes ask, or where they run (Workers); None: this process asks. The rows are
             the same.
         """
-        several = Workers.of(workers, has_own_loader=self._loader is not None)
+        several = Workers.of(workers, self._plan, has_own_loader=self._loader is not None)
         self.require_judge()  # before anything is written
         self._refuse_unloadable()
         with Lock(self.folder), self._open_store().report.to(progress):
@@ -260,7 +262,7 @@ class Study:
         workers: Workers | int | None = None,
     ) -> None:
         """Ask every trial that has no response yet. Raises EngineFailure; earlier responses are kept."""
-        several = Workers.of(workers, has_own_loader=self._loader is not None)
+        several = Workers.of(workers, self._plan, has_own_loader=self._loader is not None)
         with Lock(self.folder), self._open_store().report.to(progress):
             self._save_plan(progress)
             self._ask(progress, retry_errors, several)
@@ -307,6 +309,7 @@ class Study:
     # --- the steps ---
 
     def _save_plan(self, watch: Watch | None = None) -> None:
+        every_finding()  # one that is broken is reported before anything is asked
         self._plan = with_triggers(self._plan, self.folder, watch, self._store)
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self._plan = write_plan(self.folder, self._plan, at, self.forecast)
@@ -416,6 +419,8 @@ class Study:
     def _decider(self) -> Decider:
         models = self._models(self._find if self._judge_name else self._find_for_judge)
         name = self._judge_name or storage.chosen_judge(self.folder)
+        if self._plan.analysis is not None and name == self._plan.analysis.judge:
+            refuse_absent(self._plan.analysis.plugins, "redteam.judges")
         return Decider(name, models)
 
     def _models(self, find: Callable[[str], Grown]) -> Models:

@@ -23,7 +23,7 @@ import msgspec
 
 from heredity.application.retrieval import searching_in
 from heredity.application.toolbox import RecordedResult, RecordedResults, Toolbox
-from heredity.core import host
+from heredity.core import host, registry
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import EngineFailure, HeredityError, Unavailable, UnknownName, WrongHash, first_line
 from heredity.core.files import Rows
@@ -127,7 +127,7 @@ class StudyWorker:
         except HeredityError as error:
             self._error = error
         except Exception as error:
-            self._error = EngineFailure(first_line(error))
+            self._error = EngineFailure(registry.fault_of(error) or first_line(error))
         finally:
             self._is_closed = True
             self._news.set()

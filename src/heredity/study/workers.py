@@ -31,6 +31,7 @@ from typing import Protocol
 import msgspec
 
 from heredity.application.toolbox import Toolbox
+from heredity.core import registry
 from heredity.core.errors import (
     BudgetSpent,
     EngineFailure,
@@ -108,10 +109,11 @@ class Workers:
             )
 
     @classmethod
-    def of(cls, workers: Workers | int | None, has_own_loader: bool) -> Workers | None:
+    def of(cls, workers: Workers | int | None, plan: Plan, has_own_loader: bool) -> Workers | None:
         """The workers that these settings mean; None for none.
 
-        has_own_loader: the study has an `engine_loader`. Raises UsageError if workers need it.
+        has_own_loader: the study has an `engine_loader`. Raises UsageError if workers need it, or an object
+        that the user's code gave as a plug-in.
         """
         found = cls(workers) if isinstance(workers, int) else workers
         if found is not None and has_own_loader and not found.loader and found.calls is None:
@@ -119,6 +121,12 @@ class Workers:
                 "Workers load the models themselves: an `engine_loader` stays in its process. Name it "
                 'instead: Workers(n, loader="package.module:function").'
             )
+        for each in plan.plugins or () if found is not None else ():
+            if (its := registry.outside(each.folder, each.name)) and its.plugin is not None:
+                raise UsageError(
+                    f"Workers load plug-ins by their names: the object {each.name} stays in its process. "
+                    "Give it an entry point in a package, or leave --workers out."
+                )
         return found
 
     @contextmanager

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from heredity.application.spec import Application
 from heredity.core import registry
-from heredity.core.errors import UsageError
+from heredity.core.errors import Unavailable, UsageError
 from heredity.core.progress import Watch
 from heredity.core.records import Outcome, Probe, Response, Unprompted, Verdict
 from heredity.engines.protocols import Engine
@@ -73,6 +73,9 @@ def with_removed(verdict: Verdict, probe: Probe, response: Response) -> Verdict:
             verdict, outcome="unclear", evidence=shown, cause="removed", score=UNSET, members=UNSET
         )
     return verdict
+
+
+_OUTCOMES = {"breach": ("held", "broke"), "benign": ("answered", "refused")}
 
 
 # --- breaches that a probe did not ask for ------------------------------------------------------------
@@ -277,7 +280,7 @@ class Decider:
         Each has the breaches that its probe did not ask for, under every judge.
         """
         found = [
-            with_removed(verdict, probe, response)
+            with_removed(self._checked(verdict, probe, response), probe, response)
             for (probe, response), verdict in zip(rows, self._outcomes(rows, application), strict=True)
         ]
         useful = [
@@ -294,6 +297,23 @@ class Decider:
             with_unprompted(verdict, probe, response, application.for_probe(probe))
             for (probe, response), verdict in zip(rows, useful, strict=True)
         ]
+
+    def _checked(self, verdict: object, probe: Probe, response: Response) -> Verdict:
+        """The verdict. Raises Unavailable for one that no reader of its row would take."""
+        try:
+            row = msgspec.json.decode(msgspec.json.encode(verdict), type=Verdict)
+            if (row.index, row.trial) != (response.index, response.trial):
+                raise ValueError("it is on another trial")
+            if row.outcome not in (*_OUTCOMES[probe.kind], "unclear", None):
+                raise ValueError(f"'{row.outcome}' is no outcome of a {probe.kind} probe")
+        except (TypeError, ValueError) as error:
+            who = f"judge '{self.spec}'" if needs_judge(probe) else f"check '{probe.check.kind}'"
+            raise Unavailable(
+                f"The {who} gave a verdict on {probe.id} that cannot be stored: {error}. Correct it, and run "
+                "the same command again: nothing is asked twice.",
+                code="plugin-broken",
+            ) from error
+        return row
 
     def _outcomes(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
         judge = self._judge

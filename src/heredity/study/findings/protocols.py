@@ -24,6 +24,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import msgspec
 
 from heredity.core import registry
+from heredity.core.errors import Unavailable
 from heredity.core.records import Record
 from heredity.core.sections import Section
 from heredity.study.estimates import Estimates, Rate
@@ -31,7 +32,7 @@ from heredity.study.outcomes import JudgedOutcomes, Outcomes
 from heredity.study.plan import Plan
 from heredity.study.storage import RawResponse
 
-_FOLDER = "study.findings"
+FOLDER = "study.findings"
 
 
 @dataclass
@@ -97,9 +98,17 @@ class FindingModule(Protocol):
 
 @cache
 def every_finding() -> tuple[FindingModule, ...]:
-    """All findings, in the order of their sections."""
-    modules = (registry.load_as(FindingModule, _FOLDER, name) for name in registry.names(_FOLDER))
-    return tuple(sorted(modules, key=lambda each: (each.ORDER, each.NAME)))
+    """All findings, in the order of their sections. Raises Unavailable for two with one NAME, too."""
+    modules = {name: registry.load_as(FindingModule, FOLDER, name) for name in registry.names(FOLDER)}
+    by_key: dict[str, str] = {}
+    for name, module in modules.items():
+        if (other := by_key.setdefault(module.NAME, name)) != name:
+            raise Unavailable(
+                f"The findings '{other}' and '{name}' have one NAME, '{module.NAME}', so that one would have "
+                "the rows of the other. Rename one, or uninstall its package.",
+                code="plugin-broken",
+            )
+    return tuple(sorted(modules.values(), key=lambda each: (each.ORDER, each.NAME)))
 
 
 def begin(evidence: StudyEvidence) -> dict[str, Iterable[Record]]:
