@@ -82,7 +82,7 @@ BOUNDS = {
     "derive lora": Bound(36, 25),
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
     "files": Bound(582, 440),
-    "lines": Bound(117_436, 92_000),
+    "lines": Bound(117_199, 92_000),
     "error codes": Bound(40, 40),
     "words of docs": Bound(65_654, 65_000),
     "root": Bound(18, 18),
@@ -93,7 +93,7 @@ BOUNDS = {
     "class names": Bound(0, 0),
     "attribute probes": Bound(26),
     "uses of Any": Bound(387),
-    "vague names": Bound(1_137, 0),
+    "vague names": Bound(1_132, 0),
     "private singles": Bound(3),
     "long functions": Bound(15),
 }

@@ -98,82 +98,59 @@ def _ways(forecast: Forecast) -> None:
         f"{forecast.unit}s",
         "batches",
         "GB",
-        "matmul s",
-        "comm. s",
+        "s per step",
     )
     grid = table(*columns, right=columns[4:])
     for way in forecast.ways:
         mark = "  *" if way == forecast.best else ""
-        grid.add_row(*map(cell, (way.layout.kind + mark, *_numbers(way))))
+        numbers = (
+            f"{way.microbatch:,}",
+            f"{way.n_microbatches:,}",
+            f"{way.needed / _GB:.1f}",
+            f"{way.seconds:.3f}",
+        )
+        layout = (way.layout.kind + mark, f"{way.layout.shards:,}", f"{way.layout.replicas:,}")
+        grid.add_row(*map(cell, (*layout, _LAYERS[way.recompute], *numbers)))
     out().print(grid)
 
 
-def _numbers(way: LayoutForecast) -> tuple[str, ...]:
-    return (
-        f"{way.layout.shards:,}",
-        f"{way.layout.replicas:,}",
-        _LAYERS[way.recompute],
-        f"{way.microbatch:,}",
-        f"{way.n_microbatches:,}",
-        f"{way.needed / _GB:.1f}",
-        f"{way.matmul_seconds:.3f}",
-        f"{way.communication_seconds:.3f}",
-    )
-
-
-def _lines(found: Forecast) -> list[str]:
+def _lines(forecast: Forecast) -> list[str]:
     from heredity.train.planning.forecast import LEFT_OUT, chunks_per_device
 
-    best, work, units = found.best, found.work, f"{found.unit}s"
-    n_groups = best.layout.shards * best.layout.replicas
-    each = chunks_per_device(work, n_groups) * work.chunk
+    best, work, units = forecast.best, forecast.work, f"{forecast.unit}s"
+    each = chunks_per_device(work, forecast.n_gpus) * work.chunk
     lines = [
-        f"\nFLOPs   {found.flops:.3g} in {found.n_steps:,} steps of {work.batch:,} {units}, "
+        f"\nFLOPs   {forecast.flops:.3g} in {forecast.n_steps:,} steps of {work.batch:,} {units}, "
         f"{each:,} per device",
-        f"time    {_time(found.seconds)}: {best.seconds:.3f} s per step{_validation(found)}, "
-        f"{found.tokens_a_second:,.0f} {units}/s, {found.gpu_hours:,.0f} device hours",
-        f"run it  {_settings(found)}",
-        f"MFU     {found.mfu:.0%} {'estimated from measurements' if found.is_measured else 'stated'} for "
-        f"matmuls, {found.reached_mfu:.0%} for the whole run",
+        f"time    {_time(forecast.seconds)}: {best.seconds:.3f} s per step{_validation(forecast)}, "
+        f"{forecast.tokens_a_second:,.0f} {units}/s, {forecast.gpu_hours:,.0f} device hours",
+        f"run it  {_settings(best)}",
+        f"MFU     {forecast.mfu:.0%} {'estimated from measurements' if forecast.is_measured else 'stated'} "
+        f"for matmuls, {forecast.reached_mfu:.0%} for the whole run",
     ]
-    lines += _parallel(best)
-    if (busy := work.batch / (each * n_groups)) < 0.95:
-        chunks = "contexts" if found.unit == "token" else units
+    if (busy := work.batch / (each * forecast.n_gpus)) < 0.95:
+        chunks = "contexts" if forecast.unit == "token" else units
         lines.append(
             f"note    devices are busy {busy:.0%} of the time, because a step's {chunks} do not divide "
-            f"evenly: a batch of {each * n_groups:,} takes no longer"
+            f"evenly: a batch of {each * forecast.n_gpus:,} takes no longer"
         )
     return [*lines, f"without {LEFT_OUT}"]
 
 
-def _parallel(way: LayoutForecast) -> list[str]:
-    """The time that tensor and pipeline parallelism cost, if the layout has one."""
-    layout = way.layout
-    if layout.tensor * layout.pipeline == 1:
-        return []
-    return [
-        f"split   {layout.tensor} devices per matrix, {layout.pipeline} stages: {way.waiting_seconds:.3f} s "
-        f"per step waiting, {way.bubble:.0%} more for the pipeline's bubble"
-    ]
-
-
-def _settings(forecast: Forecast) -> str:
-    """The recipe's settings for the best layout (docs/how-to/children.md)."""
-    way = forecast.best
-    if way.layout.tensor * way.layout.pipeline > 1:
-        return "a trainer that splits matrices and layers (torchtitan, Megatron-LM): heredity shards only"
+def _settings(way: LayoutForecast) -> str:
+    """The recipe's settings for a layout (docs/how-to/children.md)."""
     settings = f"replicas = {way.layout.replicas}, recompute = {'true' if way.recompute else 'false'}"
     settings += f", recompute_every = {way.recompute}" if way.recompute > 1 else ""
     return settings + (', reduce = "each"' if way.layout.shards > 1 and way.n_microbatches > 1 else "")
 
 
-def _rehearsed(found: Rehearsal | None) -> list[str]:
-    if found is None:
+def _rehearsed(rehearsal: Rehearsal | None) -> list[str]:
+    if rehearsal is None:
         return []
     return [
-        f"\nrehearsed on {found.n_devices:,} fake devices, forward and backward: {found.parameters:,} "
-        f"parameters; a microbatch's peak is {found.peak / _GB:.2f} GB by torch's tracker, "
-        f"{found.predicted / _GB:.2f} by arithmetic"
+        f"\nrehearsed on {rehearsal.n_devices:,} fake devices, forward and backward: "
+        f"{rehearsal.parameters:,} parameters; a microbatch's peak is {rehearsal.peak / _GB:.2f} GB by "
+        f"torch's tracker, {rehearsal.predicted / _GB:.2f} by arithmetic"
     ]
 
 
@@ -207,10 +184,6 @@ def _count(n: float) -> str:
               help="Vocabulary size, if there is no corpus yet.")  # fmt: skip
 @click.option("--image-size", "side", type=click.IntRange(1),
               help="Image size in pixels, if there is no corpus yet.")  # fmt: skip
-@click.option("--tensor-parallel", "tensor", type=click.IntRange(1), default=1, show_default=True,
-              metavar="N", help="Devices that split each matrix; only planned.")  # fmt: skip
-@click.option("--pipeline-parallel", "pipeline", type=click.IntRange(1), default=1, show_default=True,
-              metavar="N", help="Stages of layers; only planned.")  # fmt: skip
 @click.option("--mfu", type=float, metavar="SHARE",
               help="Share of the peak FLOPs that matmuls reach.  [default: 0.4; cpu: measured]")  # fmt: skip
 @click.option("--reserve", type=float, default=0.1, show_default=True, help="Share of memory to leave free.")
@@ -238,7 +211,7 @@ def command(
     With --fit: how the loss of runs made here falls with compute, and the loss to expect from a larger
     budget. For a plan file of study or inherit: heredity power --study.
     """
-    from heredity.core.errors import UsageError
+    from heredity.core.errors import Unavailable, UsageError, how_to_install
 
     if fit:
         from heredity.lab.scaling_laws import scaled
@@ -258,17 +231,14 @@ def command(
     beside = {} if base is None else {"base": store.whole(store.get(base))}
     recipe = pretrain.read(Path(what[0]), beside, needs_corpus=False)
     work = recipe.workload(vocabulary or 0, side or 0, is_on_cpu=gpu == forecast.CPU)
-    found = forecast.forecast(work, forecast.find_gpu(gpu, work), gpus, forecast.Assumptions(**terms))
-    rehearsed = None
-    if rehearse:
-        if terms["tensor"] * terms["pipeline"] > 1:
-            raise UsageError(
-                "--rehearse runs a step of heredity's own loop, which has no tensor or pipeline parallelism."
-            )
+    device = forecast.find_gpu(gpu, work)
+    try:
+        from heredity.train.planning.rehearsal import count_flops
         from heredity.train.planning.rehearsal import rehearse as run
-
-        rehearsed = run(work, found.best)
-    show(found, rehearsed, as_json)
+    except ImportError:
+        raise Unavailable(f"Counting FLOPs needs torch. {how_to_install('torch')}") from None
+    plan = forecast.forecast(work, count_flops(work), device, gpus, forecast.Assumptions(**terms))
+    show(plan, run(work, plan.best) if rehearse else None, as_json)
 
 
 def _refuse_other_plans(path: Path) -> None:

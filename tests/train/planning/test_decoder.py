@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -17,6 +18,8 @@ from heredity.train.models.shapes import TransformerShape
 from heredity.train.optimizer import MasterWeights
 from heredity.train.planning import cost_models
 from heredity.train.planning.cost_models import Workload
+from heredity.train.planning.forecast import SCORES, recomputed_flops
+from heredity.train.planning.rehearsal import count_flops
 
 LLAMA_3_8B = TransformerShape(32, 4096, 32, 8, 128, 14336, 8192, 128256, is_tied=False)
 LLAMA_3_70B = TransformerShape(80, 8192, 64, 8, 128, 28672, 8192, 128256, is_tied=False)
@@ -48,24 +51,28 @@ def test_gpt_3_takes_the_flops_that_were_published(
     shape: TransformerShape, millions: float, flops: float
 ) -> None:
     assert sum(cost_models.parameters(shape, False).values()) == pytest.approx(millions * 1e6, rel=0.02)
-    said = cost_models.flops(shape)
-    assert 300e9 * (sum(said.values()) - said["attention scores"]) == pytest.approx(flops, rel=0.02)
+    counted = count_flops(Workload(shape, 1, 1, architecture="llama"))
+    assert 300e9 * (sum(counted.values()) - counted[SCORES]) == pytest.approx(flops, rel=0.02)
 
 
-def test_flops_by_part_are_those_that_a_run_counts() -> None:
-    for length in (None, 77.0):
-        by_part = cost_models.flops(LLAMA_3_8B, length)
-        assert sum(by_part.values()) == shapes.flops_per_token(LLAMA_3_8B, length)
+@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+def test_flops_are_those_that_a_run_counts(architecture: str) -> None:
+    counted = count_flops(Workload(LLAMA_3_8B, 1, 1, architecture=architecture))
+    assert sum(counted.values()) == shapes.flops_per_token(LLAMA_3_8B)
+
+
+def recomputed(shape: TransformerShape, recompute: int) -> float:
+    """The additional share of FLOPs."""
+    work = Workload(shape, 1, 1)
+    counted = count_flops(work)
+    return recomputed_flops(work, counted, recompute) / sum(counted.values())
 
 
 def test_layers_that_run_again_cost_a_third_less_the_head() -> None:
-    headless = TransformerShape(
-        **{name: getattr(TINY, name) for name in TINY.__struct_fields__} | {"vocabulary": 1}
-    )
-    assert cost_models.cost_model_of(Workload(headless, 1, 1)).again(1) == pytest.approx(1 / 3, rel=0.01)
-    assert cost_models.cost_model_of(Workload(TINY, 1, 1)).again(1) < cost_models.cost_model_of(
-        Workload(headless, 1, 1)
-    ).again(1)
+    headless = msgspec.structs.replace(TINY, vocabulary=1)
+    assert recomputed(headless, 1) == pytest.approx(1 / 3, rel=0.01)
+    assert recomputed(TINY, 1) < recomputed(headless, 1)
+    assert recomputed(TINY, 2) == recomputed(TINY, 1) / 2
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama"])
@@ -118,7 +125,6 @@ def test_shards_divide_what_lasts_and_running_again_spares_activations() -> None
     assert again["activations"] < whole["activations"] / 4
     half = cost_models.training_memory(work, 8192, recompute=2)
     assert again["activations"] < half["activations"] < 0.6 * whole["activations"]
-    assert cost_models.cost_model_of(work).again(2) == cost_models.cost_model_of(work).again(1) / 2
 
 
 def born(work: Workload) -> causal_lm.CausalLM:

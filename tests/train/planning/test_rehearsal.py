@@ -19,7 +19,7 @@ from tests.train.planning.test_cost_models import born, forward, pairs, text
 
 
 def way(layout: Layout, product: int, runs_again: int = False) -> LayoutForecast:
-    return LayoutForecast(layout, runs_again, product, 1, {}, 1.0, 0.0, 0.0)
+    return LayoutForecast(layout, runs_again, product, 1, {}, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""Parameters, FLOPs and activation bytes of each architecture, for a recipe's shape.
+"""Parameters and activation bytes of each architecture, for a recipe's shape.
 
 A unit is what a workload counts: a token of text, or an image-caption pair.
 
 Promises: parameters and activation bytes equal those of transformers' model exactly; tests hold them equal.
-Leaves to others: the time of FLOPs (forecast.py), allocator and libraries (its reserve).
+Leaves to others: FLOPs (rehearsal.py), their time (forecast.py), allocator and libraries (its reserve).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import msgspec
 from heredity.core.records import Record
 from heredity.train.models.architectures import bert, modernbert
 from heredity.train.models.shapes import DualShape, TransformerShape
-from heredity.train.planning import cost_models
 from heredity.train.resources import FP32_BYTES, DecoderActivations
 
 
@@ -31,7 +30,7 @@ def training_memory(
     recompute: every n-th layer keeps its input only; 0: none. n_microbatches: per step; from the second one
     on, the gradients of the first are held.
     """
-    step = _StepMemory(work, cost_models.cost_model_of(work), n, shards, recompute, n_microbatches > 1)
+    step = _StepMemory(work, cost_model_of(work), n, shards, recompute, n_microbatches > 1)
     return max(step.phases(), key=lambda parts: sum(parts.values()))
 
 
@@ -102,23 +101,23 @@ class _StepMemory:
 
 def n_parameters(work: Workload) -> int:
     """All parameters."""
-    return cost_models.cost_model_of(work).n_parameters
+    return cost_model_of(work).n_parameters
 
 
 def optimizer_memory(work: Workload) -> int:
     """Moments in fp32: two for AdamW, one for the matrices of Muon."""
-    made = cost_models.cost_model_of(work)
+    made = cost_model_of(work)
     return FP32_BYTES * (2 * made.n_parameters - (made.matrices if work.optimizer == "muon" else 0))
 
 
 def n_logit_bytes(work: Workload, n: int) -> int:
     """Bytes of the logits held at once, for `n` tokens or pairs."""
-    return cost_models.cost_model_of(work).logits(n)
+    return cost_model_of(work).logits(n)
 
 
 def activation_memory(work: Workload, recompute: int = 0) -> int:
     """Bytes per token or pair that a forward pass keeps for the backward pass."""
-    return cost_models.cost_model_of(work).left(0, recompute)
+    return cost_model_of(work).left(0, recompute)
 
 
 def _shard(n: int, shards: int) -> int:
@@ -175,9 +174,6 @@ class Workload(Record, frozen=True):
         return max(1, -(-self.tokens // self.batch))
 
 
-LAYER_PARTS = ("attention", "attention scores", "feed-forward")
-
-
 @dataclass(frozen=True)
 class TowerCosts:
     """A stack of layers. Bytes are per unit."""
@@ -204,7 +200,6 @@ class CostModel:
 
     parameters: dict[str, int]  # by part
     matrices: int  # parameters that Muon updates
-    flops: dict[str, float]  # of a unit, forward and backward, by part
     towers: tuple[TowerCosts, ...]  # in the order of the backward pass
     head: int  # parameters whose gradient is computed with the loss
     loose: int  # parameters outside layers whose gradients are held in addition to the masters'
@@ -229,13 +224,6 @@ class CostModel:
         """Parameters outside the layers."""
         return self.n_parameters - self.in_layers
 
-    def again(self, recompute: int) -> float:
-        """The additional share of FLOPs if every `recompute`-th layer is recomputed; 0: none."""
-        if not recompute:
-            return 0.0
-        share = sum(tower.layers // recompute for tower in self.towers) / self.n_layers
-        return share * sum(self.flops.get(part, 0.0) for part in LAYER_PARTS) / 3 / sum(self.flops.values())
-
     def left(self, n: int, recompute: int) -> int:
         """Activation bytes per unit that are held once `n` towers have done their backward pass.
 
@@ -250,9 +238,6 @@ def norm_statistics(work: Workload) -> int:
 
 
 # --- decoders ---
-# FLOPs are those of matmuls. A multiply-add counts as two, and the backward pass as two forward passes. A
-# token attends to half of its context on average. Norms and activations are left out, as in PaLM
-# (2204.02311, appendix B), which counts the whole square of attention scores.
 
 
 def _decoder_costs(work: Workload) -> CostModel:
@@ -273,7 +258,6 @@ def _decoder_costs(work: Workload) -> CostModel:
     return CostModel(
         parameters=parameters(shape, work.has_qk_norm),
         matrices=shape.layers * (_attention(shape) + _gated_feed_forward(shape)),
-        flops=flops(shape),
         towers=(tower,),
         head=table,
         loose=root_parameters(shape) + table,
@@ -302,17 +286,6 @@ def layer_parameters(shape: TransformerShape, has_qk_norm: bool) -> int:
 def root_parameters(shape: TransformerShape) -> int:
     """Parameters outside the layers."""
     return shape.vocabulary * shape.width * (1 if shape.is_tied else 2) + shape.width
-
-
-def flops(shape: TransformerShape, length: float | None = None) -> dict[str, float]:
-    """FLOPs of one token, forward and backward. length: of its document; None: the whole context."""
-    seen = (shape.context if length is None else length) / 2
-    return {
-        "attention": 6.0 * shape.layers * _attention(shape),
-        "attention scores": 12.0 * shape.layers * shape.heads * shape.head * seen,
-        "feed-forward": 6.0 * shape.layers * _gated_feed_forward(shape),
-        "head": 6.0 * shape.vocabulary * shape.width,
-    }
 
 
 def _attention(shape: TransformerShape) -> int:
@@ -363,22 +336,11 @@ def _bert_costs(work: Workload) -> CostModel:
             "head": width * (width + 1) + shape.vocabulary,
         },
         matrices=shape.layers * (4 * width**2 + 2 * width * shape.wide) + width**2,
-        flops=_bert_flops(work),
         towers=(tower,),
         head=table + shape.vocabulary,
         loose=2 * table + places + width**2 + shape.vocabulary,
         logits=lambda n: logits_memory(work, math.ceil(work.head_share * n)),
     )
-
-
-def _bert_flops(work: Workload) -> dict[str, float]:
-    shape = work.shape
-    return {
-        "attention": 6.0 * shape.layers * 4 * shape.width**2,
-        "attention scores": 12.0 * shape.layers * shape.width * shape.context,
-        "feed-forward": 6.0 * shape.layers * 2 * shape.width * shape.wide,
-        "head": 6.0 * work.head_share * (shape.vocabulary * shape.width + shape.width**2),
-    }
 
 
 def _bert_kept(work: Workload) -> int:
@@ -436,7 +398,6 @@ def _modernbert_costs(work: Workload) -> CostModel:
             "head": shape.width**2,
         },
         matrices=shape.layers * (attention + wide) + shape.width**2,
-        flops=_modernbert_flops(work),
         towers=(tower,),
         head=table,
         loose=2 * table + shape.width**2,
@@ -448,17 +409,6 @@ def _modernbert_costs(work: Workload) -> CostModel:
 def _n_whole(shape: TransformerShape) -> int:
     """Layers that attend to the whole chunk."""
     return -(-shape.layers // modernbert.EVERY)
-
-
-def _modernbert_flops(work: Workload) -> dict[str, float]:
-    shape, whole = work.shape, _n_whole(work.shape)
-    window = min(shape.context, modernbert.WINDOW)
-    return {
-        "attention": 6.0 * shape.layers * 4 * shape.width**2,
-        "attention scores": 12.0 * shape.width * (whole * shape.context + (shape.layers - whole) * window),
-        "feed-forward": 6.0 * shape.layers * 3 * shape.width * shape.wide,
-        "head": 6.0 * work.head_share * (shape.vocabulary * shape.width + shape.width**2),
-    }
 
 
 def _modernbert_kept(work: Workload) -> int:
@@ -501,11 +451,11 @@ _ALONE = 2  # further bytes per score: two masks
 
 @dataclass(frozen=True)
 class EndCosts:
-    """The costs that differ: parameters outside the layers by part, and FLOPs of the heads.
+    """The costs that differ: parameters outside the layers, by part.
 
     begin: activation bytes of an image before the layers, without its pixels.
     ends: activation bytes of a caption and an image after the layers, without last norm and embedding.
-    places: positions of an image. seen: positions of a caption that one attends to.
+    places: positions of an image.
     active: tensors that the activation of the feed-forward part keeps.
     """
 
@@ -513,11 +463,9 @@ class EndCosts:
     norms: int
     head: int
     matrices: int  # of the head, for Muon
-    flops: float
     begin: int
     ends: tuple[int, int]
     places: int
-    seen: float
     active: int
 
 
@@ -539,7 +487,6 @@ def two_tower_costs(work: Workload, around: EndCosts) -> CostModel:
             "head": around.head,
         },
         matrices=n * (4 * shape.width**2 + 2 * shape.width * shape.wide) + around.matrices,
-        flops=_towers_flops(work, around),
         towers=(
             _tower(work, around, each, shape.context, 8 * shape.context, around.ends[0]),
             _tower(work, around, each, around.places, _points(work) + around.begin, around.ends[1]),
@@ -579,20 +526,6 @@ def _points(work: Workload) -> int:
     return given * (FP32_BYTES if work.bytes == FP32_BYTES else FP32_BYTES + work.bytes)
 
 
-def _towers_flops(work: Workload, around: EndCosts) -> dict[str, float]:
-    """Pixels need no gradient, so the patch embedding has one backward matmul."""
-    shape, places = work.towers, around.places + work.towers.context
-    seen = around.places**2 + shape.context * around.seen
-    return {
-        "patches": 4.0 * 3 * shape.patch**2 * shape.width * shape.patches,
-        "attention": 6.0 * shape.layers * 4 * shape.width**2 * places,
-        "attention scores": 12.0 * shape.layers * shape.width * seen,
-        "feed-forward": 6.0 * shape.layers * 2 * shape.width * shape.wide * places,
-        "head": around.flops,
-        "contrast": 6.0 * work.batch * shape.width,
-    }
-
-
 _EVEN = 2  # columns that x * sigmoid(1.702 x) keeps
 
 
@@ -609,11 +542,9 @@ def _clip_costs(work: Workload) -> CostModel:
             norms=6 * width,
             head=2 * width**2 + 1,
             matrices=2 * width**2,
-            flops=6.0 * 2 * width**2,
             begin=first_norm,
             ends=(caption, size * width + norm_statistics(work)),
             places=places,
-            seen=shape.context / 2,
             active=_EVEN,
         ),
     )
@@ -624,7 +555,6 @@ def _siglip_costs(work: Workload) -> CostModel:
     shape, size = work.towers, work.bytes
     width, places, wide = shape.width, shape.patches, shape.wide
     asking = 4 * width * (width + 1) + 2 * width * wide + wide + width
-    products = width**2 + 2 * width**2 * (places + 1) + 2 * width * wide + 2 * width * places
     captions = shape.context * (size * width + norm_statistics(work))  # all that the last norm gives is held
     images = places * (
         norm_statistics(work) + 3 * size * width + size * shape.heads
@@ -637,11 +567,9 @@ def _siglip_costs(work: Workload) -> CostModel:
             norms=4 * width,
             head=width * (width + 1) + width + asking + 2 * width + 2,
             matrices=width**2 + 4 * width**2 + 2 * width * wide,
-            flops=6.0 * products,
             begin=0,
             ends=(captions, images + probe),
             places=places,
-            seen=float(shape.context),
             active=1,
         ),
     )

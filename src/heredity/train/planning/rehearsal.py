@@ -1,8 +1,8 @@
-"""One microbatch of the sharded step, forward and backward, on fake tensors, so that failures show up here.
+"""A model without weights: its FLOPs by torch's counter, and one microbatch of the sharded step.
 
-transformers' model of the recipe is built without weights (FakeTensorMode). It is sharded by FSDP2, as in a
-real run, over torch's fake process group of the planned size. torch's memory tracker reports the peak. Layers
-are alike: a few are run, then a few more, and the difference stands for the rest.
+FLOPs are counted on the meta device. For a rehearsal, the model has fake tensors (FakeTensorMode). FSDP2
+shards it as in a real run, over torch's fake process group of the planned size. torch's memory tracker
+reports the peak. Layers are alike: a few are run, then a few more, and the difference stands for the rest.
 
 A model's forward returns the output that the backward pass starts from, and its gradient. The output is as
 many rows of logits as are ever held, or the scores of a step's pairs.
@@ -25,6 +25,7 @@ import transformers
 from torch import distributed, nn
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.initialization import no_init_weights
 
 from heredity.core import registry
@@ -37,7 +38,7 @@ from heredity.train.models.architectures import Specials
 from heredity.train.optimizer import MasterWeights
 from heredity.train.planning import cost_models
 from heredity.train.planning.cost_models import Workload
-from heredity.train.planning.forecast import Layout, LayoutForecast
+from heredity.train.planning.forecast import AROUND, LAYERS, SCORES, Layout, LayoutForecast
 from heredity.train.resources import FP32_BYTES, LOGIT_ROWS_HELD
 from heredity.train.sharded import recompute_activations, transformer_layers
 
@@ -54,6 +55,7 @@ class RehearsalModel(nn.Module):
     def __init__(self, model: Any, work: Workload) -> None:
         super().__init__()
         self.model, self._work = model, work
+        self.logit_rows = LOGIT_ROWS_HELD
 
     def _laid(self, n: int) -> dict[str, Any]:
         """Whole contexts, packed end to end."""
@@ -67,7 +69,7 @@ class RehearsalModel(nn.Module):
 class _CausalRehearsal(RehearsalModel):
     def forward(self, n: int) -> OutputAndGradient:
         states = self.model.model(**self._laid(n), use_cache=False).last_hidden_state.squeeze(0)
-        return _logits_and_gradient(self.model.lm_head, states, min(LOGIT_ROWS_HELD, n))
+        return _logits_and_gradient(self.model.lm_head, states, min(self.logit_rows, n))
 
 
 class _MaskedRehearsal(RehearsalModel):
@@ -76,7 +78,7 @@ class _MaskedRehearsal(RehearsalModel):
         given = encoder.model_inputs(self.model, **self._laid(n))
         states = self.model.base_model(**given).last_hidden_state.squeeze(0)
         picked = encoder.head_transform(self.model)(states.index_select(0, torch.arange(n_gaps)))
-        return _logits_and_gradient(self.model.get_output_embeddings(), picked, min(LOGIT_ROWS_HELD, n_gaps))
+        return _logits_and_gradient(self.model.get_output_embeddings(), picked, min(self.logit_rows, n_gaps))
 
 
 class _ContrastiveRehearsal(RehearsalModel):
@@ -119,8 +121,16 @@ def _gradient(scores: torch.Tensor) -> torch.Tensor:
 _REHEARSALS = {"causal": _CausalRehearsal, "masked": _MaskedRehearsal, "contrastive": _ContrastiveRehearsal}
 
 
-def build_model(work: Workload, recompute: int, dtype: torch.dtype) -> RehearsalModel:
-    """The model of a workload, with weights of a dtype."""
+def _dense_attention(
+    _: nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *__: object, **___: object
+) -> tuple[torch.Tensor, None]:
+    """Attention without a mask, as transformers calls it: the counter counts every product anyway."""
+    k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], 1) for each in (k, v))
+    return ((q @ k.transpose(2, 3)).softmax(-1) @ v).transpose(1, 2), None
+
+
+def build_model(work: Workload, recompute: int, dtype: torch.dtype, is_dense: bool = False) -> RehearsalModel:
+    """The model of a workload, with weights of a dtype. is_dense: its attention multiplies all pairs."""
     made = registry.load("train.models.architectures", work.architecture)
     shape = work.shape if work.unit == "token" else work.towers
     config = transformers.AutoConfig.for_model(**made.config(shape, Specials(0, 0, 0)))
@@ -128,10 +138,12 @@ def build_model(work: Workload, recompute: int, dtype: torch.dtype) -> Rehearsal
     transformers.AttentionInterface.register(
         _ATTENTION_NAMES["masked"], bidirectional.bidirectional_attention
     )
+    transformers.AttentionInterface.register("heredity_dense", _dense_attention)
     kinds = {"causal": transformers.AutoModelForCausalLM, "masked": transformers.AutoModelForMaskedLM}
     kind = kinds.get(made.OBJECTIVE, transformers.AutoModel)
     with no_init_weights():  # some initializations need real numbers
-        model = kind.from_config(config, dtype=dtype, attn_implementation=_ATTENTION_NAMES[made.OBJECTIVE])
+        name = "heredity_dense" if is_dense else _ATTENTION_NAMES[made.OBJECTIVE]
+        model = kind.from_config(config, dtype=dtype, attn_implementation=name)
     model.tie_weights()
     if recompute:
         recompute_activations(model, recompute)
@@ -142,6 +154,38 @@ def build_model(work: Workload, recompute: int, dtype: torch.dtype) -> Rehearsal
 
 _FEW, _MORE = 4, 2  # layers run first, and how many more; with fewer, no layer is prefetched
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}
+
+
+def count_flops(work: Workload) -> dict[str, float]:
+    """FLOPs of a token or pair, forward and backward, by part, as torch counts them. A multiply-add is two.
+
+    The counter knows no mask. A causal kernel skips half of the scores, so half of them count.
+    """
+    n = work.batch if work.is_whole else work.shape.context
+    (one, one_scores), (two, two_scores) = (_count_layers(work, layers, n) for layers in (1, 2))
+    layer, scores = two - one, two_scores - one_scores
+    is_causal = registry.load("train.models.architectures", work.architecture).OBJECTIVE == "causal"
+    return {
+        LAYERS: work.shape.layers * layer / n,
+        SCORES: work.shape.layers * scores / n / (2 if is_causal else 1),
+        AROUND: (one - layer + one_scores - scores) / n,
+    }
+
+
+def _count_layers(work: Workload, n_layers: int, n: int) -> tuple[int, int]:
+    """FLOPs of `n` tokens or pairs in a model with `n_layers`: of all matmuls but scores, and of scores."""
+    work = msgspec.structs.replace(work, shape=msgspec.structs.replace(work.shape, layers=n_layers))
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = build_model(work, 0, torch.bfloat16, is_dense=True)
+        model.logit_rows = n
+        output, gradient = model(n)
+        output.backward(gradient)
+    scores = sum(
+        flops
+        for operation, flops in counter.get_flop_counts()["Global"].items()
+        if operation in (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+    )
+    return counter.get_total_flops() - scores, scores
 
 
 class Rehearsal(Record, frozen=True):
