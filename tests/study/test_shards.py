@@ -12,7 +12,7 @@ from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.files import Rows
 from heredity.study import shards
 from heredity.study.plan import Grid
-from heredity.study.shards import PartProgress, StudyPart
+from heredity.study.shards import WORKERS, PartProgress, StudyPart
 from heredity.study.spec import StudySpec
 from heredity.study.storage import RUNS, RunRecord, run_records
 from heredity.study.study import Study
@@ -114,8 +114,12 @@ def test_parts_that_compute_a_model_differently_are_refused(tmp_path: Path) -> N
     run = next(run_records(part))
     with Rows(part / RUNS, RunRecord) as rows:
         rows.append(msgspec.structs.replace(run, numerics="other", base_numerics="other"))
-    with raises(NotComparable, "not-comparable", ["scripted:mixed"]):
+    with raises(NotComparable, "not-comparable", ["scripted:mixed", part]):
         study(folder, MADE).collect()
+    left = folder / WORKERS / "1"  # of a driver that was killed
+    shutil.move(part, left)
+    with raises(NotComparable, "not-comparable", ["scripted:mixed", left]):
+        study(folder, MADE).run()
 
 
 def test_a_study_that_stops_early_has_no_parts(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ and anyone who reaches its ports can run code. So a cluster that does not ask fo
 finds the actor's class by its name: heredity is on every machine.
 
 Promises: a worker ends with its driver, however that ends, and takes its own processes with it. The output of
-a process goes nowhere but into the message about its loss. Ctrl-C reaches the driver only, which ends its
+a process goes nowhere but into the message about its loss. Ctrl-C and SIGTERM stop the driver, which ends its
 workers. Usage statistics of Ray are off. A cluster that heredity starts listens on the loopback address. It
 has a token of its own, and ends with the driver.
 Leaves to others: asking (worker.py), placing and restarting machines (Ray).
@@ -111,6 +111,20 @@ def _spawning(variables: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM stops as Ctrl-C does, so that workers and their semaphores end with this process."""
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 _worker: StudyWorker  # of this process, once it has begun

@@ -177,10 +177,15 @@ def _part(grid: Grid, index: int, n: int) -> int:
 
 def _refuse_mixed_numerics(study: Path, parts: list[Path], grid: Grid) -> None:
     for model in grid.plan.models:
-        runs = (run for folder in (study, *parts) for run in run_records(folder))
-        held = {run.base_numerics for run in runs if run.model == model.id}
+        held: dict[str, Path] = {}
+        for folder in (study, *parts):
+            for run in run_records(folder):
+                if run.model == model.id:
+                    held.setdefault(run.base_numerics, folder)
         if len(held) > 1:
+            (one, here), (other, there), *_ = held.items()
             raise NotComparable(
-                f"Parts of {study} computed '{model.name}' differently: '{held.pop()}' and '{held.pop()}'. "
-                "Run all tasks on one kind of machine, and ask the parts of the other kind again."
+                f"'{model.name}' answered in {here} as '{one}' computes, and in {there} as '{other}': these "
+                f"answers would not belong together. Remove {there}, and ask its trials again on a machine "
+                "of the first kind, with its versions."
             )

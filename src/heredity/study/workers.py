@@ -47,7 +47,7 @@ from heredity.core.records import WORKER_DIED, Model, Response
 from heredity.core.version import __version__
 from heredity.engines.remote.budget import Calls
 from heredity.study.attack_context import FOUND, SearchResult
-from heredity.study.launch import LocalWorker, RayPlace, address_of
+from heredity.study.launch import LocalWorker, RayPlace, address_of, stopped_by_sigterm
 from heredity.study.plan import Grid, Plan, PlannedModel, TrialSet
 from heredity.study.resume import EarlierRuns, refuse_other_arithmetic
 from heredity.study.runner import FolderRecorder, OpenRun, StillToAsk
@@ -152,6 +152,7 @@ class Workers:
             None if replayed is None else tuple(replayed.results),
         )  # fmt: skip
         with ExitStack() as stack:
+            stack.enter_context(stopped_by_sigterm())
             if self.on:
                 has_weights = any(record.files for record in records)
                 cluster = RayPlace(address_of(self.on), self.n, has_weights)

@@ -191,7 +191,10 @@ def test_a_slow_lease_is_given_to_another_and_its_late_answer_is_not_written_twi
     assert not is_alive(hung)
 
 
-def test_ctrl_c_ends_the_driver_and_all_workers_and_keeps_the_rows(tmp_path: Path, notes: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_driver_and_all_workers_and_keeps_the_rows(
+    tmp_path: Path, notes: Path, stop: signal.Signals
+) -> None:
     folder = tmp_path / "several"
     (notes / "seconds").write_text("0.05")
     study(folder, MADE)
@@ -201,12 +204,13 @@ def test_ctrl_c_ends_the_driver_and_all_workers_and_keeps_the_rows(tmp_path: Pat
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it\n"
         "Study.open(Path(sys.argv[1])).run(workers=named('noting', 3))"
     )
-    process = subprocess.Popen([sys.executable, "-c", child, str(folder)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-c", child, str(folder)], stderr=subprocess.PIPE, text=True)
     while not (folder / "responses.jsonl").exists() or len(lines(notes, "asked")) < 10:
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) != 0
+    process.send_signal(stop)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode != 0 and "leaked" not in printed
     pids = {int(line.split()[1]) for line in lines(notes, "loaded")}
     assert pids and not any(map(is_alive, pids))
     n = len(responses(folder))
