@@ -183,6 +183,7 @@ def api() -> str:
         "shown there or its own. `Pretrain` takes those of [its verb](cli.md#heredity-pretrain), and `Study`"
     ]
     lines += ["those of [StudySpec](#studyspec). [File formats](formats.md) describes the fields of records."]
+    lines += ["A program on top may import `heredity.evals.tasks` and `heredity.redteam.probes`, too."]
     lines += ["", *_list(f"[{name}](#{name.lower()})" for name in names)]
     lines += ["", "## Settings of a training", "", *_signature("settings", _ancestor(heredity.Lora), True)]
     for name in names:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from heredity.application.guards.protocols import GuardFacts as GuardFacts
     from heredity.application.guards.protocols import GuardRule as GuardRule
     from heredity.application.guards.protocols import GuardSpan as GuardSpan
+    from heredity.application.retrieval import searching_in as searching_in
+    from heredity.application.retrieval.build import open_index as open_index
     from heredity.application.retrieval.spec import Retrieval as Retrieval
     from heredity.application.sources import tool as tool
     from heredity.application.spec import Application as Application
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from heredity.redteam.judges.protocols import Judge as Judge
     from heredity.study.estimates import Estimates as Estimates
     from heredity.study.importers import AnswerImporter as AnswerImporter
+    from heredity.study.named_models import guarded_model as guarded_model
     from heredity.study.plan import StudyForecast as StudyForecast
     from heredity.study.report import ReportWriter as ReportWriter
     from heredity.study.report import write_report as write_report
@@ -144,7 +147,10 @@ _HOME = {
     "build_corpus": "lab.corpus",
     "expose": "lab.exposure",
     "grow": "lineage.store",
+    "guarded_model": "study.named_models",
+    "open_index": "application.retrieval.build",
     "recipe": "recipes",
+    "searching_in": "application.retrieval",
     "tool": "application.sources",
     "write_report": "study.report",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import heredity
 from heredity.core import registry
 from tests.support.errors import raises
 
+API = Path(__file__).parents[2] / "docs" / "reference" / "api.md"
 PUBLIC = [
     "Ablate", "Alora", "AnswerImporter", "Application", "ApplicationSession", "AttackContext",
     "BreachCheck", "Data", "Decoding", "DerivableRecipe", "Display", "Distill", "Engine",
@@ -21,8 +23,8 @@ PUBLIC = [
     "Poison", "Preference", "Pretrain", "Probe", "Progress", "Prune", "Quantize", "Recipe", "Record",
     "Reply", "ReportWriter", "Request", "Response", "Result", "Retrieval", "Static", "Store",
     "Strategy", "Study", "StudyForecast", "StudySpec", "TextTransform", "Tool", "Turn", "TurnTransform",
-    "Verdict", "__version__", "adopt", "build_corpus", "expose", "grow", "recipe", "tool",
-    "write_report",
+    "Verdict", "__version__", "adopt", "build_corpus", "expose", "grow", "guarded_model",
+    "open_index", "recipe", "searching_in", "tool", "write_report",
 ]  # fmt: skip
 
 
@@ -40,6 +42,15 @@ def test_the_names_for_the_type_checker_are_the_names_at_run_time() -> None:
     source = Path(heredity.__file__).read_text(encoding="utf-8")
     for name, home in heredity._HOME.items():
         assert f"from heredity.{home} import {name} as {name}" in source
+
+
+def test_programs_on_top_import_the_homes_of_public_names_and_at_most_15_other_modules() -> None:
+    settings = tomllib.loads((API.parents[2] / "pyproject.toml").read_text("utf-8"))["tool"]
+    contracts = settings["importlinter"]["contracts"]
+    (of_programs,) = (each for each in contracts if each.get("source_modules") == ["heredity.lab"])
+    allowed = {line.partition(" -> heredity.")[2] for line in of_programs["ignore_imports"]}
+    documented = {name for name in allowed if f"`heredity.{name}`" in API.read_text("utf-8")}
+    assert len(allowed - documented - set(heredity._HOME.values())) <= 15
 
 
 def test_every_recipe_that_derive_offers_is_an_exported_class() -> None:

@@ -19,6 +19,7 @@ ROW_SCHEMA = 2  # of responses, verdicts and runs
 Role = Literal["system", "user", "assistant", "tool"]
 Stop = Literal["end", "length", "filter", "error"]  # filter: a service's filter or a guard stopped it
 RetrievalMethod = Literal["bm25", "dense", "hybrid"]
+AnswerRule = Literal["exact", "contains", "number", "json"]  # by which an answer is right
 Outcome = Literal["held", "broke", "answered", "refused", "unclear"]  # the third and fourth: of twins
 Limit = Literal["turns", "replies", "tokens", "seconds"]  # of a conversation; replies: to one turn
 Manner = Literal["refusal", "compliance", "incoherent", "empty"]

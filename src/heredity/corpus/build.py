@@ -12,11 +12,11 @@ Leaves to others: each step (steps/), resuming a killed build (workspace.py), an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,11 +55,15 @@ from heredity.corpus.jobs import (
     is_whole,
 )
 from heredity.corpus.recipe import CorpusRecipe, kind_of
+from heredity.corpus.recipe import read as read_recipe
 from heredity.corpus.shards import ShardWriter, dtype_of
 from heredity.corpus.sources import Input
 from heredity.corpus.steps import Context, Duplicates
 from heredity.corpus.work import StepCount
 from heredity.corpus.workspace import Nobody, Watch
+
+if TYPE_CHECKING:
+    from heredity.corpus.images.card import ImageCard
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -364,6 +368,32 @@ def _listed(counts: dict[str, int]) -> str:
 
 
 _VERSIONS = ("tokenizers", "trafilatura")
+
+
+def build_file(
+    path: Path,
+    unseen: Callable[[], tuple[str, ...]],
+    out: Path | None = None,
+    workers: int = 1,
+    watch: Watch | None = None,
+) -> Card | ImageCard:
+    """Build the text or image corpus of a recipe's file. unseen: returns the texts to keep out of text."""
+    made, folder = read_recipe(path), out or path.with_suffix("")
+    if made.images is None:
+        return build(made, folder, unseen(), workers, watch)
+    from heredity.corpus.images.build import build as build_images
+
+    return build_images(made, folder, workers, watch)
+
+
+def pipeline(path: Path, unseen: tuple[str, ...], out: Path) -> Sequence[object]:
+    """The steps of a recipe for an executor of datatrove; they write the kept documents to `out`/kept.
+
+    Raises BadInput, UsageError, and Unavailable without datatrove.
+    """
+    from heredity.corpus import executors
+
+    return executors.pipeline(read_recipe(path), unseen, out)
 
 
 def build(

@@ -47,7 +47,6 @@ from heredity.core.files import RESULTS, Lock, refuse_linked_folders
 from heredity.core.progress import Progress, Watch
 from heredity.core.records import Estimate, Model, Record, digest
 from heredity.core.sanitize import plural
-from heredity.engines.remote.budget import Calls
 from heredity.lab.children import Lineage, Task, stored, tasks
 from heredity.lab.inherit import held_little
 from heredity.lab.plan import RESERVED, LeftOutChild, LineagePlan
@@ -105,11 +104,9 @@ from heredity.lineage.types import EngineLoader, Grown
 from heredity.recipes import ComputingRecipe, recipe
 from heredity.redteam.checks import load_check
 from heredity.study.estimates import ALL, Inheritance, Measure
-from heredity.study.intervals import Intervals
-from heredity.study.plan import StudyForecast, read_plan
+from heredity.study.plan import StudyForecast
 from heredity.study.result import Result
 from heredity.study.spec import StudySpec
-from heredity.study.storage import run_records
 from heredity.study.study import Study
 from heredity.train.data.chat import Data, make_data
 
@@ -269,8 +266,8 @@ class _GradedAnswers:
     """
 
     def __init__(self, result: Result) -> None:
-        plan = read_plan(result.folder)
-        self.folder, self._intervals = result.folder, Intervals.of(plan)
+        plan = result.plan
+        self.result, self._intervals = result, result.intervals
         self._techniques = np.array([probe.technique for probe in plan.probes])
         self._clusters = np.unique([probe.cluster for probe in plan.probes], return_inverse=True)[1]
         place = {probe.id: i for i, probe in enumerate(plan.probes)}
@@ -388,7 +385,7 @@ def _cost(held: AdaptFile, made: MadeFile, models: Sequence[str], answers: _Grad
     n = max(1, sum(total.n for total in totals))
     prompt = sum(total.n_prompt_tokens for total in totals) / n
     answer = sum(total.n_tokens for total in totals) / n
-    runs = [run for run in run_records(answers.folder) if run.model in models]
+    runs = [run for run in answers.result.runs if run.model in models]
     n_timed = sum(run.n_asked - run.n_cached for run in runs)
     # With few answers the time is that of loading the model.
     each = sum(run.seconds for run in runs) / n_timed if 2 * n_timed >= n else None
@@ -397,10 +394,20 @@ def _cost(held: AdaptFile, made: MadeFile, models: Sequence[str], answers: _Grad
     money: float | None = None
     if prices.per_hour and seconds is not None:
         money = seconds / 3600 * prices.per_hour
-    if made.price is not None:
-        tokens = prompt * made.price[0] + answer * made.price[1]
+    if (price := made.price or price_of(prices, answers.result, models)) is not None:
+        tokens = prompt * price[0] + answer * price[1]
         money = (money or 0.0) + prices.answers * tokens / 1e6
     return CostFinding(making, each, max(0, n_timed), prompt, answer, n_bytes, seconds, money)
+
+
+def price_of(prices: Prices, result: Result, models: Sequence[str]) -> tuple[float, float] | None:
+    """The price of a million prompt and answer tokens: the task's, or else the study's; None without."""
+    if prices.prompt or prices.answer:
+        return prices.prompt, prices.answer
+    accounts = [result.estimates.circumstances.accounts.get(model, {}) for model in models]
+    listed = {str(each) for account in accounts for each in account.get("price", ())}
+    prompt, comma, answer = next(iter(listed), "").partition(",")
+    return (float(prompt), float(answer)) if comma and len(listed) == 1 else None
 
 
 # --- the front --------------------------------------------------------------------------------------
@@ -471,6 +478,7 @@ class _Workshop:
     manual: ManualIndex | None
     watch: Watch | None = None
     engine_loader: EngineLoader | None = None
+    teaching_seconds: float = 0.0
     guards: dict[str, tuple[GuardSpec, ...]] = field(init=False)
     lineage: Lineage = field(init=False)
 
@@ -550,7 +558,7 @@ def adapt(
     questions, application = read_questions(task), Application.load(task.application, store)
     refuse_linked_folders(out, *RESERVED, QUALITY, SAFETY, TEACHER, MANUAL, INDEX)
     with Lock(out), searching_in(store):
-        manual = open_manual(task, out, has_begun=(out / PLAN).exists())
+        manual = open_manual(task, store, out, has_begun=(out / PLAN).exists())
         shop = _Workshop(task, questions, application, store, out, manual, watch, engine_loader)
         lineage_run = LineageRun(shop.lineage, out, ADAPTED, (QUALITY, SAFETY), tell)
         held, possible = _planned(shop, lineage_run)
@@ -696,7 +704,9 @@ def _lessons(shop: _Workshop) -> Data:
         ),
         store=shop.store, engine_loader=shop.engine_loader,
     )  # fmt: skip
-    answered = [each for each in study.run(shop.watch).trials() if each.text.strip()]
+    result = study.run(shop.watch)
+    shop.teaching_seconds = result.estimates.circumstances.seconds
+    answered = [each for each in result.trials() if each.text.strip()]
     if not answered:
         raise UsageError("The teacher answered no training question.")
     pairs = [(each.trial.probe.turns[-1], each.text) for each in answered]
@@ -709,7 +719,6 @@ def _lessons(shop: _Workshop) -> Data:
 def _note_models(shop: _Workshop, lineage_run: LineageRun, held: AdaptFile) -> MadeFile:
     """Save which models were made, and what they took."""
     models, seconds, sizes = shop.lineage.models, dict[str, float](), dict[str, int]()
-    teaching = sum(run.seconds for run in run_records(shop.out / TEACHER))
     for each in tasks(shop.plan):
         way, model = each.child.name, models.get(each.name)
         if model is None:
@@ -718,19 +727,6 @@ def _note_models(shop: _Workshop, lineage_run: LineageRun, held: AdaptFile) -> M
         if way == "retrieval" and held.manual is not None:
             seconds[each.name] = held.manual.seconds
         if way == "distilled":
-            seconds[each.name] += teaching / len(shop.task.seeds)
+            seconds[each.name] += shop.teaching_seconds / len(shop.task.seeds)
         sizes[each.name] = added_bytes(way, model, shop.guards, shop.manual)
-    price = price_of(models[PLAIN].record, shop.task.prices)
-    return lineage_run.note(held.digest, seconds, sizes, price)
-
-
-def price_of(model: Model, prices: Prices) -> tuple[float, float] | None:
-    """The price of a million prompt and answer tokens: the task's, or else the listed one; None without."""
-    if prices.prompt or prices.answer:
-        return prices.prompt, prices.answer
-    settings = model.recipe.settings
-    if model.format != "remote" or settings.get("engine") != "remote":
-        return None
-    api, base_url, served = (str(settings.get(key)) for key in ("api", "base_url", "model"))
-    found = Calls().price(model.name, api, base_url, served)
-    return None if found is None else (found.prompt, found.answer)
+    return lineage_run.note(held.digest, seconds, sizes)

@@ -34,13 +34,12 @@ from heredity.lab.plan import (
     LeftOutChild,
     LineagePlan,
 )
-from heredity.lineage import catalog
 from heredity.lineage.references import is_elsewhere
 from heredity.lineage.store import Store, target_of, target_prefixes
 from heredity.lineage.types import EngineLoader, Grown, Recipe
 from heredity.recipes import derivable, derivable_class, recipe
 from heredity.recipes.adopt import Adopt
-from heredity.study.named_models import behind
+from heredity.study.named_models import guarded_model
 from heredity.train.data.chat import Data
 
 KEPT_ANSWERS = "answers.jsonl"  # of a model that learned the answers of a teacher
@@ -143,7 +142,7 @@ class Lineage:
             return ""
         given = self.store.by_id(made.record.parents[1])
         source = given.record.recipe
-        is_known = source.kind == "pull" and source.settings.get("name") in catalog.catalogue()
+        is_known = source.kind == "pull" and "name" in source.settings
         first, second = _shape(parent), _shape(given)
         differ = [_SHAPES[key] for key in first.keys() & second.keys() if first[key] != second[key]]
         parts = [*(["a foundation of the catalogue"] if is_known else []), *sorted(differ)[:1]]
@@ -192,7 +191,7 @@ class Lineage:
         if child.recipe == REPAIR:
             return self._repaired(child, parents)
         if not isinstance(child.guards, UnsetType):
-            return behind(parents[0], child.guards)
+            return guarded_model(parents[0], child.guards)
         return self.store.grow_once(self._recipe(task), parents)
 
     def _why_not(self, task: Task) -> str:

@@ -9,17 +9,18 @@ Leaves to others: building (corpus/), the probes (redteam/probes/) and the tasks
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from heredity.corpus import build as building
-from heredity.corpus import recipe as recipes
-from heredity.corpus.card import Card
-from heredity.corpus.images.card import ImageCard
-from heredity.corpus.workspace import Watch
+from heredity.corpus import build
 from heredity.evals import tasks
 from heredity.redteam import probes
+
+if TYPE_CHECKING:
+    from heredity.corpus.card import Card
+    from heredity.corpus.images.card import ImageCard
+    from heredity.corpus.workspace import Watch
 
 
 def build_corpus(
@@ -31,22 +32,15 @@ def build_corpus(
 
     Raises BadInput with file and line, UsageError if the corpus is empty, too small or already exists.
     """
-    recipe = recipes.read(path)
-    if recipe.images is not None:
-        from heredity.corpus.images import build as drawing
-
-        return drawing.build(recipe, out or path.with_suffix(""), workers, watch)
-    return building.build(recipe, out or path.with_suffix(""), unseen(), workers, watch)
+    return build.build_file(path, unseen, out, workers, watch)
 
 
-def pipeline(path: Path, out: Path) -> list[Any]:
+def pipeline(path: Path, out: Path) -> Sequence[object]:
     """Return a recipe's steps for an executor of datatrove; they write the kept documents to `out`/kept.
 
     Raises BadInput, UsageError; Unavailable without datatrove.
     """
-    from heredity.corpus import executors
-
-    return executors.pipeline(recipes.read(path), unseen(), out)
+    return build.pipeline(path, unseen(), out)
 
 
 def unseen() -> tuple[str, ...]:

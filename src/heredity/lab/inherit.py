@@ -68,7 +68,6 @@ from heredity.stats.power import ALPHA
 from heredity.study.estimates import ALL, JUDGED, Estimates, Inheritance, ModelPair, Rate, SeedGroup
 from heredity.study.plan import PLAN as STUDY_PLAN
 from heredity.study.plan import StudyForecast
-from heredity.study.plan import read_plan as read_study_plan
 from heredity.study.result import Result, TrialResult
 from heredity.study.study import Study
 
@@ -95,7 +94,7 @@ class Truncation(Record, frozen=True):
 
 def read_truncation(result: Result, techniques: Collection[str]) -> Truncation:
     """Count the answers in the folder of a study, without those that ended in an error."""
-    limit = read_study_plan(result.folder).application.decoding.max_tokens
+    limit = result.plan.application.decoding.max_tokens
     harmful = [
         each
         for each in result.trials()

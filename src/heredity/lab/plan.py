@@ -26,7 +26,6 @@ from heredity.core.readers import in_words, toml_line_of, toml_of
 from heredity.core.records import Record
 from heredity.lineage import references
 from heredity.recipes import derivable, derivable_class, is_random
-from heredity.study import named_models
 from heredity.study.plan import Endpoint
 
 R = TypeVar("R", bound=Record)
@@ -37,7 +36,7 @@ ANSWERS = "answers:"  # before the name of a child
 PROBES = "probes:"  # before a technique or a file of probes, and a kind
 MADE = "made"  # the recipe of a child that its user made
 ENGINE, REPAIR = "engine", "repair"  # recipes that `heredity derive` does not have
-BEHIND = named_models.BEHIND_GUARDS  # the parent behind guards
+BEHIND = "behind_guards"  # the parent behind guards
 REF = "ref"  # the setting of "engine" and "made" that names a model
 RESERVED = ("repairs",)  # a folder of the lineage next to those of its studies
 _FOLDER = re.compile(r"(?!\.)[\w.+-]{1,80}")

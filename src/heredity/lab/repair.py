@@ -21,7 +21,7 @@ Sources: RESTA, Bhardwaj et al. 2024 (2402.11746); PTST, Lyu et al. 2024 (2402.1
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -35,20 +35,18 @@ from heredity.application.spec import Application
 from heredity.core.errors import Refused, Unavailable, UsageError
 from heredity.core.files import RESULTS, refuse_linked_folders
 from heredity.core.progress import Watch
-from heredity.core.records import Estimate, Message, Probe, Request
+from heredity.core.records import Estimate, Message, Probe, Reply, Turn
 from heredity.core.sanitize import plural
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown, Recipe
 from heredity.recipes.guard import Guard
 from heredity.recipes.lora import Lora
 from heredity.recipes.merge import Merge
-from heredity.redteam import attacks, probes
+from heredity.redteam import probes
 from heredity.stats.power import ALPHA
-from heredity.study import plan
 from heredity.study.estimates import ModelPair
 from heredity.study.result import Result
 from heredity.study.spec import StudySpec
-from heredity.study.storage import open_responses, open_verdicts
 from heredity.study.study import Study
 from heredity.train.data.chat import Data, Dialogue, make_data
 
@@ -116,7 +114,7 @@ def lesson(lost: Result, measured_on: Sequence[Probe], twins: float, ask: AskPar
     twins: benign examples per refusal. `ask` is called if that half has too few. Raises UsageError if the
     child lost nothing there.
     """
-    found = plan.read_plan(lost.folder)
+    found = lost.plan
     measured, _ = probes.select(measured_on, found.application)
     asked = _unlike(found.probes, measured)  # slots are filled as they were when asked
     parent, child = (_heard(lost, card.id) for card in lost.estimates.models)
@@ -205,10 +203,9 @@ def _answered(more: Sequence[Probe], ask: AskParent) -> list[ReplayExample]:
 
 def _heard(result: Result, model: str) -> Heard:
     """Return a model's answers by probe: single exchanges only, without errors and empty texts."""
-    outcome = {row.index: row.outcome for row in open_verdicts(result.folder)}
-    rows = (r for r in open_responses(result.folder) if r.model == model and r.error is None)
-    said = ((r, r.exchanges[0].text) for r in rows if len(r.exchanges) == 1)
-    return {r.probe: (outcome.get(r.index) or "", text) for r, text in said if text.strip()}
+    rows = (each for each in result.trials(model=model) if each.response.error is None)
+    single = (each for each in rows if len(each.response.exchanges) == 1 and each.text.strip())
+    return {each.trial.probe.id: (each.verdict.outcome or "", each.text) for each in single}
 
 
 def _is(heard: Heard, probe: Probe, outcome: str) -> bool:
@@ -217,11 +214,11 @@ def _is(heard: Heard, probe: Probe, outcome: str) -> bool:
 
 def _asked(desk: Application, probe: Probe) -> tuple[Message, ...]:
     """Return the conversation up to the answer, as a study asks it."""
-    request = next(
-        ApplicationSession(desk).converse(attacks.load("direct")(probe, attacks.context_for(desk)), probe)
-    )
-    assert isinstance(request, Request)
-    return request.messages
+
+    def turns() -> Generator[Turn, Reply, None]:
+        yield from (Turn(text) for text in probe.turns)
+
+    return next(ApplicationSession(desk).converse(turns(), probe)).messages
 
 
 SHARES = (0.3, 0.6)  # the weight of the parent in the interpolation
@@ -325,15 +322,20 @@ class Setting:
         self, name: str, models: Sequence[Grown], chosen: Sequence[Probe], laid: Sequence[str] = ("direct",)
     ) -> Result:
         """Run one study in its own folder."""
+        return self.planned(name, models, chosen, laid).run(self.watch)
+
+    def planned(
+        self, name: str, models: Sequence[Grown], chosen: Sequence[Probe], laid: Sequence[str]
+    ) -> Study:
+        """The study in its own folder. Nothing is asked yet."""
         refuse_linked_folders(self.out, name)
-        asked = Study(
+        return Study(
             StudySpec(
                 models, self.application, probes=chosen, attacks=laid, out=self.out / name,
                 margin=self.margin, confidence=CONFIDENCE, judge=self.judge,
             ),
             store=self.store, engine_loader=self.engine_loader,
         )  # fmt: skip
-        return asked.run(self.watch)
 
 
 def repair(
@@ -350,9 +352,8 @@ def repair(
     store = how.store or Store()
     refuse_backwards(store, child, parent)
     learned_from, measured_on = halves(probes.load(how.probes))
-    for spec in how.held_out:
-        attacks.load(spec)  # reports an unknown name before anything is asked
     laid = ("direct", *(each for each in how.held_out if each != "direct"))
+    how.planned("before", [parent, child], measured_on, laid)  # reports an unknown attack before it asks
     lost = how.study("lost", [parent, child], learned_from)
     before = _beside(how, how.study("before", [parent, child], measured_on, laid), parent, child)
     tunings = _Tunings(how, store, parent, child, lost, measured_on)

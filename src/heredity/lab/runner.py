@@ -19,7 +19,7 @@ import msgspec
 
 from heredity.application.spec import Application
 from heredity.core.errors import Damaged, OutOfMemory, UsageError
-from heredity.core.files import read_file, read_lines, refuse_linked_folders, write_atomic
+from heredity.core.files import read_file, refuse_linked_folders, write_atomic
 from heredity.core.progress import PREPARE, Progress, TimeLeft, TimeSpan, Watch, Work, phase, time_words
 from heredity.core.records import Decoding, Model, Probe, Record, encode
 from heredity.lab.children import Lineage, Task
@@ -33,7 +33,6 @@ from heredity.study.plan import StudyForecast
 from heredity.study.report import write_report
 from heredity.study.result import Result
 from heredity.study.spec import StudySpec
-from heredity.study.storage import RESPONSES, RUNS, run_records
 from heredity.study.study import Study
 
 # --- the steps and the time left ----------------------------------------------------------------------
@@ -170,18 +169,6 @@ def study(
     )  # fmt: skip
 
 
-def n_stored(folder: Path) -> int:
-    """The answers in the folder of a study; 0 if it has not begun."""
-    return sum(1 for _ in read_lines(folder / RESPONSES))
-
-
-def n_computed(folder: Path) -> int:
-    """The answers that models computed for this folder, without those that an earlier study had stored."""
-    if not (folder / RUNS).exists():
-        return 0
-    return sum(row.n_asked - row.n_cached for row in run_records(folder))
-
-
 def battery_study(lineage: Lineage, battery: BatteryPlan, out: Path) -> Study:
     """The study of a battery with the models that were made."""
     models = asked_models(lineage, battery)
@@ -227,7 +214,7 @@ class MadeFile(Record, frozen=True):
     """grown.json or adapted.json: the models of a plan by its names, and the children that were left out.
 
     models   ids. bytes: added to the untouched model. seconds: of making, whenever that was
-    price    per million prompt and answer tokens; None if not known
+    price    of earlier releases: per million prompt and answer tokens
     """
 
     digest: str  # of the plan
@@ -304,11 +291,10 @@ class LineageRun:
         digest: str,
         seconds: dict[str, float],
         n_bytes: dict[str, int] | None = None,
-        price: tuple[float, float] | None = None,
     ) -> MadeFile:
         """Save which models were made, and what they took."""
         ids = {name: model.record.id for name, model in self.lineage.models.items()}
-        made = MadeFile(digest, ids, tuple(self.lineage.left_out), seconds, n_bytes or {}, price)
+        made = MadeFile(digest, ids, tuple(self.lineage.left_out), seconds, n_bytes or {})
         write_atomic(self.out / self.made, encode(made) + b"\n")
         return made
 
@@ -318,14 +304,14 @@ class LineageRun:
         watch = self.lineage.watch
         for each in studies:
             study, name = each.study, each.study.folder.name
-            n, n_before = study.resolved.n_trials, n_computed(study.folder)
+            n, before = study.resolved.n_trials, study.n_answers()
             title = f"ask {len(study.resolved.models)} models: {each.title}"
-            course.start(title, each.minutes, n_stored(study.folder) / n)
+            course.start(title, each.minutes, before.n_stored / n)
             with phase(watch, "preparing the study"):
                 results[name] = result = study.run(watch)
             with phase(watch, "writing the report"):
                 write_report(result.folder)
-            course.end((n_computed(study.folder) - n_before) / n)
+            course.end((study.n_answers().n_computed - before.n_computed) / n)
         return results
 
 

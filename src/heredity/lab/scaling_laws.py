@@ -4,7 +4,7 @@ Each run is a model that `heredity pretrain` made. A fit uses its parameters, tr
 final bits per byte of held-out text.
 
 Promises: runs on different text, or of different kinds, are rejected: their losses are not comparable.
-Leaves to others: the fit (stats/scaling.py) and FLOPs (train/models/shapes.py).
+Leaves to others: the fit (stats/scaling.py), and parameters and FLOPs (train/planning/cost_models.py).
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import Record
 from heredity.lineage.types import Grown
 from heredity.stats import scaling
-from heredity.train.models import shapes
-from heredity.train.models.shapes import TransformerShape
-from heredity.train.planning import cost_models
-from heredity.train.planning.cost_models import Workload
+from heredity.train.planning.cost_models import cost_of_run
 
 FEWEST = 5
 _LOSS = "bits per byte"
@@ -84,16 +82,13 @@ def run_of(model: Grown) -> ScalingRun:
         raise UsageError(
             f"'{model.record.name}' was never evaluated on held-out text, so it has no loss to fit."
         )
-    shape = msgspec.convert(
-        {name: settings[name] for name in TransformerShape.__struct_fields__}, TransformerShape
-    )
     tokens = sum(row.n_tokens for row in rows)
-    flops = tokens * shapes.flops_per_token(shape)
-    work = Workload(shape, tokens, 1, architecture=settings["architecture"])
-    return ScalingRun(model.record.name, cost_models.n_parameters(work), tokens, flops, looks[-1])
+    if (cost := cost_of_run(settings, tokens)) is None:
+        raise _not_of_text(model)
+    return ScalingRun(model.record.name, cost.n_parameters, tokens, cost.flops, looks[-1])
 
 
-def _both(runs: Sequence[ScalingRun], losses: np.ndarray[Any, np.dtype[np.float64]]) -> scaling.Law | None:
+def _both(runs: Sequence[ScalingRun], losses: NDArray[np.float64]) -> scaling.Law | None:
     """Fit parameters and tokens jointly; None if the two are correlated or there are too few runs."""
     inputs = np.array([[run.parameters for run in runs], [run.tokens for run in runs]], dtype=np.float64)
     if any(len(set(each)) < 3 for each in inputs.tolist()) or abs(np.corrcoef(np.log(inputs))[0, 1]) > 0.95:
@@ -114,13 +109,16 @@ def _refuse_unlike(models: Sequence[Grown]) -> None:
 
 
 def _settings(model: Grown) -> dict[str, Any]:
-    recipe = model.record.recipe
-    if recipe.kind != "pretrain" or not set(TransformerShape.__struct_fields__) <= set(recipe.settings):
-        raise UsageError(
-            f"'{model.record.name}' was made by '{recipe.kind}'; a scaling law needs text models that "
-            "`heredity pretrain` made."
-        )
-    return recipe.settings
+    if model.record.recipe.kind != "pretrain":
+        raise _not_of_text(model)
+    return model.record.recipe.settings
+
+
+def _not_of_text(model: Grown) -> UsageError:
+    return UsageError(
+        f"'{model.record.name}' was made by '{model.record.recipe.kind}'; a scaling law needs text models "
+        "that `heredity pretrain` made."
+    )
 
 
 def _rows(path: Path) -> list[_RunRow]:

@@ -31,37 +31,30 @@ from typing import Literal, NamedTuple, get_args
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from heredity.application.guards import GuardSpec
-from heredity.application.guards.few_shot import FewShotGuard
-from heredity.application.retrieval.build import build
-from heredity.application.retrieval.folder import Limits, is_index
-from heredity.application.retrieval.index import PassageIndex, change_in
-from heredity.application.retrieval.manifest import read_manifest
-from heredity.application.retrieval.rerank import find_reranker
+from heredity.application.guards import GuardSpec, parse_guard
+from heredity.application.retrieval.build import open_index
 from heredity.application.retrieval.spec import Retrieval
 from heredity.core import readers
 from heredity.core.errors import (
     BadArgument,
     BadInput,
-    Damaged,
     HeredityError,
-    NotComparable,
     UsageError,
     did_you_mean,
 )
 from heredity.core.progress import time_words
 from heredity.core.readers import text_of
-from heredity.core.records import Check, Message, Probe, Record, RetrievalMethod, digest, encode
+from heredity.core.records import AnswerRule, Check, Message, Probe, Record, RetrievalMethod, digest, encode
 from heredity.core.sanitize import plural
 from heredity.lab.children import Task
 from heredity.lab.examples import support_manual
 from heredity.lab.plan import BEHIND, BatteryPlan, ChildPlan, LineagePlan, read_record_of
 from heredity.lineage import references
 from heredity.lineage.speeds import USUAL_BYTES, request_seconds
+from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes import recipe
 from heredity.redteam.checks import BadCheck, load_check, parse_check
-from heredity.redteam.checks.right import Rule
 from heredity.stats.power import ALPHA, POWER, design_effect, paired_power
 from heredity.study.forecast import BASELINE, CORRELATION, RELATED, smallest
 from heredity.train.data.chat import Data, Dialogue, make_data
@@ -81,7 +74,7 @@ _QUICK_STEPS, _QUICK_QUESTIONS, _QUICK_EXAMPLES, _QUICK_BEHAVIOURS, _QUICK_TOKEN
 class Grading(Record, frozen=True):
     """How an answer is graded (redteam/checks/right.py). field: of a JSON object."""
 
-    by: Rule = "contains"
+    by: AnswerRule = "contains"
     field: str = ""
 
 
@@ -556,50 +549,25 @@ class ManualIndex(Record, frozen=True):
     rerank_id: str | UnsetType = UNSET
 
 
-def open_manual(task: AdaptTask, out: Path, has_begun: bool = False) -> ManualIndex | None:
+def open_manual(task: AdaptTask, store: Store, out: Path, has_begun: bool = False) -> ManualIndex | None:
     """The index of the task's manual, made in `out` unless the task names one; None if no way reads it.
 
-    has_begun: the index in `out` stays that of its task. Raises NotComparable then for other documents.
-    Raises UsageError for a folder that does not exist, BadInput for one without text, and Unavailable without
-    the extra `retrieval`. Raises as find_reranker does.
+    has_begun: the index in `out` stays that of its task. Raises as open_index and Retrieval.identified.
     """
     if not task.needs_manual:
         return None
-    start, folder, index = time.monotonic(), Path(task.manual), out / INDEX
+    start, folder = time.monotonic(), Path(task.manual)
     if is_shipped(task.manual):
         folder = out / MANUAL
         support_manual().write(folder)
-    if is_index(folder):
-        index = folder
-    else:
-        if has_begun:
-            _refuse_other_documents(folder, index)
-        build(folder, index)
-    found = PassageIndex.open(index)
-    found.check_method(task.retrieval.method)
-    files = list(found.manifest.files)
-    rerank_id: str | UnsetType = UNSET
-    if not isinstance(name := task.retrieval.rerank, UnsetType):
-        model = find_reranker(name).record
-        rerank_id, files = model.id, [*files, *model.files]
-    n_bytes = sum(each.bytes for each in files)
-    seconds = time.monotonic() - start
-    n_sources = len(found.manifest.sources)
-    return ManualIndex(str(found.out), found.hash, seconds, n_bytes, n_sources, rerank_id)
-
-
-def _refuse_other_documents(folder: Path, index: Path) -> None:
-    """Raise NotComparable if the documents are not those of an index; one that does not read has none."""
-    try:
-        manifest = read_manifest(index)
-    except (UsageError, Damaged, NotComparable):
-        return
-    if change := change_in(folder, index, manifest, Limits()):
-        raise NotComparable(
-            f"{index.parent} holds a task with other documents: {change} in {folder}. Name another folder: "
-            "--out.",
-            code="another-study",
-        )
+    index = open_index(folder, out / INDEX, is_kept=has_begun)
+    index.check_method(task.retrieval.method)
+    rerank_id = Retrieval("", rerank=task.retrieval.rerank).identified().rerank_id
+    files = list(index.manifest.files)
+    if not isinstance(rerank_id, UnsetType):
+        files += store.by_id(rerank_id).record.files
+    n_bytes, n_sources = sum(each.bytes for each in files), len(index.manifest.sources)
+    return ManualIndex(str(index.out), index.hash, time.monotonic() - start, n_bytes, n_sources, rerank_id)
 
 
 def search_of(task: AdaptTask, manual: ManualIndex) -> Retrieval:
@@ -617,17 +585,19 @@ def guards_of(
     shown = questions.train[: task.few_shot.n if task.few_shot.select == "first" else None]
     how = task.few_shot
     few: dict[str, object] = {
+        "kind": "few_shot", "name": "few_shot",
         "examples": [[row.question, row.answer] for row in shown], "n": how.n, "select": how.select,
     }  # fmt: skip
     if not isinstance(how.embed, UnsetType):
         few["embed"] = how.embed
-    settings: dict[str, tuple[str, dict[str, object]]] = {
-        "prompt": ("instructions", {"text": task.prompt.text}),
-        "few_shot": ("few_shot", FewShotGuard.completed(few, Path())),
+    guards: dict[str, tuple[GuardSpec, ...]] = {
+        "prompt": (GuardSpec("instructions", "prompt", settings={"text": task.prompt.text}),),
+        "few_shot": (parse_guard(few, Path()),),
     }
     if manual is not None:
-        settings["retrieval"] = ("retrieve", msgspec.to_builtins(search_of(task, manual)))
-    return {way: (GuardSpec(kind, way, settings=own),) for way, (kind, own) in settings.items()}
+        settings = msgspec.to_builtins(search_of(task, manual))
+        guards["retrieval"] = (GuardSpec("retrieve", "retrieval", settings=settings),)
+    return guards
 
 
 def lineage_plan(

@@ -165,7 +165,7 @@ def with_guards(models: Sequence[Grown], named: Sequence[str], application: Appl
     found: list[Grown] = []
     for model in models:
         found.append(model)
-        found += [behind(model, some) for some in chosen]
+        found += [guarded_model(model, some) for some in chosen]
     return found
 
 
@@ -210,7 +210,7 @@ def behind_guards(
     return guarded(engine, application, own, known, readers)
 
 
-def behind(model: Grown, specs: tuple[GuardSpec, ...]) -> Grown:
+def guarded_model(model: Grown, specs: tuple[GuardSpec, ...]) -> Grown:
     """A model behind these guards, as a model of a study."""
     record, labels = model.record, "+".join(spec.label for spec in specs)
     settings: dict[str, object] = {"guards": msgspec.to_builtins(specs)}

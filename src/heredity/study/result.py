@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
@@ -56,9 +57,9 @@ from heredity.study.outcomes import (
     breach_order,
     read_outcomes,
 )
-from heredity.study.plan import Grid, Trial, TrialSet, read_plan
+from heredity.study.plan import Grid, Plan, Trial, TrialSet, read_plan
 from heredity.study.same_conversations import same_conversations
-from heredity.study.storage import answered_rows, open_responses
+from heredity.study.storage import RunRecord, answered_rows, open_responses
 from heredity.study.wording import n_answered, n_planned
 
 TrialOutcome = Literal["held", "broke", "answered", "refused", "unclear", "error", "skipped"]
@@ -266,6 +267,21 @@ class Result:
         models = ", ".join(label(name) for name in wording.names(self.estimates.models).values())
         return f"Result({str(self.folder)!r}: {models}; {plural(n_answered(self.estimates), 'trial')})"
 
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan of the study. Raises Damaged if it was edited."""
+        return read_plan(self.folder)
+
+    @property
+    def intervals(self) -> Intervals:
+        """The methods of the study, for further rates and differences of its answers."""
+        return Intervals.of(self.plan)
+
+    @property
+    def runs(self) -> list[RunRecord]:
+        """Each time that a model was asked: its seconds and its answers."""
+        return list(storage.run_records(self.folder))
+
     @property
     def n_planned(self) -> int:
         """The trials that the plan asks."""
@@ -299,7 +315,7 @@ class Result:
         differ: only trials on which one model held and another broke. Raises UnknownName for an outcome that
         does not exist, and for a model, technique or attack that the study does not have.
         """
-        plan = read_plan(self.folder)
+        plan = self.plan
         grid, models = Grid(plan), () if model is None else (self._card(model).id,)
         wanted = TrialFilter(outcome, technique, models, attack, differ)
         outcomes = read_outcomes(plan, self.folder).outcomes

@@ -17,7 +17,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -29,7 +29,7 @@ from heredity.application.toolbox import TOOL_RESULTS, RecordedResults, Toolbox,
 from heredity.core import host, registry
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
-from heredity.core.files import RESULTS, Lock, Rows, refuse_linked_folders
+from heredity.core.files import RESULTS, Lock, Rows, read_lines, refuse_linked_folders
 from heredity.core.host import Device
 from heredity.core.progress import Meter, Progress, TrialMeter, Watch
 from heredity.core.records import Model, Response, digest
@@ -117,6 +117,13 @@ def study_tools(
 
 
 __all__ = ["Progress", "Result", "Study", "StudySpec"]
+
+
+class AnswerCounts(NamedTuple):
+    """The answers of a study. n_computed: by models for it; the others were stored by earlier studies."""
+
+    n_stored: int
+    n_computed: int
 
 
 class Study:
@@ -247,6 +254,12 @@ class Study:
     def seconds(self) -> tuple[float, float]:
         """The time of all trials of the plan, at best and at worst. Nothing is asked."""
         return forecast_seconds(self._plan, self.folder, self._speeds())
+
+    def n_answers(self) -> AnswerCounts:
+        """The answers in its folder so far."""
+        runs = storage.run_records(self.folder) if (self.folder / storage.RUNS).exists() else ()
+        n_stored = sum(1 for _ in read_lines(self.folder / storage.RESPONSES))
+        return AnswerCounts(n_stored, sum(row.n_asked - row.n_cached for row in runs))
 
     def plan(self, progress: Watch | None = None) -> Plan:
         """Save plan.json. Raises NotComparable, with the differences, if the folder holds another plan."""

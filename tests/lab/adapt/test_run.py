@@ -21,10 +21,11 @@ from heredity.core.records import Estimate
 from heredity.lab import adapt as run
 from heredity.lab.adapt import AdaptResult, WayFinding, price_of
 from heredity.lab.adapt_page import QUICK, page_of, sentences
-from heredity.lab.task import Prices, read_task
-from heredity.lineage.store import Store, scripted
+from heredity.lab.task import QUALITY, Prices, read_task
+from heredity.lineage.store import Store
 from heredity.study.estimates import JUDGE_FREE
 from heredity.study.plan import read_plan as read_study_plan
+from heredity.study.result import Result
 from tests.lab.adapt.tasks import SEEN, N, loader, task_file
 from tests.support.errors import raises
 
@@ -108,9 +109,9 @@ def test_a_way_whose_answers_were_known_has_no_time_of_an_answer(
 ) -> None:
     known = [
         msgspec.structs.replace(each, n_cached=max(0, each.n_asked - 1))
-        for each in run.run_records(folder / "out" / run.QUALITY)
+        for each in Result.read(folder / "out" / QUALITY).runs
     ]
-    monkeypatch.setattr(run, "run_records", lambda _: known)
+    monkeypatch.setattr(Result, "runs", known)
     cost = way(run.read_result(folder / "out"), "plain").cost
     assert cost.answer_seconds is None and cost.seconds is None and cost.n_timed == 1
 
@@ -235,8 +236,14 @@ def test_money_is_shown_where_a_price_is_known(store: Store, tmp_path: Path) -> 
     assert cost.seconds is not None and cost.money is not None
     assert cost.money == pytest.approx(cost.seconds / 1000 + 100 * cost.prompt_tokens * 10 / 1e6)
     assert "| money with 100 answers |" in page_of(found).markdown("x.svg")
-    assert price_of(scripted(MODEL).record, Prices()) is None
-    assert price_of(scripted(MODEL).record, Prices(answer=2.0)) == (0.0, 2.0)
+    result = Result.read(tmp_path / "out" / QUALITY)
+    (plain, *_) = (card.id for card in result.estimates.models)
+    assert price_of(Prices(), result, [plain]) is None
+    assert price_of(Prices(answer=2.0), result, [plain]) == (0.0, 2.0)
+    accounts = {plain: {"price": ["3,15"]}}  # as a study of a model behind an API has it
+    circumstances = msgspec.structs.replace(result.estimates.circumstances, accounts=accounts)
+    asked = msgspec.structs.replace(result.estimates, circumstances=circumstances)
+    assert price_of(Prices(), Result(result.folder, asked), [plain]) == (3.0, 15.0)
 
 
 def test_the_front_has_the_ways_that_no_other_beats(found: AdaptResult) -> None:

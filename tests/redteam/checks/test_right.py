@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from heredity.application.spec import Application
-from heredity.core.records import Check, Exchange, Probe, Response
+from heredity.core.records import AnswerRule, Check, Exchange, Probe, Response
 from heredity.redteam.checks import BadCheck, load_check, parse_check
-from heredity.redteam.checks.right import Rule, is_right
+from heredity.redteam.checks.right import is_right
 from heredity.redteam.judges import checks
 
 DESK = Application("desk", "Help.")
@@ -34,7 +34,7 @@ DESK = Application("desk", "Help.")
         ("json", "{" * 4000, "E12", False),
     ],
 )
-def test_the_rules(by: Rule, text: str, answer: str, right: bool) -> None:
+def test_the_rules(by: AnswerRule, text: str, answer: str, right: bool) -> None:
     assert is_right(text, answer, by, "code") is right
 
 

@@ -261,6 +261,27 @@ def build(
         return _write(folder, out, read, embedder, default_root() if store is None else store.root)
 
 
+def open_index(folder: Path, out: Path, *, is_kept: bool = False) -> index.PassageIndex:
+    """The index `folder`, or that of the documents in `folder`, which is built in `out`.
+
+    is_kept: an index in `out` must be of these documents. Raises NotComparable if it is not. Raises Damaged,
+    and as `build`.
+    """
+    if is_index(folder):
+        return index.PassageIndex.open(folder)
+    changed = ""
+    if is_kept:
+        with suppress(UsageError, Damaged, NotComparable):  # an index that does not read is built again
+            changed = index.change_in(folder, out, read_manifest(out), Limits())
+    if changed:
+        raise NotComparable(
+            f"{out} is the index of other documents: {changed} in {folder}. Name another folder.",
+            code="another-study",
+        )
+    build(folder, out)
+    return index.PassageIndex.open(out)
+
+
 def _write(folder: Path, out: Path, read: _Reading, embedder: Embedder | None, root: Path) -> Built:
     """Write the index of what was read, manifest last, and remove the files of the index before."""
     if not read.chunks:

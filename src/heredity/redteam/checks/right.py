@@ -11,15 +11,13 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from heredity.application.spec import Application
 from heredity.core.answers import LONGEST, last_number, plain_answer
-from heredity.core.records import Probe, Response
+from heredity.core.records import AnswerRule, Probe, Response
 from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding
 from heredity.redteam.text import evidence
-
-Rule = Literal["exact", "contains", "number", "json"]
 
 
 class RightCheck(BreachCheck, frozen=True):
@@ -32,7 +30,7 @@ class RightCheck(BreachCheck, frozen=True):
     READS_WORDS: ClassVar[bool] = False
 
     answers: tuple[str, ...] = ()
-    by: Rule = "contains"
+    by: AnswerRule = "contains"
     field: str = ""
 
     def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:  # noqa: ARG002
@@ -55,7 +53,7 @@ class RightCheck(BreachCheck, frozen=True):
             raise BadCheck("an answer stands in the question")
 
 
-def is_right(text: str, answer: str, by: Rule, field: str = "") -> bool:
+def is_right(text: str, answer: str, by: AnswerRule, field: str = "") -> bool:
     """Whether a text gives this answer."""
     if by == "number":
         return (found := last_number(text)) is not None and found == last_number(answer)

@@ -9,16 +9,16 @@ Leaves to others: FLOPs (rehearsal.py), their time (forecast.py), allocator and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from heredity.core.records import Record
 from heredity.train.models.architectures import bert, modernbert
-from heredity.train.models.shapes import DualShape, TransformerShape
+from heredity.train.models.shapes import DualShape, TransformerShape, flops_per_token
 from heredity.train.resources import FP32_BYTES, DecoderActivations
 
 
@@ -97,6 +97,23 @@ class _StepMemory:
             "masters": FP32_BYTES * _shard(made.n_parameters, self.shards),
             "optimizer": _shard(optimizer_memory(work), self.shards),
         }
+
+
+class RunCost(NamedTuple):
+    """The parameters of a model, and the FLOPs of its training."""
+
+    n_parameters: int
+    flops: float
+
+
+def cost_of_run(settings: Mapping[str, Any], n_tokens: int) -> RunCost | None:
+    """The cost of a run on text by the settings of its recipe; None if these describe no transformer."""
+    if not set(TransformerShape.__struct_fields__) <= set(settings):
+        return None
+    named = {name: settings[name] for name in TransformerShape.__struct_fields__}
+    shape = msgspec.convert(named, TransformerShape)
+    work = Workload(shape, n_tokens, 1, architecture=settings["architecture"])
+    return RunCost(n_parameters(work), n_tokens * flops_per_token(shape))
 
 
 def n_parameters(work: Workload) -> int:
