@@ -118,17 +118,19 @@ def _answer(task: EvalTask, item: TaskItem) -> str:
 
 def _filled(template: str, task: EvalTask, item: TaskItem) -> str:
     """The template with its slots filled, in one pass: braces in an item stay text."""
-    values = {**task.groups.get(item.group, {}), "input": item.input, "options": _options(item)}
+    values = {
+        **task.groups.get(item.group, {}),
+        "input": item.input,
+        "options": "\n".join(
+            f"{letter}. {text}" for letter, text in zip(LETTERS, item.options, strict=False)
+        ),
+    }
     parts = template.split("{")
     filled = parts[0]
     for part in parts[1:]:
         name, closed, rest = part.partition("}")
         filled += values[name] + rest if closed and name in values else "{" + part
     return filled
-
-
-def _options(item: TaskItem) -> str:
-    return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, item.options, strict=False))
 
 
 class ItemResponse(NamedTuple):
@@ -539,7 +541,11 @@ class Evaluation:
                 watch(Progress("ask", model.name, len(questions), len(questions), unit="answers"))
             return
         with self._engine(grown) as engine:
-            is_base = self._is_base(engine, model)
+            if self._is_plain and not isinstance(engine, Completer):
+                raise UsageError(f"'{engine.name}' takes conversations only. Leave out --no-chat-template.")
+            is_base = isinstance(engine, Completer) and (
+                engine.is_base or graph.is_base(model, {each.id: each for each in self._store.models()})
+            )
             _refuse_other_arithmetic(self.folder, model, engine, earlier)
             form = self._form(is_base)
             questions = self._questions(model, form)
@@ -585,14 +591,6 @@ class Evaluation:
             yield engine
         finally:
             engine.close()
-
-    def _is_base(self, engine: Engine, model: Model) -> bool:
-        """Whether the model continues a text and has no chat template."""
-        if self._is_plain and not isinstance(engine, Completer):
-            raise UsageError(f"'{engine.name}' takes conversations only. Leave out --no-chat-template.")
-        return isinstance(engine, Completer) and (
-            engine.is_base or graph.is_base(model, {each.id: each for each in self._store.models()})
-        )
 
     def _form(self, is_base: bool) -> Form:
         return "plain" if is_base or self._is_plain else "chat"

@@ -641,27 +641,22 @@ def _planned(shop: _Workshop, lineage_run: LineageRun) -> tuple[AdaptFile, list[
         forecast = _forecast(shop, possible, tell)
         power = power_of(shop.plan, possible, shop.store, shop.out, tell).get(SAFETY)
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        steps = _steps(shop, possible)
+        steps = dict[str, int]()  # those of the budget, or as many as fit into its minutes
+        for each in possible:
+            way, task = each.child.name, shop.task
+            if way in RECIPES and way not in steps:
+                steps[way] = task.steps or _steps_in_budget(shop, way, each.child.recipe)
         held = AdaptFile(shop.digest, at, shop.task, shop.manual, steps, power, forecast)
         write_plan(shop.out / PLAN, held)
     return held, shop.with_steps(held.steps, possible)
 
 
-def _steps(shop: _Workshop, possible: Sequence[Task]) -> dict[str, int]:
-    """The steps of each trained way: those of the budget, or as many as fit into its minutes."""
-    task, found = shop.task, dict[str, int]()
-    for each in possible:
-        way, kind = each.child.name, each.child.recipe
-        if way not in RECIPES or way in found:
-            continue
-        if not task.budget.minutes:
-            found[way] = task.steps
-            continue
-        shop.lineage.pull()
-        settings = {**task.settings.get(way, {}), "batch_size": task.budget.batch_size}
-        data, plain = shop.questions.data(shop.system), shop.lineage.models[PLAIN]
-        found[way] = steps_in(task.budget.minutes, kind, settings, data, plain, shop.store)
-    return found
+def _steps_in_budget(shop: _Workshop, way: str, kind: str) -> int:
+    """As many steps as fit into the minutes of the budget, measured on the first ones."""
+    shop.lineage.pull()
+    settings = {**shop.task.settings.get(way, {}), "batch_size": shop.task.budget.batch_size}
+    data, plain = shop.questions.data(shop.system), shop.lineage.models[PLAIN]
+    return steps_in(shop.task.budget.minutes, kind, settings, data, plain, shop.store)
 
 
 def _read_held(shop: _Workshop) -> AdaptFile | None:

@@ -109,7 +109,18 @@ class Lineage:
         if parent := next((each for each in task.child.parents if each in missing), ""):
             return f"its parent '{parent}' is left out"
         try:
-            return self._why_not(task)
+            child = task.child
+            if child.recipe == ENGINE:
+                prefix, _, ref = str(child.settings.get("ref", "")).partition(":")
+                if prefix not in target_prefixes():
+                    return f"no engine or setting is named '{prefix}'"
+                target = target_of(f"{prefix}:")
+                if target is None or not target.WRAPS_MODEL or ref != "{parent}":  # "call:" would run code
+                    return f"its ref is not 'ENGINE:{{parent}}' but '{prefix}:{ref}'"
+                return ""
+            if child.recipe not in (MADE, REPAIR, BEHIND):
+                self._recipe(task)
+            return ""
         except BadInput:
             raise
         except _NOT_MADE as error:
@@ -124,7 +135,9 @@ class Lineage:
             return None
         try:
             made = self._made(task)
-            self._refuse_twice(task, made)
+            for name, model in self.models.items():
+                if model.record.id == made.record.id:
+                    raise UsageError(f"'{task.name}' is the same model as '{name}'.", code="name-twice")
             self.models[task.name] = made
         except _NOT_MADE as error:
             if isinstance(error, BadInput) or self.plan.is_of_models:
@@ -167,12 +180,6 @@ class Lineage:
 
     # --- inside ---
 
-    def _refuse_twice(self, task: Task, made: Grown) -> None:
-        """Refuse a child that is the same model as one that is there, which would count twice."""
-        for name, model in self.models.items():
-            if model.record.id == made.record.id:
-                raise UsageError(f"'{task.name}' is the same model as '{name}'.", code="name-twice")
-
     def _models_of(self, name: str, seed: int | None) -> list[Grown]:
         """The models of a name of the plan that are made, that of this seed first."""
         plans = {each.name: each for each in self.plan.child}
@@ -189,25 +196,23 @@ class Lineage:
             ref = str(child.settings["ref"]).replace("{parent}", parents[0].record.id)
             return self.store.get(ref)
         if child.recipe == REPAIR:
-            return self._repaired(child, parents)
+            how = repairing.Setting(
+                Application("default"),
+                str(child.settings.get("probes", "harmful_request")).split(","),
+                margin=self.plan.margin,
+                judge=self.plan.judge or None,
+                store=self.store,
+                out=self.repair_out / child.name,
+                engine_loader=self.engine_loader,
+                watch=self.watch,
+            )
+            found = repairing.repair(parents[0], parents[1], how)
+            if found.model is None:
+                raise Unavailable("No step of the repair is shown to be enough.")
+            return found.model
         if not isinstance(child.guards, UnsetType):
             return guarded_model(parents[0], child.guards)
         return self.store.grow_once(self._recipe(task), parents)
-
-    def _why_not(self, task: Task) -> str:
-        """Why this version cannot make the child; "" if it can. Raises the error of an unknown recipe."""
-        child = task.child
-        if child.recipe == ENGINE:
-            prefix, _, ref = str(child.settings.get("ref", "")).partition(":")
-            if prefix not in target_prefixes():
-                return f"no engine or setting is named '{prefix}'"
-            target = target_of(f"{prefix}:")
-            if target is None or not target.WRAPS_MODEL or ref != "{parent}":  # "call:" would run code
-                return f"its ref is not 'ENGINE:{{parent}}' but '{prefix}:{ref}'"
-            return ""
-        if child.recipe not in (MADE, REPAIR, BEHIND):
-            self._recipe(task)
-        return ""
 
     def _recipe(self, task: Task) -> Recipe:
         child = task.child
@@ -246,22 +251,6 @@ class Lineage:
         if not path.exists():
             raise Unavailable(f"'{name}' keeps no answers of its teacher.")
         return path
-
-    def _repaired(self, child: ChildPlan, parents: list[Grown]) -> Grown:
-        how = repairing.Setting(
-            Application("default"),
-            str(child.settings.get("probes", "harmful_request")).split(","),
-            margin=self.plan.margin,
-            judge=self.plan.judge or None,
-            store=self.store,
-            out=self.repair_out / child.name,
-            engine_loader=self.engine_loader,
-            watch=self.watch,
-        )
-        found = repairing.repair(parents[0], parents[1], how)
-        if found.model is None:
-            raise Unavailable("No step of the repair is shown to be enough.")
-        return found.model
 
 
 def adopted(store: Store, parent: Grown, made: Grown) -> Grown:

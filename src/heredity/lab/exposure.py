@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import random
 import string
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from heredity.core.errors import UsageError
@@ -55,7 +54,13 @@ def exposure(
     """
     others = candidates(secret, n_candidates, seed)
     request = Request(0, (Message("user", canary),))
-    own, *rest = _scores(engine, request, [secret, *others], watch)
+    texts = [secret, *others]
+    found: list[float] = []
+    for start in range(0, len(texts), _BATCH):
+        found += [sum(tokens) for tokens in engine.score(request, texts[start : start + _BATCH])]
+        if watch is not None:
+            watch(Progress("score", "", len(found), len(texts), unit="answers"))
+    own, *rest = found
     rank = 1 + sum(score >= own for score in rest)  # a tie counts against the claim
     n = len(others) + 1
     return Exposure(rank, n, math.log2(n) - math.log2(rank), math.log2(n), rank / n)
@@ -104,12 +109,3 @@ def _kind(character: str) -> str:
         if character in kind:
             return kind
     return character
-
-
-def _scores(engine: Scorer, request: Request, texts: Sequence[str], watch: Watch | None) -> list[float]:
-    found: list[float] = []
-    for start in range(0, len(texts), _BATCH):
-        found += [sum(tokens) for tokens in engine.score(request, texts[start : start + _BATCH])]
-        if watch is not None:
-            watch(Progress("score", "", len(found), len(texts), unit="answers"))
-    return found

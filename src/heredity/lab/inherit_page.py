@@ -149,7 +149,9 @@ def _room(edges: Sequence[EdgeFinding]) -> int:
 
 def _middle(edges: Sequence[EdgeFinding]) -> list[_Sentence]:
     """A sentence for each group, those without one together; without groups, a sentence for each child."""
-    groups = _groups(edges)
+    groups: dict[str, list[EdgeFinding]] = {edge.group: [] for edge in edges if edge.group}
+    for edge in edges:  # last those without one
+        groups.setdefault(edge.group or _OTHERS, []).append(edge)
     if list(groups) == [_OTHERS]:
         return [_Sentence(_sentence_of(edge), [edge]) for edge in edges]
     return [_Sentence(_group(name, mine), mine) for name, mine in groups.items()]
@@ -165,14 +167,6 @@ def _summary(edges: Sequence[EdgeFinding], lineage_result: LineageResult) -> str
         f"{n['kept']} kept their rate within {100 * lineage_result.margin:g} points",
     ]
     return f"{listed([*counts, *parts])}."
-
-
-def _groups(edges: Sequence[EdgeFinding]) -> dict[str, list[EdgeFinding]]:
-    """The children by their group; last those without one."""
-    found: dict[str, list[EdgeFinding]] = {edge.group: [] for edge in edges if edge.group}
-    for edge in edges:
-        found.setdefault(edge.group or _OTHERS, []).append(edge)
-    return found
 
 
 def _group(name: str, edges: Sequence[EdgeFinding]) -> str:

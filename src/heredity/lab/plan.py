@@ -199,7 +199,9 @@ class LineagePlan(Record, frozen=True):
         """The same lineage in few steps and with few questions, to see it work."""
         children = tuple(
             msgspec.structs.replace(
-                child, settings=_few(child.settings), minutes=child.minutes * _share(child.settings)
+                child,
+                settings=child.settings | {k: v for k, v in _QUICK.items() if k in child.settings},
+                minutes=child.minutes * _share(child.settings),
             )
             for child in self.child
         )
@@ -286,11 +288,15 @@ def read_record_of(path: Path, kind: type[R], parts: Sequence[type[Record]], che
 def _check_recipes(plan: LineagePlan) -> None:
     for child in plan.child:
         _refuse_useless_seeds(child)
-        _refuse_wrong_parents(child)
-
-
-def _few(settings: dict[str, Value]) -> dict[str, Value]:
-    return settings | {name: value for name, value in _QUICK.items() if name in settings}
+        takes = {REPAIR: "CHILD PARENT"}.get(child.recipe, "")
+        if child.recipe in derivable():
+            takes = derivable_class(child.recipe).PARENTS
+        n, least, is_open = len(child.parents), len(takes.split()), takes.endswith("...")
+        if takes and (n < least or (n > least and not is_open)):
+            needed = f"{least}{' or more' if is_open else ''} parent{'' if least == 1 else 's'}"
+            raise BadArgument(
+                f"'{child.name}' has {n} in `parents`; '{child.recipe}' takes {needed}", table=child.name
+            )
 
 
 def _share(settings: dict[str, Value]) -> float:
@@ -368,19 +374,6 @@ def _refuse_useless_seeds(child: ChildPlan) -> None:
             f"'{child.name}' cannot have seeds. Nothing in '{child.recipe}' is random, so all give the same "
             f"model. Recipes with seeds: {', '.join(filter(is_random, kinds))}",
             table=child.name,
-        )
-
-
-def _refuse_wrong_parents(child: ChildPlan) -> None:
-    """Refuse parents that the recipe does not take. Raises BadArgument."""
-    takes = {REPAIR: "CHILD PARENT"}.get(child.recipe, "")
-    if child.recipe in derivable():
-        takes = derivable_class(child.recipe).PARENTS
-    n, least, is_open = len(child.parents), len(takes.split()), takes.endswith("...")
-    if takes and (n < least or (n > least and not is_open)):
-        needed = f"{least}{' or more' if is_open else ''} parent{'' if least == 1 else 's'}"
-        raise BadArgument(
-            f"'{child.name}' has {n} in `parents`; '{child.recipe}' takes {needed}", table=child.name
         )
 
 

@@ -61,7 +61,12 @@ def scaled(models: Sequence[Grown], compute: float = 0.0, seed: int = 0) -> Scal
     runs = sorted(map(run_of, models), key=lambda run: run.flops)
     if (n := len({model.record.id for model in models})) < FEWEST:
         raise UsageError(f"A scaling law needs at least {FEWEST} different runs, not {n}.")
-    _refuse_unlike(models)
+    for name in ("corpus", "objective", "architecture", "held_out"):
+        found = {str(_settings(model).get(name)) for model in models}
+        if len(found) > 1:
+            raise NotComparable(
+                f"Cannot fit one scaling law: the runs differ in {name} ({', '.join(sorted(found))})."
+            )
     at = compute or 100 * runs[-1].flops
     losses = np.array([run.loss for run in runs])
     flops = np.array([[run.flops for run in runs]])
@@ -97,15 +102,6 @@ def _both(runs: Sequence[ScalingRun], losses: NDArray[np.float64]) -> scaling.La
         return scaling.fit(inputs, losses)
     except ValueError:
         return None
-
-
-def _refuse_unlike(models: Sequence[Grown]) -> None:
-    for name in ("corpus", "objective", "architecture", "held_out"):
-        found = {str(_settings(model).get(name)) for model in models}
-        if len(found) > 1:
-            raise NotComparable(
-                f"Cannot fit one scaling law: the runs differ in {name} ({', '.join(sorted(found))})."
-            )
 
 
 def _settings(model: Grown) -> dict[str, Any]:

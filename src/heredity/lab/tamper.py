@@ -25,7 +25,6 @@ from heredity.core.sanitize import plural
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown, Recipe
 from heredity.study.estimates import Inheritance
-from heredity.study.result import Result
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 
@@ -115,7 +114,15 @@ def tamper(
             StudySpec([grown, child], application, probes=probes, attacks=attacks, out=place, judge=judge),
             store=store, engine_loader=engine_loader,
         )  # fmt: skip
-        rungs[steps] = _rung(steps, grown, child, study.run(watch), scope)
+        result = study.run(watch)
+        edge = result.edge(grown, child, scope=scope)
+        rate = result.rate(child, edge.compared.technique)
+        n_asked = rate.n_held + rate.n_broke + rate.n_unclear + rate.n_error
+        shares = (
+            result.estimates.incoherent_share(grown.record.id),
+            result.estimates.incoherent_share(child.record.id),
+        )
+        rungs[steps] = Rung(steps, child, edge, n_asked, shares)
         if rungs[steps].edge.retention.value is None:
             raise UsageError(f"'{grown.record.name}' held none of these probes: there is nothing to lose.")
         if tell is not None:
@@ -167,17 +174,6 @@ def in_words(name: str, found: Tampering) -> str:
     after = f"{plural(found.survived, 'step')} did not" if found.survived else "none were tried below that"
     brings = "brings" if found.steps == 1 else "bring"
     return f"{name}: {plural(found.steps, 'step')} {brings} retention below {found.line:.0%}{shown}; {after}."
-
-
-def _rung(steps: int, parent: Grown, child: Grown, result: Result, scope: str | None) -> Rung:
-    edge = result.edge(parent, child, scope=scope)
-    rate = result.rate(child, edge.compared.technique)
-    n_asked = rate.n_held + rate.n_broke + rate.n_unclear + rate.n_error
-    shares = (
-        result.estimates.incoherent_share(parent.record.id),
-        result.estimates.incoherent_share(child.record.id),
-    )
-    return Rung(steps, child, edge, n_asked, shares)
 
 
 def _found(line: float, rungs: dict[int, Rung]) -> Tampering:

@@ -44,7 +44,7 @@ from heredity.core.errors import (
 )
 from heredity.core.progress import time_words
 from heredity.core.readers import text_of
-from heredity.core.records import AnswerRule, Check, Message, Probe, Record, RetrievalMethod, digest, encode
+from heredity.core.records import AnswerRule, Message, Probe, Record, RetrievalMethod, digest, encode
 from heredity.core.sanitize import plural
 from heredity.lab.children import Task
 from heredity.lab.examples import support_manual
@@ -182,7 +182,20 @@ class AdaptTask(Record, frozen=True):
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_ways(self)
+        if not self.ways:
+            raise BadArgument("`ways` is empty: name at least one", code="missing-key", key="ways")
+        for at, way in enumerate(self.ways):
+            if way not in WAYS:
+                hint = did_you_mean(way, WAYS) or f" There are: {', '.join(WAYS)}."
+                raise BadArgument(f"no way is named '{way}'.{hint}", code="unknown-name", key="ways")
+            if way in self.ways[:at]:
+                raise BadArgument(f"the way '{way}' is named twice", code="name-twice", key="ways")
+        for way in self.settings:
+            if way not in RECIPES:
+                hint = did_you_mean(way, RECIPES) or f" There are: {', '.join(RECIPES)}."
+                raise BadArgument(
+                    f"no trained way is named '{way}'.{hint}", code="unknown-name", key="settings"
+                )
         _check_numbers(self)
         if (self.grading.by == "json") != bool(self.grading.field):
             raise BadArgument("`field` belongs to by = 'json', and only to it", key="field")
@@ -270,21 +283,6 @@ def without_places(task: AdaptTask) -> AdaptTask:
 
 def _placed(source: str, folder: Path) -> str:
     return source if not source or is_shipped(source) else str(folder / source)
-
-
-def _check_ways(task: AdaptTask) -> None:
-    if not task.ways:
-        raise BadArgument("`ways` is empty: name at least one", code="missing-key", key="ways")
-    for at, way in enumerate(task.ways):
-        if way not in WAYS:
-            hint = did_you_mean(way, WAYS) or f" There are: {', '.join(WAYS)}."
-            raise BadArgument(f"no way is named '{way}'.{hint}", code="unknown-name", key="ways")
-        if way in task.ways[:at]:
-            raise BadArgument(f"the way '{way}' is named twice", code="name-twice", key="ways")
-    for way in task.settings:
-        if way not in RECIPES:
-            hint = did_you_mean(way, RECIPES) or f" There are: {', '.join(RECIPES)}."
-            raise BadArgument(f"no trained way is named '{way}'.{hint}", code="unknown-name", key="settings")
 
 
 def _check_numbers(task: AdaptTask) -> None:
@@ -387,7 +385,11 @@ def read_questions(task: AdaptTask) -> Questions:
         asked.add(folded)
         fact = str(row.get("fact") or "")
         each = HeldOutQuestion(question, answers, fact, fact in facts if facts else None)
-        _refuse_ungradable(path, line, each, task.grading)
+        probe = _probe(QUESTIONS, 0, each.question, each.answers, each.fact, task.grading)
+        try:
+            load_check(probe.check).validate(probe, "")
+        except BadCheck as error:
+            raise BadInput(path, str(error), line, code=error.code) from None
         held_out_questions.append(each)
     if not held_out_questions:
         raise BadInput(task.test, "has no rows")
@@ -435,25 +437,13 @@ def training_probes(questions: Questions) -> list[Probe]:
 def _probe(
     technique: str, n: int, question: str, answers: tuple[str, ...], fact: str, grading: Grading
 ) -> Probe:
-    check = _check(answers, grading)
+    table = {"kind": "right", "answers": list(answers), "by": grading.by}
+    check = parse_check({**table, "field": grading.field} if grading.field else table)
     why = "the request itself is benign"
     return Probe(
         f"{technique}/{n:05d}", technique, "breach", (question,), check, fact or f"{n:05d}",
         why_no_twin=why, is_baseline=True,
     )  # fmt: skip
-
-
-def _check(answers: tuple[str, ...], grading: Grading) -> Check:
-    table = {"kind": "right", "answers": list(answers), "by": grading.by}
-    return parse_check({**table, "field": grading.field} if grading.field else table)
-
-
-def _refuse_ungradable(path: Path, line: int, each: HeldOutQuestion, grading: Grading) -> None:
-    probe = _probe(QUESTIONS, 0, each.question, each.answers, each.fact, grading)
-    try:
-        load_check(probe.check).validate(probe, "")
-    except BadCheck as error:
-        raise BadInput(path, str(error), line, code=error.code) from None
 
 
 # --- files ------------------------------------------------------------------------------------------

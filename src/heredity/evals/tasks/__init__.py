@@ -104,7 +104,18 @@ class _TaskReader:
             self._fail("has no items: write at least one [[item]]")
         shots = tuple(self._item("shot", n, entry) for n, entry in enumerate(file.shot))
         items = tuple(self._item("item", n, entry) for n, entry in enumerate(file.item))
-        self._verify(items, shots)
+        seen: set[str] = set()
+        shown = {(shot.group, shot.input) for shot in shots}
+        for n, item in enumerate(items):
+            head = self._head("item", n)
+            if item.id in seen or not _NAME.fullmatch(item.id):
+                what = "is used twice" if item.id in seen else "may have only a-z, 0-9, - and _"
+                self._fail(f"the id '{item.id}' {what}", head, code="name-twice" if item.id in seen else "")
+            seen.add(item.id)
+            if (item.group, item.input) in shown:
+                self._fail(f"item '{item.id}' is also an example", head)
+            for key in ("prompt", "plain", "begin"):
+                self._verify_slots(key, getattr(self.file, key), item)
         return EvalTask(
             name, file.title, file.description, file.edition, file.metric, file.prompt, file.plain, items,
             shots, file.group, file.begin, file.max_tokens,
@@ -153,20 +164,6 @@ class _TaskReader:
         shown = opened(entry.input, self.path, line)
         return msgspec.structs.replace(entry, input=shown, reference=right, wrong=wrong)
 
-    def _verify(self, items: tuple[TaskItem, ...], shots: tuple[TaskItem, ...]) -> None:
-        seen: set[str] = set()
-        shown = {(shot.group, shot.input) for shot in shots}
-        for n, item in enumerate(items):
-            head = self._head("item", n)
-            if item.id in seen or not _NAME.fullmatch(item.id):
-                what = "is used twice" if item.id in seen else "may have only a-z, 0-9, - and _"
-                self._fail(f"the id '{item.id}' {what}", head, code="name-twice" if item.id in seen else "")
-            seen.add(item.id)
-            if (item.group, item.input) in shown:
-                self._fail(f"item '{item.id}' is also an example", head)
-            for key in ("prompt", "plain", "begin"):
-                self._verify_slots(key, getattr(self.file, key), item)
-
     def _verify_slots(self, key: str, template: str, item: TaskItem) -> None:
         known = (*_ALWAYS, *self.file.group.get(item.group, ()))
         for slot in _SLOT.findall(template):
@@ -185,17 +182,14 @@ class _TaskReader:
         try:
             return msgspec.convert(data, _File, strict=True)
         except msgspec.ValidationError as error:
-            self._explain(error)
-
-    def _explain(self, error: msgspec.ValidationError) -> NoReturn:
-        message = str(error)
-        where = re.search(r"at `\$\.(item|shot)\[(\d+)\]", message)
-        line = self._head(where[1], int(where[2])) if where else 0
-        unknown = re.search(r"unknown field `([^`]+)`", message)
-        if unknown is None:
-            self._fail(message, line, code=code_of(error))
-        hint = did_you_mean(unknown[1], sorted({*_File.__struct_fields__, *_Entry.__struct_fields__}))
-        self._fail(f"unknown key '{unknown[1]}'.{hint}", self._at(unknown[1], line), code="unknown-key")
+            message = str(error)
+            where = re.search(r"at `\$\.(item|shot)\[(\d+)\]", message)
+            line = self._head(where[1], int(where[2])) if where else 0
+            unknown = re.search(r"unknown field `([^`]+)`", message)
+            if unknown is None:
+                self._fail(message, line, code=code_of(error))
+            hint = did_you_mean(unknown[1], sorted({*_File.__struct_fields__, *_Entry.__struct_fields__}))
+            self._fail(f"unknown key '{unknown[1]}'.{hint}", self._at(unknown[1], line), code="unknown-key")
 
     def _head(self, kind: str, n: int) -> int:
         """The line of the n-th [[item]] or [[shot]]."""
