@@ -20,13 +20,13 @@ from heredity.core.version import __version__ as __version__
 if TYPE_CHECKING:
     from heredity.application.conversation import ApplicationSession as ApplicationSession
     from heredity.application.guards import GuardSpec as GuardSpec
-    from heredity.application.guards.protocols import GuardFacts as GuardFacts
-    from heredity.application.guards.protocols import GuardRule as GuardRule
-    from heredity.application.guards.protocols import GuardSpan as GuardSpan
-    from heredity.application.retrieval import searching_in as searching_in
+    from heredity.application.guards import GuardFacts as GuardFacts
+    from heredity.application.guards import GuardRule as GuardRule
+    from heredity.application.guards import GuardSpan as GuardSpan
+    from heredity.lineage.store import searching_in as searching_in
     from heredity.application.retrieval.build import open_index as open_index
-    from heredity.application.retrieval.spec import Retrieval as Retrieval
-    from heredity.application.sources import tool as tool
+    from heredity.application.retrieval import Retrieval as Retrieval
+    from heredity.application.functions import tool as tool
     from heredity.application.spec import Application as Application
     from heredity.core.errors import HeredityError as HeredityError
     from heredity.core.progress import Progress as Progress
@@ -106,9 +106,9 @@ _HOME = {
     "Finetune": "recipes.finetune",
     "Grown": "lineage.types",
     "Guard": "recipes.guard",
-    "GuardFacts": "application.guards.protocols",
-    "GuardRule": "application.guards.protocols",
-    "GuardSpan": "application.guards.protocols",
+    "GuardFacts": "application.guards",
+    "GuardRule": "application.guards",
+    "GuardSpan": "application.guards",
     "GuardSpec": "application.guards",
     "HeredityError": "core.errors",
     "Instruct": "recipes.instruct",
@@ -131,7 +131,7 @@ _HOME = {
     "Request": "core.records",
     "Response": "core.records",
     "Result": "study.result",
-    "Retrieval": "application.retrieval.spec",
+    "Retrieval": "application.retrieval",
     "Static": "recipes.static",
     "Store": "lineage.store",
     "Strategy": "redteam.attacks.protocols",
@@ -150,8 +150,8 @@ _HOME = {
     "guarded_model": "study.named_models",
     "open_index": "application.retrieval.build",
     "recipe": "recipes",
-    "searching_in": "application.retrieval",
-    "tool": "application.sources",
+    "searching_in": "lineage.store",
+    "tool": "application.functions",
     "write_report": "study.report",
 }
 

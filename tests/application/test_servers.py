@@ -17,9 +17,8 @@ import pytest
 
 from heredity.application.conversation import ApplicationSession
 from heredity.application.limits import ConversationLimits
-from heredity.application.sandbox.messages import Call, Offered, Opened, ServerAddress
-from heredity.application.sandbox.process import SharedToolProcess
-from heredity.application.servers import McpServer, listed
+from heredity.application.sandbox import Call, Offered, Opened, SharedToolProcess
+from heredity.application.servers import McpServer, ServerAddress, listed
 from heredity.application.spec import Application
 from heredity.application.toolbox import RecordedResults, Toolbox, recorded_in
 from heredity.core.errors import BadArgument, BadInput, ToolFailure
@@ -159,7 +158,7 @@ def test_a_server_that_dies_or_floods_as_it_is_listed_is_an_error_of_the_file(wa
 @pytest.mark.parametrize("way", ["deep", "flood"])
 def test_a_server_that_cannot_be_read_is_given_up_long_before_the_time_to_start(way: str) -> None:
     address = ServerAddress((sys.executable, str(SERVER), "--as", way), open_seconds=4)
-    process = SharedToolProcess(["mcp_client", encode(address).decode()], "", 60, 1_000)
+    process = SharedToolProcess(["servers", encode(address).decode()], "", 60, 1_000)
     with process, raises(ToolFailure, "tool-failure", ["deep" if way == "deep" else 4]):
         process.open()
 

@@ -16,9 +16,9 @@ from typing import Any, TypeGuard
 
 import msgspec
 
-from heredity.application import sources
+from heredity.application import functions
 from heredity.application.guards import parse_guard
-from heredity.application.sandbox.messages import Offered
+from heredity.application.sandbox import Offered
 from heredity.application.servers import McpServer, listed
 from heredity.core.errors import BadArgument, ToolFailure, first_line
 from heredity.core.records import encode
@@ -80,7 +80,7 @@ def _with_functions(tables: list[object], folder: Path) -> list[object]:
     if not named:
         return tables
     try:
-        found = dict(zip(named, sources.described(named, folder), strict=True))
+        found = dict(zip(named, functions.described(named, folder), strict=True))
     except ToolFailure as error:
         raise BadArgument(str(error), code=error.code, key="tools") from None
     return [

@@ -23,14 +23,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Condition, Lock, Semaphore
+from typing import Protocol
 from weakref import WeakSet
 
 from msgspec import UNSET, UnsetType
 
+from heredity.application.functions import FunctionSource
 from heredity.application.limits import ConversationLimits
-from heredity.application.sandbox.messages import Answer, Call
-from heredity.application.sandbox.process import ToolProcess
-from heredity.application.sources import ToolSource, sources_of
+from heredity.application.sandbox import Answer, Call, Offered, ToolProcess
+from heredity.application.servers import McpServer, ServerSource, digest_listed
 from heredity.application.spec import Application
 from heredity.core.errors import ToolFailure, UsageError
 from heredity.core.files import Closable, Rows
@@ -38,6 +39,49 @@ from heredity.core.records import SCHEMA, Record, Tool, ToolCall, ToolOutcome, d
 from heredity.core.sanitize import clean_call
 
 PATIENCE = 0.1  # seconds: a call that has lasted so long is slow
+
+
+class ToolSource(Protocol):
+    """The origin of some tools that run."""
+
+    @property
+    def is_single(self) -> bool:
+        """Whether conversations share one process, unless a tool has a state."""
+
+    @property
+    def limits(self) -> ConversationLimits:
+        """The limits of its calls."""
+
+    def process(self) -> ToolProcess:
+        """A process for them, not started yet."""
+
+    def open(self, process: ToolProcess) -> None:
+        """Start a process of `process()`. Raises ToolFailure if what it offers has changed."""
+
+    def name_of(self, tool: Tool) -> str:
+        """The name by which the process knows a tool."""
+
+    def identity(self, tool: Tool) -> Sequence[str]:
+        """The parts of a tool, except its name, that its results depend on."""
+
+
+def sources_of(
+    tools: Sequence[Tool], servers: Sequence[McpServer], limits: ConversationLimits
+) -> dict[str, ToolSource]:
+    """The source of each tool that runs, by the tool's name."""
+    functions = [tool for tool in tools if tool.function is not None]
+    found: dict[str, ToolSource] = {}
+    for folder in dict.fromkeys(tool.home or "" for tool in functions):
+        own = [tool for tool in functions if (tool.home or "") == folder]
+        named = tuple((str(tool.function), tool.code or "") for tool in own)
+        source = FunctionSource(folder, named, limits)
+        found.update((tool.name, source) for tool in own)
+    for server in servers:
+        own = [tool for tool in tools if tool.server == server.name]
+        offered = [Offered(tool.name, tool.description, tool.schema or {}) for tool in own]
+        listed = ServerSource(server, digest_listed(server.identity or "", offered), limits)
+        found.update((tool.name, listed) for tool in own)
+    return found
 
 
 class ToolProcessPool(Closable):

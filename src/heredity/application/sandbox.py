@@ -1,37 +1,104 @@
-"""The process of some tools, seen from the study: it is asked, awaited for a while, and killed.
+"""The process of some tools, which is ended if it takes too long or returns too much, and its pipe.
 
-Promises: every call has an answer. The process ends with its parent. Nothing it prints reaches a terminal.
-Leaves to others: the tools in it (functions.py), and the record of their results (toolbox.py).
+    python -m heredity.application.sandbox COMMAND ARGUMENT...    a command that ends with its parent (Linux)
+
+Promises: every call has an answer; a tool that hangs, crashes, exits or floods its pipe gives an error code.
+What a tool prints or reads never gets into the pipe or the terminal. On Linux the process ends with its
+parent, also in the middle of a call, and so does all that it started.
+Leaves to others: the tools in it (functions.py, servers.py), and the record of their results (toolbox.py). A
+process does not confine its tools: they have the rights of the user.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from subprocess import Popen
-from threading import RLock, Thread, Timer
-from typing import NoReturn
+from threading import Lock, RLock, Thread, Timer
+from typing import IO, NoReturn
 
 import msgspec
 
 from heredity.application.limits import RESULT_CHARACTERS, TOOL_SECONDS
-from heredity.application.sandbox.messages import Answer, Call, NotOpened, Opened, receive, send
 from heredity.core.errors import ToolFailure
 from heredity.core.files import Closable
-from heredity.core.records import encode
+from heredity.core.records import Record, encode
 from heredity.core.sanitize import clean_text
+
+LENGTH = struct.Struct(">Q")
+
+
+class Offered(Record, frozen=True):
+    """A tool as its process describes it. `code`: a hash of the file it is from; "" for none."""
+
+    name: str
+    description: str
+    schema: dict[str, object]
+    code: str = ""
+
+
+class Opened(Record, frozen=True, tag=True):
+    """The first message of the process: its tools."""
+
+    tools: tuple[Offered, ...]
+    identity: str = ""  # of a server: its own name and version
+
+
+class NotOpened(Record, frozen=True, tag=True):
+    """The first message of a process that offers nothing, and why."""
+
+    text: str
+
+
+class Call(Record, frozen=True):
+    """A call to run. Its answer has the same number."""
+
+    tool: str
+    arguments: dict[str, object]
+    number: int = 0
+
+
+class Answer(Record, frozen=True, tag=True):
+    """The result of a call, or its error, in words for the model."""
+
+    text: str
+    error_code: str = ""
+    number: int = 0
+
+
+def send(pipe: IO[bytes], data: bytes) -> None:
+    """Write one frame."""
+    pipe.write(LENGTH.pack(len(data)) + data)
+    pipe.flush()
+
+
+def receive(pipe: IO[bytes], most: int) -> bytes:
+    """Read one frame. Raises EOFError if the other side is gone, OverflowError over `most` bytes."""
+    head = pipe.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        raise EOFError
+    (n_bytes,) = LENGTH.unpack(head)
+    if n_bytes > most:
+        raise OverflowError
+    data = pipe.read(n_bytes)
+    if len(data) < n_bytes:
+        raise EOFError
+    return data
+
 
 START_SECONDS = 120.0  # to start, import and list
 _MAX_SWEEPS = 100
 MAX_LISTED = 4_000_000  # bytes of a description of all tools
-_PACKAGE_ROOT = Path(__file__).parents[3]
+_PACKAGE_ROOT = Path(__file__).parents[2]
 
 
 class ToolProcess(Closable):
@@ -306,3 +373,79 @@ class SharedToolProcess(ToolProcess):
             queues = [self._waiting.pop(number)[1] for number in failed]
         for answers in queues:
             answers.put(died())
+
+
+_MAX_CALL = 10_000_000  # bytes of a call
+_PR_SET_CHILD_SUBREAPER, _PR_SET_PDEATHSIG = 36, 1
+_MAX_ERROR = 500  # characters of what a tool raises
+
+
+def serve(
+    start: Callable[[], Opened | NotOpened], run: Callable[[Call], Answer], most: int, at_once: int = 1
+) -> None:
+    """Say what is offered, then answer calls until the pipe closes, several of them at once."""
+    if sys.platform == "linux":  # what a tool detaches stays a descendant of this process
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    source, target = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    calls = SimpleQueue[bytes]()
+    Thread(target=_read, args=(source, calls), daemon=True).start()
+    send(target, encode(start()))
+    writing = Lock()
+
+    def work() -> None:
+        while True:
+            call = msgspec.json.decode(calls.get(), type=Call)
+            answer = _answer(run, call)
+            answer = too_large(most) if len(answer.text) > most else answer
+            with writing:
+                send(target, encode(msgspec.structs.replace(answer, number=call.number)))
+
+    for _ in range(at_once - 1):
+        Thread(target=work, daemon=True).start()
+    work()
+
+
+def raised(error: BaseException) -> str:
+    """The words of an error that a tool raised."""
+    return clean_text(f"{type(error).__name__}: {error}")[:_MAX_ERROR]
+
+
+def _read(source: IO[bytes], calls: SimpleQueue[bytes]) -> None:
+    while True:
+        try:
+            calls.put(receive(source, _MAX_CALL))
+        except (EOFError, OverflowError, OSError):
+            end_descendants(os.getpid())
+            os._exit(0)  # the study is gone, and a tool may hang
+
+
+def _answer(run: Callable[[Call], Answer], call: Call) -> Answer:
+    try:
+        answer = run(call)
+        return Answer(clean_text(answer.text), answer.error_code)
+    except BaseException as error:  # SystemExit too: a tool that exits must not end the others
+        return Answer(raised(error), "tool-raised")
+
+
+def settings() -> tuple[int, list[str]]:
+    """The characters of a result, and the other arguments of this process."""
+    return int(sys.argv[1]), sys.argv[2:]
+
+
+def become(command: list[str]) -> None:
+    """Run a command in place of this process, which ends with its parent: no server outlives its study."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    with suppress(ImportError, OSError, ValueError):  # the client's own limits are not the server's
+        import resource
+
+        for limit in (resource.RLIMIT_AS, resource.RLIMIT_CPU):
+            most = resource.getrlimit(limit)[1]
+            resource.setrlimit(limit, (most, most))
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    become(sys.argv[1:])

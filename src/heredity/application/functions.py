@@ -2,11 +2,11 @@
 
     def lookup(number: int, *, verbose: bool = False) -> str: ...      "my_tools:lookup", "my_tools.py:lookup"
 
+    python -m heredity.application.functions CHARACTERS FOLDER NAME...    in a process of its own
+
 Promises: the description and the schema of a function are those of its docstring and its annotations. A
 function whose file changed since is not called.
-Leaves to others: the pipe (child.py), and the check against the schema (arguments.py).
-
-    python -m heredity.application.sandbox.functions CHARACTERS FOLDER NAME...    in a process of its own
+Leaves to others: the pipe (sandbox.py), and the check against the schema (arguments.py).
 """
 
 from __future__ import annotations
@@ -18,16 +18,28 @@ import importlib.util
 import inspect
 import sys
 import typing
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Annotated, cast
 
 import msgspec
 
-from heredity.application.sandbox.child import raised, serve, settings
-from heredity.application.sandbox.messages import Answer, Call, NotOpened, Offered, Opened
-from heredity.core.errors import UsageError
+from heredity.application.limits import ConversationLimits
+from heredity.application.sandbox import (
+    Answer,
+    Call,
+    NotOpened,
+    Offered,
+    Opened,
+    ToolProcess,
+    raised,
+    serve,
+    settings,
+)
+from heredity.core.errors import BadArgument, UsageError
+from heredity.core.records import Effect, Tool
 
 Function = Callable[..., object]
 _PLAIN = (str, int, float, bool, type(None))
@@ -193,6 +205,88 @@ class _Functions:
     def call(self, call: Call) -> Answer:
         """Call the function of this name."""
         return self._found[call.tool].call(call.arguments)
+
+
+# --- this side of the pipe ---
+
+
+@dataclass(frozen=True)
+class FunctionSource:
+    """The functions of one folder, each with the hash of its file."""
+
+    folder: str
+    functions: tuple[tuple[str, str], ...]
+    limits: ConversationLimits
+    is_single: bool = False
+
+    def process(self) -> ToolProcess:
+        """A process for them, not started yet."""
+        names = [name for name, _ in self.functions]
+        return ToolProcess(
+            ["functions", self.folder, *names],
+            self.folder,
+            self.limits.seconds_of_call,
+            self.limits.characters_of_result,
+        )
+
+    def open(self, process: ToolProcess) -> None:
+        """Start a process of `process()`. Raises ToolFailure if a file has changed."""
+        for (name, code), found in zip(self.functions, process.open().tools, strict=True):
+            if found.code != code:
+                process.refuse_changed(f"the file of {name} was changed since the application was read")
+
+    def name_of(self, tool: Tool) -> str:
+        """The function of a tool."""
+        return str(tool.function)
+
+    def identity(self, tool: Tool) -> Sequence[str]:
+        """The function, and the hash of its file."""
+        return [str(tool.function), str(tool.code)]
+
+
+def described(names: Sequence[str], folder: Path) -> tuple[Offered, ...]:
+    """The functions of these names, described by another process. Raises ToolFailure."""
+    with ToolProcess(["functions", str(folder), *names], str(folder)) as process:
+        return process.open().tools
+
+
+def tool(
+    function: Callable[..., object],
+    name: str = "",
+    *,
+    is_forbidden: bool = False,
+    is_stateful: bool = False,
+    effects: Iterable[Effect] = (),
+) -> Tool:
+    """A Python function as a tool of an application, described by its docstring and its annotations.
+
+    The function runs in another process, which imports it by its name. It must be at the top of a module or
+    a script. is_forbidden: a call is a breach. is_stateful: its results depend on the calls before it.
+    Raises BadArgument for a function that cannot be imported, UsageError for parameters without names.
+    """
+    module = inspect.getmodule(function)
+    inner = function.__qualname__ if isinstance(function, FunctionType) else "<object>"
+    if module is None or "<" in inner:
+        raise BadArgument(
+            f"the function {inner} cannot be imported by another process: define it at the top of a module"
+        )
+    home: str | None = None
+    named = f"{module.__name__}:{inner}"
+    if module.__name__ == "__main__":
+        path = Path(inspect.getfile(function)).absolute()
+        named, home = f"{path.name}:{inner}", str(path.parent)
+    found = DescribedFunction(named, function, module).offered
+    return Tool(
+        name or found.name,
+        found.description,
+        is_forbidden=is_forbidden,
+        effects=tuple(effects) or None,
+        schema=found.schema,
+        function=named,
+        code=found.code,
+        home=home,
+        is_stateful=is_stateful or None,
+    )
 
 
 if __name__ == "__main__":
