@@ -35,9 +35,9 @@ import numpy as np
 
 from _commit import commit
 from heredity.application.retrieval.build import build
-from heredity.application.retrieval.chunks import Chunk
+from heredity.application.retrieval.documents import Chunk
 from heredity.application.retrieval.index import IndexOverlay, PassageIndex
-from heredity.application.retrieval.rerank import Reranker, Reranking, find_reranker
+from heredity.application.retrieval.models import Reranker, Reranking, find_reranker
 from heredity.core.readers import json_lines
 from heredity.core.records import Retrieved
 

@@ -76,15 +76,15 @@ class Bound(NamedTuple):
 
 
 BOUNDS = {
-    "scripted study": Bound(106, 45),
+    "scripted study": Bound(98, 45),
     "torch prompt": Bound(18, 12),
     "HTTP question": Bound(14, 14),
     "derive lora": Bound(36, 25),
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
-    "files": Bound(582, 440),
-    "lines": Bound(117_199, 92_000),
+    "files": Bound(563, 440),
+    "lines": Bound(117_046, 92_000),
     "error codes": Bound(40, 40),
-    "words of docs": Bound(65_654, 65_000),
+    "words of docs": Bound(65_559, 65_000),
     "root": Bound(18, 18),
     "package circles": Bound(0, 0),
     "module circles": Bound(0, 0),
@@ -92,8 +92,8 @@ BOUNDS = {
     "underscored": Bound(0, 0),
     "class names": Bound(0, 0),
     "attribute probes": Bound(26),
-    "uses of Any": Bound(387),
-    "vague names": Bound(1_132, 0),
+    "uses of Any": Bound(386),
+    "vague names": Bound(1_125, 0),
     "private singles": Bound(3),
     "long functions": Bound(15),
 }

@@ -19,14 +19,13 @@ from heredity.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from heredity.application.conversation import ApplicationSession as ApplicationSession
-    from heredity.application.guards import GuardSpec as GuardSpec
+    from heredity.application.functions import tool as tool
     from heredity.application.guards import GuardFacts as GuardFacts
     from heredity.application.guards import GuardRule as GuardRule
     from heredity.application.guards import GuardSpan as GuardSpan
-    from heredity.lineage.store import searching_in as searching_in
-    from heredity.application.retrieval.build import open_index as open_index
+    from heredity.application.guards import GuardSpec as GuardSpec
     from heredity.application.retrieval import Retrieval as Retrieval
-    from heredity.application.functions import tool as tool
+    from heredity.application.retrieval.build import open_index as open_index
     from heredity.application.spec import Application as Application
     from heredity.core.errors import HeredityError as HeredityError
     from heredity.core.progress import Progress as Progress
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
     from heredity.lineage.adoption import adopt as adopt
     from heredity.lineage.store import Store as Store
     from heredity.lineage.store import grow as grow
+    from heredity.lineage.store import searching_in as searching_in
     from heredity.lineage.types import Grown as Grown
     from heredity.lineage.types import Recipe as Recipe
     from heredity.recipes import DerivableRecipe as DerivableRecipe

@@ -13,14 +13,18 @@ from msgspec import UNSET
 
 from heredity.application import guards
 from heredity.application.guards import GuardSpec, load_guard
-from heredity.application.retrieval import searching_in
+from heredity.application.retrieval import (
+    own_words,
+    user_message,
+    with_passages,
+    without_passages,
+)
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.index import PassageIndex
-from heredity.application.retrieval.passages import own_words, user_message, with_passages, without_passages
 from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, BadInput, NotComparable
 from heredity.core.records import Message, Request, Retrieved
-from heredity.lineage.store import Store, scripted
+from heredity.lineage.store import Store, scripted, searching_in
 from heredity.study.named_models import behind
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study

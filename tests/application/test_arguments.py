@@ -8,10 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from heredity.application import arguments
-from heredity.application.arguments import described, fit
+from heredity.application import tools
 from heredity.application.spec import Application
-from heredity.application.tools import World, plain_tools
+from heredity.application.tools import World, described, fit, plain_tools
 from heredity.core.errors import BadArgument, BadInput
 from heredity.core.records import Change, Check, Effect, Exchange, Probe, Response, Tool, ToolCall
 from heredity.redteam.checks.state import StateCheck
@@ -156,7 +155,7 @@ def test_a_check_has_a_limit_of_time_in_all(monkeypatch: pytest.MonkeyPatch, key
     """Patterns of 0.2 s each took minutes, since only each by itself had a limit."""
     tool = Tool("look", "Looks.", schema={"properties": {"at": {keyword: "string"}}})
     assert fit(tool, {"at": "string"}).error == ""
-    monkeypatch.setattr(arguments, "_SECONDS_IN_ALL", 0.0)
+    monkeypatch.setattr(tools, "_SECONDS_IN_ALL", 0.0)
     assert "takes too long" in fit(tool, {"at": "string"}).error
 
 

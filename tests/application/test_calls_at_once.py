@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 import heredity
-from heredity.application.limits import ConversationLimits
+from heredity.application.sandbox import ConversationLimits
 from heredity.application.servers import McpServer, ServerSource
 from heredity.application.spec import Application
 from heredity.application.toolbox import MAX_PROCESSES, RecordedResults, Toolbox

@@ -14,8 +14,7 @@ from typing import cast
 
 import pytest
 
-from heredity.application.chat import AnswerListener, replies
-from heredity.application.conversation import LedConversation
+from heredity.application.conversation import AnswerListener, LedConversation, replies
 from heredity.application.spec import Application
 from heredity.cli import _asking, main
 from heredity.core.errors import EngineFailure

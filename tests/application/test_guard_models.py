@@ -9,9 +9,16 @@ from typing import Literal
 import msgspec
 import pytest
 
-from heredity.application.guard_chain import BLOCKED, READ_AT_ONCE, REMOVED
-from heredity.application.guard_models import identified
-from heredity.application.guarded import GUARD_ANSWERS, GUARD_SECONDS, GuardedEngine, guarded
+from heredity.application.guarded import (
+    BLOCKED,
+    GUARD_ANSWERS,
+    GUARD_SECONDS,
+    READ_AT_ONCE,
+    REMOVED,
+    GuardedEngine,
+    guarded,
+    identified,
+)
 from heredity.application.guards import GuardSpec, parse_guard
 from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, NotComparable, Unavailable, UnknownName, UsageError

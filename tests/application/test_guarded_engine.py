@@ -9,8 +9,7 @@ from typing import Literal
 import msgspec
 import pytest
 
-from heredity.application.guard_chain import BLOCKED, REMOVED
-from heredity.application.guarded import GuardedEngine, KnownAnswers, guarded
+from heredity.application.guarded import BLOCKED, REMOVED, GuardedEngine, KnownAnswers, guarded
 from heredity.application.guards import GuardSpec
 from heredity.application.guards.links import LinkGuard
 from heredity.application.spec import Application

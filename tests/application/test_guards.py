@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from heredity.application import guards
-from heredity.application.guards import GuardSpec, load_guard, parse_guard
-from heredity.application.guards.protocols import GuardRule
+from heredity.application.guards import GuardRule, GuardSpec, load_guard, parse_guard
 from heredity.application.spec import Application, parse
 from heredity.core.errors import BadArgument, BadInput, UnknownName
 from heredity.core.records import Message, Request, Secret, Tool, ToolCall
@@ -234,7 +233,7 @@ def test_a_table_is_a_guard_with_its_settings() -> None:
     assert made.all_guards == (
         GuardSpec("links", settings={"allowed": ["a.example"]}), GuardSpec("secrets", is_on=False)
     )  # fmt: skip
-    assert [spec.label for spec in guards.standing(made.all_guards)] == ["links"]
+    assert [spec.label for spec in made.standing_guards] == ["links"]
     assert made.digest != application().digest
 
 

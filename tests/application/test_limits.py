@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from heredity.application.conversation import ApplicationSession, Ending
-from heredity.application.limits import ConversationLimits
+from heredity.application.sandbox import ConversationLimits
 from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, BadInput
 from heredity.core.records import CONVERSATION_LIMIT, Check, Probe, Reply, Request, Turn, digest
@@ -69,7 +69,7 @@ def test_an_ending_of_its_own_names_no_limit() -> None:
 
 def test_seconds_end_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(0, 900, 3))
-    monkeypatch.setattr("heredity.application.limits.time.monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr("heredity.application.conversation.time.monotonic", lambda: float(next(ticks)))
     assert ending(limited(seconds=8), 9 * [reply(CALL)]) == (Ending(True, "seconds"), 2)
 
 

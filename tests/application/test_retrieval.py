@@ -13,10 +13,9 @@ from msgspec import UNSET
 import heredity as h
 from heredity.application.conversation import ApplicationSession
 from heredity.application.guards import GuardSpec, load_guard
+from heredity.application.retrieval import Retrieval, user_message, without_passages
 from heredity.application.retrieval.build import build
 from heredity.application.retrieval.index import PassageIndex, opened
-from heredity.application.retrieval.passages import user_message, without_passages
-from heredity.application.retrieval.spec import Retrieval
 from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, BadInput, NotComparable, Refused
 from heredity.core.records import Check, Message, Probe, Reply, Request, Turn

@@ -16,8 +16,7 @@ import msgspec
 import pytest
 
 from heredity.application.conversation import ApplicationSession
-from heredity.application.limits import ConversationLimits
-from heredity.application.sandbox import Call, Offered, Opened, SharedToolProcess
+from heredity.application.sandbox import Call, ConversationLimits, Offered, Opened, SharedToolProcess
 from heredity.application.servers import McpServer, ServerAddress, listed
 from heredity.application.spec import Application
 from heredity.application.toolbox import RecordedResults, Toolbox, recorded_in
@@ -175,7 +174,7 @@ def test_what_a_server_detaches_ends_with_the_study(tmp_path: Path, is_killed: b
     server = [sys.executable, str(SERVER), "--as", "detach", "--state", str(state)]
     code = (
         "from heredity.application.servers import McpServer\n"
-        "from heredity.application.limits import ConversationLimits\n"
+        "from heredity.application.sandbox import ConversationLimits\n"
         f"with McpServer('files', command={server!r}).process(ConversationLimits()) as process:\n"
         "    print(len(process.open().tools), flush=True)\n"
         "    input()\n"

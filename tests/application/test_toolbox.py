@@ -10,7 +10,7 @@ import pytest
 
 import heredity
 from heredity.application.conversation import ApplicationSession
-from heredity.application.limits import ConversationLimits
+from heredity.application.sandbox import ConversationLimits
 from heredity.application.spec import Application
 from heredity.application.toolbox import RecordedResult, RecordedResults, Toolbox, recorded_in
 from heredity.core.errors import BadArgument, BadInput, ToolFailure, UsageError

@@ -12,7 +12,7 @@ from msgspec import UnsetType
 torch = pytest.importorskip("torch")
 
 import heredity as h
-from heredity.application.retrieval.dense import open_embedder
+from heredity.application.retrieval.models import open_embedder
 from heredity.core.errors import Damaged, UsageError
 from heredity.core.progress import Progress
 from heredity.formats.static_embeddings import read_static

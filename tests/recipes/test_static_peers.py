@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("torch")
 
 import heredity as h
-from heredity.application.retrieval.dense import open_embedder
+from heredity.application.retrieval.models import open_embedder
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.static import Static

@@ -1,27 +1,26 @@
 """One conversation inside an application, as a generator that yields requests and receives replies.
 
 Promises: one shape for one question and for many turns, testable without a model. Tool calls are answered
-before the next turn. The limits hold.
+before the next turn. A conversation ends before the next request once a limit is met; none cuts an answer.
 Leaves to others: the questions (redteam/attacks/), the answers (engines/), and the application's own
 formats (spec.py, tools.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from typing import NamedTuple, overload
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import NamedTuple, TypeVar, overload
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from heredity.application.arguments import fit
-from heredity.application.limits import LimitMeter
-from heredity.application.retrieval.passages import user_message
-from heredity.application.retrieval.spec import Planted
+from heredity.application.retrieval import Planted, user_message
+from heredity.application.sandbox import ConversationLimits
 from heredity.application.spec import Application
 from heredity.application.toolbox import ToolSession
-from heredity.application.tools import World, is_answered_by
-from heredity.core.errors import ToolFailure
+from heredity.application.tools import World, fit, is_answered_by
+from heredity.core.errors import EngineFailure, ToolFailure
 from heredity.core.records import (
     Check,
     Consult,
@@ -35,7 +34,9 @@ from heredity.core.records import (
     ToolCall,
     Turn,
 )
+from heredity.engines.protocols import Engine, Streamer
 
+T = TypeVar("T")
 _ASKED = Probe("ask", "ask", "benign", ("",), Check("refusal"), "ask")  # a turn of a person, without a check
 
 
@@ -77,7 +78,8 @@ class ApplicationSession:
         """
         application = self._application.for_probe(probe)
         inside = ApplicationSession(application, self._tools)
-        chat, world = _Chat(application, probe.passage), World(application.state, application.tools)
+        chat = _Chat(application, probe.passage)
+        world = World(application.state, application.tools) if application.tools else None
         meter, limit, is_made, reply = LimitMeter(application.limits), None, False, None
         while True:
             try:
@@ -106,7 +108,7 @@ class ApplicationSession:
         return UNSET if retrieval is None else retrieval.search(text, planted)
 
     def answer(
-        self, chat: _Chat, turn: Turn, probe: Probe, world: World, seed: int, meter: LimitMeter
+        self, chat: _Chat, turn: Turn, probe: Probe, world: World | None, seed: int, meter: LimitMeter
     ) -> Generator[Request, Reply, tuple[Reply, Limit | None]]:
         """The replies to a turn, put behind those of `chat`; returns the last, and the limit that ended them.
 
@@ -135,14 +137,14 @@ class ApplicationSession:
                 return reply, limit
         return reply, "replies"
 
-    def _result(self, call: ToolCall, probe: Probe, world: World) -> str:
+    def _result(self, call: ToolCall, probe: Probe, world: World | None) -> str:
         """The result of a call: the probe's own if it has one, else the tool's.
 
         A tool's is what it reads in the world, what it returned as it ran, or its canned one. Raises
         ToolFailure if the tool should run, and there is nothing that runs it or no result of it.
         """
         tool = next((each for each in self._application.tools if each.name == call.name), None)
-        done = world.call(call)
+        done = None if world is None else world.call(call)
         if done is not None and done.error:
             if tool is not None and tool.runs and self._tools is not None:
                 self._tools.note(tool, "arguments-invalid")
@@ -225,5 +227,100 @@ class _Chat:
         is_open = bool(self.n_turns and self.messages) and self.messages[-1].role == "user"
         left = self.messages.pop() if is_open else None
         self.messages += turn.before
-        self.messages.append(user_message(turn.text, retrieved, self._passage, left))
+        is_bare = not (retrieved or self._passage or left)
+        self.messages.append(
+            Message("user", turn.text) if is_bare else user_message(turn.text, retrieved, self._passage, left)
+        )
         self._passage, self.n_turns = "", self.n_turns + 1
+
+
+class LimitMeter:
+    """Measures one conversation against its limits."""
+
+    def __init__(self, limits: ConversationLimits | None) -> None:
+        self._limits = limits
+        self._n_tokens, self._started = 0, time.monotonic()
+
+    def add(self, reply: Reply) -> None:
+        """Count a reply with its prompt."""
+        self._n_tokens += reply.n_prompt_tokens + reply.n_answer_tokens
+
+    @property
+    def met(self) -> Limit | None:
+        """The limit that is met, tokens first; None for none."""
+        if (limits := self._limits) is None:
+            return None
+        if limits.tokens is not None and self._n_tokens >= limits.tokens:
+            return "tokens"
+        if limits.seconds is not None:
+            return "seconds" if time.monotonic() - self._started >= limits.seconds else None
+        return None
+
+
+# --- the answers of a loaded model to a person ---
+
+
+class AnswerListener:
+    """Hears the answers of one turn while they are generated (protocols.Listener).
+
+    hear: takes each part; None: answers are not wanted in parts. begin: takes each request before it is sent.
+    n_heard: characters so far of the reply in progress.
+    """
+
+    def __init__(
+        self, hear: Callable[[str], None] | None, begin: Callable[[Request], None] | None = None
+    ) -> None:
+        self._hear, self._begin = hear, begin
+        self.n_heard, self.is_stopped = 0, False
+
+    def begin(self, request: Request) -> None:
+        """Prepare for the reply to a request."""
+        self.n_heard = 0
+        if self._begin is not None:
+            self._begin(request)
+
+    def stop(self) -> None:
+        """End the answer in progress, and any after it in this turn. Any thread may call it."""
+        self.is_stopped = True
+
+    def is_heard(self, key: int) -> bool:  # noqa: ARG002
+        """Whether answers are wanted in parts."""
+        return self._hear is not None
+
+    def hear(self, key: int, more: str) -> None:  # noqa: ARG002
+        """Pass the next part on."""
+        if self._hear is not None:
+            self._hear(more)
+            self.n_heard += len(more)
+
+    def is_wanted(self, key: int) -> bool:  # noqa: ARG002
+        """False once it was stopped."""
+        return not self.is_stopped
+
+
+def replies(
+    engine: Engine, conversation: Generator[Request, Reply, T], listener: AnswerListener | None = None
+) -> Generator[tuple[Request, Reply], None, T]:
+    """Each request of a conversation with its reply; returns the end of the conversation.
+
+    Raises EngineFailure, with its code, for a reply that is an error. The conversation is closed then.
+    """
+    try:
+        request = next(conversation)
+        while True:
+            if listener is not None:
+                listener.begin(request)
+            (reply,) = (
+                engine.stream([request], listener)
+                if listener is not None and isinstance(engine, Streamer)
+                else engine.reply([request])
+            )
+            if reply.error is not None:
+                raise EngineFailure(reply.error)
+            yield request, reply
+            request = conversation.send(reply)
+    except StopIteration as end:
+        found: T = end.value
+        return found
+    finally:
+        conversation.close()

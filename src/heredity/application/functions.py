@@ -6,7 +6,7 @@
 
 Promises: the description and the schema of a function are those of its docstring and its annotations. A
 function whose file changed since is not called.
-Leaves to others: the pipe (sandbox.py), and the check against the schema (arguments.py).
+Leaves to others: the pipe (sandbox.py), and the check against the schema (tools.py).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from typing import Annotated, cast
 
 import msgspec
 
-from heredity.application.limits import ConversationLimits
 from heredity.application.sandbox import (
     Answer,
     Call,
+    ConversationLimits,
     NotOpened,
     Offered,
     Opened,

@@ -3,7 +3,7 @@
     python -m heredity.application.sandbox COMMAND ARGUMENT...    a command that ends with its parent (Linux)
 
 Promises: every call has an answer; a tool that hangs, crashes, exits or floods its pipe gives an error code.
-What a tool prints or reads never gets into the pipe or the terminal. On Linux the process ends with its
+The prints of a tool reach neither the pipe nor the terminal. On Linux the process ends with its
 parent, also in the middle of a call, and so does all that it started.
 Leaves to others: the tools in it (functions.py, servers.py), and the record of their results (toolbox.py). A
 process does not confine its tools: they have the rights of the user.
@@ -12,6 +12,7 @@ process does not confine its tools: they have the rights of the user.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import struct
@@ -28,11 +29,57 @@ from typing import IO, NoReturn
 
 import msgspec
 
-from heredity.application.limits import RESULT_CHARACTERS, TOOL_SECONDS
-from heredity.core.errors import ToolFailure
+from heredity.core.errors import BadArgument, ToolFailure
 from heredity.core.files import Closable
 from heredity.core.records import Record, encode
 from heredity.core.sanitize import clean_text
+
+TOOL_SECONDS = 30.0
+RESULT_CHARACTERS = 16_000
+CALLS_AT_ONCE = 8
+
+
+class ConversationLimits(Record, frozen=True, omit_defaults=True):
+    """The limits of one conversation; None: no limit.
+
+    tokens   of all prompts and answers together, as each request counts its whole prompt again
+    seconds  from the first request on. In a study many conversations share an engine and each waits for the
+             others, so that this depends on the machine
+
+    Of one call of a tool that runs: tool_seconds, by default 30, and result_characters, by default 16,000.
+    calls_at_once: calls that run at once, of all conversations of a study; by default 8.
+    """
+
+    tokens: int | None = None
+    seconds: float | None = None
+    tool_seconds: float | None = None
+    result_characters: int | None = None
+    calls_at_once: int | None = None
+
+    def __post_init__(self) -> None:
+        for key in self.__struct_fields__:
+            value = getattr(self, key)
+            if value is not None and not 0 < value < math.inf:
+                raise BadArgument(f"limits.{key} must be above 0, not {value}", key=f"limits.{key}")
+        for key in ("seconds", "tool_seconds"):  # 5 is 5.0, in a digest too
+            if isinstance(value := getattr(self, key), int):
+                msgspec.structs.force_setattr(self, key, float(value))
+
+    @property
+    def seconds_of_call(self) -> float:
+        """The time for one call of a tool that runs."""
+        return TOOL_SECONDS if self.tool_seconds is None else self.tool_seconds
+
+    @property
+    def characters_of_result(self) -> int:
+        """The size of the largest result of a tool that runs."""
+        return RESULT_CHARACTERS if self.result_characters is None else self.result_characters
+
+    @property
+    def most_calls(self) -> int:
+        """The number of calls that run at once."""
+        return CALLS_AT_ONCE if self.calls_at_once is None else self.calls_at_once
+
 
 LENGTH = struct.Struct(">Q")
 

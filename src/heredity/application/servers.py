@@ -7,7 +7,7 @@
 
 Promises: names, descriptions and schemas are those that the server listed, or nothing is asked. A server that
 lists something else later is refused. So is a name, a description or a schema with characters that hide.
-Leaves to others: the pipe to the process that talks to a server (sandbox.py), and schemas (arguments.py).
+Leaves to others: the pipe to the process that talks to a server (sandbox.py), and schemas (tools.py).
 
     python -m heredity.application.servers CHARACTERS SERVER      the process that talks to one
 
@@ -29,10 +29,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from heredity.application.limits import ConversationLimits
 from heredity.application.sandbox import (
     Answer,
     Call,
+    ConversationLimits,
     NotOpened,
     Offered,
     Opened,

@@ -29,8 +29,7 @@ from weakref import WeakSet
 from msgspec import UNSET, UnsetType
 
 from heredity.application.functions import FunctionSource
-from heredity.application.limits import ConversationLimits
-from heredity.application.sandbox import Answer, Call, Offered, ToolProcess
+from heredity.application.sandbox import Answer, Call, ConversationLimits, Offered, ToolProcess
 from heredity.application.servers import McpServer, ServerSource, digest_listed
 from heredity.application.spec import Application
 from heredity.core.errors import ToolFailure, UsageError

@@ -18,7 +18,7 @@ import click
 from heredity.cli import Name, PathArgument, _remote, device_option, open_store, shown_work
 
 if TYPE_CHECKING:
-    from heredity.application.guards.protocols import GuardReaders
+    from heredity.application.guards import GuardReaders
     from heredity.application.spec import Application
     from heredity.application.toolbox import Toolbox
     from heredity.core.records import Decoding, Reply, Request
@@ -72,7 +72,7 @@ def loaded(
 
     Raises UsageError for a setting that does not fit, before anything is loaded.
     """
-    from heredity.application.guard_models import has_guard_models, identified
+    from heredity.application.guarded import identified
     from heredity.application.spec import Application
     from heredity.application.toolbox import Toolbox
 
@@ -81,7 +81,7 @@ def loaded(
     store = open_store()
     with ExitStack() as stack:
         readers: JudgeReaders | None = None
-        if layer is not None and has_guard_models(layer):
+        if layer is not None and layer.has_guard_models:
             readers = stack.enter_context(closing(_guard_models(store, key_env)))
             layer = identified(layer, readers)
         with shown_work(store, "starting"):
@@ -169,11 +169,11 @@ def _within(layer: Application | None, engine: Engine, readers: GuardReaders | N
 class AnswerScreen:
     """Prints the replies of one turn: in parts if stdout is a terminal, else whole.
 
-    listener: for application.chat.replies. Inside `with`, it is shown that the model reads its prompt.
+    listener: for application.conversation.replies. Inside `with`, it is shown that the model reads its prompt.
     """
 
     def __init__(self, found: LoadedModel) -> None:
-        from heredity.application.chat import AnswerListener
+        from heredity.application.conversation import AnswerListener
 
         self.listener = AnswerListener(self._hear if sys.stdout.isatty() else None, self._begin)
         self._n_asked, self._prefill, self._is_in_line = 0, "", False

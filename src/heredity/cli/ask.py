@@ -36,8 +36,7 @@ def command(
     Without an application the model sees only the text. With one it sees everything that a study would
     show it. Tools that are Python functions run; the others have canned results.
     """
-    from heredity.application.chat import replies
-    from heredity.application.conversation import LedConversation
+    from heredity.application.conversation import LedConversation, replies
     from heredity.core.terminal import write_json
 
     text = _piped() if text in (None, "-") else text

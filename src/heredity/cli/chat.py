@@ -16,8 +16,7 @@ from heredity.cli import Verb, _asking
 if TYPE_CHECKING:
     from types import FrameType
 
-    from heredity.application.chat import AnswerListener
-    from heredity.application.conversation import LedConversation
+    from heredity.application.conversation import AnswerListener, LedConversation
 
 _COMMANDS = {
     "/reset": "forget the conversation and begin a new one",
@@ -72,7 +71,7 @@ def command(
 
 def _answer(loaded_model: _asking.LoadedModel, conversation: LedConversation, text: str) -> None:
     """Print the answer to a message. After an error the message is taken back, and the chat continues."""
-    from heredity.application.chat import replies
+    from heredity.application.conversation import replies
     from heredity.core.errors import BudgetSpent, EngineFailure
     from heredity.core.terminal import note
     from heredity.engines.protocols import Streamer

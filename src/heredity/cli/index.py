@@ -11,10 +11,9 @@ from heredity.cli import Name, PathArgument, Verb, open_store, shown_work
 
 if TYPE_CHECKING:
     from heredity.application.retrieval.build import Built
-    from heredity.application.retrieval.chunks import Match
-    from heredity.application.retrieval.index import PassageIndex
-    from heredity.application.retrieval.manifest import IndexManifest
-    from heredity.application.retrieval.rerank import Reranking
+    from heredity.application.retrieval.documents import Match
+    from heredity.application.retrieval.index import IndexManifest, PassageIndex
+    from heredity.application.retrieval.models import Reranking
 
 _SHOWN = 20  # files left out that are printed; all are in index.json
 
@@ -57,7 +56,7 @@ def command(
     With --ask, FOLDER is an index; the passages found are shown with their file and lines, or page.
     """
     from heredity.application.retrieval.build import build
-    from heredity.application.retrieval.folder import Limits
+    from heredity.application.retrieval.documents import Limits
     from heredity.core import terminal
 
     if ask is not None:
@@ -84,7 +83,7 @@ def _search(
         index = PassageIndex.open(folder, store)
         method, reranking, (name, candidates) = index.check_method(method or index.usual_method), None, rerank
         if name is not None:
-            from heredity.application.retrieval.rerank import Reranker, Reranking, find_reranker
+            from heredity.application.retrieval.models import Reranker, Reranking, find_reranker
 
             reranking = Reranking(Reranker(find_reranker(name, store=store)), candidates)
         found = index.search(ask, passages, method, reranking)

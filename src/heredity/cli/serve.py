@@ -27,7 +27,7 @@ from heredity.cli._listening import LOOPBACK
 if TYPE_CHECKING:
     import socket
 
-    from heredity.application.guards.protocols import GuardReaders
+    from heredity.application.guards import GuardReaders
     from heredity.application.spec import Application
     from heredity.core.records import Model
     from heredity.deploy.serve.adapters import AdapterLoader, ServingRules
@@ -202,7 +202,7 @@ def _loaded(
     key_env: tuple[str, ...], may_load: bool,
 ) -> _Loaded:  # fmt: skip
     """Load each model once, and each base once. may_load: whether callers may load adapters."""
-    from heredity.application.retrieval.dense import open_embedder
+    from heredity.application.retrieval.models import open_embedder
     from heredity.cli import _pulling
     from heredity.core.progress import phase
     from heredity.core.terminal import note
@@ -267,13 +267,13 @@ def _layers(
 
     Raises UsageError.
     """
-    from heredity.application.guard_models import has_guard_models, identified
+    from heredity.application.guarded import identified
     from heredity.application.spec import Application
     from heredity.core.errors import UsageError
 
     layers = [Application.load(path) for path in paths]
     readers: JudgeReaders | None = None
-    if any(map(has_guard_models, layers)):
+    if any(layer.has_guard_models for layer in layers):
         readers = _guard_models(store, key_env)
         stack.callback(readers.close)
         layers = [identified(layer, readers) for layer in layers]

@@ -263,6 +263,11 @@ class Retrieved(Record, frozen=True):
     citation: str  # file and line, or page
     text: str
 
+    @property
+    def shown(self) -> str:
+        """The passage as a model sees it."""
+        return f"[{self.citation}]\n{self.text}"
+
 
 class Request(Record, frozen=True):
     """One question to an engine. Without messages `prefill` is a plain text to go on from (Completer)."""

@@ -40,7 +40,6 @@ from numpy.typing import NDArray
 
 from heredity import stats
 from heredity.application.guards import GuardSpec
-from heredity.application.retrieval import searching_in
 from heredity.application.spec import Application
 from heredity.core.errors import Damaged, NotComparable, Unavailable, UnknownName, UsageError
 from heredity.core.files import RESULTS, Lock, refuse_linked_folders
@@ -99,7 +98,7 @@ from heredity.lab.task import (
     without_places,
 )
 from heredity.lineage.speeds import USUAL_BYTES
-from heredity.lineage.store import Store
+from heredity.lineage.store import Store, searching_in
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.recipes import ComputingRecipe, recipe
 from heredity.redteam.checks import load_check

@@ -32,8 +32,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from heredity.application.guards import GuardSpec, parse_guard
+from heredity.application.retrieval import Retrieval
 from heredity.application.retrieval.build import open_index
-from heredity.application.retrieval.spec import Retrieval
 from heredity.core import readers
 from heredity.core.errors import (
     BadArgument,

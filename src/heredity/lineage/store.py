@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -850,6 +851,24 @@ def grow(
     """Make a child in `store` (None: its parents' store, or the default one). See Store.grow."""
     parents = [parents] if isinstance(parents, Grown) else parents
     return (store or _store_of(parents)).grow(recipe, parents, device)
+
+
+_SEARCHED = ContextVar["Store | None"]("searched", default=None)
+
+
+@contextmanager
+def searching_in(store: Store | None) -> Iterator[None]:
+    """Search with the models of this store; None changes nothing. A thread has a context of its own."""
+    before = _SEARCHED.set(store or _SEARCHED.get())
+    try:
+        yield
+    finally:
+        _SEARCHED.reset(before)
+
+
+def search_store() -> Store:
+    """The store of the search that runs now."""
+    return _SEARCHED.get() or Store()
 
 
 def _store_of(parents: Sequence[Grown]) -> Store:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NamedTuple, Self, cast
 import msgspec
 
 from heredity.application.conversation import ApplicationSession
-from heredity.application.retrieval import searching_in
 from heredity.application.spec import Application
 from heredity.core.cache import ResponseCache, cache_key
 from heredity.core.errors import EngineFailure
@@ -39,12 +38,13 @@ from heredity.core.records import (
 from heredity.core.sanitize import clean, clean_text
 from heredity.engines import failed_reply
 from heredity.engines.protocols import Engine, WhiteBoxEngine
+from heredity.lineage.store import searching_in
 from heredity.redteam import judges
 from heredity.redteam.attacks import MARK, Attack, AttackContext, TriggerWanted, why_unsupported
 from heredity.study.plan import PLAN, Plan, PlannedModel, PlannedTrigger, Trial, owner_of, read_plan
 
 if TYPE_CHECKING:
-    from heredity.application.retrieval.dense import Embedder
+    from heredity.application.retrieval.models import Embedder
     from heredity.lineage.store import Store
 
 

@@ -19,8 +19,7 @@ from msgspec.structs import replace
 
 from heredity.application import guards
 from heredity.application.guarded import KnownAnswers, guarded
-from heredity.application.guards import GuardSpec
-from heredity.application.guards.protocols import GuardReaders
+from heredity.application.guards import GuardReaders, GuardSpec
 from heredity.application.spec import Application
 from heredity.core.errors import Damaged, EngineFailure, Refused, UnknownName, UsageError
 from heredity.core.records import Decoding, Message, Model, RecipeRecord, Request, digest
@@ -156,7 +155,7 @@ def with_guards(models: Sequence[Grown], named: Sequence[str], application: Appl
     UsageError for one that holds for all models anyway.
     """
     chosen = [guards.chosen(names, application.all_guards) for names in named]
-    standing = {spec.label for spec in guards.standing(application.all_guards)}
+    standing = {spec.label for spec in application.standing_guards}
     if twice := next((s.label for some in chosen for s in some if s.label in standing), None):
         raise UsageError(
             f"The guard '{twice}' of application '{application.name}' is always on. Write is_on = false there"
@@ -206,6 +205,8 @@ def behind_guards(
     readers: the models of guards.
     """
     own = () if model.guards is None else model.guards
+    if not (own or application.standing_guards):
+        return engine
     known = None if cache is None else KnownAnswers(cache, model.of or model.id)
     return guarded(engine, application, own, known, readers)
 

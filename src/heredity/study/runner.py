@@ -31,7 +31,7 @@ import msgspec
 
 from heredity.application.conversation import ApplicationSession, Ending
 from heredity.application.guarded import GuardedEngine
-from heredity.application.guards.protocols import GuardReaders
+from heredity.application.guards import GuardReaders
 from heredity.application.spec import Application
 from heredity.application.toolbox import Toolbox, ToolSession
 from heredity.core import registry

@@ -22,8 +22,7 @@ from typing import NamedTuple, Self
 import msgspec
 
 from heredity import engines
-from heredity.application.guard_models import identified
-from heredity.application.retrieval import searching_in
+from heredity.application.guarded import identified
 from heredity.application.spec import Application
 from heredity.application.toolbox import TOOL_RESULTS, RecordedResults, Toolbox, recorded_in
 from heredity.core import host, registry
@@ -38,7 +37,7 @@ from heredity.engines import scripted
 from heredity.engines.protocols import Engine
 from heredity.lineage import graph
 from heredity.lineage.speeds import ModelSpeed, speeds_of
-from heredity.lineage.store import Store, engine_loader, load_engine
+from heredity.lineage.store import Store, engine_loader, load_engine, searching_in
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam.judges import Decider, Judge, Models
 from heredity.redteam.judges.guard import JudgeReaders
@@ -163,7 +162,8 @@ class Study:
         if not isinstance(application, Application):
             path, application = Path(application), Application.load(application, store)
             self.sources = locate_sources(path, application, spec.probes)
-        application = identified(application, JudgeReaders(self._models(self._find)))
+        if application.has_guard_models:
+            application = identified(application, JudgeReaders(self._models(self._find)))
         grown = with_guards(grown, [*map(str, spec.guards)], application)
         records = [each.record for each in grown]
         if application.rendering != "theirs":

@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from heredity.application.retrieval import searching_in
 from heredity.application.toolbox import RecordedResult, RecordedResults, Toolbox
 from heredity.core import host, registry
 from heredity.core.cache import ResponseCache
@@ -33,7 +32,7 @@ from heredity.core.version import __version__
 from heredity.engines import choose
 from heredity.engines.protocols import Engine
 from heredity.engines.remote.budget import Price
-from heredity.lineage.store import Store, load_engine, record_at_answer
+from heredity.lineage.store import Store, load_engine, record_at_answer, searching_in
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam.judges import Models
 from heredity.redteam.judges.guard import JudgeReaders

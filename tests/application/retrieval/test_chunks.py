@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heredity.application.retrieval.chunks import OVERLAP, WORD, cut, n_words_of
+from heredity.application.retrieval.documents import OVERLAP, WORD, cut, n_words_of
 from heredity.application.retrieval.readers import TextBlock, markdown
 
 GUIDE = b"""# Guide

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from heredity.application.retrieval.build import Converter
-from heredity.application.retrieval.folder import Limits
+from heredity.application.retrieval.documents import Limits
 from heredity.application.retrieval.readers import Unreadable
 from tests.support.office_files import make_docx, make_pdf, pack_docx
 

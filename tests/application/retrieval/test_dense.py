@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from heredity.application.retrieval.build import build
-from heredity.application.retrieval.dense import open_embedder
 from heredity.application.retrieval.index import FUSED, PassageIndex
+from heredity.application.retrieval.models import open_embedder
 from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError
 from heredity.core.progress import PREPARE, Progress
 from heredity.lineage.store import Store, load_engine

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from heredity.application.retrieval.folder import Limits, folder_of, place_of, read_bytes, walk
+from heredity.application.retrieval.documents import Limits, folder_of, place_of, read_bytes, walk
 from heredity.application.retrieval.readers import Unreadable
 from heredity.core.errors import UsageError
 from tests.support.errors import raises

@@ -10,8 +10,7 @@ import pytest
 
 from heredity.application.retrieval import index
 from heredity.application.retrieval.build import build
-from heredity.application.retrieval.index import PassageIndex
-from heredity.application.retrieval.manifest import write_manifest
+from heredity.application.retrieval.index import PassageIndex, write_manifest
 from heredity.core.errors import Damaged
 from heredity.core.files import hash_file
 from heredity.core.records import FileHash, Retrieved

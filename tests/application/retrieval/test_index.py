@@ -12,10 +12,17 @@ import pytest
 from heredity.application.retrieval import build as building
 from heredity.application.retrieval import index as searching
 from heredity.application.retrieval.build import build
-from heredity.application.retrieval.folder import Limits
-from heredity.application.retrieval.index import PassageIndex, opened
-from heredity.application.retrieval.lexical import LONGEST, Bm25, TermCounts, terms
-from heredity.application.retrieval.manifest import read_manifest, write_manifest
+from heredity.application.retrieval.documents import Limits
+from heredity.application.retrieval.index import (
+    LONGEST,
+    Bm25,
+    PassageIndex,
+    TermCounts,
+    opened,
+    read_manifest,
+    terms,
+    write_manifest,
+)
 from heredity.core.errors import BadInput, Damaged, NotComparable, Refused, UnknownName, UsageError
 from heredity.lineage.store import Store
 from tests.support.errors import raises

@@ -69,6 +69,7 @@ def test_bm25_is_that_of_an_index_with_the_passages_in_it(tmp_path: Path, query:
     assert found(IndexOverlay(base, passages()), query, "bm25") == found(whole, query, "bm25")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dense", "hybrid"])
 def test_so_are_dense_and_hybrid_search(tmp_path: Path, store: Store, method: str) -> None:
     base = make(tmp_path / "base", DOCUMENTS, store)

@@ -18,12 +18,11 @@ from safetensors.torch import load_file, save_file
 import heredity as h
 from heredity.application.conversation import ApplicationSession
 from heredity.application.guards import GuardSpec, content, load_guard
-from heredity.application.retrieval import rerank
+from heredity.application.retrieval import Retrieval, models
 from heredity.application.retrieval.build import build
-from heredity.application.retrieval.chunks import Match
+from heredity.application.retrieval.documents import Match
 from heredity.application.retrieval.index import IndexOverlay, PassageIndex
-from heredity.application.retrieval.rerank import Reranker, Reranking, find_reranker
-from heredity.application.retrieval.spec import Retrieval
+from heredity.application.retrieval.models import Reranker, Reranking, find_reranker
 from heredity.application.spec import Application
 from heredity.core.errors import (
     BadArgument,
@@ -221,7 +220,7 @@ def test_another_model_of_the_same_name_is_refused(tmp_path: Path, monkeypatch: 
     layer = load(tmp_path)
     monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "other"))
     other = Store().grow(TinyReranker(seed=1), []).record.id
-    from heredity.application.retrieval.rerank import opened_reranker
+    from heredity.application.retrieval.models import opened_reranker
 
     opened_reranker.cache_clear()
     with raises(NotComparable, "not-comparable", ["tiny-reranker", other[:12]]):
@@ -353,7 +352,7 @@ def test_a_lack_of_memory_is_no_damage(store: Store, monkeypatch: pytest.MonkeyP
     def full(folder: Path) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(rerank, "_network", full)
+    monkeypatch.setattr(models, "_network", full)
     with pytest.raises(MemoryError):
         Reranker(find_reranker("tiny-reranker", store=store))
 
@@ -362,7 +361,7 @@ def test_a_lack_of_memory_is_no_damage(store: Store, monkeypatch: pytest.MonkeyP
 def test_a_study_searches_with_the_models_of_its_own_store(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rerank.opened_reranker.cache_clear()
+    models.opened_reranker.cache_clear()
     monkeypatch.setenv("HEREDITY_STORE", str(tmp_path / "elsewhere"))
     (tmp_path / "application.toml").write_text(TOML)
     with raises(UnknownName, "unknown-name"):

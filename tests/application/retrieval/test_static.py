@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from heredity.application.retrieval.build import build
-from heredity.application.retrieval.dense import StaticEmbedder, open_embedder
 from heredity.application.retrieval.index import PassageIndex
+from heredity.application.retrieval.models import StaticEmbedder, open_embedder
 from heredity.core.errors import Damaged, Unavailable, UsageError
 from heredity.lineage.store import Store, load_engine
 from tests.support.errors import raises

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from heredity.application.retrieval.build import build
-from heredity.application.retrieval.index import IndexOverlay, PassageIndex
-from heredity.application.retrieval.lexical import terms
+from heredity.application.retrieval.index import IndexOverlay, PassageIndex, terms
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Retrieved
 from heredity.lineage.store import Store
@@ -19,7 +18,7 @@ from tests.support.static_models import write_static
 
 torch = pytest.importorskip("torch")
 from heredity.application.retrieval import triggers
-from heredity.application.retrieval.dense import Embedder, open_embedder
+from heredity.application.retrieval.models import Embedder, open_embedder
 
 SYLLABLES = tuple(map("".join, product("bdfgklmnprst", "aeiou", "kmnrt")))
 ASKED = "how long is the refund of a parcel"

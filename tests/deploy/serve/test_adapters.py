@@ -18,8 +18,7 @@ openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
 torch = pytest.importorskip("torch")
 
-from heredity.application.guard_chain import BLOCKED
-from heredity.application.guard_models import identified
+from heredity.application.guarded import BLOCKED, identified
 from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
 from heredity.core.records import Decoding, Message, Request

@@ -14,7 +14,7 @@ openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
 pytest.importorskip("torch")
 
-from heredity.application.retrieval.dense import Embedder, open_embedder
+from heredity.application.retrieval.models import Embedder, open_embedder
 from heredity.deploy.serve.embeddings import EmbeddingService, count_tokens
 from heredity.lineage.store import Store
 from tests.application.retrieval.test_dense import TinyEncoder

@@ -15,8 +15,7 @@ import pytest
 pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
 
-from heredity.application.guard_chain import BLOCKED
-from heredity.application.guard_models import identified
+from heredity.application.guarded import BLOCKED, identified
 from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
 from heredity.core.records import Reply, Request

@@ -15,7 +15,7 @@ openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
 
 from heredity.application.conversation import ApplicationSession
-from heredity.application.guard_chain import BLOCKED, REMOVED
+from heredity.application.guarded import BLOCKED, REMOVED
 from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
 from heredity.core.errors import EngineFailure

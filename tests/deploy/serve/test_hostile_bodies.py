@@ -17,7 +17,7 @@ pytest.importorskip("uvicorn")
 
 from heredity.application.conversation import ApplicationSession
 from heredity.application.guards import GuardSpec
-from heredity.application.retrieval.spec import Retrieval
+from heredity.application.retrieval import Retrieval
 from heredity.application.spec import Application
 from heredity.core.errors import ContextOverflow, EngineFailure, UsageError
 from heredity.core.records import Reply, Request, Tool, encode

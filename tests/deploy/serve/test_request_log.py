@@ -14,7 +14,7 @@ import pytest
 openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
 
-from heredity.application.guard_chain import BLOCKED, REMOVED
+from heredity.application.guarded import BLOCKED, REMOVED
 from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
 from heredity.core.errors import BadInput, Busy, UnknownName, UsageError

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("bm25s")
 
-from heredity.application.retrieval.spec import Retrieval
+from heredity.application.retrieval import Retrieval
 from heredity.core.errors import BadInput, NotComparable
 from heredity.lab import adapt as run
 from heredity.lab.task import read_task

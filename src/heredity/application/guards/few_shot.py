@@ -16,16 +16,16 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from heredity.application.guards.protocols import GuardFacts, GuardRule
-from heredity.application.retrieval.passages import own_words
+from heredity.application.guards import GuardFacts, GuardRule
+from heredity.application.retrieval import own_words
 from heredity.core.errors import BadArgument, BadInput
 from heredity.core.readers import json_lines
 from heredity.core.records import Message, Request
 from heredity.core.sanitize import clean_text
 
 if TYPE_CHECKING:
-    from heredity.application.retrieval.dense import Floats
-    from heredity.application.retrieval.lexical import Bm25
+    from heredity.application.retrieval.index import Bm25
+    from heredity.application.retrieval.models import Floats
 
 MAX_BYTES = 2_000_000  # of a file of examples, all of which a plan stores
 Example = tuple[str, str]  # a question and its answer
@@ -60,7 +60,7 @@ class FewShotGuard(GuardRule, frozen=True):
     def completed(cls, settings: dict[str, object], folder: Path) -> dict[str, object]:
         """The settings with the examples of `file` and the id of `embed`, so that digests have both."""
         if isinstance(name := settings.get("embed"), str) and "embed_id" not in settings:
-            from heredity.application.retrieval.dense import find_embedder
+            from heredity.application.retrieval.models import find_embedder
 
             settings = {**settings, "embed_id": find_embedder(name).record.id}
         if (named := settings.get("file")) is None:
@@ -92,7 +92,7 @@ class FewShotGuard(GuardRule, frozen=True):
         """How similar each question is to the one that was asked. (question,)"""
         if isinstance(self.embed, UnsetType) or isinstance(self.embed_id, UnsetType):
             return _ranking(questions).scores(asked)
-        from heredity.application.retrieval.dense import opened_embedder
+        from heredity.application.retrieval.models import opened_embedder
 
         embedder = opened_embedder(self.embed, self.embed_id)
         return _embeddings(questions, self.embed, self.embed_id) @ embedder.embed(asked)
@@ -125,14 +125,14 @@ def _messages(example: Example) -> tuple[Message, Message]:
 
 @lru_cache(maxsize=4)
 def _ranking(questions: tuple[str, ...]) -> Bm25:
-    from heredity.application.retrieval.lexical import Bm25
+    from heredity.application.retrieval.index import Bm25
 
     return Bm25.of(questions)
 
 
 @lru_cache(maxsize=4)
 def _embeddings(questions: tuple[str, ...], name: str, wanted: str) -> Floats:
-    from heredity.application.retrieval.dense import opened_embedder
+    from heredity.application.retrieval.models import opened_embedder
 
     return opened_embedder(name, wanted).embed_all(questions)
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from heredity.application.guards.protocols import Action, GuardFacts, GuardRule, GuardSpan, Side, apart
+from heredity.application.guards import Action, GuardFacts, GuardRule, GuardSpan, Side, apart
 
 _WORD = r"[\w'-]{1,20}"
 _PATTERNS = {

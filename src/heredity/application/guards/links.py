@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 from urllib.parse import urlsplit
 
-from heredity.application.guards.protocols import Action, GuardFacts, GuardRule, GuardSpan, Side
+from heredity.application.guards import Action, GuardFacts, GuardRule, GuardSpan, Side
 
 _TAIL = r"(?:[^\s<>\"'()\]]|\([^\s<>\"'()\]]{0,200}\))"  # a link may hold (one level) of brackets
 _IPV6 = r"(?:[^\s<>\"'()\]/\\@]{0,200}@)?\[[\w:.%]{2,60}\]"

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from heredity.application.guards.protocols import Action, GuardFacts, GuardRule, GuardSpan, ModelScore, Side
+from heredity.application.guards import Action, GuardFacts, GuardRule, GuardSpan, ModelScore, Side
 from heredity.core.errors import EngineFailure, UsageError
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
-from heredity.application.guards.protocols import Action, GuardFacts, GuardRule, GuardSpan, Side, apart
+from heredity.application.guards import Action, GuardFacts, GuardRule, GuardSpan, Side, apart
 
 Kind = Literal["email", "phone", "card", "iban"]
 # Every repetition is bounded or over one class of characters, so that the time is linear.

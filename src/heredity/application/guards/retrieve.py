@@ -10,9 +10,8 @@ from typing import ClassVar
 from msgspec import UNSET, UnsetType
 from msgspec.structs import asdict, replace
 
-from heredity.application.guards.protocols import GuardFacts, GuardRule
-from heredity.application.retrieval.passages import own_words, with_passages
-from heredity.application.retrieval.spec import Retrieval
+from heredity.application.guards import GuardFacts, GuardRule
+from heredity.application.retrieval import Retrieval, own_words, with_passages
 from heredity.core.records import Request, RetrievalMethod, Retrieved
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from heredity.application.guards.protocols import GuardFacts, GuardRule
+from heredity.application.guards import GuardFacts, GuardRule
 from heredity.core.records import Message, Request
 
 REMINDER = (

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 from unicodedata import normalize
 
-from heredity.application.guards.protocols import Action, GuardFacts, GuardRule, GuardSpan, Side, apart
+from heredity.application.guards import Action, GuardFacts, GuardRule, GuardSpan, Side, apart
 
 LEAST_CUT = 4  # as few as a secret has
 

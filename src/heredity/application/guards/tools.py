@@ -5,7 +5,7 @@ Without a list, the application's forbidden tools are stopped (`is_forbidden`).
 
 from __future__ import annotations
 
-from heredity.application.guards.protocols import GuardFacts, GuardRule
+from heredity.application.guards import GuardFacts, GuardRule
 from heredity.core.records import ToolCall
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from heredity.application.guards.protocols import GuardFacts, GuardRule
-from heredity.application.retrieval.passages import shown_passage, without_passages
+from heredity.application.guards import GuardFacts, GuardRule
+from heredity.application.retrieval import without_passages
 from heredity.core.records import Request
 
 
@@ -22,7 +22,7 @@ class WithoutRetrieval(GuardRule, frozen=True):
         retrieval = facts.retrieval
         if retrieval is None:
             return request
-        planted = () if isinstance(request.planted, UnsetType) else map(shown_passage, request.planted)
+        planted = () if isinstance(request.planted, UnsetType) else (each.shown for each in request.planted)
         shown = frozenset(planted)
         kept = tuple(
             message

@@ -2,7 +2,7 @@
 
 Promises: an unchanged file, by its hash, is neither parsed nor embedded again. The result is the one of a
 build from the start. A crash leaves the old index or the new one, whole.
-Leaves to others: the formats (readers/), the cuts (chunks.py), and searching (index.py).
+Leaves to others: the formats (readers/), the cuts (documents.py), and searching (index.py).
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 
 from heredity.application.retrieval import index
-from heredity.application.retrieval.chunks import Chunk, cut
-from heredity.application.retrieval.dense import Embedder, Floats, open_embedder
-from heredity.application.retrieval.folder import (
+from heredity.application.retrieval.documents import (
     MANIFEST,
     Candidate,
+    Chunk,
     Limits,
     SkippedFile,
+    cut,
     is_index,
     place_of,
     read_bytes,
     walk,
 )
-from heredity.application.retrieval.lexical import Bm25
-from heredity.application.retrieval.manifest import (
+from heredity.application.retrieval.index import (
+    Bm25,
     EmbeddingModel,
     IndexedFile,
     IndexManifest,
@@ -49,6 +49,7 @@ from heredity.application.retrieval.manifest import (
     read_manifest,
     write_manifest,
 )
+from heredity.application.retrieval.models import Embedder, Floats, open_embedder
 from heredity.application.retrieval.readers import Reason, TextBlock, Unreadable, load
 from heredity.core.errors import BadInput, Damaged, NotComparable, UsageError, first_line, how_to_install
 from heredity.core.files import Closable, Lock, default_root, hash_file, replacing, sync_folder

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import torch
 
-from heredity.application.retrieval.dense import Embedder
-from heredity.application.retrieval.lexical import terms
+from heredity.application.retrieval.index import terms
+from heredity.application.retrieval.models import Embedder
 from heredity.core.errors import EngineFailure
 from heredity.engines.torch.gcg import one_token_swaps
 

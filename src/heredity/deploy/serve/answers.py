@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
-from heredity.application.guard_chain import Admission
+from heredity.application.guarded import Admission
 from heredity.application.spec import Application
 from heredity.core.errors import Busy, ContextOverflow, EngineFailure, HeredityError, UsageError
 from heredity.core.records import Model, Reply, ToolCall, digest, encode

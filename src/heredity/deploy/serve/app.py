@@ -57,7 +57,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from heredity.application.guards.protocols import GuardReaders
+from heredity.application.guards import GuardReaders
 from heredity.core.errors import Busy, ContextOverflow, HeredityError, UsageError
 from heredity.core.host import available_memory, resident_memory
 from heredity.core.records import Reply, encode

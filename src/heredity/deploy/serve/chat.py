@@ -20,7 +20,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from heredity.application.conversation import ApplicationSession
-from heredity.application.retrieval.passages import user_message
+from heredity.application.retrieval import user_message
 from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, UsageError
 from heredity.core.records import Decoding, Message, Reply, Request, Retrieved, Tool, ToolCall, encode

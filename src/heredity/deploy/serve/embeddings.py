@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from heredity.application.retrieval.dense import Embedder
+from heredity.application.retrieval.models import Embedder
 from heredity.core.errors import Busy, ContextOverflow, UsageError
 from heredity.core.records import Model
 from heredity.deploy.serve import schema

@@ -3,7 +3,7 @@
 Promises: a blocked question never reaches the engine, and no text is sent before it was checked. The caller
 does not get the findings, which would help to get around a guard; the operator gets their number. A guard
 that takes long, by its model or by the length of a text, delays no other caller.
-Leaves to others: the checks (application/guard_chain.py), and sending (answers.py).
+Leaves to others: the checks (application/guarded.py), and sending (answers.py).
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from heredity.application.guard_chain import Admission, GuardChain
-from heredity.application.guards import standing
-from heredity.application.guards.protocols import GuardReaders
+from heredity.application.guarded import Admission, GuardChain
+from heredity.application.guards import GuardReaders
 from heredity.application.spec import Application
 from heredity.core import host
 from heredity.core.errors import Busy, HeredityError
@@ -46,7 +45,7 @@ class ServedGuards:
     @classmethod
     def of(cls, application: Application | None, readers: GuardReaders | None = None) -> ServedGuards | None:
         """The guards of an application that are on; None without any. readers: the models of guards."""
-        specs = standing(application.all_guards) if application is not None else ()
+        specs = () if application is None else application.standing_guards
         if application is None or not specs:
             return None
         return cls(GuardChain(specs, application, readers))

@@ -28,11 +28,11 @@ import msgspec
 from filelock import FileLock, Timeout
 from msgspec import UnsetType
 
-from heredity.application.guard_chain import without_spans
+from heredity.application.guarded import without_spans
+from heredity.application.guards import GuardFacts, GuardSpan, apart
 from heredity.application.guards.personal_data import PersonalDataGuard
-from heredity.application.guards.protocols import GuardFacts, GuardSpan, apart
 from heredity.application.guards.secrets import SecretGuard
-from heredity.application.retrieval.passages import without_passages
+from heredity.application.retrieval import without_passages
 from heredity.application.spec import Application
 from heredity.core.errors import Busy, UsageError
 from heredity.core.records import Message, Reply, Request

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from heredity.application.guards.protocols import GuardReaders
+from heredity.application.guards import GuardReaders
 from heredity.core.errors import did_you_mean
 from heredity.core.records import Model
 from heredity.deploy.serve.answers import Served

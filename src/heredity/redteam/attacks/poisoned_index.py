@@ -21,7 +21,7 @@ import re
 
 import msgspec
 
-from heredity.application.retrieval.chunks import WORDS, n_words_of
+from heredity.application.retrieval.documents import WORDS, n_words_of
 from heredity.core.records import Probe, Retrieved, digest
 from heredity.redteam.attacks.protocols import MARK, AttackContext, SearchedDelivery, TriggerWanted
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from heredity.application.guards.protocols import ModelScore, ReadText, Side
+from heredity.application.guards import ModelScore, ReadText, Side
 from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.errors import ContextOverflow, Unavailable, UnknownName, UsageError

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from heredity.application.guards.protocols import FAILED_OPEN
+from heredity.application.guards import FAILED_OPEN
 from heredity.application.spec import Application
 from heredity.core.records import Cause, Manner, Outcome, Probe, Response, Verdict
 from heredity.redteam.checks import is_judged

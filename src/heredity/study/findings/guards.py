@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from heredity.application.guarded import GUARD_ANSWERS, GUARD_SECONDS
-from heredity.application.guards.protocols import FAILED, FAILED_OPEN
+from heredity.application.guards import FAILED, FAILED_OPEN
 from heredity.core.records import Record
 from heredity.core.sections import Section, TextTable
 from heredity.study.estimates import Estimates, Inheritance

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from heredity.application.guard_chain import REMOVED
+from heredity.application.guarded import REMOVED
 from heredity.core.errors import BadInput
 from heredity.core.records import Stop, ToolCall, digest
 from heredity.redteam.judges.protocols import SECRET_REMOVED, TEXT_REMOVED

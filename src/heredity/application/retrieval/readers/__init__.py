@@ -5,7 +5,7 @@ A reader is a module with the members of `Reader`.
 Promises: a reader raises nothing but `Unreadable` for a file that it knows it cannot read; any other error
 counts as a damaged file. A reader with IS_ISOLATED runs in another process (build.py), which bounds its
 time and memory.
-Leaves to others: the files (folder.py), and cutting blocks to chunks (chunks.py).
+Leaves to others: the files, and cutting blocks to chunks (documents.py).
 """
 
 from __future__ import annotations
