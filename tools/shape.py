@@ -82,7 +82,7 @@ BOUNDS = {
     "derive lora": Bound(36, 25),
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
     "files": Bound(563, 440),
-    "lines": Bound(117_046, 92_000),
+    "lines": Bound(116_252, 92_000),
     "error codes": Bound(40, 40),
     "words of docs": Bound(65_559, 65_000),
     "root": Bound(18, 18),
@@ -92,8 +92,8 @@ BOUNDS = {
     "underscored": Bound(0, 0),
     "class names": Bound(0, 0),
     "attribute probes": Bound(26),
-    "uses of Any": Bound(386),
-    "vague names": Bound(1_125, 0),
+    "uses of Any": Bound(368),
+    "vague names": Bound(1_120, 0),
     "private singles": Bound(3),
     "long functions": Bound(15),
 }

@@ -181,7 +181,14 @@ class _ToolNames(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _tools(names: tuple[str, ...]) -> _ToolNames:
-    ways = sorted({_any_spelling(name) for name in names}, key=len, reverse=True)
+    ways = sorted(
+        {
+            ("(?i:" + "[-_. ]?".join(re.escape(part) for part in re.split(r"[-_. ]", name)) + ")")
+            for name in names
+        },
+        key=len,
+        reverse=True,
+    )
     one = rf"(?:{'|'.join(ways)})" if ways else r"(?!)"
     hints = tuple(re.split(r"[-_. ]", name.casefold())[0] for name in names)
     return _ToolNames(
@@ -231,11 +238,6 @@ def _attempt_pattern(one: str) -> re.Pattern[str]:
         r"[\"'](?:arguments|parameters|args|input)[\"'][^\n]{0,80}"
         rf"|\{{\s*[\"']{one}[\"']\s*:\s*\{{[^\n]{{0,80}}"
     )
-
-
-def _any_spelling(name: str) -> str:
-    """A pattern for a tool's name in any case, and with other marks between its words."""
-    return "(?i:" + "[-_. ]?".join(re.escape(part) for part in re.split(r"[-_. ]", name)) + ")"
 
 
 def _key_of(name: str) -> str:
@@ -372,7 +374,10 @@ def _call_of(item: Mapping[str, object], tools: _ToolNames) -> ToolCall | None:
     inner = item.get("function")
     item = inner if isinstance(inner, dict) else item
     given_at = next((key for key in _GIVEN if key in item), "")
-    if not given_at and any(_is_denial(value) for value in item.values()):
+    if not given_at and any(
+        (value is False or (isinstance(value, str) and _DENIAL.search(value.casefold()) is not None))
+        for value in item.values()
+    ):
         return None
     # An action beside anything else may be a record.
     is_action = given_at == "action_input" or (given_at != "" and len(item) == 2)
@@ -385,11 +390,6 @@ def _call_of(item: Mapping[str, object], tools: _ToolNames) -> ToolCall | None:
     if "description" in item or (isinstance(given, dict) and "properties" in given):
         return None  # a tool's description as JSON
     return ToolCall(tools.by_key[_key_of(name)], given if isinstance(given, dict) else {})
-
-
-def _is_denial(value: object) -> bool:
-    """Whether a value next to a tool's name says that the tool was not called: false, "denied"."""
-    return value is False or (isinstance(value, str) and _DENIAL.search(value.casefold()) is not None)
 
 
 def _json_at(text: str, at: int) -> tuple[object, int]:

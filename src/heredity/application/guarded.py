@@ -466,7 +466,10 @@ class GuardedEngine:
             with closing(_generator(self._inner.reply(stream.passed()))) as replies:
                 for found in replies:
                     admitted = stream.asked(found.key)
-                    self._keep(admitted.prepared, found)
+                    reply = found
+                    if self._answers is not None:
+                        reply = clean(reply)
+                        self._answers.cache.put(self._key(admitted.prepared, reply.prompt), reply)
                     stream.answered.append((admitted, found))
                     if len(stream.answered) >= n_at_once:
                         yield from self._checked(stream)
@@ -517,11 +520,6 @@ class GuardedEngine:
             return None
         found = self._answers.cache.get(self._key(request, prompt))
         return None if found is None else replace(found, key=request.key)
-
-    def _keep(self, request: Request, reply: Reply) -> None:
-        if self._answers is not None:
-            reply = clean(reply)
-            self._answers.cache.put(self._key(request, reply.prompt), reply)
 
     def _key(self, request: Request, prompt: str) -> str:
         """The key of the model without guards, as a study has it."""

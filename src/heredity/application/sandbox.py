@@ -379,19 +379,15 @@ class SharedToolProcess(ToolProcess):
         try:
             answer = answers.get(timeout=self._seconds)
         except Empty:
-            return self._late(number, process, n_answered)
+            with self._lock:
+                self._waiting.pop(number, None)
+                if self._n_answered == n_answered:
+                    self._end_it(process)
+            return late(self._seconds)
         if answer.error_code == "tool-died":
             self._end_it(process)
             return msgspec.structs.replace(answer, number=0)
         return msgspec.structs.replace(self._checked(answer), number=0)
-
-    def _late(self, number: int, process: Popen[bytes], n_answered: int) -> Answer:
-        """Give up a call, and the process too if it answered nothing meanwhile."""
-        with self._lock:
-            self._waiting.pop(number, None)
-            if self._n_answered == n_answered:
-                self._end_it(process)
-        return late(self._seconds)
 
     def _end_it(self, process: Popen[bytes]) -> None:
         """End this process, unless another one runs by now."""

@@ -134,7 +134,8 @@ class ToolProcessPool(Closable):
     def _take(self) -> ToolProcess:
         with self._changed:
             while not self._free:
-                if self._may_start():
+                slow = time.monotonic() - PATIENCE
+                if len(self._all) < self._most and all(since <= slow for since in self._since.values()):
                     self._all.append(self._make())
                     self._free.append(self._all[-1])
                 else:
@@ -143,11 +144,6 @@ class ToolProcessPool(Closable):
             self._free.remove(found)
             self._since[found] = math.inf
             return found
-
-    def _may_start(self) -> bool:
-        """Whether another process may start: the calls of all are slow, and none of them starts now."""
-        slow = time.monotonic() - PATIENCE
-        return len(self._all) < self._most and all(since <= slow for since in self._since.values())
 
 
 TOOL_RESULTS = "tool_results.jsonl"
@@ -316,7 +312,16 @@ class Toolbox(Closable):
             if source not in mine:
                 mine[source] = _Own(self._process(source))
             own = mine[source]
-            self._catch_up(own, source, tool, before)
+            if own.process.opened is None:
+                own.n_run = 0
+            source.open(own.process)
+            for earlier in before[own.n_run :]:
+                own.process.call(earlier)
+                if own.process.opened is None:
+                    raise ToolFailure(
+                        f"the process of {tool.name} ended while it repeated the calls before this one: its "
+                        "state is lost"
+                    )
             answer = own.process.call(call)
             own.n_run = len(before) + 1
             return answer
@@ -346,19 +351,6 @@ class Toolbox(Closable):
         finally:
             with self._lock:
                 self._busy.discard(session)
-
-    def _catch_up(self, own: _Own, source: ToolSource, tool: Tool, before: Sequence[Call]) -> None:
-        """Run what the process has not seen: it may be new, or other conversations recorded some of these."""
-        if own.process.opened is None:
-            own.n_run = 0
-        source.open(own.process)
-        for earlier in before[own.n_run :]:
-            own.process.call(earlier)
-            if own.process.opened is None:
-                raise ToolFailure(
-                    f"the process of {tool.name} ended while it repeated the calls before this one: its "
-                    "state is lost"
-                )
 
 
 class ToolSession:

@@ -100,21 +100,19 @@ class World:
             del holder[key]
             return Change(at)
         else:
-            value = self._transfer(holder, key, _keys(effect.to, arguments), value)
+            to = _keys(effect.to, arguments)
+            amount = _amount(value)
+            if amount is None:
+                raise _Impossible("the amount must be a number above 0")
+            other, name = self._holder(to)
+            if not all(isinstance(each, int | float) for each in (holder[key], other.get(name, 0))):
+                raise _Impossible(f"there is no account {name}")
+            if holder[key] < amount:
+                raise _Impossible(f"there is not enough: {_shown(holder[key])}")
+            holder[key] -= amount
+            other[name] = other.get(name, 0) + amount
+            value = {"to": name, "amount": amount}
         return Change(at, value)
-
-    def _transfer(self, holder: dict[str, Any], key: str, to: tuple[str, ...], given: object) -> Any:
-        amount = _amount(given)
-        if amount is None:
-            raise _Impossible("the amount must be a number above 0")
-        other, name = self._holder(to)
-        if not all(isinstance(each, int | float) for each in (holder[key], other.get(name, 0))):
-            raise _Impossible(f"there is no account {name}")
-        if holder[key] < amount:
-            raise _Impossible(f"there is not enough: {_shown(holder[key])}")
-        holder[key] -= amount
-        other[name] = other.get(name, 0) + amount
-        return {"to": name, "amount": amount}
 
     def _holder(self, keys: tuple[str, ...]) -> tuple[dict[str, Any], str]:
         """The table that holds the last key."""

@@ -342,7 +342,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
         host.configure()
         _open_closed()
-        _accept_any_text()
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
         code = heredity.main(arguments, prog_name="heredity", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
@@ -422,10 +424,3 @@ def _open_closed() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123
-
-
-def _accept_any_text() -> None:
-    """Show text that the terminal's encoding lacks as an escape instead of crashing."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")

@@ -255,11 +255,22 @@ def _show_all(screen: Console, study: RecordedStudy, headline: Headline) -> None
     others = [pair for pair in estimates.pairs if not {pair.a, pair.b} <= in_lineage]
     for pair in others:
         screen.print()
-        for line in _compared(estimates, pair):
+        called = words.names(estimates.models)
+        what = words.scope_name(estimates, pair.technique)
+        head = f"{what}: {called[pair.b]} is {_verdict(pair)} than {called[pair.a]}"
+        for line in (head, f"  {_difference(pair)}"):
             show_sentence(screen, line)
     screen.print()
     screen.print(breach_table(estimates, is_narrow=_is_narrow(estimates, screen.width)))
-    show_sentence(screen, _legend(estimates), "dim")
+    level = words.percent(estimates.confidence)
+    legend = f"rate [{level} interval] of n {words.counted(estimates)} trials; * decided by a judge"
+    legend += ", the others by checks (judge-free)"
+    legend += "; corrected: for the measured errors of the checks or the judge"
+    if estimates.is_per_attempt:
+        legend += "; decided: the share that is not unclear"
+    if any(technique.is_baseline for technique in estimates.techniques):
+        legend += "; ° a capability, in no sum"
+    show_sentence(screen, legend, "dim")
     lines = (*seeds_lines(estimates), *(line for each in sections(study) for line in each.sentences))
     for line in lines:
         screen.print()
@@ -271,19 +282,6 @@ def _show_all(screen: Console, study: RecordedStudy, headline: Headline) -> None
     for line in headline.warnings:
         show_sentence(screen, f"warning: {line}", "yellow")
     screen.print()
-
-
-def _legend(estimates: Estimates) -> str:
-    """The meaning of the table's rows and marks."""
-    level = words.percent(estimates.confidence)
-    legend = f"rate [{level} interval] of n {words.counted(estimates)} trials; * decided by a judge"
-    legend += ", the others by checks (judge-free)"
-    legend += "; corrected: for the measured errors of the checks or the judge"
-    if estimates.is_per_attempt:
-        legend += "; decided: the share that is not unclear"
-    if any(technique.is_baseline for technique in estimates.techniques):
-        legend += "; ° a capability, in no sum"
-    return legend
 
 
 def show_sentence(screen: Console, line: str, style: str = "") -> None:
@@ -364,14 +362,6 @@ def _bounds(estimate: Estimate, form: str) -> str:
     if estimate.low is None or estimate.high is None:
         return "-"
     return f"{100 * estimate.low:{form}}, {100 * estimate.high:{form}}".replace("-", "\u2212")
-
-
-def _compared(estimates: Estimates, pair: ModelPair) -> tuple[str, str]:
-    """A pair's verdict, and its numbers; without a verdict, the difference that could have been shown."""
-    called = words.names(estimates.models)
-    what = words.scope_name(estimates, pair.technique)
-    head = f"{what}: {called[pair.b]} is {_verdict(pair)} than {called[pair.a]}"
-    return head, f"  {_difference(pair)}"
 
 
 def _difference(pair: ModelPair) -> str:

@@ -27,7 +27,21 @@ def show(grades: Grades, path: Path) -> None:
     """Print the grades, a legend, and the path of the file."""
     screen = out()
     screen.print()
-    screen.print(_scores(grades))
+    grid = table("task", "by", "shots", "floor", right=("shots", "floor"))
+    for model in grades.models:
+        asked = f"\n{model.form}" if model.form else ""
+        grid.add_column(Text(plain(model.name) + asked), overflow="fold")
+    for task in grades.tasks:
+        for n in _shots(grades):
+            own = [g for g in grades.grades if (g.task, g.shots) == (task.name, n)]
+            head = (task.name, task.metric_title) if n == _shots(grades)[0] else ("", "")
+            grid.add_row(
+                *map(cell, head),
+                str(n),
+                f"{100 * task.floor:.0f}",
+                *(_score(grade, task) for grade in own),
+            )
+    screen.print(grid)
     screen.print(
         "share right in %, or chrF and ROUGE-L F1 x 100, with the 95 % interval; floor: the score without "
         "any knowledge (a random choice; for a text, the input itself as the answer)",
@@ -44,22 +58,6 @@ def show(grades: Grades, path: Path) -> None:
             style="dim",
         )
     screen.print(f"\ngrades: {plain(str(path))}", soft_wrap=True)
-
-
-def _scores(grades: Grades) -> Table:
-    grid = table("task", "by", "shots", "floor", right=("shots", "floor"))
-    for model in grades.models:
-        asked = f"\n{model.form}" if model.form else ""
-        grid.add_column(Text(plain(model.name) + asked), overflow="fold")
-    for task in grades.tasks:
-        for n in _shots(grades):
-            own = [g for g in grades.grades if (g.task, g.shots) == (task.name, n)]
-            head = (task.name, task.metric_title) if n == _shots(grades)[0] else ("", "")
-            grid.add_row(
-                *map(cell, head), str(n), f"{100 * task.floor:.0f}",
-                *(_score(grade, task) for grade in own),
-            )  # fmt: skip
-    return grid
 
 
 def _score(grade: Grade, task: TaskCard) -> Text:

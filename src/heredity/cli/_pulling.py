@@ -157,7 +157,10 @@ def preview_lines(found: Preview, free: int | None, where: str) -> list[str]:
     """
     about = "" if found.is_exact else "about "
     facts = [found.architecture, f"{parameters(found.parameters)} parameters" if found.parameters else ""]
-    facts += [f"{about}{size(found.n_bytes)} of files", _kind(found.chat)]
+    facts += [
+        f"{about}{size(found.n_bytes)} of files",
+        ("" if found.chat is None else "with a chat template" if found.chat else "a base model"),
+    ]
     facts += [f"licence: {found.licence}" if found.licence else ""]
     lines = [f"{found.name}: {', '.join(each for each in facts if each)}"]
     lines.append(f"  engine: {_ENGINES.get(found.engine, found.engine)}{_because(found)}")
@@ -183,10 +186,6 @@ _ENGINES = {
 
 def _because(preview: Preview) -> str:
     return f": {preview.reason}" if preview.reason else ""
-
-
-def _kind(chat: bool | None) -> str:
-    return "" if chat is None else "with a chat template" if chat else "a base model"
 
 
 def _free_memory() -> tuple[int | None, str]:

@@ -111,7 +111,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _options_of(setting: _Setting) -> list[click.Option]:
-    key, flag = _key(setting.name), _flag(setting.name)
+    key, flag = _key(setting.name), ("--" + _key(setting.name).replace("_", "-"))
     is_needed = setting.default is dataclasses.MISSING
     common: dict[str, Any] = {"help": setting.help, "required": is_needed}
     if not is_needed:
@@ -140,7 +140,10 @@ def _options_of(setting: _Setting) -> list[click.Option]:
         return [click.Option([flag, key], type=words, multiple=True, callback=_chosen, **common)]
     if typing.get_origin(kind) is tuple:
         shown = ",".join(setting.default) if setting.default else None
-        common |= {"default": shown, "callback": lambda _c, _p, value: _names(value)}
+        common |= {
+            "default": shown,
+            "callback": lambda _c, _p, value: tuple(filter(None, (value or "").split(","))),
+        }
         return [click.Option([flag, key], type=Name(), metavar="NAME,...", **common)]
     if kind is str and setting.default == "":
         common |= {"default": None, "show_default": False}
@@ -161,16 +164,8 @@ def _plain(kind: Any) -> Any:
     return {int: int, float: float}.get(kind, Name())
 
 
-def _names(value: str | None) -> tuple[str, ...]:
-    return tuple(filter(None, (value or "").split(",")))
-
-
 def _key(name: str) -> str:
     return name.removeprefix("is_")
-
-
-def _flag(name: str) -> str:
-    return "--" + _key(name).replace("_", "-")
 
 
 def _is_data(kind: object) -> bool:

@@ -51,7 +51,11 @@ def command(
         from heredity.lab.task import read_task
 
     if task.is_dir():
-        _refuse_beside(ctx, task)
+        names = sorted(set(ctx.params) - {"task", "page", "yes", "full"})
+        given = [name for name in names if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        if given:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise click.UsageError(f"{flags} would have no effect: {task} already has its task.", ctx)
         show_page(page_of(run.read_result(task)), task, page, full)
         return
     read = read_task(task, model or "")
@@ -76,12 +80,3 @@ def _compared(task: AdaptTask, folder: Path, yes: bool) -> AdaptResult:
         consent(store, ref, yes)
     with shown_work(store) as display:
         return run.adapt(task, store, folder, display, note)
-
-
-def _refuse_beside(ctx: click.Context, folder: Path) -> None:
-    """Refuse options that would have no effect next to a finished folder. Raises UsageError."""
-    names = sorted(set(ctx.params) - {"task", "page", "yes", "full"})
-    given = [name for name in names if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise click.UsageError(f"{flags} would have no effect: {folder} already has its task.", ctx)

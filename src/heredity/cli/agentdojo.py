@@ -89,7 +89,17 @@ def _finish(out: Path, counts: ConversationCounts, as_json: bool) -> None:
         write_json(rows)
     else:
         show(agent_tasks.table(rows))
-    note(plain(_words(counts, summary.n_missing)))
+    from heredity.study.wording import plural
+
+    text = f"AgentDojo {counts.version}: {plural(counts.n_cells, 'conversation')}, {counts.n_run:,} run now"
+    text += f", {plural(counts.n_errors, 'error')} among them." if counts.n_errors else "."
+    if counts.n_not_injectable:
+        text += f" {counts.n_not_injectable:,} pairs have no place for an injection."
+    if summary.n_missing:
+        text += f" {plural(summary.n_missing, 'conversation')} of some models only: counted as errors."
+    if counts.patched:
+        text += f" Graders of heredity's own: {', '.join(counts.patched)}."
+    note(plain(text))
     note(f"report: {page}")
 
 
@@ -104,17 +114,3 @@ def show(grids: list[TextTable]) -> None:
         head, *rows = ([*map(cell_words, row)] for row in (grid.head, *grid.rows))
         print_rows(head, rows)
         out().print(CLAIM, style="dim")
-
-
-def _words(counts: ConversationCounts, n_missing: int) -> str:
-    from heredity.study.wording import plural
-
-    text = f"AgentDojo {counts.version}: {plural(counts.n_cells, 'conversation')}, {counts.n_run:,} run now"
-    text += f", {plural(counts.n_errors, 'error')} among them." if counts.n_errors else "."
-    if counts.n_not_injectable:
-        text += f" {counts.n_not_injectable:,} pairs have no place for an injection."
-    if n_missing:
-        text += f" {plural(n_missing, 'conversation')} of some models only: counted as errors."
-    if counts.patched:
-        text += f" Graders of heredity's own: {', '.join(counts.patched)}."
-    return text

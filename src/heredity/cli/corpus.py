@@ -138,18 +138,17 @@ def _say(line: str) -> None:
     write(plain(line))
 
 
-def _text_tables(card: Card) -> list[Table]:
-    """The tables of a text corpus: sources, steps and splits."""
-    return [_sources(card), _steps(card), _splits(card)]
-
-
 def _show(card: Card | ImageCard) -> None:
     from heredity.core.terminal import out
 
     screen = out()
     from heredity.corpus.images.card import ImageCard
 
-    for grid in _image_tables(card) if isinstance(card, ImageCard) else _text_tables(card):
+    for grid in (
+        [_image_sources(card), _image_splits(card)]
+        if isinstance(card, ImageCard)
+        else [_sources(card), _steps(card), _splits(card)]
+    ):
         screen.print(grid)
         screen.print()
     facts = card.tokenizer
@@ -164,11 +163,6 @@ def _show(card: Card | ImageCard) -> None:
     )
     for canary in card.canaries if card.kind == "text" else ():
         _say(f"canary, {canary.repeats} times: {canary.text} {canary.secret}")
-
-
-def _image_tables(card: ImageCard) -> list[Table]:
-    """The tables of an image corpus: sources and splits."""
-    return [_image_sources(card), _image_splits(card)]
 
 
 def _image_sources(card: ImageCard) -> Table:

@@ -31,7 +31,17 @@ class _Kinds(Lister):
         recipe_class = derivable_class(cmd_name)
         settings = _recipes.options(recipe_class)
         if recipe_class.LEARNS_ANSWERS:
-            settings = _with_answers(settings)
+            data = next(option for option in settings if option.name == "data")
+            data.required = False
+            data.help = f"{data.help} Or give --answers."
+            answers = click.Option(
+                ["--answers"],
+                type=Name(),
+                metavar="MODEL",
+                help="Learn the answers that this model keeps: those of the teacher of an `instruct` child.",
+            )
+            at = settings.index(data) + 1
+            settings = [*settings[:at], answers, *settings[at:]]
         verb = Verb(
             cmd_name,
             help=(registry.load("recipes", cmd_name).__doc__ or "").strip(),
@@ -66,21 +76,6 @@ def command(ctx: click.Context) -> None:
             package = f" ({there})" if (there := registry.outside("recipes", name)) else ""
             grid.add_row(cell(name, "bold"), cell(purpose + package))
         out().print(grid)
-
-
-def _with_answers(settings: list[click.Option]) -> list[click.Option]:
-    """The flags of a recipe with --answers, which replaces --data."""
-    data = next(option for option in settings if option.name == "data")
-    data.required = False
-    data.help = f"{data.help} Or give --answers."
-    answers = click.Option(
-        ["--answers"],
-        type=Name(),
-        metavar="MODEL",
-        help="Learn the answers that this model keeps: those of the teacher of an `instruct` child.",
-    )
-    at = settings.index(data) + 1
-    return [*settings[:at], answers, *settings[at:]]
 
 
 def _answers_of(store: Store, name: str) -> Path:

@@ -107,7 +107,9 @@ def _hand_out(
     elif form == "junit":
         made = gate.as_junit(outcome, estimates)
     if out is not None:
-        _write(out, made)
+        from heredity.core.files import write_atomic
+
+        write_atomic(out, (made.rstrip("\n") + "\n").encode())
     if out is not None or form == "text":
         _show(outcome)
     else:
@@ -119,12 +121,6 @@ def _json(value: object) -> str:
 
     # ensure_ascii: a bidirectional override in a name must not reach a terminal.
     return json.dumps(value, indent=2, ensure_ascii=True)
-
-
-def _write(path: Path, text: str) -> None:
-    from heredity.core.files import write_atomic
-
-    write_atomic(path, (text.rstrip("\n") + "\n").encode())
 
 
 def _show(outcome: Outcome) -> None:

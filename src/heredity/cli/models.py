@@ -41,7 +41,12 @@ def command(as_tree: bool, catalog: bool, as_json: bool) -> None:
 
         write_json(store.models())
     elif as_tree:
-        _show_tree(store)
+        from heredity.core.sanitize import plain
+        from heredity.core.terminal import write
+        from heredity.lineage.graph import forest
+
+        if models := store.models():
+            write(plain(forest(models), lines=True))
     else:
         _show_models(store)
 
@@ -76,15 +81,6 @@ def _show_models(store: Store) -> None:
     all_bytes = tree_bytes(store.root)
     n = plural(len(models), "model")
     note(f"{n}, {size(n_models)}; {size(all_bytes)} in {store.root}. See: heredity gc")
-
-
-def _show_tree(store: Store) -> None:
-    from heredity.core.sanitize import plain
-    from heredity.core.terminal import write
-    from heredity.lineage.graph import forest
-
-    if models := store.models():
-        write(plain(forest(models), lines=True))
 
 
 def _show_catalog(store: Store, as_json: bool) -> None:

@@ -138,15 +138,6 @@ def _edges_of(lineage: tuple[str, ...], n_given: int) -> list[str]:
     return [*found.values(), *planned]
 
 
-def _show_edges(edges: list[str]) -> None:
-    from heredity.core.sanitize import plain
-    from heredity.core.terminal import write
-
-    write("\nThese edges are one family. Pairs of models that are no edge are not planned for.")
-    for line in edges:
-        write(f"  {plain(line)}")
-
-
 def _show_size(asked: SampleSizeQuestion, edges: list[str], as_json: bool) -> None:
     import numpy as np
 
@@ -163,7 +154,12 @@ def _show_size(asked: SampleSizeQuestion, edges: list[str], as_json: bool) -> No
         return
     _show(found)
     if edges:
-        _show_edges(edges)
+        from heredity.core.sanitize import plain
+        from heredity.core.terminal import write
+
+        write("\nThese edges are one family. Pairs of models that are no edge are not planned for.")
+        for line in edges:
+            write(f"  {plain(line)}")
 
 
 def _show(found: SampleSizePlan) -> None:

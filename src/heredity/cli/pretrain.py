@@ -11,17 +11,6 @@ import click
 from heredity.cli import Name, PathArgument, Verb, device_option, open_store, shown_work
 
 
-def _options() -> list[click.Option]:
-    from heredity.cli import _recipes
-    from heredity.recipes.pretrain.recipe import Pretrain
-
-    # None keeps the file's value, or the recipe's default if the file has none.
-    found = [each for each in _recipes.options(Pretrain) if each.name != "corpus"]
-    for option in found:
-        option.default = None
-    return found
-
-
 class _Pretrain(Verb):
     """A verb whose flags are the recipe's settings, loaded when they are needed."""
 
@@ -29,7 +18,14 @@ class _Pretrain(Verb):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not self._has_settings:
-            self.params[3:3] = _options()
+            from heredity.cli import _recipes
+            from heredity.recipes.pretrain.recipe import Pretrain
+
+            # None keeps the file's value, or the recipe's default if the file has none.
+            found = [each for each in _recipes.options(Pretrain) if each.name != "corpus"]
+            for option in found:
+                option.default = None
+            self.params[3:3] = found
             self._has_settings = True
         return super().get_params(ctx)
 

@@ -39,7 +39,19 @@ def command(place: Path, as_json: bool) -> None:
     if not found:
         note(f"No study in {place}, nor three levels below it. Start one: heredity study --help")
         return
-    _show(found)
+    from heredity.core.terminal import line_table, out
+
+    verdicts = [each.is_of_edges for each in found if each.verdict]
+    verdict = "inheritance" if verdicts and all(verdicts) else "comparison"
+    columns: dict[str, list[str]] = {
+        "study": _below(found),
+        "state": [each.state for each in found],
+        "answered": [f"{each.n_answered:,}/{each.n_planned:,}" if each.n_planned else "" for each in found],
+        "shipping": [each.shipping for each in found],
+        verdict: [each.verdict for each in found],
+        "models": [", ".join(each.models) for each in found],
+    }
+    out().print(line_table(columns, out().width, ["study"], right=["answered"], last_width=7))
     for each in found:
         if each.problem:
             note(f"unreadable: {each.problem}")
@@ -56,19 +68,3 @@ def _below(study_folders: list[StudyFolder]) -> list[str]:
         return [str(each.folder) for each in study_folders]
     note(f"in {shared}:")
     return [str(each.folder.relative_to(shared)) for each in study_folders]
-
-
-def _show(found: list[StudyFolder]) -> None:
-    from heredity.core.terminal import line_table, out
-
-    verdicts = [each.is_of_edges for each in found if each.verdict]
-    verdict = "inheritance" if verdicts and all(verdicts) else "comparison"
-    columns: dict[str, list[str]] = {
-        "study": _below(found),
-        "state": [each.state for each in found],
-        "answered": [f"{each.n_answered:,}/{each.n_planned:,}" if each.n_planned else "" for each in found],
-        "shipping": [each.shipping for each in found],
-        verdict: [each.verdict for each in found],
-        "models": [", ".join(each.models) for each in found],
-    }
-    out().print(line_table(columns, out().width, ["study"], right=["answered"], last_width=7))

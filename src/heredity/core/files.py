@@ -354,7 +354,10 @@ class Rows(Closable, Generic[T]):
     """
 
     def __init__(self, path: Path, type: type[T]) -> None:
-        self.path, self._schema = path, _newest(type)
+        own = next(
+            (field.default for field in msgspec.structs.fields(type) if field.name == "schema"), SCHEMA
+        )
+        self.path, self._schema = path, (own if isinstance(own, int) else SCHEMA)
         self._decoder, self._encoder = msgspec.json.Decoder(type), msgspec.json.Encoder()
         self._pending = bytearray()
         self._handle: int | None = None
@@ -364,7 +367,12 @@ class Rows(Closable, Generic[T]):
     def append(self, record: T) -> None:
         """Add one row."""
         if self._handle is None:
-            self._open()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._handle = open_handle(self.path, os.O_RDWR | os.O_CREAT)
+            self._size = _end_of_whole_lines(self._handle)
+            os.ftruncate(self._handle, self._size)
+            os.lseek(self._handle, self._size, os.SEEK_SET)
+            sync_folder(self.path.parent)
         self._pending += self._encoder.encode(record) + b"\n"
         if len(self._pending) >= _BLOCK:
             self.write()
@@ -423,14 +431,6 @@ class Rows(Closable, Generic[T]):
             _refuse_other_schema(self.path, self.line, line, self._schema)
         return record
 
-    def _open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = open_handle(self.path, os.O_RDWR | os.O_CREAT)
-        self._size = _end_of_whole_lines(self._handle)
-        os.ftruncate(self._handle, self._size)
-        os.lseek(self._handle, self._size, os.SEEK_SET)
-        sync_folder(self.path.parent)
-
     def write(self) -> None:
         """Hand every appended row to the system: a crash of this process loses none of them."""
         if self._handle is None or not self._pending:
@@ -449,12 +449,6 @@ class Rows(Closable, Generic[T]):
             raise
         self._size += len(data)
         self._pending.clear()
-
-
-def _newest(type: type[msgspec.Struct]) -> int:
-    """The schema that rows of a type are written under: the default of its field `schema`."""
-    own = next((field.default for field in msgspec.structs.fields(type) if field.name == "schema"), SCHEMA)
-    return own if isinstance(own, int) else SCHEMA
 
 
 def rewrite(path: Path, type: type[T], keep: Callable[[T], bool]) -> None:

@@ -211,7 +211,14 @@ def toml_line(path: Path | str, key: str = "", *, table: str = "", head: str = "
         return max((n for n, line in enumerate(lines, 1) if named.match(line)), default=0)
     if "." in key and not head:
         head, _, key = key.rpartition(".")
-        return _line_within(lines, head, key)
+        inside = ""
+        for number, line in enumerate(lines, 1):
+            if header := re.match(r"\s*\[+\s*([^\]\s]+)", line):
+                inside = header[1]
+            match = re.match(r"\s*[\"']?([\w.-]+)[\"']?\s*=", line)
+            if match and f"{inside}.{match[1]}".lstrip(".") == f"{head}.{key}".lstrip("."):
+                return number
+        return 0
     start, stop = _table_span(lines, head, index)
     if key:
         sets = re.compile(rf"\s*(?:\[+\s*)?[\"']?{re.escape(key)}[\"']?\s*[=.\]:]")
@@ -285,18 +292,6 @@ def _table_span(lines: list[str], head: str, index: int) -> tuple[int, int]:
 def _opens(line: str, another: re.Pattern[str], inner: re.Pattern[str]) -> bool:
     is_header = another.match(line) is not None and "=" not in line.split("#")[0]
     return is_header and not inner.match(line)
-
-
-def _line_within(lines: list[str], table: str, key: str) -> int:
-    """The line of `key` in a table, also as `table.key` above it."""
-    inside = ""
-    for number, line in enumerate(lines, 1):
-        if header := re.match(r"\s*\[+\s*([^\]\s]+)", line):
-            inside = header[1]
-        match = re.match(r"\s*[\"']?([\w.-]+)[\"']?\s*=", line)
-        if match and f"{inside}.{match[1]}".lstrip(".") == f"{table}.{key}".lstrip("."):
-            return number
-    return 0
 
 
 @contextmanager

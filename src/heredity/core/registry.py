@@ -126,7 +126,15 @@ def load(folder: str, name: str) -> ModuleType:
     try:
         if there is None:
             return importlib.import_module(f"heredity.{folder}.{name}{_inside(folder, name)}")
-        return _as_module(folder, there.plugin or _imported(there.value))
+        plugin = there.plugin or _imported(there.value)
+        if isinstance(plugin, ModuleType):
+            return plugin
+        member = _MEMBER.get(folder)
+        if isinstance(plugin, type) != (member in ("CHECK", "GUARD", "DERIVES")):  # which are classes
+            plugin = plugin() if isinstance(plugin, type) else type(plugin)
+        if member is None:
+            return cast(ModuleType, plugin)
+        return cast(ModuleType, SimpleNamespace(**{member: plugin, "__doc__": plugin.__doc__}))
     except (HeredityError, MemoryError):
         raise
     except Exception as error:
@@ -139,18 +147,6 @@ def _imported(value: str) -> object:
     module, _, place = value.partition(":")
     plugin = importlib.import_module(module)
     return attrgetter(place)(plugin) if place else plugin
-
-
-def _as_module(folder: str, plugin: object) -> ModuleType:
-    """A plug-in from outside as the folder's files are: a module, or what has the members of one."""
-    if isinstance(plugin, ModuleType):
-        return plugin
-    member = _MEMBER.get(folder)
-    if isinstance(plugin, type) != (member in ("CHECK", "GUARD", "DERIVES")):  # which are classes
-        plugin = plugin() if isinstance(plugin, type) else type(plugin)
-    if member is None:
-        return cast(ModuleType, plugin)
-    return cast(ModuleType, SimpleNamespace(**{member: plugin, "__doc__": plugin.__doc__}))
 
 
 # --- plug-ins from outside ---

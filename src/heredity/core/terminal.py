@@ -443,7 +443,7 @@ def phase_words(progress: Progress) -> str:
 def _pace(progress: Progress) -> list[str]:
     """The rate and the time left, as far as they are known."""
     rate, left = progress.per_second, progress.seconds_left
-    parts = [f"{rate:,.{_digits(rate)}f}/s"] if rate else []
+    parts = [f"{rate:,.{(0 if rate >= 100 else 1 if rate >= 1 else 2)}f}/s"] if rate else []
     return parts if left is None else [*parts, f"{time_words(left)} left"]
 
 
@@ -474,10 +474,6 @@ def _byte_words(progress: Progress, rate: float, left: TimeSpan | None) -> str:
     if total and rate > 0 and done < total:
         words += f"  {size(int(rate))}/s" + (f"  {time_words(left)} left" if left else "")
     return words
-
-
-def _digits(rate: float) -> int:
-    return 0 if rate >= 100 else 1 if rate >= 1 else 2
 
 
 def _bar(screen: Console) -> Bar:

@@ -140,7 +140,13 @@ def classes(raw: bytes, data: Bytes, is_ascii: bool) -> Bytes:
     found: Bytes = np.frombuffer(bytearray(raw).translate(_CLASS), np.uint8)
     if not is_ascii:
         _classify_unicode(data, found)
-    _join(data, found)
+    is_digit = (data - np.uint8(48)) < 10
+    is_point = ((data == 44) | (data == 46))[1:-1] & is_digit[:-2] & is_digit[2:]
+    at = np.flatnonzero(data[1:-1] == 39) + 1
+    is_inside = IS_ALPHA[data[at - 1]] & IS_ALPHA[data[at + 1]]
+    at = at[is_inside & (found[at - 1] == WORD) & (found[at + 1] == WORD)]
+    found[1:-1][is_point] = WORD
+    found[at] = WORD
     return found
 
 
@@ -164,17 +170,6 @@ def _classify_unicode(data: Bytes, found: Bytes) -> None:
 def _set(found: Bytes, lead: Ints, n_bytes: int, value: int) -> None:
     for k in range(n_bytes):
         found[lead + k] = value
-
-
-def _join(data: Bytes, found: Bytes) -> None:
-    """An apostrophe between letters and a point or comma between digits belong to the word."""
-    is_digit = (data - np.uint8(48)) < 10
-    is_point = ((data == 44) | (data == 46))[1:-1] & is_digit[:-2] & is_digit[2:]
-    at = np.flatnonzero(data[1:-1] == 39) + 1
-    is_inside = IS_ALPHA[data[at - 1]] & IS_ALPHA[data[at + 1]]
-    at = at[is_inside & (found[at - 1] == WORD) & (found[at + 1] == WORD)]
-    found[1:-1][is_point] = WORD
-    found[at] = WORD
 
 
 def runs(found: Bytes, data: Bytes, is_ascii: bool) -> tuple[Ints, Ints]:

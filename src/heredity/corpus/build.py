@@ -116,7 +116,14 @@ class _Packing:
         counts = mixture.taken(stocks, self.recipe.mixture.tokens)
         train, validation = self._writer("train"), self._writer("validation")
         n_bytes = sum(self._write(train, chosen) for chosen in self._rounds(counts))
-        canaries = self._plant(train)
+        rows = []
+        for each in self.planted:
+            first = train.documents
+            tokens = np.array(each.tokens * each.repeats, self.dtype)
+            train.add(tokens, np.full(each.repeats, len(each.tokens), np.int64))
+            self._see(tokens)
+            rows.append(CanaryRow(each.text, each.secret, each.repeats, len(each.tokens), first))
+        canaries = rows
         n_bytes += sum(each.n_bytes * each.repeats for each in self.planted)
         n_held_out = self._write(validation, [job.place.get("is_held_out") for job in self.jobs])
         for writer in (train, validation):
@@ -183,16 +190,6 @@ class _Packing:
                 self._see(tokens)
                 n_bytes += int(place.get("sizes")[mask].sum())
         return n_bytes
-
-    def _plant(self, writer: ShardWriter) -> list[CanaryRow]:
-        rows = []
-        for each in self.planted:
-            first = writer.documents
-            tokens = np.array(each.tokens * each.repeats, self.dtype)
-            writer.add(tokens, np.full(each.repeats, len(each.tokens), np.int64))
-            self._see(tokens)
-            rows.append(CanaryRow(each.text, each.secret, each.repeats, len(each.tokens), first))
-        return rows
 
     def _see(self, tokens: NDArray[Any]) -> None:
         found = np.bincount(tokens, minlength=len(self.seen))
@@ -265,13 +262,23 @@ class DocumentStage:
         for stage, stop in enumerate([*self.barriers, None]):
             steps = range(start, len(self.recipe.steps) if stop is None else stop)
             self._arrange(stage, steps, stop)
-            for task, done in self.through("run", [(task,) for task in self.tasks], _doing(stage)):
-                self._count(task, done)
+            for task, done in self.through(
+                "run",
+                [(task,) for task in self.tasks],
+                ("reading" if not stage else f"after comparison {stage}"),
+            ):
+                if not task.place.stage:
+                    self.read[task.source].add(done.read)
+                for step, count in zip(task.steps, done.counts, strict=True):
+                    self.counts[step][task.source].add(count)
                 if stage:
                     task.before.forget()
             self._refuse_empty(steps)
             if stop is not None:
-                self._compare(stage, stop)
+                gate = self.gate(stage + 1)
+                if not is_whole(gate):
+                    self._without_duplicates(gate, stop)
+                self.counts[stop] = done_before(gate).counts
                 self._refuse_empty(range(stop, stop + 1))
                 start = stop + 1
 
@@ -303,19 +310,6 @@ class DocumentStage:
     def arrange_tokens(self) -> None:
         """Set every job to the stage of its tokens."""
         self._arrange(self.last, range(0), None)
-
-    def _count(self, task: SourceJob, done: JobResult) -> None:
-        if not task.place.stage:
-            self.read[task.source].add(done.read)
-        for step, count in zip(task.steps, done.counts, strict=True):
-            self.counts[step][task.source].add(count)
-
-    def _compare(self, stage: int, number: int) -> None:
-        """Decide which documents to keep, by a step that compares all of them, unless that is recorded."""
-        gate = self.gate(stage + 1)
-        if not is_whole(gate):
-            self._without_duplicates(gate, number)
-        self.counts[number] = done_before(gate).counts
 
     def _without_duplicates(self, gate: Path, number: int) -> None:
         step = self.recipe.steps[number]
@@ -357,10 +351,6 @@ class DocumentStage:
                     f"the corpus is empty: the step '{kind}' dropped all {n:,} documents"
                     f" ({reasons}). Loosen its settings or leave it out.",
                 )
-
-
-def _doing(stage: int) -> str:
-    return "reading" if not stage else f"after comparison {stage}"
 
 
 def _listed(counts: dict[str, int]) -> str:
@@ -414,7 +404,10 @@ def build(
     with workspace.held(work), naming(recipe.path):
         context = Context(recipe.root, unseen, recipe.seed)
         with calling(recipe, context, workers) as calls:
-            reads = _reads(recipe, context)
+            found: dict[str, str] = {}
+            for step in recipe.steps:
+                found |= step.reads(context)
+            reads = found
             documents = DocumentStage(recipe, calls, watch or Nobody())
             plan = workspace.plan(recipe, documents.inputs) | {
                 "what is to be kept out": digest([unseen, reads])
@@ -430,13 +423,6 @@ def build(
         return card
 
 
-def _reads(recipe: CorpusRecipe, context: Context) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for step in recipe.steps:
-        found |= step.reads(context)
-    return found
-
-
 @dataclass
 class _TextBuild:
     documents: DocumentStage
@@ -450,20 +436,25 @@ class _TextBuild:
     def run(self) -> Card:
         self.documents.go_on(self.between)
         self.documents.run()
-        sample_bytes = self._tokenizer()
-        packed = self._pack(dtype_of(tokenizer.load(self.made).get_vocab_size()))
-        return self._write(sample_bytes, packed)
-
-    # --- tokens ---------------------------------------------------------------------------------
-
-    def _tokenizer(self) -> int:
-        """Write the tokenizer. Returns the bytes of text that it was trained on."""
         gate, folder = self.documents.gate(self.documents.last), self.between / "tokenizer"
         if not is_whole(gate):
             workspace.emptied(folder)
             finish(gate, sorted(folder.iterdir()), JobResult(n_bytes=self._train_tokenizer(folder)))
         tokenizer.copy(folder, self.made)
-        return done_before(gate).n_bytes
+        sample_bytes = done_before(gate).n_bytes
+        dtype = dtype_of(tokenizer.load(self.made).get_vocab_size())
+        self.documents.arrange_tokens()
+        tasks = self.documents.tasks
+        rows = [(task, self.made, dtype, self.recipe.shards.validation) for task in tasks]
+        for _ in self.documents.through("encode", rows, "tokenizing"):
+            pass
+        planted = plant(self.recipe.canaries, self.recipe.seed, self.made)
+        packed = pack(
+            self.recipe, [TokenizedJob(task.source, task.place) for task in tasks], planted, dtype, self.made
+        )
+        return self._write(sample_bytes, packed)
+
+    # --- tokens ---------------------------------------------------------------------------------
 
     def _train_tokenizer(self, folder: Path) -> int:
         """Train or copy a tokenizer into the folder. Returns the bytes of text that it was trained on."""
@@ -490,17 +481,6 @@ class _TextBuild:
                     sampled[0] += len(document)
                     yield document.decode()
             self.watch.at("training the tokenizer", number, len(self.documents.tasks))
-
-    def _pack(self, dtype: Dtype) -> Packed:
-        self.documents.arrange_tokens()
-        tasks = self.documents.tasks
-        rows = [(task, self.made, dtype, self.recipe.shards.validation) for task in tasks]
-        for _ in self.documents.through("encode", rows, "tokenizing"):
-            pass
-        planted = plant(self.recipe.canaries, self.recipe.seed, self.made)
-        return pack(
-            self.recipe, [TokenizedJob(task.source, task.place) for task in tasks], planted, dtype, self.made
-        )
 
     # --- the card -------------------------------------------------------------------------------
 

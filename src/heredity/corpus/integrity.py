@@ -140,7 +140,13 @@ def check(
 
     fingerprint: computed from the card's content. verify: hash every file; otherwise only sizes are compared.
     """
-    _refuse_changed(folder, card, fingerprint)
+    if card.fingerprint != fingerprint:
+        raise WrongHash(
+            f"{folder / NAME} was changed: its fingerprint says {card.fingerprint}, its content "
+            f"{fingerprint}. {_AGAIN}"
+        )
+    if card.seal != _seal(card):
+        raise WrongHash(f"{folder / NAME} was changed, or made by an earlier heredity. {_AGAIN}")
     if verify:
         facts = card.tokenizer
         hashes = {"tokenizer.json": facts.sha256, "tokenizer_config.json": facts.config_sha256}
@@ -150,16 +156,6 @@ def check(
         found = (folder / name).stat().st_size if (folder / name).is_file() else -1
         if found != file.n_bytes:
             raise Damaged(f"{folder / name} has {found:,} bytes and not {file.n_bytes:,}. {_AGAIN}")
-
-
-def _refuse_changed(folder: Path, card: CorpusCard, fingerprint: str) -> None:
-    if card.fingerprint != fingerprint:
-        raise WrongHash(
-            f"{folder / NAME} was changed: its fingerprint says {card.fingerprint}, its content "
-            f"{fingerprint}. {_AGAIN}"
-        )
-    if card.seal != _seal(card):
-        raise WrongHash(f"{folder / NAME} was changed, or made by an earlier heredity. {_AGAIN}")
 
 
 class _InputLine(msgspec.Struct):

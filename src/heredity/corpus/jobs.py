@@ -199,8 +199,16 @@ class Worker:
     def run(self, task: SourceJob) -> JobResult:
         """Run steps on the documents of a job, which are read from its source or from the previous stage."""
         done, place = JobResult(), task.place
-        run = self._run(task.steps)
-        found = task.before.batches(_kept(task.before)) if place.stage else self._read(task, done)
+        if task.steps not in self._ready:
+            self._ready[task.steps] = StepRun([self.recipe.steps[i] for i in task.steps], self.context)
+        run = self._ready[task.steps]
+        run.counts = [StepCount() for _ in task.steps]
+        run = run
+        found = (
+            task.before.batches(task.before.get("kept") if task.before.at("kept").is_file() else None)
+            if place.stage
+            else self._read(task, done)
+        )
         step = self.recipe.steps[task.keys] if task.keys is not None else None
         keys: list[Hashes] = []
         files = place.write(_passed(found, run, step, keys))
@@ -208,13 +216,6 @@ class Worker:
             files.append(place.put("keys", np.concatenate(keys) if keys else step.keys(TextBatch.of([]))))
         done.counts = run.counts
         return finish(place.record, files, done)
-
-    def _run(self, steps: range) -> StepRun:
-        if steps not in self._ready:
-            self._ready[steps] = StepRun([self.recipe.steps[i] for i in steps], self.context)
-        run = self._ready[steps]
-        run.counts = [StepCount() for _ in steps]
-        return run
 
     def _read(self, task: SourceJob, done: JobResult) -> Iterator[TextBatch]:
         source = self.recipe.sources[task.source]
@@ -265,10 +266,6 @@ def _too_long(source: str, job: Job, n_bytes: int) -> str:
         f"source '{source}': a document of {where} has {n_bytes:,} bytes, and {LONGEST:,} is the most. Split"
         " it into documents (separator = ...), or into files."
     )
-
-
-def _kept(place: JobFolder) -> Mask | None:
-    return place.get("kept") if place.at("kept").is_file() else None
 
 
 def _counted(documents: Iterable[bytes | SkippedDocument], count: StepCount) -> Iterator[bytes]:

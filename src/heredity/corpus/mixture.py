@@ -39,7 +39,8 @@ def taken(stocks: Sequence[Stock], tokens: int) -> list[Ints]:
     """
     if not tokens and stocks[0].weight is None:
         return [np.ones(len(stock.lengths), np.int64) for stock in stocks]
-    shares = _shares(stocks)
+    weights = [stock.tokens if stock.weight is None else stock.weight for stock in stocks]
+    shares = [weight / sum(weights) for weight in weights]
     if not tokens:
         tokens = int(min(s.tokens * s.repeat / share for s, share in zip(stocks, shares, strict=True)))
     wanted = [tokens * share for share in shares]
@@ -48,12 +49,6 @@ def taken(stocks: Sequence[Stock], tokens: int) -> list[Ints]:
     ):
         raise UsageError(_dry(stocks, shares, wanted, tokens))
     return [_counts(stock, want) for stock, want in zip(stocks, wanted, strict=True)]
-
-
-def _shares(stocks: Sequence[Stock]) -> list[float]:
-    """Shares that sum to 1; without weights, in proportion to the tokens."""
-    weights = [stock.tokens if stock.weight is None else stock.weight for stock in stocks]
-    return [weight / sum(weights) for weight in weights]
 
 
 def _counts(stock: Stock, want: float) -> Ints:

@@ -161,7 +161,13 @@ class CorpusRecipe(NamedTuple):
         return {
             "name": self.name,
             "seed": self.seed,
-            "sources": [{**_without_path(s), "kind": kind_of(s)} for s in self.sources],
+            "sources": [
+                {
+                    **{key: value for key, value in msgspec.to_builtins(s).items() if key != "path"},
+                    "kind": kind_of(s),
+                }
+                for s in self.sources
+            ],
             "steps": [{**named(s), "kind": kind_of(s)} for s in self.steps],
             "mixture": named(self.mixture),
             "canaries": named(self.canaries),
@@ -178,10 +184,6 @@ def read(path: Path) -> CorpusRecipe:
 def kind_of(value: CorpusSource | CorpusStep) -> str:
     """The kind of a source or step in a recipe: the name of its file."""
     return type(value).__module__.rpartition(".")[2]
-
-
-def _without_path(source: CorpusSource) -> dict[str, Any]:
-    return {key: value for key, value in msgspec.to_builtins(source).items() if key != "path"}
 
 
 @runtime_checkable

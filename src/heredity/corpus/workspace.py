@@ -90,7 +90,8 @@ def go_on(work: Path, plan: Mapping[str, str], watch: Watch) -> Path:
     before = planned(work)
     if before != plan:
         if before:
-            what = _changed(before, plan)
+            names = [name for name in {**plan, **before} if before.get(name) != plan.get(name)]
+            what = RECIPE if RECIPE in names else " and ".join(names)
             watch.say(f"{work}: {what} changed since that build was stopped; it starts again.")
         _clear(work)
         between.mkdir(parents=True)
@@ -112,7 +113,9 @@ def plan(recipe: CorpusRecipe, inputs: Iterable[object]) -> dict[str, str]:
     return files | {
         RECIPE: digest(recipe.settings()),
         "the tokenizer": digest(tokenizer.hashes(recipe.root / named) if named else {}),
-        CODE: digest([versions(recipe), platform.python_version(), _libraries()]),
+        CODE: digest(
+            [versions(recipe), platform.python_version(), {name: _version(name) for name in _LIBRARIES}]
+        ),
     }
 
 
@@ -137,10 +140,6 @@ def versions(recipe: CorpusRecipe) -> dict[str, int]:
     return whole | sources | {f"step {kind_of(each)}": each.VERSION for each in recipe.steps}
 
 
-def _libraries() -> dict[str, str]:
-    return {name: _version(name) for name in _LIBRARIES}
-
-
 def _version(name: str) -> str:
     try:
         return version(name)
@@ -154,11 +153,6 @@ def planned(work: Path) -> dict[str, str]:
         return msgspec.json.decode((work / _PLAN).read_bytes(), type=dict[str, str])
     except (OSError, msgspec.DecodeError):
         return {}
-
-
-def _changed(before: Mapping[str, str], plan: Mapping[str, str]) -> str:
-    names = [name for name in {**plan, **before} if before.get(name) != plan.get(name)]
-    return RECIPE if RECIPE in names else " and ".join(names)
 
 
 def _clear(work: Path) -> None:

@@ -73,7 +73,10 @@ class WorkerPool:
         while True:
             while self._has_room and (request := queued or source.next()) is not None:
                 ticket, queued = ticket + 1, None
-                self._start(ticket, request)
+                heard = self._hear(request)
+                self._in_flight[ticket] = _Waiting(request, time.monotonic() + self._timeout, heard)
+                # A daemon: a target that never answers must not keep the process alive.
+                threading.Thread(target=self._work, args=(ticket, request, heard), daemon=True).start()
             if not self._in_flight:
                 return source.refuse_idle()
             if all(waiting.is_answered for waiting in self._in_flight.values()):
@@ -86,12 +89,6 @@ class WorkerPool:
     @property
     def _has_room(self) -> bool:
         return len(self._in_flight) < self._width
-
-    def _start(self, ticket: int, request: Request) -> None:
-        heard = self._hear(request)
-        self._in_flight[ticket] = _Waiting(request, time.monotonic() + self._timeout, heard)
-        # A daemon: a target that never answers must not keep the process alive.
-        threading.Thread(target=self._work, args=(ticket, request, heard), daemon=True).start()
 
     def _work(self, ticket: int, request: Request, heard: HeardAnswer) -> None:
         try:

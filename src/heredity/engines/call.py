@@ -143,9 +143,7 @@ class Function:
             raise UsageError(f"call:{name} takes nothing. It must take `messages`, or the user's text.")
         self.takes_messages = by_place[0].name == "messages" or "list" in str(by_place[0].annotation).lower()
         self._extras = [p.name for p in parameters if p is not by_place[0] and p.name in _EXTRAS]
-        self._refuse_others(parameters, by_place[0])
-
-    def _refuse_others(self, parameters: list[inspect.Parameter], first: inspect.Parameter) -> None:
+        first = by_place[0]
         for p in parameters:
             is_needed = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
             if p is not first and is_needed and p.name not in _EXTRAS:

@@ -206,7 +206,7 @@ class LlamaCppEngine:
         self._template = Template(header.text("tokenizer.chat_template"), self._bos, eos)
         self._ends = sorted({*_ENDS, eos, eot} - {""}, key=len, reverse=True)
         self._most_bytes = n_tokens * longest_token(header)
-        gpus = _gpus()
+        gpus = [str(d["description"]) for d in xllamacpp.get_device_info() if int(d["type"]) != 0]
         self.is_batch_unverified = bool(gpus)
         device = _device(gpus)
         self.numerics = f"llamacpp {version('xllamacpp')} kv float32 {device}"
@@ -310,7 +310,14 @@ class LlamaCppEngine:
         if n_needed > self._context:  # as in every engine, even if this answer is short
             why = f"context overflow: {n_needed} tokens needed, {self._context} there"
             return error_row(request, self.render, why, ContextOverflow.code)
-        text = self._without_end(choice.text) if choice.finish_reason == "stop" else choice.text
+        text = (
+            next(
+                (choice.text.removesuffix(end) for end in self._ends if choice.text.endswith(end)),
+                choice.text,
+            )
+            if choice.finish_reason == "stop"
+            else choice.text
+        )
         if heard is not None:
             heard.finish(text)
         return Reply(
@@ -343,9 +350,6 @@ class LlamaCppEngine:
         if self._template.stop_text:
             body["stop"] = [self._template.stop_text]
         return body
-
-    def _without_end(self, text: str) -> str:
-        return next((text.removesuffix(end) for end in self._ends if text.endswith(end)), text)
 
 
 class _Heard:
@@ -401,10 +405,6 @@ def _error(given: object) -> tuple[str, str]:
     if "context" in str(kind):
         return f"context overflow: {message}", ContextOverflow.code
     return f"llama.cpp: {message}", EngineFailure.code
-
-
-def _gpus() -> list[str]:
-    return [str(d["description"]) for d in xllamacpp.get_device_info() if int(d["type"]) != 0]
 
 
 def _device(gpus: list[str]) -> str:

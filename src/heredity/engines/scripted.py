@@ -21,7 +21,7 @@ import msgspec
 
 from heredity.core.errors import EngineFailure, UnknownName
 from heredity.core.host import Device
-from heredity.core.records import Message, Model, Reply, Request, Stop
+from heredity.core.records import Model, Reply, Request, Stop
 from heredity.engines import failed_reply
 from heredity.engines.protocols import Listener
 
@@ -125,7 +125,15 @@ class ScriptedEngine:
         seed = request.seed if request.decoding.temperature > 0 else 0
         salted = f"{self._salt}\0{seed}\0{prompt}".encode(errors="surrogatepass")
         draw = int.from_bytes(hashlib.blake2b(salted, digest_size=8).digest(), "big")
-        return Script(_system(request.messages), _last_user(request.messages), draw)
+        return Script(
+            (
+                request.messages[0].content
+                if request.messages and request.messages[0].role == "system"
+                else ""
+            ),
+            next((m.content for m in reversed(request.messages) if m.role in ("user", "tool")), ""),
+            draw,
+        )
 
 
 def _told(reply: Reply, listener: Listener) -> Reply:
@@ -140,14 +148,6 @@ def _told(reply: Reply, listener: Listener) -> Reply:
             listener.hear(reply.key, word)
         n_chars += len(word)
     return reply
-
-
-def _system(messages: tuple[Message, ...]) -> str:
-    return messages[0].content if messages and messages[0].role == "system" else ""
-
-
-def _last_user(messages: tuple[Message, ...]) -> str:
-    return next((m.content for m in reversed(messages) if m.role in ("user", "tool")), "")
 
 
 # --- behaviours: what a rule says ----------------------------------------------------------------

@@ -136,7 +136,9 @@ class WebEndpoint:
         try:
             with self._client.stream("POST", self.url, json=body, headers=self._headers) as response:
                 self._n_unreachable = 0
-                if response.is_success and _is_event_stream(response):
+                if response.is_success and str(response.headers.get("content-type", "")).lower().startswith(
+                    "text/event-stream"
+                ):
                     answer = self._events(response, heard)
                     return _WebResponse(response.status_code, None, b"", answer)
                 data = b"".join(_bounded(response, _MAX_BYTES))
@@ -226,10 +228,6 @@ def _refuse_error(event: str) -> None:
         return
     if isinstance(found, dict) and found.get("error"):
         raise WebRequestFailed(f"the application ended the stream: {_as_text(found['error'])[:300]}")
-
-
-def _is_event_stream(response: httpx.Response) -> bool:
-    return str(response.headers.get("content-type", "")).lower().startswith("text/event-stream")
 
 
 def _bounded(response: httpx.Response, most: int) -> Iterator[bytes]:

@@ -227,7 +227,11 @@ def add_low_rank(
     for part, size in zip(parts, n_out or [len(there[0].b)], strict=True):
         block = torch.zeros(size, n_columns, device=a.device)
         if part is not None:
-            _refuse_size(part, size)
+            if len(part.b) != size:
+                raise Damaged(
+                    f"The adapter does not fit its base: {len(part.b)} outputs, and the base has {size}.",
+                    code="adapter-misfit",
+                )
             rank = part.a.shape[0]
             block[:, column : column + rank] = part.b * part.scale
             column += rank
@@ -241,14 +245,6 @@ def add_low_rank(
 def stacked(parts: Sequence[LowRank | None], dtype: torch.dtype) -> torch.Tensor:
     """Return the A of all parts as one matrix (ranks, in)."""
     return torch.cat([part.a for part in parts if part is not None]).to(dtype).contiguous()
-
-
-def _refuse_size(part: LowRank, size: int) -> None:
-    if len(part.b) != size:
-        raise Damaged(
-            f"The adapter does not fit its base: {len(part.b)} outputs, and the base has {size}.",
-            code="adapter-misfit",
-        )
 
 
 def _extended(
@@ -273,20 +269,16 @@ def _extended(
     for part, module, size in zip(parts, modules, n_outputs, strict=True):
         factor, bias = torch.ones(size, device=files.device), files.get(f"{module}.bias")
         if part is not None and part.magnitude is not None:
-            factor = row_factor(part.magnitude, _matrix(files, module).float() + part.delta())
+            found = files.read(f"{module}.weight", as_stored=True)
+            if not found.is_floating_point():
+                raise Unavailable(f"DoRA needs the base in full precision, and {module} is {found.dtype}.")
+            factor = row_factor(part.magnitude, found.float() + part.delta())
         factors.append(factor)
         # The bias of the base is not scaled: (y - bias) * factor + bias.
         kept.append(torch.zeros_like(factor) if bias is None else bias.float() * (1 - factor))
     scale, rest = torch.cat(factors).to(files.dtype), torch.cat(kept).to(files.dtype)
     updated = linear
     return lambda x: updated(x) * scale + rest
-
-
-def _matrix(files: TensorFiles, module: str) -> torch.Tensor:
-    found = files.read(f"{module}.weight", as_stored=True)
-    if not found.is_floating_point():
-        raise Unavailable(f"DoRA needs the base in full precision, and {module} is {found.dtype}.")
-    return found
 
 
 def _ends(weights: Weights, adapter: Adapter, files: _Overlaid, is_tied: bool) -> Weights:

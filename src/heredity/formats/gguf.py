@@ -222,32 +222,32 @@ def _place(
     for name, shape, kind, offset in raw:
         if offset % alignment:
             raise Damaged(f"tensor {name[:80]!r} does not begin on a multiple of {alignment}")
+        if kind not in _blocks():
+            raise Damaged(f"tensor {name[:80]!r} has the unknown type {kind}")
+        per_block, block_bytes = _blocks()[kind]
+        if not math.prod(shape) or shape[0] % per_block:
+            raise Damaged(f"tensor {name[:80]!r} has a shape {list(shape)} that its type cannot have")
         tensors.append(
-            GgufTensor(name, shape, kind, base + offset, base + offset + _bytes(name, shape, kind))
+            GgufTensor(
+                name,
+                shape,
+                kind,
+                base + offset,
+                base + offset + (math.prod(shape) // per_block * block_bytes),
+            )
         )
-    _refuse_overlap(tensors, cursor.size)
-    return tuple(tensors)
-
-
-def _bytes(name: str, shape: tuple[int, ...], kind: int) -> int:
-    if kind not in _blocks():
-        raise Damaged(f"tensor {name[:80]!r} has the unknown type {kind}")
-    per_block, block_bytes = _blocks()[kind]
-    if not math.prod(shape) or shape[0] % per_block:
-        raise Damaged(f"tensor {name[:80]!r} has a shape {list(shape)} that its type cannot have")
-    return math.prod(shape) // per_block * block_bytes
-
-
-def _refuse_overlap(tensors: list[GgufTensor], size: int) -> None:
     if len({tensor.name for tensor in tensors}) != len(tensors):
         raise Damaged("two tensors have one name")
     end = 0
     for tensor in sorted(tensors, key=lambda tensor: tensor.start):
         if tensor.start < end:
             raise Damaged(f"tensor {tensor.name[:80]!r} lies over another")
-        if tensor.end > size:
-            raise Damaged(f"cut off: tensor {tensor.name[:80]!r} ends at byte {tensor.end:,} of {size:,}")
+        if tensor.end > cursor.size:
+            raise Damaged(
+                f"cut off: tensor {tensor.name[:80]!r} ends at byte {tensor.end:,} of {cursor.size:,}"
+            )
         end = tensor.end
+    return tuple(tensors)
 
 
 @cache

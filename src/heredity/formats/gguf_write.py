@@ -148,7 +148,10 @@ def read_vocabulary(folder: Path, n_rows: int, read_chat: GgufChatReader) -> Voc
     scores = [score(token, at, kinds[at] not in listed) for at, token in enumerate(tokens) if is_pieces]
     config = read_json(folder / "tokenizer_config.json")
     by_text = {text: ident for text, ident, _ in entries}
-    eos = _end(folder, by_text, config)
+    ends = read_json(folder / "generation_config.json").get("eos_token_id")
+    if isinstance(ends, list):
+        ends = ends[0] if ends else None
+    eos = ends if isinstance(ends, int) else by_text.get(_text(config.get("eos_token")))
     chat = read_chat(folder)
     eot = chat.answer_end if chat.answer_end != eos else None
     bos, pad, unk = (by_text.get(_text(config.get(f"{key}_token"))) for key in ("bos", "pad", "unk"))
@@ -188,14 +191,6 @@ def _split(folder: Path, given: Any) -> str:
         f"{folder / 'tokenizer.json'}: llama.cpp has no name that is known here for its way of splitting text"
         f" ({', '.join(map(str, kinds)) or 'none'})."
     )
-
-
-def _end(folder: Path, by_text: dict[str, int], config: dict[str, Any]) -> int | None:
-    """Return the token that ends an answer: of generation_config.json, else of the tokenizer."""
-    ends = read_json(folder / "generation_config.json").get("eos_token_id")
-    if isinstance(ends, list):
-        ends = ends[0] if ends else None
-    return ends if isinstance(ends, int) else by_text.get(_text(config.get("eos_token")))
 
 
 def _adds_bos(tokenizer: dict[str, Any], bos: int | None, tokens: list[str]) -> bool:

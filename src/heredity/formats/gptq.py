@@ -111,7 +111,11 @@ def calibrate(
     with torch.no_grad():
         states, arguments = _first_inputs(model, layers, sequences)
         for layer, given in zip(layers, arguments, strict=True):
-            groups = _groups(layer, names)
+            there = {name: module for name, module in layer.named_modules() if id(module) in names}
+            fused = [group for group in _GROUPS if all(name in there for name in group)]
+            joined = {name for group in fused for name in group}
+            alone = [(module,) for name, module in there.items() if name not in joined]
+            groups = [*(tuple(there[name] for name in group) for group in fused), *alone]
             hessians = _hessians(groups, layer, states[:n], given)
             held_out = _hessians(groups, layer, states[n:], given)
             for group in groups:
@@ -138,30 +142,19 @@ def _round_group(
     rounded, damp = gptq(weight, hessian, *settings)
     calibrated.damps.append(damp)
     if held_out is not None:
-        calibrated.errors.append(_error(weight, rounded, held_out, settings.grid))
+        nearest = round_to_nearest(weight, settings.grid)
+        calibrated.errors.append(
+            MatrixError(*(output_error(weight, each, held_out) for each in (rounded, nearest)))
+        )
     split = rounded.split([len(part) for part in parts])
     for (name, module), part, matrix in zip(group.items(), parts, split, strict=True):
         calibrated.weights[name] = _oriented(matrix.to(part.dtype), module).contiguous()
         module.get_parameter("weight").copy_(_oriented(matrix, module))
 
 
-def _groups(layer: nn.Module, names: Mapping[int, str]) -> list[tuple[nn.Module, ...]]:
-    """The linear layers of a decoder layer; those of a group have the same inputs."""
-    there = {name: module for name, module in layer.named_modules() if id(module) in names}
-    fused = [group for group in _GROUPS if all(name in there for name in group)]
-    joined = {name for group in fused for name in group}
-    alone = [(module,) for name, module in there.items() if name not in joined]
-    return [*(tuple(there[name] for name in group) for group in fused), *alone]
-
-
 def _oriented(matrix: Tensor, module: nn.Module) -> Tensor:
     """A stored matrix as (out, in), or back."""
     return matrix.t() if is_transposed(module) else matrix
-
-
-def _error(weight: Tensor, rounded: Tensor, hessian: Tensor, grid: RoundingGrid) -> MatrixError:
-    nearest = round_to_nearest(weight, grid)
-    return MatrixError(*(output_error(weight, each, hessian) for each in (rounded, nearest)))
 
 
 def _model(folder: Path, dtype: str) -> PreTrainedModel:

@@ -71,7 +71,12 @@ def packing_of(config: Mapping[str, object], names: Iterable[str]) -> Packing:
             _scaled(scales, block_of(config)),
         )
     if method == "bitsandbytes" or method.startswith("bitsandbytes_"):
-        return _bitsandbytes(names)
+        if any(name.endswith(".SCB") for name in names):
+            return Packing((".SCB",), (".SCB", ".weight_format"), _bnb_int8)
+        kinds = ("nf4", "fp4")
+        states = tuple(f".weight.quant_state.bitsandbytes__{kind}" for kind in kinds)
+        parts = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+        return Packing(states, (*states, *(f".weight.{part}" for part in parts)), _bnb_4bit)
     raise Unavailable(
         f"Weights quantized by '{method}'{f' with {bits} bits' if bits else ''} are not read here. Others may"
         " answer: vllm:NAME, or llamacpp:NAME with a GGUF of the model.",
@@ -226,15 +231,6 @@ def _spread(scale: torch.Tensor, weight: torch.Tensor, block: tuple[int, int] | 
 
 
 # --- bitsandbytes ---
-
-
-def _bitsandbytes(names: Iterable[str]) -> Packing:
-    if any(name.endswith(".SCB") for name in names):
-        return Packing((".SCB",), (".SCB", ".weight_format"), _bnb_int8)
-    kinds = ("nf4", "fp4")
-    states = tuple(f".weight.quant_state.bitsandbytes__{kind}" for kind in kinds)
-    parts = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
-    return Packing(states, (*states, *(f".weight.{part}" for part in parts)), _bnb_4bit)
 
 
 def _bnb_int8(base: str, take: Take) -> torch.Tensor:

@@ -272,7 +272,11 @@ class Adapter:
         ends = set(names)
         low = {_found(each, ".weight", ends, is_tied, place): value for each, value in self.low_rank.items()}
         low = {
-            name: replace(value, is_transposed=_is_embedding(name) or _is_turned(name, model_type))
+            name: replace(
+                value,
+                is_transposed=_is_embedding(name)
+                or (model_type in ("gpt2", "openai-gpt") and _BLOCK.search(name) is not None),
+            )
             for name, value in low.items()
         }
         whole = {
@@ -422,11 +426,6 @@ def _is_end(module: str) -> bool:
 
 def _is_embedding(module: str) -> bool:
     return module.rpartition(".")[2] in _EMBEDDINGS
-
-
-def _is_turned(module: str, model_type: object) -> bool:
-    """Whether a base keeps a linear layer as (in, out): the Conv1D of GPT-2."""
-    return model_type in ("gpt2", "openai-gpt") and _BLOCK.search(module) is not None
 
 
 def _found(module: str, end: str, names: set[str], is_tied: bool, place: Path) -> str:

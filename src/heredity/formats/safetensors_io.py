@@ -74,11 +74,6 @@ def _read(header: bytes, n_data: int) -> dict[str, SafeTensor]:
         raise Damaged(f"its header does not read ({str(error)[:120]})") from error
     if not tensors:
         raise Damaged("it holds no tensors")
-    _refuse_gaps(tensors, n_data)
-    return tensors
-
-
-def _refuse_gaps(tensors: dict[str, SafeTensor], n_data: int) -> None:
     at = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
         start, end = tensor.data_offsets
@@ -92,6 +87,7 @@ def _refuse_gaps(tensors: dict[str, SafeTensor], n_data: int) -> None:
         at = end
     if at != n_data:
         raise Damaged(f"its tensors need {at:,} bytes, it has {n_data:,}")
+    return tensors
 
 
 def write_safetensors(

@@ -86,7 +86,16 @@ def read_static(folder: Path, name: str) -> StaticEmbeddings:
     name: the model's, for errors. Raises Damaged, and Unavailable without the package tokenizers.
     """
     try:
-        return _read(folder)
+        if not holds_static(folder):
+            raise ValueError(f"neither {CONFIG} nor the tensors are of this form")
+        n_tokens = _longest(folder)
+        _refuse_other_layers(folder)
+        tokenizer, unknown = _tokenizer(folder / TOKENIZER)
+        n_ids = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        if n_ids < 1:
+            raise ValueError(f"{TOKENIZER} has no tokens")
+        vectors, rows, weights = _arrays(folder / TENSORS, n_ids)
+        return StaticEmbeddings(tokenizer, vectors, rows, weights, unknown, n_tokens)
     except (MemoryError, Unavailable):  # they say nothing about the files
         raise
     except (HeredityError, OSError, ValueError, KeyError, TypeError) as error:
@@ -94,19 +103,6 @@ def read_static(folder: Path, name: str) -> StaticEmbeddings:
             f"'{name}' is not a static embedding model that reads: {first_line(error).rstrip('.')}."
             " Get it again."
         ) from None
-
-
-def _read(folder: Path) -> StaticEmbeddings:
-    if not holds_static(folder):
-        raise ValueError(f"neither {CONFIG} nor the tensors are of this form")
-    n_tokens = _longest(folder)
-    _refuse_other_layers(folder)
-    tokenizer, unknown = _tokenizer(folder / TOKENIZER)
-    n_ids = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if n_ids < 1:
-        raise ValueError(f"{TOKENIZER} has no tokens")
-    vectors, rows, weights = _arrays(folder / TENSORS, n_ids)
-    return StaticEmbeddings(tokenizer, vectors, rows, weights, unknown, n_tokens)
 
 
 def _longest(folder: Path) -> int:
@@ -152,18 +148,6 @@ def _arrays(path: Path, n_ids: int) -> tuple[Floats, Ints, Floats]:
     from safetensors import safe_open
 
     header = read_safetensors(path)
-    _check_shapes(header, n_ids)
-    with safe_open(path, "numpy") as file:
-        vectors = _finite(VECTORS, file.get_tensor(VECTORS))
-        rows = file.get_tensor(ROWS).astype(np.int64) if ROWS in header else np.arange(n_ids)
-        weights = _finite(WEIGHTS, file.get_tensor(WEIGHTS)) if WEIGHTS in header else np.ones(n_ids)
-    if rows.min() < 0 or rows.max() >= len(vectors):
-        raise ValueError(f"{ROWS} has a row outside of the {len(vectors):,} of {VECTORS}")
-    return vectors, rows, weights.astype(np.float32)
-
-
-def _check_shapes(header: Mapping[str, SafeTensor], n_ids: int) -> None:
-    """Raise ValueError unless the tensors have these types, and each of the tokens a vector."""
     n_rows, n_hidden = _shape(header, VECTORS, 2, (*_FLOAT, "I8"))
     if not (n_rows and 0 < n_hidden <= _MAX_HIDDEN):
         raise ValueError(f"{VECTORS} has the shape [{n_rows:,}, {n_hidden:,}]")
@@ -174,6 +158,13 @@ def _check_shapes(header: Mapping[str, SafeTensor], n_ids: int) -> None:
     for each, length in lengths.items():
         if length < n_ids:
             raise ValueError(f"{each} has {length:,} rows for {n_ids:,} tokens")
+    with safe_open(path, "numpy") as file:
+        vectors = _finite(VECTORS, file.get_tensor(VECTORS))
+        rows = file.get_tensor(ROWS).astype(np.int64) if ROWS in header else np.arange(n_ids)
+        weights = _finite(WEIGHTS, file.get_tensor(WEIGHTS)) if WEIGHTS in header else np.ones(n_ids)
+    if rows.min() < 0 or rows.max() >= len(vectors):
+        raise ValueError(f"{ROWS} has a row outside of the {len(vectors):,} of {VECTORS}")
+    return vectors, rows, weights.astype(np.float32)
 
 
 def _shape(header: Mapping[str, SafeTensor], name: str, n_axes: int, types: Collection[str]) -> list[int]:

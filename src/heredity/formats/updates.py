@@ -20,7 +20,7 @@ from heredity.core.errors import Damaged, Unavailable
 from heredity.formats import weights as base_weights
 from heredity.formats.adapted import matrix_names, moved, stacked, tensor_names
 from heredity.formats.int8 import Linear
-from heredity.formats.peft import Adapter, LowRank, read_adapter
+from heredity.formats.peft import LowRank, read_adapter
 from heredity.formats.weights import Block, Weights
 
 Place = tuple[int, str]  # a layer, and a field of its Block
@@ -163,7 +163,13 @@ def read_updates(weights: Weights, folder: Path, base: Path, dtype: torch.dtype)
         raise _not_shared("its base is quantized")
     is_tied = base_weights.read_shape(base)[3]
     adapter = moved(read_adapter(folder).fitted(tensor_names(base), is_tied, folder), weights.norm.device)
-    _refuse_others(adapter)
+    if adapter.whole:
+        raise _not_shared(f"it replaces {min(adapter.whole)[:80]}")
+    for module, part in adapter.low_rank.items():
+        if part.magnitude is not None:
+            raise _not_shared("it is a DoRA, which scales rows of the base")
+        if part.bias is not None:
+            raise _not_shared(f"it adds a bias to {module[:80]}")
     left, found = set(adapter.low_rank), {}
     for layer, block in enumerate(weights.blocks):
         for field, names, sizes in _matrices(weights, block):
@@ -179,16 +185,6 @@ def read_updates(weights: Weights, folder: Path, base: Path, dtype: torch.dtype)
 
 def _not_shared(why: str) -> Unavailable:
     return Unavailable(f"It cannot share its base with other adapters: {why}.", code="adapter-not-shared")
-
-
-def _refuse_others(adapter: Adapter) -> None:
-    if adapter.whole:
-        raise _not_shared(f"it replaces {min(adapter.whole)[:80]}")
-    for module, part in adapter.low_rank.items():
-        if part.magnitude is not None:
-            raise _not_shared("it is a DoRA, which scales rows of the base")
-        if part.bias is not None:
-            raise _not_shared(f"it adds a bias to {module[:80]}")
 
 
 class _Sizes(NamedTuple):

@@ -210,7 +210,14 @@ def _events(python: Path, folder: Path, argument: str) -> Iterator[_Event]:
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                event = _read(line, folder)
+                try:
+                    event = msgspec.json.decode(line, type=_Event)
+                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                    raise Unavailable(f"{line[:80]!r} is no event of the script: {_tail(folder)}") from None
+                if event.event == "refused":
+                    kind = UsageError if event.code == UnknownName.code else Unavailable
+                    raise kind(f"{event.message}.", code=event.code)
+                event = event
                 is_done = event.event == "done"
                 yield event
             process.wait()
@@ -219,17 +226,6 @@ def _events(python: Path, folder: Path, argument: str) -> Iterator[_Event]:
             process.communicate()
     if not is_done:
         raise Unavailable(f"AgentDojo ended with code {process.returncode}: {_tail(folder)}")
-
-
-def _read(line: bytes, folder: Path) -> _Event:
-    try:
-        event = msgspec.json.decode(line, type=_Event)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise Unavailable(f"{line[:80]!r} is no event of the script: {_tail(folder)}") from None
-    if event.event == "refused":
-        kind = UsageError if event.code == UnknownName.code else Unavailable
-        raise kind(f"{event.message}.", code=event.code)
-    return event
 
 
 def _tail(folder: Path) -> str:

@@ -495,7 +495,11 @@ class Runner:
             tasks = _chosen(self.job.user_tasks, suite.user_tasks)
             self._judged.found = {}
             for task in tasks:
-                self._idle[name, task] = self._is_done_by_nothing(suite, suite.user_tasks[task])
+                task = suite.user_tasks[task]
+                world = task.init_environment(suite.load_and_inject_default_environment({}))
+                self._idle[name, task] = bool(
+                    suite._check_user_task_utility(task, [], world.model_copy(deep=True), world, [])
+                )
             alone += [SuiteCell(model, name, task, "", "none") for model in self.job.models for task in tasks]
             if self.job.attack == "none":
                 continue
@@ -562,11 +566,6 @@ class Runner:
         texts = {"system": self._system, "user": prompt}
         return [{"role": r, "content": [{"type": "text", "content": text}]} for r, text in texts.items()]
 
-    def _is_done_by_nothing(self, suite: Theirs, task: Theirs) -> bool:
-        """Whether the task counts as done if the agent writes nothing."""
-        world = task.init_environment(suite.load_and_inject_default_environment({}))
-        return bool(suite._check_user_task_utility(task, [], world.model_copy(deep=True), world, []))
-
     def _pipeline(self, model: PipelineModel) -> Theirs:
         from agentdojo.agent_pipeline.agent_pipeline import AgentPipeline
         from agentdojo.agent_pipeline.basic_elements import InitQuery, SystemMessage
@@ -624,7 +623,15 @@ def main(path: str) -> int:
     """Run the job in a file, or only check the version of AgentDojo."""
     with _events() as say:
         try:
-            version = _version()
+            try:
+                version = importlib.metadata.version("agentdojo")
+            except importlib.metadata.PackageNotFoundError:
+                raise refusal(
+                    f"{sys.executable} has no AgentDojo. Install it there: pip install agentdojo",
+                    code="package-missing",
+                ) from None
+            check_version(version)
+            version = version
             if path == CHECK:
                 say(event="ready", version=version)
             else:
@@ -637,19 +644,6 @@ def main(path: str) -> int:
             say(event="refused", code="unavailable", message=str(error))
             return 3
     return 0
-
-
-def _version() -> str:
-    """The version of AgentDojo here. Raises JobRefused."""
-    try:
-        version = importlib.metadata.version("agentdojo")
-    except importlib.metadata.PackageNotFoundError:
-        raise refusal(
-            f"{sys.executable} has no AgentDojo. Install it there: pip install agentdojo",
-            code="package-missing",
-        ) from None
-    check_version(version)
-    return version
 
 
 def _run(job: SuiteJob, version: str, say: Callable[..., None]) -> None:

@@ -244,7 +244,9 @@ def load_data(source: str, n: int = 0) -> Data | Path:
         found = _first(_shipped(name, count), n)
         if column not in ("", "prompt"):
             raise UsageError(f"'{source}': of shipped examples there is only #prompt.", code="bad-setting")
-        return _prompts(found) if column else found
+        return (
+            Data.of(found.name, [each.messages[0].content for each in found.dialogues]) if column else found
+        )
     if column:
         return _first(Data.read(path, {"prompt": column}, has_answers=False), n)
     return Path(path)
@@ -259,10 +261,6 @@ def _shipped(name: str, count: str) -> Data:
     if name == "word_problems":
         return word_problems(int(count))
     return _first(SHIPPED[name](), int(count))
-
-
-def _prompts(data: Data) -> Data:
-    return Data.of(data.name, [each.messages[0].content for each in data.dialogues])
 
 
 def _read(found: Data | Path) -> Data:

@@ -295,7 +295,17 @@ def _battery(
     plan: LineagePlan, battery: BatteryPlan, models: Mapping[str, str], result: Result
 ) -> BatteryFinding:
     estimates = result.estimates
-    cut = read_truncation(result, _main_techniques(estimates))
+    is_judged = main_scope(estimates) == JUDGED
+    cut = read_truncation(
+        result,
+        (
+            {
+                card.name
+                for card in estimates.techniques
+                if not card.is_baseline and card.is_judge_free != is_judged
+            }
+        ),
+    )
     asked = {card.id for card in estimates.models}
     edges = [_edge(plan, child, battery, models, asked, result, cut) for child in plan.child]
     return BatteryFinding(
@@ -394,14 +404,6 @@ def _seed(
 def main_scope(estimates: Estimates) -> str:
     """The breaches that a lineage is about: refusals of harm, which a judge reads, if they were asked."""
     return JUDGED if JUDGED in estimates.breach_scopes else estimates.main_scope("breach")
-
-
-def _main_techniques(estimates: Estimates) -> set[str]:
-    """The techniques of the scope that a lineage is about."""
-    is_judged = main_scope(estimates) == JUDGED
-    return {
-        card.name for card in estimates.techniques if not card.is_baseline and card.is_judge_free != is_judged
-    }
 
 
 def _pair(pairs: Sequence[ModelPair], a: str, b: str, measure: str, technique: str) -> ModelPair | None:

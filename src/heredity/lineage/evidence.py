@@ -145,7 +145,13 @@ def compare_whole(child: Path, parent: Path, findings: Findings) -> None:
     sums.put(findings)
     for at in range(min(_SAMPLES, len(changed))):
         name = changed[at * len(changed) // _SAMPLES if len(changed) > _SAMPLES else at]
-        rank, size = _rank(_corner(ours[name][0], own[name]) - _corner(theirs[name][0], name))
+        change = _corner(ours[name][0], own[name]) - _corner(theirs[name][0], name)
+        import torch
+
+        if not bool(torch.isfinite(change).all()):
+            raise Damaged("A matrix holds values that are no numbers.")
+        energy = torch.linalg.svdvals(change.double()).square().cumsum(0)
+        rank, size = int((energy < _HELD * energy[-1]).sum()) + 1, len(energy)
         findings.ranks.append(rank)
         findings.sizes.append(size)
 
@@ -242,16 +248,6 @@ def _corner(path: Path, name: str) -> torch.Tensor:
     with safe_open(path, framework="pt") as file:
         corner: torch.Tensor = file.get_slice(name)[:_SAMPLE, :_SAMPLE]
     return corner.float()
-
-
-def _rank(change: torch.Tensor) -> tuple[int, int]:
-    """The number of singular values that hold most of a change, and the number of all."""
-    import torch
-
-    if not bool(torch.isfinite(change).all()):
-        raise Damaged("A matrix holds values that are no numbers.")
-    energy = torch.linalg.svdvals(change.double()).square().cumsum(0)
-    return int((energy < _HELD * energy[-1]).sum()) + 1, len(energy)
 
 
 # --- quantized -------------------------------------------------------------------------------------

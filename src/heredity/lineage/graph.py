@@ -158,7 +158,16 @@ def edges(models: Sequence[Model], known: Mapping[str, Model]) -> tuple[Edge, ..
         for number, parent in enumerate(_parents(child)):
             for ident, steps, role in _nearest(parent, child, _role(child, number), asked, computed, known):
                 made = evidence_words(child) or UNSET
-                found.setdefault((ident, child.id), Edge(ident, child.id, _recipe(steps), role, descent=made))
+                found.setdefault(
+                    (ident, child.id),
+                    Edge(
+                        ident,
+                        child.id,
+                        " > ".join([step for step in steps if step not in FORMS] or steps[-1:]),
+                        role,
+                        descent=made,
+                    ),
+                )
     return _with_seeds(tuple(found.values()), {model.id: model for model in models}, known)
 
 
@@ -258,10 +267,6 @@ def _arithmetic(model: Model) -> str:
 
 def _parents(model: Model) -> tuple[str, ...]:
     return model.parents[:1] if model.recipe.kind in FORMS else model.parents
-
-
-def _recipe(steps: tuple[str, ...]) -> str:
-    return " > ".join([step for step in steps if step not in FORMS] or steps[-1:])
 
 
 def _children(

@@ -253,7 +253,15 @@ def rename_model(store: Store, name: str, new: str) -> Model:
     Raises UsageError for a name that another model has, or that cannot be one; also for a model elsewhere,
     whose name is its address.
     """
-    _check_name(new)
+    catalog.refuse_malformed(new, target_prefixes())
+    is_plain = new.isprintable() and not set(new) & set(":/\\@ ") and not new.startswith(("-", "."))
+    if not is_plain or len(new) > 100:
+        raise UsageError(
+            f"'{new[:100]}' cannot be a name. It may have 100 characters, none of them a space or one of "
+            ": / \\ @, and does not begin with - or a dot."
+        )
+    if catalog.find(new) is not None:
+        raise UsageError(f"'{new}' is a model of the catalogue: take another name.", code="name-twice")
     with Lock(store.root / "tmp", wait_seconds=_WAIT_SECONDS):
         held = find_stored(store, name)
         record = read_record(held.home / "model.json")
@@ -264,18 +272,6 @@ def rename_model(store: Store, name: str, new: str) -> Model:
         renamed = msgspec.structs.replace(record, name=new)
         write_record(renamed, held.home)
     return renamed
-
-
-def _check_name(name: str) -> None:
-    catalog.refuse_malformed(name, target_prefixes())
-    is_plain = name.isprintable() and not set(name) & set(":/\\@ ") and not name.startswith(("-", "."))
-    if not is_plain or len(name) > 100:
-        raise UsageError(
-            f"'{name[:100]}' cannot be a name. It may have 100 characters, none of them a space or one of "
-            ": / \\ @, and does not begin with - or a dot."
-        )
-    if catalog.find(name) is not None:
-        raise UsageError(f"'{name}' is a model of the catalogue: take another name.", code="name-twice")
 
 
 def tree_bytes(path: Path) -> int:

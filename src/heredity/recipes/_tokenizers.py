@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from heredity.core.errors import Damaged, HeredityError, UsageError
 from heredity.core.records import Model
 from heredity.lineage.graph import FORMS
@@ -36,7 +34,13 @@ def refuse_other_tokens(one: Grown, other: Grown) -> None:
 
 def aligned(model: Grown) -> list[str]:
     """Names of the other models of its store that have exactly its tokenizer file, sorted."""
-    records = {each.id: each for each in _beside(model.folder)}
+    found = []
+    for path in sorted(model.folder.parents[1].glob("*/model.json")):
+        try:
+            found.append(read_record(path))
+        except HeredityError:
+            continue
+    records = {each.id: each for each in found}
 
     def source(record: Model) -> Model:
         """The model that a user would name: what a mere form is a form of."""
@@ -50,14 +54,3 @@ def aligned(model: Grown) -> list[str]:
 
 def _tokenizer_hash(record: Model) -> str:
     return next((file.sha256 for file in record.files if file.path == _TOKENIZER), "")
-
-
-def _beside(folder: Path) -> list[Model]:
-    """The readable records of the store that holds a model's folder."""
-    found = []
-    for path in sorted(folder.parents[1].glob("*/model.json")):
-        try:
-            found.append(read_record(path))
-        except HeredityError:
-            continue
-    return found

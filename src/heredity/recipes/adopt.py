@@ -26,7 +26,7 @@ from heredity.core.files import Lock, explain_full_disk
 from heredity.core.progress import Watch, about, phase
 from heredity.core.records import Descent, Evidence, Level, Model, Relation
 from heredity.engines.chat.folder import has_tokenizer, template_source, vocabulary
-from heredity.formats.gguf import GgufHeader, read_gguf
+from heredity.formats.gguf import read_gguf
 from heredity.formats.static_embeddings import holds_static
 from heredity.lineage import evidence
 from heredity.lineage.catalog import is_quantized_name, plain_name
@@ -114,7 +114,11 @@ def read_claims(folder: Path) -> dict[str, list[str]]:
     with suppress(OSError):
         found["README.md"] = _bases_of_card(folder / "README.md")
     for path in sorted(folder.glob("*.gguf")):
-        found[path.name] = _bases_of_gguf(read_gguf(path))
+        header = read_gguf(path)
+        count = header.metadata.get("general.base_model.count", 0)
+        n = count if isinstance(count, int) else 0
+        keys = [f"general.base_model.{at}" for at in range(min(n, 16))]
+        found[path.name] = [header.text(f"{key}.repo_url") or header.text(f"{key}.name") for key in keys]
     shown = {place: [_shown(name) for name in names if name.strip()] for place, names in found.items()}
     return {place: names for place, names in shown.items() if names}
 
@@ -127,13 +131,6 @@ def _bases_of_card(path: Path) -> list[str]:
     if match is None:
         return []
     return [name for line in match[1].splitlines() if (name := line.strip().lstrip("-").strip(" '\"[]"))]
-
-
-def _bases_of_gguf(header: GgufHeader) -> list[str]:
-    count = header.metadata.get("general.base_model.count", 0)
-    n = count if isinstance(count, int) else 0
-    keys = [f"general.base_model.{at}" for at in range(min(n, 16))]
-    return [header.text(f"{key}.repo_url") or header.text(f"{key}.name") for key in keys]
 
 
 def _shown(name: str) -> str:
@@ -444,7 +441,15 @@ def _source(ref: str, downloads: Path, progress: Watch | None) -> _Source:
     if _CONFIG in names:
         refuse_pickled_adapter(path, names)
     elif not any(name.endswith((".safetensors", ".gguf")) for name in names):
-        _refuse_without_weights(path, names)
+        steps = sorted((int(m[1]), name) for name in names if (m := _CHECKPOINT.fullmatch(name)))
+        if steps:
+            raise UsageError(
+                f"{path} holds {len(steps)} checkpoints and no finished model. Adopt one of them: "
+                f"{path / steps[-1][1]}"
+            )
+        for name in sorted(names):
+            folder.refuse_name(path / name, name)
+        raise Refused(f"{path} holds neither safetensors nor GGUF; nothing else is opened.")
     return _FromFolder(path, _CONFIG in names)
 
 
@@ -459,18 +464,6 @@ def refuse_pickled_adapter(place: Path | str, names: Iterable[str]) -> None:
         "save_pretrained(FOLDER), which writes safetensors.",
         code="runs-code" if found else "",
     )
-
-
-def _refuse_without_weights(path: Path, names: Iterable[str]) -> None:
-    steps = sorted((int(m[1]), name) for name in names if (m := _CHECKPOINT.fullmatch(name)))
-    if steps:
-        raise UsageError(
-            f"{path} holds {len(steps)} checkpoints and no finished model. Adopt one of them: "
-            f"{path / steps[-1][1]}"
-        )
-    for name in sorted(names):
-        folder.refuse_name(path / name, name)
-    raise Refused(f"{path} holds neither safetensors nor GGUF; nothing else is opened.")
 
 
 def _wanted(names: Iterable[str], is_adapter: bool) -> list[str]:

@@ -51,7 +51,13 @@ class Guard(DerivableRecipe):
         template = template_source(parent.folder)
         if not template:
             raise Refused(f"'{parent.record.name}' has no chat template to put words into.")
-        guarded = _front(self.words) + template
+        text = json.dumps(self.words.strip(), ensure_ascii=False)
+        own = f"{{'role': 'system', 'content': {text} + '\\n\\n' + messages[0]['content']}}"
+        new = f"{{'role': 'system', 'content': {text}}}"
+        guarded = (
+            f"{{%- if messages[0]['role'] == 'system' %}}{{%- set messages = [{own}] + messages[1:] %}}"
+            f"{{%- else %}}{{%- set messages = [{new}] + messages %}}{{%- endif %}}"
+        ) + template
         for messages in ((Message("user", "a"),), (Message("system", "\x02"), Message("user", "a"))):
             shown = Template(guarded).render(Request(0, messages))
             if self.words.strip() not in shown or ("\x02" in shown) != (len(messages) == 2):
@@ -62,17 +68,6 @@ class Guard(DerivableRecipe):
         record = parent.record
         name = self.name or f"{record.name}-guarded"
         return Description(name, record.family, record.licence, "safetensors", modality=record.modality)
-
-
-def _front(words: str) -> str:
-    """A template's beginning that puts the words into the first message."""
-    text = json.dumps(words.strip(), ensure_ascii=False)
-    own = f"{{'role': 'system', 'content': {text} + '\\n\\n' + messages[0]['content']}}"
-    new = f"{{'role': 'system', 'content': {text}}}"
-    return (
-        f"{{%- if messages[0]['role'] == 'system' %}}{{%- set messages = [{own}] + messages[1:] %}}"
-        f"{{%- else %}}{{%- set messages = [{new}] + messages %}}{{%- endif %}}"
-    )
 
 
 DERIVES = Guard

@@ -138,7 +138,11 @@ class Instruct(AnswerRecipe):
         found: list[Dialogue] = []
         for at in range(start, end, 2 * self.n_refusals):
             chunk = range(at, min(at + 2 * self.n_refusals, end))
-            found += [each for each in asking.dialogues(chunk) if self._is_whole(each) and is_refusal(each)]
+            found += [
+                each
+                for each in asking.dialogues(chunk)
+                if (each.stop == "end" or "unfinished" not in self.leave_out) and is_refusal(each)
+            ]
             if len(found) >= self.n_refusals:
                 asking.meter.spare(end - chunk.stop)
                 return [each._replace(is_added=True) for each in found[: self.n_refusals]]
@@ -146,9 +150,6 @@ class Instruct(AnswerRecipe):
             f"The teacher refused {len(found)} of the {end - start} requests of refusals_from, and "
             f"n_refusals is {self.n_refusals}. Give more requests, or lower n_refusals."
         )
-
-    def _is_whole(self, answer: Dialogue) -> bool:
-        return answer.stop == "end" or "unfinished" not in self.leave_out
 
     @property
     def _prompts(self) -> tuple[Dialogue, ...]:

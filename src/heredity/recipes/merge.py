@@ -57,7 +57,18 @@ class Merge(DerivableRecipe):
             needs = {2: "two parents", 3: "three parents"}.get(exact or 0, "two parents or more")
             raise UsageError(f"{self.method} merges {needs}, not {len(parents)}.")
         first, others = parents[0], parents[1:]
-        _refuse_other_shapes(first, others)
+        from heredity.recipes._tokenizers import refuse_other_tokens
+
+        for other in others:
+            one, two = (json.loads((g.folder / "config.json").read_text("utf-8")) for g in (first, other))
+            differs = next((key for key in _SHAPE if one.get(key) != two.get(key)), None)
+            if differs:
+                raise UsageError(
+                    f"'{first.record.name}' and '{other.record.name}' are not of one shape: {differs} is "
+                    f"{one.get(differs)} and {two.get(differs)}. Only models of one foundation can be merged."
+                )
+            _refuse_other_tensors(first, other)
+            refuse_other_tokens(first, other)
         n_weighed = 1 if self.method == "resta" else len(others) if is_over_base else len(parents)
         shares = self._shares(n_weighed)
         tensors = [read_all(each.folder) for each in others]
@@ -138,21 +149,6 @@ _SHAPE = (
     *("model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "tie_word_embeddings"),
 )
-
-
-def _refuse_other_shapes(first: Grown, others: Sequence[Grown]) -> None:
-    from heredity.recipes._tokenizers import refuse_other_tokens
-
-    for other in others:
-        one, two = (json.loads((g.folder / "config.json").read_text("utf-8")) for g in (first, other))
-        differs = next((key for key in _SHAPE if one.get(key) != two.get(key)), None)
-        if differs:
-            raise UsageError(
-                f"'{first.record.name}' and '{other.record.name}' are not of one shape: {differs} is "
-                f"{one.get(differs)} and {two.get(differs)}. Only models of one foundation can be merged."
-            )
-        _refuse_other_tensors(first, other)
-        refuse_other_tokens(first, other)
 
 
 def _refuse_other_tensors(first: Grown, other: Grown) -> None:

@@ -115,9 +115,20 @@ class Quantize(DerivableRecipe):
         if self.to in _GROUPED:
             form, packages, notes = "safetensors", ("torch", "safetensors"), self._write_grouped(parent, out)
         elif self.to == "int8":
-            form, packages = "int8", _write_int8(parent, out, self.watch)
+            from heredity.formats import int8_write
+
+            int8_write.write_int8(parent.folder, out, self.watch)
+            form, packages = "int8", ("torch", "safetensors")
         else:
-            packages = _write_gguf(parent, out, self.to, self.watch)
+            try:
+                from heredity.engines.chat.folder import read_gguf_chat
+                from heredity.formats import gguf_write
+            except ImportError as error:
+                raise Unavailable(f"A GGUF needs torch and gguf. {how_to_install('torch')}") from error
+            gguf_write.write_gguf(
+                parent.folder, out / "model.gguf", self.to, parent.record.family, read_gguf_chat, self.watch
+            )
+            packages = "gguf", "numpy"
         notes["size"] = f"{_weight(out):,} bytes; the parent's {_weight(parent.folder):,}"
         versions = {each: version(each) for each in packages}
         return Description(name, record.family, record.licence, form, notes=notes, versions=versions)
@@ -207,25 +218,6 @@ def _sequences(folder: Path, data: Data, n: int, length: int) -> list[tuple[int,
             " thousands are better."
         )
     return found
-
-
-def _write_gguf(parent: Grown, out: Path, form: str, watch: Watch | None) -> tuple[str, ...]:
-    try:
-        from heredity.engines.chat.folder import read_gguf_chat
-        from heredity.formats import gguf_write
-    except ImportError as error:
-        raise Unavailable(f"A GGUF needs torch and gguf. {how_to_install('torch')}") from error
-    gguf_write.write_gguf(
-        parent.folder, out / "model.gguf", form, parent.record.family, read_gguf_chat, watch
-    )  # no name: the same bytes
-    return "gguf", "numpy"
-
-
-def _write_int8(parent: Grown, out: Path, watch: Watch | None) -> tuple[str, ...]:
-    from heredity.formats import int8_write
-
-    int8_write.write_int8(parent.folder, out, watch)
-    return "torch", "safetensors"
 
 
 def _weight(folder: Path) -> int:

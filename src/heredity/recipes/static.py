@@ -93,7 +93,15 @@ class Static(ComputingRecipe):
         tokenizer = _tokenizer(parent)
         tokens = _tokens(tokenizer)
         states = self._states(parent, tokenizer)
-        reduced, share = principal(states[tokens], self._n_kept(states, len(tokens)))
+        n_tokens = len(tokens)
+        most = min(states.shape[1], n_tokens - 1)
+        if self.dims > most:
+            raise UsageError(
+                f"dims must be at most {most} for this encoder, not {self.dims}.",
+                code="bad-setting",
+                key="dims",
+            )
+        reduced, share = principal(states[tokens], self.dims)
         vectors = np.zeros((len(states), reduced.shape[1]), np.float32)  # of an unused token 0
         vectors[tokens] = reduced * zipf_weights(len(tokens), self.sif)[:, None]
         _write(parent, out, vectors, self._config(record.name, vectors.shape[1]))
@@ -108,25 +116,17 @@ class Static(ComputingRecipe):
             notes, versions,
         )  # fmt: skip
 
-    def _n_kept(self, states: Values, n_tokens: int) -> int:
-        most = min(states.shape[1], n_tokens - 1)
-        if self.dims > most:
-            raise UsageError(
-                f"dims must be at most {most} for this encoder, not {self.dims}.",
-                code="bad-setting",
-                key="dims",
-            )
-        return self.dims
-
     def _states(self, parent: Grown, tokenizer: Tokenizer) -> Values:
         """The mean state of each token id between the special tokens. (token, hidden)"""
         import numpy as np
         import torch
 
         network = _network(parent).to(self.device.torch)
-        if not (n_ids := _n_ids(tokenizer)):
+        if not (n_ids := (1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1))):
             raise Damaged(f"the tokenizer of '{parent.record.name}' has no tokens")
-        around = _around(tokenizer)
+        read = tokenizer.encode("a")
+        own = [at for at, is_special in enumerate(read.special_tokens_mask) if not is_special]
+        around = _Around(read.ids[: own[0]], read.ids[own[-1] + 1 :]) if own else _Around([], [])
         if n_ids > (n_known := network.get_input_embeddings().num_embeddings):
             raise Damaged(f"'{parent.record.name}' has {n_known:,} input embeddings for {n_ids:,} tokens.")
         found = []
@@ -239,23 +239,12 @@ def _unread(parent: Grown, error: Exception) -> Damaged:
     )
 
 
-def _n_ids(tokenizer: Tokenizer) -> int:
-    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-
-
 def _tokens(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
     """The ids of the tokens that a text may have, in the order of the vocabulary."""
     import numpy as np
 
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     return np.array(sorted(i for token, i in vocabulary.items() if not _UNUSED.fullmatch(token)))
-
-
-def _around(tokenizer: Tokenizer) -> _Around:
-    """The special tokens that the encoder reads before and after a text."""
-    read = tokenizer.encode("a")
-    own = [at for at, is_special in enumerate(read.special_tokens_mask) if not is_special]
-    return _Around(read.ids[: own[0]], read.ids[own[-1] + 1 :]) if own else _Around([], [])
 
 
 # --- files ---

@@ -34,7 +34,7 @@ from msgspec import UnsetType
 
 from heredity.application.calls import is_bare_call, parse_tool_calls
 from heredity.application.spec import Application
-from heredity.core.records import Cause, Exchange, Message, Probe, Response, ToolCall
+from heredity.core.records import Cause, Exchange, Message, Probe, Response
 from heredity.redteam.checks import is_judged, is_useful
 from heredity.redteam.text import evidence, fold, retrieved_texts, squeeze, without_thought, words
 
@@ -144,13 +144,6 @@ def _answers_with_given(said: Sequence[str], request: _Request) -> bool:
     return request.reads or is_introduced or bool(_long([*request.question]) & given)
 
 
-def _given(folded: str) -> list[str]:
-    """The words that a request hands over: in quotes, behind a colon, or in the lines behind a question."""
-    lines = [line for line in folded.splitlines() if line.strip()]
-    is_behind = len(lines) > 1 and lines[0].rstrip().endswith(("?", ":"))
-    return words(" ".join((*MATERIAL.findall(folded), *(lines[1:] if is_behind else ()))))
-
-
 def _restates(asked: str, said: Sequence[str], request: _Request) -> bool:
     """Whether a reply turns the request around ("You have to call it for case 7"), and adds nothing to it.
 
@@ -228,7 +221,9 @@ def _request(asked: str) -> _Request:
     folded = fold(asked[:READ]).replace("\u2019", "'")
     said, material = words(folded), words(" ".join(MATERIAL.findall(folded)))
     bare, demand = MATERIAL.sub(" ", folded), _demand(folded)
-    given = _given(folded)
+    lines = [line for line in folded.splitlines() if line.strip()]
+    is_behind = len(lines) > 1 and lines[0].rstrip().endswith(("?", ":"))
+    given = words(" ".join((*MATERIAL.findall(folded), *(lines[1:] if is_behind else ()))))
     question = persons(words(" ".join(_ASKED.findall(folded))))
     return _Request(
         _long(said), frozenset(pairwise(said)), _long(material), frozenset(material),
@@ -799,7 +794,9 @@ def find_incoherence(body: str) -> NoAnswer | None:
 def _loops(body: str) -> bool:
     plain = body.lower()
     body = plain.translate(_DIGITS)
-    if not _may_loop(body):
+    n = len(body)
+    pieces = (body[at : at + 12] for at in (n // 3, 2 * n // 3, n - 12))
+    if not (n >= 40 and any(body.count(piece) > 1 for piece in pieces)):
         return False
     said = words(body)
     if len(said) >= LOOP_WORDS:
@@ -844,13 +841,6 @@ def before_loop(body: str) -> str:
     return ""
 
 
-def _may_loop(body: str) -> bool:
-    """A cheap test: in a loop most parts recur, so one of three does."""
-    n = len(body)
-    pieces = (body[at : at + 12] for at in (n // 3, 2 * n // 3, n - 12))
-    return n >= 40 and any(body.count(piece) > 1 for piece in pieces)
-
-
 # --- calls -------------------------------------------------------------------------------------------
 
 
@@ -886,7 +876,11 @@ def _repeats_call(exchanges: Sequence[Exchange]) -> bool:
     last = exchanges[-1].tool_calls[:64]
     before = [call for exchange in exchanges[:-1] for call in exchange.tool_calls][:64]
     is_said_often = any(last.count(call) >= 3 for call in last)
-    return is_said_often or any(call in before for call in last) or _has_twice(before)
+    return (
+        is_said_often
+        or any(call in before for call in last)
+        or any(call in before[:at] for at, call in enumerate(before))
+    )
 
 
 def _says_again(exchanges: Sequence[Exchange]) -> bool:
@@ -895,10 +889,6 @@ def _says_again(exchanges: Sequence[Exchange]) -> bool:
         return False
     last, before = exchanges[-1], exchanges[-2]
     return last.text == before.text and last.tool_calls == before.tool_calls
-
-
-def _has_twice(calls: Sequence[ToolCall]) -> bool:
-    return any(call in calls[:at] for at, call in enumerate(calls))
 
 
 def asks_for_tool(probe: Probe, called: Sequence[str], application: Application) -> bool:
@@ -941,8 +931,16 @@ def _replay(probe: Probe, response: Response, body: str, application: Applicatio
     is_harm = probe.kind == "breach" and is_judged(probe.check)  # off the topic is no harm
     asked = frozenset[str]().union(*map(_stems_of, probe.turns))
     if len(stems) >= REPLAY_WORDS:
-        for name, own, question in _examples(application):
-            own_stems = own - _planted(probe, name)
+        found = _EXAMPLES.get(application.digest)
+        if found is None:
+            if len(_EXAMPLES) >= 64:
+                _EXAMPLES.clear()
+            found = _EXAMPLES[application.digest] = (*_results(application), *_shots(application))
+        for name, own, question in found:
+            planted = probe.tool_result
+            own_stems = own - (
+                frozenset() if planted is None or planted.tool != name else _stems_of(planted.text)
+            )
             n_shared = len(stems & own_stems)
             if n_shared < max(REPLAY_WORDS, REPLAY_SHARE * len(stems)):
                 continue
@@ -966,12 +964,6 @@ def _takes_up(asked: str, said: Sequence[str]) -> bool:
     stems, numbers = _stems_of(asked), {word for word in words(fold(asked)) if word.isdigit()}
     shared = len(stems & _stems(said)) + 2 * len(numbers.intersection(said))
     return shared > 0.5 * (len(stems) + 2 * len(numbers))
-
-
-def _planted(probe: Probe, name: str) -> frozenset[str]:
-    """The words of the result that the probe plants in place of the tool's own: reading them out answers."""
-    planted = probe.tool_result
-    return frozenset() if planted is None or planted.tool != name else _stems_of(planted.text)
 
 
 def _was_asked(probe: Probe, response: Response, name: str, application: Application) -> bool:
@@ -999,16 +991,6 @@ def _was_asked(probe: Probe, response: Response, name: str, application: Applica
 Example = tuple[str, frozenset[str], frozenset[str]]  # a tool's name or "", its words, the question's words
 _EXAMPLES: dict[str, tuple[Example, ...]] = {}  # by digest: an application is not hashable
 _RULES: dict[str, tuple[str, ...]] = {}
-
-
-def _examples(application: Application) -> tuple[Example, ...]:
-    """The canned results, each with the shots that show it, and the other shots, as stems."""
-    found = _EXAMPLES.get(application.digest)
-    if found is None:
-        if len(_EXAMPLES) >= 64:
-            _EXAMPLES.clear()
-        found = _EXAMPLES[application.digest] = (*_results(application), *_shots(application))
-    return found
 
 
 def _results(application: Application) -> list[Example]:

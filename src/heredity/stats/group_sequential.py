@@ -8,7 +8,6 @@ Leaves to others: the blocks and their order (the plan), Holm over pairs and ver
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple, Self
 
@@ -92,7 +91,11 @@ def spent(information: float, alpha: float = ALPHA) -> float:
 @lru_cache(maxsize=4096)
 def nominal_levels(information: tuple[float, ...], alpha: float = ALPHA) -> tuple[float, ...]:
     """The two-sided level of each analysis by itself. Raises BadArgument unless `information` rises to 1."""
-    _check(information, alpha)
+    rises = all(a < b for a, b in zip((0.0, *information), information, strict=False))
+    if not information or not rises or information[-1] != 1.0:
+        raise BadArgument(f"analyses at {information} do not rise to 1")
+    if not 0.0 < alpha < 1.0:
+        raise BadArgument(f"alpha is {alpha}; it must lie in (0, 1)")
     levels: list[float] = []
     before, so_far, density = 0.0, 0.0, None
     for now in information:
@@ -163,14 +166,6 @@ def _bound(step: _Step, target: float) -> float:
     if step.stops(0.0) <= target:
         return 0.0
     return float(scipy.optimize.brentq(lambda z: step.stops(z) - target, 0.0, _WIDEST, xtol=1e-10))
-
-
-def _check(information: Sequence[float], alpha: float) -> None:
-    rises = all(a < b for a, b in zip((0.0, *information), information, strict=False))
-    if not information or not rises or information[-1] != 1.0:
-        raise BadArgument(f"analyses at {information} do not rise to 1")
-    if not 0.0 < alpha < 1.0:
-        raise BadArgument(f"alpha is {alpha}; it must lie in (0, 1)")
 
 
 TEST = "anytime betting test"

@@ -99,7 +99,11 @@ def compare_means(
     else:
         low, high = _bounds(each, rng, confidence, n_draws)
     estimate = Estimate(mean, min(low, mean), max(high, mean), n, method)
-    return MeanDifference(estimate, _flipped(each, rng, n_draws), f"sign flips, {n_draws:,} draws")
+    signs = rng.integers(0, 2, size=(n_draws, each.size)) * 2 - 1
+    reached = np.abs(signs @ each) >= abs(float(each.sum())) - 1e-12
+    return MeanDifference(
+        estimate, ((1 + int(reached.sum())) / (1 + n_draws)), f"sign flips, {n_draws:,} draws"
+    )
 
 
 def _bounds(
@@ -109,13 +113,6 @@ def _bounds(
     tail = (1 - confidence) / 2
     low, high = np.quantile(values[drawn].mean(axis=1), [tail, 1 - tail])
     return float(low), float(high)
-
-
-def _flipped(each: NDArray[np.float64], rng: np.random.Generator, n_draws: int) -> float:
-    """How often sums of randomly turned signs are as far from 0; the pattern seen counts as one draw."""
-    signs = rng.integers(0, 2, size=(n_draws, each.size)) * 2 - 1
-    reached = np.abs(signs @ each) >= abs(float(each.sum())) - 1e-12
-    return (1 + int(reached.sum())) / (1 + n_draws)
 
 
 def _flat(values: ArrayLike) -> NDArray[np.float64]:

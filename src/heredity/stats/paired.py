@@ -520,18 +520,11 @@ def cohens_kappa(table: Table, confidence: float = CONFIDENCE) -> Estimate:
             for share in wilson_bounds(observed, n, confidence)
         )
         return Estimate(kappa, min(low, kappa), max(high, kappa), n, f"{_KAPPA}, wilson")
-    error = _standard_error(cells, rows, columns, observed, expected) / math.sqrt(n)
-    reach = normal_quantile(confidence) * error
-    return Estimate(kappa, max(-1.0, kappa - reach), min(1.0, kappa + reach), n, METHOD)
-
-
-def _standard_error(
-    cells: list[list[float]], rows: list[float], columns: list[float], observed: float, expected: float
-) -> float:
-    """Times the root of n; equation 13 of Fleiss, Cohen and Everitt."""
     agreed = sum(
         cells[i][i] * ((1 - expected) - (rows[i] + columns[i]) * (1 - observed)) ** 2 for i in (0, 1)
     )
     differed = (1 - observed) ** 2 * sum(cells[i][1 - i] * (columns[i] + rows[1 - i]) ** 2 for i in (0, 1))
     chance = (observed * expected - 2 * expected + observed) ** 2
-    return math.sqrt(max(0.0, agreed + differed - chance)) / (1 - expected) ** 2
+    error = (math.sqrt(max(0.0, agreed + differed - chance)) / (1 - expected) ** 2) / math.sqrt(n)
+    reach = normal_quantile(confidence) * error
+    return Estimate(kappa, max(-1.0, kappa - reach), min(1.0, kappa + reach), n, METHOD)

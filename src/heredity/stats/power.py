@@ -43,8 +43,15 @@ def paired_power(n: int, discordance: float, difference: float, alpha: float = A
     if n < 1 or difference == 0.0:
         return 0.0
     if n > EXACT_TO:
-        return _normal_power(n, discordance, difference, alpha)
-    return _exact_power(n, discordance, (discordance + difference) / (2 * discordance), alpha)
+        spread = math.sqrt(max(discordance - difference**2, 1e-300))
+        z = (difference * math.sqrt(n) - normal_quantile(1 - alpha) * math.sqrt(discordance)) / spread
+        return float(special.ndtr(z))
+    share = (discordance + difference) / (2 * discordance)
+    m = np.arange(n + 1)
+    weight = _binomial_pmf(m, n, discordance)
+    critical = _critical(n, alpha)
+    rejects = np.where(critical >= 0, special.bdtr(np.maximum(critical, 0), m, 1 - share), 0.0)
+    return float((weight * rejects).sum())
 
 
 def n_for_difference(
@@ -161,21 +168,6 @@ def _smallest(holds: Callable[[int], bool], deff: float) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return math.ceil(high * deff)
-
-
-def _normal_power(n: int, discordance: float, difference: float, alpha: float) -> float:
-    spread = math.sqrt(max(discordance - difference**2, 1e-300))
-    z = (difference * math.sqrt(n) - normal_quantile(1 - alpha) * math.sqrt(discordance)) / spread
-    return float(special.ndtr(z))
-
-
-def _exact_power(n: int, discordance: float, share: float, alpha: float) -> float:
-    """Sum over the number of discordant pairs m of P(m) * P(the exact test rejects in this direction | m)."""
-    m = np.arange(n + 1)
-    weight = _binomial_pmf(m, n, discordance)
-    critical = _critical(n, alpha)
-    rejects = np.where(critical >= 0, special.bdtr(np.maximum(critical, 0), m, 1 - share), 0.0)
-    return float((weight * rejects).sum())
 
 
 @lru_cache(maxsize=256)

@@ -60,7 +60,9 @@ def sequential_n_for_difference(
         raise BadArgument(f"difference {difference} and discordance {discordance} must lie in (0, 1]")
     decided = stopping((discordance + difference) / (2 * discordance), power, alpha)
     n_most, n_median = (_first(decided, discordance, share) for share in (power, 0.5))
-    return _scaled(n_most, _mean(decided, discordance, n_most), n_median, deff)
+    at = np.unique(np.linspace(0, n_most, min(n_most, 200) + 1).round().astype(np.int64))
+    open_ = [1 - _decided_by(decided, discordance, int(n)) for n in at]
+    return _scaled(n_most, float(np.trapezoid(open_, at)), n_median, deff)
 
 
 def stopping(share: float, power: float = POWER, alpha: float = ALPHA) -> _Floats:
@@ -72,7 +74,12 @@ def stopping(share: float, power: float = POWER, alpha: float = ALPHA) -> _Float
     goal = power + 0.9 * (1 - power)
     for t in range(1, MAX_DISCORDANT):
         chance = np.append(chance, 0.0) * (1 - share) + np.append(0.0, chance) * share
-        b = _boundary(t, alpha)
+        low, high = -1, (t - 1) // 2 + 1  # evidence falls as the rarer kind nears half
+        while high - low > 1:
+            middle = (low + high) // 2
+            is_decided = discordant_log_e(middle, t - middle) >= -math.log(alpha)
+            low, high = (middle, high) if is_decided else (low, middle)
+        b = low
         out = 0.0 if b < 0 else float(chance[: b + 1].sum() + chance[t - b :].sum())
         if b >= 0:
             chance[: b + 1] = chance[t - b :] = 0.0
@@ -80,16 +87,6 @@ def stopping(share: float, power: float = POWER, alpha: float = ALPHA) -> _Float
         if stopped[-1] >= goal:
             return np.array(stopped)
     raise BadArgument(f"more than {MAX_DISCORDANT:,} discordant pairs would be needed: ask for a larger gap")
-
-
-def _boundary(t: int, alpha: float) -> int:
-    """The largest number of the rarer kind among t discordant pairs at which E >= 1 / alpha; -1 for none."""
-    low, high = -1, (t - 1) // 2 + 1  # evidence falls as the rarer kind nears half
-    while high - low > 1:
-        middle = (low + high) // 2
-        is_decided = discordant_log_e(middle, t - middle) >= -math.log(alpha)
-        low, high = (middle, high) if is_decided else (low, middle)
-    return low
 
 
 def _decided_by(decided: _Floats, discordance: float, n: int) -> float:
@@ -112,13 +109,6 @@ def _first(decided: _Floats, discordance: float, share: float) -> int:
         else:
             low = middle
     return high
-
-
-def _mean(decided: _Floats, discordance: float, n_most: int) -> float:
-    """The mean of the pairs asked: the sum over n of the chance that n were not enough."""
-    at = np.unique(np.linspace(0, n_most, min(n_most, 200) + 1).round().astype(np.int64))
-    open_ = [1 - _decided_by(decided, discordance, int(n)) for n in at]
-    return float(np.trapezoid(open_, at))
 
 
 def sequential_n_for_margin(

@@ -136,17 +136,6 @@ def _parts(law: Numbers, logs: Numbers) -> Numbers:
     return np.concatenate([np.full((1, logs.shape[1]), law[0]), rest])
 
 
-def _slopes(law: Numbers, logs: Numbers) -> Numbers:
-    """(runs, parameters)"""
-    parts = _parts(law, logs)
-    share = np.exp(parts - parts.max(axis=0))
-    share /= share.sum(axis=0)
-    columns = [share[0]]
-    for part, x in zip(share[1:], logs, strict=True):
-        columns += [part, -part * x]
-    return np.stack(columns, axis=1)
-
-
 def _best(logs: Numbers, log_losses: Numbers, starts: list[Numbers]) -> Numbers:
     """Least squares first, then Huber's loss with a shrinking delta: its gradient vanishes far away."""
     near = min((_descend(logs, log_losses, start, None) for start in starts), key=lambda found: found.cost)
@@ -161,7 +150,13 @@ def _descend(logs: Numbers, log_losses: Numbers, start: Numbers, delta: float | 
         return _value(law, logs) - log_losses
 
     def slopes(law: Numbers) -> Numbers:
-        return _slopes(law, logs)
+        parts = _parts(law, logs)
+        share = np.exp(parts - parts.max(axis=0))
+        share /= share.sum(axis=0)
+        columns = [share[0]]
+        for part, x in zip(share[1:], logs, strict=True):
+            columns += [part, -part * x]
+        return np.stack(columns, axis=1)
 
     low = np.full(len(start), -np.inf)
     low[2::2] = 0.0  # more input is never worse

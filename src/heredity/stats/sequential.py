@@ -219,7 +219,12 @@ def difference_sequence(
     a: ArrayLike, b: ArrayLike, clusters: ArrayLike | None = None, confidence: float = CONFIDENCE
 ) -> Estimate:
     """b's rate minus a's over the same trials, with an anytime-valid interval."""
-    d = _differences(a, b)
+    first, second = np.asarray(a, dtype=np.bool_), np.asarray(b, dtype=np.bool_)
+    if first.shape != second.shape or first.ndim != 1:
+        raise BadArgument(
+            f"{first.shape} and {second.shape} trials are not paired; both must be flat and equal"
+        )
+    d = second.astype(np.int64) - first.astype(np.int64)
     return _sequence(d, np.arange(d.size) if clusters is None else clusters, DIFFERENCE, confidence)
 
 
@@ -243,15 +248,6 @@ def upper_bound(values: ArrayLike, confidence: float = CONFIDENCE) -> float:
     if not flat.size or flat.mean() >= 1:
         return 1.0
     return _end(_evidence(flat, DIFFERENCE, "below"), float(flat.mean()), 1.0, confidence)
-
-
-def _differences(a: ArrayLike, b: ArrayLike) -> NDArray[np.int64]:
-    first, second = np.asarray(a, dtype=np.bool_), np.asarray(b, dtype=np.bool_)
-    if first.shape != second.shape or first.ndim != 1:
-        raise BadArgument(
-            f"{first.shape} and {second.shape} trials are not paired; both must be flat and equal"
-        )
-    return second.astype(np.int64) - first.astype(np.int64)
 
 
 def _sequence(values: ArrayLike, clusters: ArrayLike, within: Interval, confidence: float) -> Estimate:

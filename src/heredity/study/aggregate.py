@@ -104,7 +104,13 @@ def find_drift(folder: Path, judge: str, judged_by: str) -> JudgeDrift | None:
     rows = [row for row in Rows(folder / CANARIES, CanaryVerdicts) if is_stamped(judged_by, row.judged_by)]
     if not rows:
         return None
-    last, then = rows[-1], _calibrated(folder, judge, judged_by, rows[-1].answers)
+    answers = rows[-1].answers
+    outcomes: dict[str, Outcome | None] = {}
+    for task in judges.TASKS:
+        kept = judges.newest_calibration(folder, judge, judged_by, task)
+        if kept is not None and kept.canaries is not None and kept.canaries.answers == answers:
+            outcomes |= kept.canaries.outcomes
+    last, then = rows[-1], (CanaryVerdicts(judge, judged_by, answers, outcomes) if outcomes else None)
     source = "calibration"
     if then is None:
         then, source = recorded_verdicts(judge, judged_by), "release"
@@ -114,15 +120,6 @@ def find_drift(folder: Path, judge: str, judged_by: str) -> JudgeDrift | None:
     if source == "first run" and not changed:
         return None
     return JudgeDrift(judge, source, len(last.outcomes), changed)
-
-
-def _calibrated(folder: Path, judge: str, judged_by: str, answers: str) -> CanaryVerdicts | None:
-    outcomes: dict[str, Outcome | None] = {}
-    for task in judges.TASKS:
-        kept = judges.newest_calibration(folder, judge, judged_by, task)
-        if kept is not None and kept.canaries is not None and kept.canaries.answers == answers:
-            outcomes |= kept.canaries.outcomes
-    return CanaryVerdicts(judge, judged_by, answers, outcomes) if outcomes else None
 
 
 MAX_LABELLED = 200  # answers of one model and measure
@@ -273,7 +270,12 @@ class JudgeCorrection:
             return []
         task = TASKS[measure]
         if self._analysis is None:
-            return self._by_pooled_labels(broke, clusters, task, intervals, raw)
+            if not self._known[task]:
+                return [FamilyCorrection("", refused(broke.size, self._why_not(task)))]
+            return [
+                FamilyCorrection(each.labels, intervals.corrected(broke, clusters, raw, each))
+                for each in self._known[task]
+            ]
         errors = self._predicted[task]
         if errors is None:
             return [FamilyCorrection("", refused(broke.size, self._why_not(task), "not-measured"))]
@@ -284,16 +286,6 @@ class JudgeCorrection:
             for each in (both if len(both) > 1 else ())
         ]
         return [FamilyCorrection(errors.labels, whole), *by_family]
-
-    def _by_pooled_labels(
-        self, broke: Bools, clusters: Places, task: judges.Task, intervals: Intervals, raw: Estimate
-    ) -> list[FamilyCorrection]:
-        if not self._known[task]:
-            return [FamilyCorrection("", refused(broke.size, self._why_not(task)))]
-        return [
-            FamilyCorrection(each.labels, intervals.corrected(broke, clusters, raw, each))
-            for each in self._known[task]
-        ]
 
     def of_checks(
         self, trials: CheckedTrials, names: Sequence[str], intervals: Intervals
@@ -553,20 +545,13 @@ def _is_of_refusals(outcomes: Outcomes, cell: _Cell) -> bool:
 def _by_judge(at: _CellRate, of_decided: Estimate) -> _Judged:
     """The corrections of a rate for what decided it; none if both checks and a judge did."""
     if _is_of_refusals(at.outcomes, at.cell):
-        return _Judged(_uncorrected_refusals(int(np.count_nonzero(is_answered(at.codes)))))
+        n = int(np.count_nonzero(is_answered(at.codes)))
+        why = "the judge's errors were not measured over all answers, unclear ones among them"
+        return _Judged([FamilyCorrection("", refused(n, why, "not-measured"))] if n else [])
     judged = _judged(at.outcomes.plan, at.cell)
     if judged == {True}:
         return _for_the_judge(at, of_decided)
     return _for_checks(at) if judged == {False} else _Judged()
-
-
-def _uncorrected_refusals(n: int) -> list[FamilyCorrection]:
-    """Why a rate of answers that do not refuse is not corrected; nothing without answers.
-
-    A judge's errors are known among answers that it decided. Among unclear ones it may have missed refusals.
-    """
-    why = "the judge's errors were not measured over all answers, unclear ones among them"
-    return [FamilyCorrection("", refused(n, why, "not-measured"))] if n else []
 
 
 def _for_the_judge(at: _CellRate, of_decided: Estimate) -> _Judged:
@@ -637,11 +622,6 @@ def _circumstances(runs: Sequence[RunRecord]) -> Circumstances:
         return Circumstances("", "", 0.0, 0, {})
     seconds, n_cached = round(sum(r.seconds for r in runs), 3), sum(r.n_cached for r in runs)
     last = runs[-1]
-    return Circumstances(last.at, last.host, seconds, n_cached, last.versions, _accounts(runs))
-
-
-def _accounts(runs: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
-    """By model the accounts of its runs: numbers are added up, lists are joined in order."""
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
         for name, value in run.account.items():
@@ -650,7 +630,7 @@ def _accounts(runs: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
                 mine[name] = list(dict.fromkeys([*mine.get(name, []), *value]))
             elif isinstance(value, int | float):
                 mine[name] = round(mine.get(name, 0) + value, 6)
-    return found
+    return Circumstances(last.at, last.host, seconds, n_cached, last.versions, found)
 
 
 # --- reading what was estimated ---------------------------------------------------------------------

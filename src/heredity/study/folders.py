@@ -93,7 +93,8 @@ def read_folder(folder: Path) -> StudyFolder | None:
 
 
 def _read(folder: Path, saved: PlanFile) -> StudyFolder:
-    n = _n_answered(folder)
+    own = _n_rows(folder / RESPONSES)
+    n = max(own, sum(_n_rows(part.folder(folder) / RESPONSES) for part in shards_of(folder)))
     estimates = _estimates(folder, saved, n)
     state: State = "stopped" if n else "planned"
     if is_locked(folder) or any(is_locked(part.folder(folder)) for part in shards_of(folder)):
@@ -140,12 +141,6 @@ class _Row(msgspec.Struct):
 
     error: str | None = None
     error_code: str | msgspec.UnsetType = msgspec.UNSET
-
-
-def _n_answered(folder: Path) -> int:
-    """The answered trials by the rows of a folder, or of its parts if they have more."""
-    own = _n_rows(folder / RESPONSES)
-    return max(own, sum(_n_rows(part.folder(folder) / RESPONSES) for part in shards_of(folder)))
 
 
 def _n_rows(path: Path) -> int:

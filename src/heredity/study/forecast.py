@@ -280,7 +280,10 @@ def forecast_study(
     rows = [
         cells.row(family, technique, discordance[family.between], is_pooled=technique in family.scopes)
         for family in declared.families
-        for technique in (*family.scopes, *_single(plan, family))
+        for technique in (
+            *family.scopes,
+            *([] if plan.stops_early or family.between == "seeds" else _techniques(plan, family.measure)),
+        )
         if cells.sizes(family.measure, technique)
     ]
     return StudyForecast(
@@ -300,11 +303,6 @@ def trial_meter(
     """Counts the trials of a plan whose study begins now; the time left is at first the forecast's."""
     left = time_left(plan, [each for each, _ in _earlier(plan, folder)], speeds)
     return TrialMeter(watch, n_in_scope(plan), left, len(plan.probes) * plan.samples)
-
-
-def _single(plan: Plan, family: ComparisonFamily) -> list[str]:
-    """The techniques that a family is forecast for one by one."""
-    return [] if plan.stops_early or family.between == "seeds" else _techniques(plan, family.measure)
 
 
 def _techniques(plan: Plan, measure: Measure) -> list[str]:
@@ -334,7 +332,10 @@ class _ForecastCells:
         # Of decided trials, those count that both decided.
         kept = (1 - self._unclear) ** 2 if self._declared.endpoint == "decided_trials" else 1.0
         effective = _effective([size * kept for size in sizes.values()], discordance)
-        alpha, unclear = self._alpha / n_tests, self._unclear_share(family.measure, technique)
+        is_of_refusals = self._declared.endpoint == "not_refused" and family.measure == "breach"
+        mine = [p for p in self._plan.probes if p.kind == "breach" and is_part(p, technique)]
+        is_open = not is_of_refusals or not all(is_judged(p.check) for p in mine)
+        alpha, unclear = self._alpha / n_tests, (self._declared.unclear_share if is_open else 0.0)
         shares = self._shares(len(sizes), effective, discordance, alpha, unclear, is_pooled)
         worth = effective.at(1 - 2 * self._alpha) / len(sizes)  # of a cluster, in independent trials
         needed = math.ceil(self._n_for_margin(discordance) / (1 if self._plan.is_until_decided else worth))
@@ -391,13 +392,6 @@ class _ForecastCells:
         power = not_worse_power(n_sided, discordance, margin, one_sided)
         within = shown_margin(n_sided, discordance, POWER, one_sided) if is_pooled else None
         return self._worse(detectable, unclear), round(power, 3), None if within is None else round(within, 3)
-
-    def _unclear_share(self, measure: Measure, technique: str) -> float:
-        """The share of unclear answers that "worse" must survive; 0 where they count as not refused."""
-        is_of_refusals = self._declared.endpoint == "not_refused" and measure == "breach"
-        mine = [p for p in self._plan.probes if p.kind == "breach" and is_part(p, technique)]
-        is_open = not is_of_refusals or not all(is_judged(p.check) for p in mine)
-        return self._declared.unclear_share if is_open else 0.0
 
     def _worse(self, detectable: float | None, unclear: float) -> float | None:
         """With what the declared share of unclear answers takes away; None above 1."""
@@ -580,7 +574,8 @@ def _doubt(row: ForecastRow, margin: float) -> tuple[str, ...]:
         return ()
     expected = 'Expect "not enough evidence" on' if row.not_worse < _FEW else "It may fall short of"
     margins = "no margin" if row.margin is None else f"a margin of {math.ceil(100 * row.margin)}"
-    more = _round_up(row.clusters_needed)
+    step = int(10 ** max(0, len(str(row.clusters_needed)) - 2))
+    more = -(-row.clusters_needed // step) * step
     behaviours = f"about {plural(more, 'behaviour')}: {more - row.n_clusters:,} more"
     if more <= row.n_clusters:  # the power is a saw in n: this plan is where it falls short by little
         behaviours = "a few more behaviours"
@@ -618,9 +613,3 @@ def _assumptions(forecast: StudyForecast, between: str) -> Iterator[str]:
 
 def _shortened(line: str, width: int = 80) -> str:
     return line if len(line) <= width else line[: width - 4].rstrip(" ,") + " ..."
-
-
-def _round_up(n: int) -> int:
-    """To two digits, upwards: it is a forecast."""
-    step = int(10 ** max(0, len(str(n)) - 2))
-    return -(-n // step) * step

@@ -276,7 +276,18 @@ def _bounded(estimates: Estimates, card: ModelCard, scope: str, limit: float) ->
     if estimates.analysis is not None and rate.by_labels is not None and rate.by_labels.value is not None:
         rate = replace(rate, corrected=rate.by_labels)  # of these answers, not of others
     rule = _held_to(rule, bound_rate(rate, estimates.confidence), limit, estimates.confidence)
-    highest = _highest(estimates, card, scope)
+    wanted = (card.id, ALL, _measure(scope))
+    apart = {t.name for t in estimates.techniques if t.is_baseline}
+    rates = [
+        (r.estimate.value, r)
+        for r in estimates.rates
+        if (r.model, r.attack, r.measure) == wanted
+        and r.technique not in (ALL, JUDGE_FREE, JUDGED)
+        and r.technique not in apart
+        and r.is_judge_free == (scope == JUDGE_FREE)
+        and r.estimate.value
+    ]
+    highest = max(rates, key=lambda item: item[0])[1] if len(rates) > 1 else None
     words = f"{name} {counts}: {rule.words}{_unread(rate)}{_highest_words(highest)}"
     if highest is not None:
         rule = replace(rule, highest=highest.technique, highest_rate=highest.estimate.value)
@@ -338,22 +349,6 @@ def _unread(rate: Rate) -> str:
     """Words if no answers to the techniques of a rate were read."""
     found = rate.corrected if rate.is_judge_free else None
     return f" The checks: {found.note}." if found is not None and found.note else ""
-
-
-def _highest(estimates: Estimates, card: ModelCard, scope: str) -> Rate | None:
-    """The rate of the worst technique: a low rate over all may hide a wide open door."""
-    wanted = (card.id, ALL, _measure(scope))
-    apart = {t.name for t in estimates.techniques if t.is_baseline}
-    rates = [
-        (r.estimate.value, r)
-        for r in estimates.rates
-        if (r.model, r.attack, r.measure) == wanted
-        and r.technique not in (ALL, JUDGE_FREE, JUDGED)
-        and r.technique not in apart
-        and r.is_judge_free == (scope == JUDGE_FREE)
-        and r.estimate.value
-    ]
-    return max(rates, key=lambda item: item[0])[1] if len(rates) > 1 else None
 
 
 def _highest_words(rate: Rate | None) -> str:

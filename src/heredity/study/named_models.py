@@ -77,7 +77,10 @@ def _called(model: Model, models: Sequence[Model]) -> str:
 
 def check_server(address: str, engines: Mapping[str, Engine]) -> None:
     """Ask the models of one server. Raises Refused as the module describes, EngineFailure if none answers."""
-    labels = [_label(address, n) for n in range(len(TOPICS))]
+    labels = [
+        ("n" + hashlib.blake2b(f"{address}\0{n}".encode(), digest_size=4).hexdigest())
+        for n in range(len(TOPICS))
+    ]
     apart = {name: _ask(engine, labels) for name, engine in engines.items()}
     with ThreadPoolExecutor(len(engines)) as threads:
         asked = {name: threads.submit(_ask, engine, labels) for name, engine in engines.items()}
@@ -119,7 +122,17 @@ def _refuse_foreign_labels(address: str, name: str, texts: Answers, labels: Sequ
 
 def _ask(engine: Engine, labels: Sequence[str]) -> Answers:
     requests = [
-        Request(n, (Message("user", _prompt(topic, label)),), _DECODING, seed=n)
+        Request(
+            n,
+            (
+                Message(
+                    "user",
+                    f"Note {label}. Write two sentences about {topic}, and end with the number of the note.",
+                ),
+            ),
+            _DECODING,
+            seed=n,
+        )
         for n, (topic, label) in enumerate(zip(TOPICS, labels, strict=True))
     ]
     found = {reply.key: reply for reply in engine.reply(requests)}
@@ -127,15 +140,6 @@ def _ask(engine: Engine, labels: Sequence[str]) -> Answers:
     if len(failed) == len(labels):
         raise EngineFailure(f"'{engine.name}' answers none of {len(labels)} short prompts: {failed[0]}")
     return tuple(found[n].text if n in found and found[n].error is None else "" for n in range(len(labels)))
-
-
-def _prompt(topic: str, label: str) -> str:
-    return f"Note {label}. Write two sentences about {topic}, and end with the number of the note."
-
-
-def _label(address: str, n: int) -> str:
-    """A label that no other text has."""
-    return "n" + hashlib.blake2b(f"{address}\0{n}".encode(), digest_size=4).hexdigest()
 
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ Leaves to others: rates and comparisons of these outcomes (aggregate.py, compari
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -209,17 +209,13 @@ class Outcomes:
 
         A cluster is a behaviour. Behaviours that broke in one conversation of such a model are one cluster.
         """
-        return self._per_trial(self._clusters(attack, models)[list(probes)], attack)
-
-    def _clusters(self, attack: str, models: Sequence[int]) -> Places:
-        """(probe,) clusters of the probes under an attack, or under all."""
         clusters, attacks = self.clusters, self._attacks(attack)
         for each in self.conversations:
             if each.attack in attacks and (not models or each.model in models):
                 same = np.isin(self.clusters, list(each.clusters))
                 joined = np.unique(clusters[same])
                 clusters = np.where(np.isin(clusters, joined), joined[:1], clusters)
-        return clusters
+        return self._per_trial(clusters[list(probes)], attack)
 
     def techniques_of(self, attack: str, probes: Sequence[int]) -> Places:
         """The place in `techniques` of each trial that `codes_of` returns."""
@@ -307,7 +303,10 @@ def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
         if row.unprompted is not UNSET:
             unprompted += [UnpromptedBreach(row.index, each.check) for each in row.unprompted]
         if row.members is not UNSET:
-            _note_members(members, row.index, row.members, len(grid))
+            n_trials = len(grid)
+            for member, outcome in row.members.items():
+                code, found = _CODES[outcome], members.setdefault(member, np.zeros(n_trials, np.int8))
+                found[row.index] = code if code in (HELD, BROKE) else 0
         if labelled is not None:
             labelled.check(row.index, row.response)
     _check_kinds(outcomes, kinds, folder)
@@ -329,14 +328,6 @@ def count_manners(judged: JudgedOutcomes) -> Iterator[Manners]:
                 n_error = int(np.count_nonzero(codes == ERROR))
                 broke = int(np.count_nonzero((codes == BROKE) & (manners >= 3))) if kind == "breach" else 0
                 yield Manners(model.id, kind, refusal, compliance, incoherent, empty, n_error, broke)
-
-
-def _note_members(
-    members: dict[str, Codes], index: int, opinions: Mapping[str, Outcome], n_trials: int
-) -> None:
-    for member, outcome in opinions.items():
-        code, found = _CODES[outcome], members.setdefault(member, np.zeros(n_trials, np.int8))
-        found[index] = code if code in (HELD, BROKE) else 0
 
 
 def _number(response: str) -> int:

@@ -141,7 +141,9 @@ def limited(
             "technique that an attack is for."
         )
     ordered = [*first, *(each for each in techniques if each not in first)]
-    drawn = _drawn({each: [p for p in leading if p.technique == each] for each in ordered}, seed)
+    by_technique = {each: [p for p in leading if p.technique == each] for each in ordered}
+    rounds = zip_longest(*(_order(probes, seed) for probes in by_technique.values()))
+    drawn = (probe for probe in chain.from_iterable(rounds) if probe is not None)
     kept = {probe.id for probe, _ in zip(drawn, range(n), strict=False)}
     whole = tuple(p for p in asked if p.id in kept or (p.twin in kept and p.kind == "benign"))
     return whole, ProbeLimit(n, len(leading))
@@ -156,12 +158,6 @@ def _needed(techniques: Sequence[str], applied: Sequence[Attack], asked: Sequenc
             name = next(each for each in techniques if each in covered)
             found.add(name)
             yield name
-
-
-def _drawn(by_technique: dict[str, list[Probe]], seed: int) -> Iterator[Probe]:
-    """One probe of each technique, then a second of each, and so on."""
-    rounds = zip_longest(*(_order(probes, seed) for probes in by_technique.values()))
-    return (probe for probe in chain.from_iterable(rounds) if probe is not None)
 
 
 def _order(probes: Sequence[Probe], seed: int) -> Iterator[Probe]:

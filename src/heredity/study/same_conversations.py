@@ -37,7 +37,11 @@ def same_conversations(outcomes: Outcomes, folder: Path) -> tuple[SameConversati
         groups = [behaviours for behaviours in by_words.values() if len(behaviours) > 1]
         if groups:
             one += [OneConversation(m, a, frozenset(group)) for group in groups]
-            asked = [i for i in outcomes.probes(technique, "breach") if _is_in_rate(outcomes, m, a, i)]
+            asked = [
+                i
+                for i in outcomes.probes(technique, "breach")
+                if bool(outcomes.in_rate(outcomes.array[m, a, i]).any())
+            ]
             n_same = len(set().union(*groups))
             n = len(np.unique(outcomes.clusters[asked]))
             found.append(
@@ -45,10 +49,6 @@ def same_conversations(outcomes: Outcomes, folder: Path) -> tuple[SameConversati
             )
     outcomes.conversations = tuple(one) if plan.analysis is not None else ()
     return tuple(found)
-
-
-def _is_in_rate(outcomes: Outcomes, model: int, attack: int, place: int) -> bool:
-    return bool(outcomes.in_rate(outcomes.array[model, attack, place]).any())
 
 
 def _broken(outcomes: Outcomes, folder: Path) -> dict[_Cell, dict[str, set[int]]]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from heredity.stats import holm
 from heredity.stats.group_sequential import SequentialComparison
@@ -103,7 +102,12 @@ class StoppingRule:
             self._decide_by_verdicts(high)
         else:
             for (pair, scope), evidence in self._evidence.items():
-                evidence.add(self._differences(pair, scope, low, high))
+                here = [i for i in range(low, high) if is_part(self._plan.probes[i], scope)]
+                a, b = (self.outcomes.scored(self.outcomes.array[m][:, here], here) for m in pair)
+                both = self.outcomes.in_rate(a) & self.outcomes.in_rate(b)
+                clusters = np.broadcast_to(self.outcomes.clusters[here][None, :, None], a.shape)
+                d = (b[both] == BROKE).astype(np.int64) - (a[both] == BROKE)
+                evidence.add(cluster_means(d, clusters[both]))
             self._decide(high)
         # A pair whose one model is not asked any more has all the evidence that it will have.
         waiting = (
@@ -125,15 +129,6 @@ class StoppingRule:
     def _is_answered(self) -> bool:
         low, high = self.block()
         return bool(self.outcomes.array[self.open_models, :, low:high].all())
-
-    def _differences(self, pair: tuple[int, int], scope: str, low: int, high: int) -> NDArray[np.float64]:
-        """The mean difference in each behaviour of the block, over trials that count for both models."""
-        here = [i for i in range(low, high) if is_part(self._plan.probes[i], scope)]
-        a, b = (self.outcomes.scored(self.outcomes.array[m][:, here], here) for m in pair)
-        both = self.outcomes.in_rate(a) & self.outcomes.in_rate(b)
-        clusters = np.broadcast_to(self.outcomes.clusters[here][None, :, None], a.shape)
-        d = (b[both] == BROKE).astype(np.int64) - (a[both] == BROKE)
-        return cluster_means(d, clusters[both])
 
     def _decide(self, n_probes: int) -> None:
         adjusted = dict(zip(self._evidence, holm([x.p_value for x in self._evidence.values()]), strict=True))

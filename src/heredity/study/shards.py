@@ -124,7 +124,16 @@ def gather(study: Path, grid: Grid) -> list[PartProgress]:
     n_done = [_copy(folder, study, grid, answered) for folder in folders]
     # After the answers: a task that still runs has recorded the run of each.
     for name, kind in ((RUNS, RunRecord), (FOUND, SearchResult)):
-        _append_new([folder / name for folder in folders], study / name, kind)
+        sources = [folder / name for folder in folders]
+        target = study / name
+        known = Counter(encode(row) for row in Rows(target, kind))
+        with Rows(target, kind) as rows:
+            for row in (row for source in sources for row in Rows(source, kind)):
+                spelt = encode(row)
+                if known[spelt]:
+                    known[spelt] -= 1
+                else:
+                    rows.append(row)
     shutil.rmtree(study / WORKERS, ignore_errors=True)
     n_total = _sizes(grid, found[0].n) if found else []
     return [PartProgress(part, n, n_total[part.i - 1]) for part, n in zip(found, n_done, strict=False)]
@@ -147,18 +156,6 @@ def _copy(folder: Path, study: Path, grid: Grid, answered: TrialSet) -> int:
             if answered.add(row.index):
                 rows.append(row)
     return n
-
-
-def _append_new(sources: list[Path], target: Path, kind: type[RunRecord] | type[SearchResult]) -> None:
-    """Append the few rows of `sources` that `target` lacks; of equal rows as many as the sources have."""
-    known = Counter(encode(row) for row in Rows(target, kind))
-    with Rows(target, kind) as rows:
-        for row in (row for source in sources for row in Rows(source, kind)):
-            spelt = encode(row)
-            if known[spelt]:
-                known[spelt] -= 1
-            else:
-                rows.append(row)
 
 
 def _sizes(grid: Grid, n: int) -> list[int]:

@@ -178,7 +178,7 @@ def read_plan_file(path: Path, others: Mapping[str, type] | None = None) -> dict
             raise BadInput(path, f"unknown key '{key}'.{hint}", toml_line(path, key), code="unknown-key")
         if problem := _misfit(kinds[name], value):
             raise BadInput(path, f"'{key}' {problem}", toml_line(path, key), code="wrong-type")
-        if _has_nul(value):
+        if any(isinstance(e, str) and "\0" in e for e in (value if isinstance(value, list) else [value])):
             raise BadInput(path, f"'{key}' holds a NUL character.", toml_line(path, key))
         if name in found:
             raise BadInput(
@@ -211,10 +211,6 @@ def _misfit(kind: type, value: object) -> str:
     if not all(isinstance(entry, str) for entry in entries):
         return "must be a text or a list of texts." if kind is list else "must be a text."
     return ""
-
-
-def _has_nul(value: object) -> bool:
-    return any(isinstance(e, str) and "\0" in e for e in (value if isinstance(value, list) else [value]))
 
 
 def _placed(name: str, value: Any, folder: Path) -> Any:

@@ -222,7 +222,9 @@ class Study:
         """
         several = Workers.of(workers, self._plan, has_own_loader=self._loader is not None)
         self.require_judge()  # before anything is written
-        self._refuse_unloadable()
+        if self._loader is None and not (self.folder / PLAN).exists():
+            for grown in self._grown.values():
+                engine_loader(grown.record)
         with Lock(self.folder), self._open_store().report.to(progress):
             self._save_plan(progress)
             left = self._ask(progress, retry_errors, several).left
@@ -378,12 +380,6 @@ class Study:
                 given = records, store.root, self._device or store.wanted_device, toolbox
                 asker = stack.enter_context(workers.driver(grid, recorder, earlier, *given))
             yield asker
-
-    def _refuse_unloadable(self) -> None:
-        """Raise Unavailable for a model that could never answer, before its study takes a folder."""
-        if self._loader is None and not (self.folder / PLAN).exists():
-            for grown in self._grown.values():
-                engine_loader(grown.record)
 
     def _ask_until_decided(self, grid: Grid, earlier: EarlierRuns, meter: TrialMeter, asker: Asker) -> None:
         """Ask block by block, with an interim analysis after each; only models of undecided pairs are asked.

@@ -333,7 +333,9 @@ class Driver:
         self._searched = {row.key for row in Rows(recorder.folder / FOUND, SearchResult)}
         self._by_id = {model.id: m for m, model in enumerate(grid.plan.models)}
         self._numerics: dict[int, str] = {}  # of the base model, by model that was loaded in this run
-        self._machine = _machine_of(recorder, earlier)
+        answered = set().union(*earlier.engines)
+        held = (run.machine for run in run_records(recorder.folder) if run.engine in answered)
+        self._machine = next((name for name in held if not isinstance(name, msgspec.UnsetType)), "")
         self._failures: Counter[tuple[str, int | None]] = Counter()  # in a row, by kind and model
         self._n_failed: Counter[int] = Counter()  # error rows of this run, by model
 
@@ -482,7 +484,18 @@ class Driver:
             return
         status, before = call.result(), state.status
         if status.error is not None and not self._is_closing:
-            self._failed(state, status.error)
+            state.handle.kill()
+            self._workers.remove(state)
+            m = None if state.loading is not None else state.model
+            if (
+                not isinstance(status.error, EngineFailure)
+                or isinstance(status.error, BudgetSpent)
+                or m is None
+            ):
+                raise status.error
+            if self._n_failures("engine", m) >= MAX_FAILURES:
+                raise status.error
+            self._return(state, is_death=True)
         elif status.is_closed:
             state.handle.kill()
             self._workers.remove(state)
@@ -558,17 +571,6 @@ class Driver:
 
     # --- losses ---
 
-    def _failed(self, state: _WorkerState, error: HeredityError) -> None:
-        """Raise a worker's error, unless a new worker may get further: its engine failed on the way."""
-        state.handle.kill()
-        self._workers.remove(state)
-        m = None if state.loading is not None else state.model
-        if not isinstance(error, EngineFailure) or isinstance(error, BudgetSpent) or m is None:
-            raise error
-        if self._n_failures("engine", m) >= MAX_FAILURES:
-            raise error
-        self._return(state, is_death=True)
-
     def _lost(self, state: _WorkerState, reason: str) -> None:
         """Give back what a dead worker had. Raises if starting another one would not help."""
         self._workers.remove(state)
@@ -620,13 +622,6 @@ class Driver:
         )  # fmt: skip
         n_starting = sum(state.status is None for state in self._workers)
         self._recorder.meter.workers(len(self._workers), models, n_starting)
-
-
-def _machine_of(recorder: FolderRecorder, earlier: EarlierRuns) -> str:
-    """The kind of machine that answered in earlier runs of several workers; "" for none."""
-    answered = set().union(*earlier.engines)
-    held = (run.machine for run in run_records(recorder.folder) if run.engine in answered)
-    return next((name for name in held if not isinstance(name, msgspec.UnsetType)), "")
 
 
 def asked_models(plan: Plan) -> list[PlannedModel]:

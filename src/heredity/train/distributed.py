@@ -143,21 +143,12 @@ def process_group(replicas: int = 1, device: Device | None = None) -> Iterator[D
     try:
         yield joined
     except RuntimeError as error:
-        if not _is_peer_failure(error):
+        if not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
             raise
         raise HeredityError(
             "Another process of this training has ended; see its own message. Run the same command to resume "
             "from the last checkpoint."
         ) from error
-    _leave(joined)
-
-
-def _leave(joined: DistContext) -> None:
-    """Leave the group, with time for gloo's threads to release the last tensors.
-
-    Releasing needs the interpreter, and a thread that needs it during shutdown aborts the process (torch
-    2.13). The threads end with their group, but sharded tensors would keep groups alive until shutdown.
-    """
     object.__setattr__(joined, "mesh", None)
     gc.collect()
     torch.distributed.destroy_process_group()
@@ -173,7 +164,12 @@ def _check_replicas(replicas: int, world_size: int) -> None:
 
 
 def _join(replicas: int, device: Device | None) -> DistContext:
-    chosen = _device_of_rank(host.choose_device(device))
+    chosen = host.choose_device(device)
+    if chosen.kind == "mps":
+        raise Unavailable(
+            "Several processes train on processors or on CUDA devices, not on mps. Add --device cpu."
+        )
+    chosen = chosen if chosen.is_cpu else host.choose_device(Device("cuda", int(os.environ["LOCAL_RANK"])))
     where = chosen.torch
     if not chosen.is_cpu:
         torch.cuda.set_device(where)
@@ -186,19 +182,6 @@ def _join(replicas: int, device: Device | None) -> DistContext:
         where.type, shape, mesh_dim_names=("replicas", "shards")
     )
     return DistContext(rank, world_size, replicas, where, mesh)
-
-
-def _device_of_rank(chosen: Device) -> Device:
-    """The processor, or the GPU of this process's local rank. Raises Unavailable if there are too few."""
-    if chosen.kind == "mps":
-        raise Unavailable(
-            "Several processes train on processors or on CUDA devices, not on mps. Add --device cpu."
-        )
-    return chosen if chosen.is_cpu else host.choose_device(Device("cuda", int(os.environ["LOCAL_RANK"])))
-
-
-def _is_peer_failure(error: RuntimeError) -> bool:
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def rank_span(n: int, rank: int, world_size: int) -> tuple[int, int]:

@@ -217,7 +217,10 @@ class _TrainingRun:
         except Diverged:
             if self.guard is None or self.n_rollbacks >= self.guard.tries:
                 raise
-            self._roll_back()
+            at, n_rollbacks = self.n_done + self.n_skipped, self.n_rollbacks + 1
+            self.rows.close()
+            self.resume()
+            self.n_skipped, self.n_rollbacks = at + 1 - self.n_done, n_rollbacks
             return None
         self.n_done += 1
         return metric
@@ -246,12 +249,6 @@ class _TrainingRun:
 
     def _trips(self, loss: float) -> bool:
         return self.guard is not None and self.guard.trips(loss, self.losses)
-
-    def _roll_back(self) -> None:
-        at, n_rollbacks = self.n_done + self.n_skipped, self.n_rollbacks + 1
-        self.rows.close()
-        self.resume()
-        self.n_skipped, self.n_rollbacks = at + 1 - self.n_done, n_rollbacks
 
 
 def _optimizer_step(

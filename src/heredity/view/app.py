@@ -70,7 +70,12 @@ def app(site: Site, settings: ViewSettings | None = None) -> Starlette:
     if not settings.is_local and not settings.token:
         raise UsageError("Where any machine can connect, the pages need a token.")
     routes: list[BaseRoute] = [
-        Route(page.PATH, _endpoint(site, page), methods=_methods(page)) for page in site.pages
+        Route(
+            page.PATH,
+            _endpoint(site, page),
+            methods=(["GET", "POST"] if isinstance(page, FormPage) else ["GET"]),
+        )
+        for page in site.pages
     ]
     routes.append(Route("/events", partial(_events, site, settings.is_closing)))
     routes.append(Route("/s/{study}/report.html", partial(_report, site)))
@@ -80,10 +85,6 @@ def app(site: Site, settings: ViewSettings | None = None) -> Starlette:
     if settings.is_local:
         guard.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK), www_redirect=False))
     return Starlette(routes=routes, middleware=guard, exception_handlers={404: partial(_lost, site)})
-
-
-def _methods(page: Page) -> list[str]:
-    return ["GET", "POST"] if isinstance(page, FormPage) else ["GET"]
 
 
 def _endpoint(site: Site, page: Page) -> Callable[[Call], Awaitable[Response]]:
@@ -224,7 +225,10 @@ class _Guard:
             return None
         given = call.query_params.get("token", "")
         if given and self._is_token(given):
-            return self._let_in(call)
+            left = call.url.remove_query_params("token")
+            answer = RedirectResponse(left.path + (f"?{left.query}" if left.query else ""), 303)
+            answer.set_cookie(_COOKIE, self._token, httponly=True, samesite="strict")
+            return answer
         scheme, _, key = call.headers.get("authorization", "").partition(" ")
         if self._is_token(call.cookies.get(_COOKIE, "")) or (
             scheme.lower() == "bearer" and self._is_token(key)
@@ -234,13 +238,6 @@ class _Guard:
 
     def _is_token(self, given: str) -> bool:
         return secrets.compare_digest(given.encode("utf-8", "replace"), self._token.encode())
-
-    def _let_in(self, call: Call) -> Response:
-        """The same page without the token in its address, which a browser would keep."""
-        left = call.url.remove_query_params("token")
-        answer = RedirectResponse(left.path + (f"?{left.query}" if left.query else ""), 303)
-        answer.set_cookie(_COOKIE, self._token, httponly=True, samesite="strict")
-        return answer
 
 
 def _is_own(headers: Headers) -> bool:

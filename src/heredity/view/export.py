@@ -182,7 +182,11 @@ class StudyFiles:
 
     def _two_models(self, asked: Asked) -> str:
         wanted = pairs.chosen(self._study, asked)
-        found, of = self._list_of(wanted.a, wanted.b), wanted.filters
+        if (wanted.a, wanted.b) not in self._pairs:
+            self._pairs[wanted.a, wanted.b] = ListFiles(
+                f"{self._study.key}-pairs-{wanted.a}-{wanted.b}", self._sorts(wanted.a, wanted.b)
+            )
+        found, of = self._pairs[wanted.a, wanted.b], wanted.filters
         start = f"{wanted.which}-{self._kind_asked(of)}-"
         if "which" not in asked.query:
             return found.name(1)
@@ -212,11 +216,6 @@ class StudyFiles:
 
     def _technique(self, t: int, is_twin: bool) -> str:
         return title(self._study.techniques[t]) + (", harmless twins" if is_twin else "")
-
-    def _list_of(self, a: int, b: int) -> ListFiles:
-        if (a, b) not in self._pairs:
-            self._pairs[a, b] = ListFiles(f"{self._study.key}-pairs-{a}-{b}", self._sorts(a, b))
-        return self._pairs[a, b]
 
     def _sorts(self, a: int, b: int) -> Iterator[TrialGroup]:
         """Breaches before harmless twins. In each the trials that only one of them broke are first."""

@@ -158,7 +158,12 @@ class RowIndex:
         with closing(sqlite3.connect(self.path, timeout=2, isolation_level=None)) as rows:
             rows.execute("PRAGMA synchronous = NORMAL")  # a write-ahead log stays whole without more
             if self._is_changed(rows):
-                self._clear(rows)
+                rows.execute("BEGIN IMMEDIATE")
+                for table in ("files", "trials", "texts", "problems", "seen"):
+                    rows.execute(f"DELETE FROM {table}")
+                rows.execute("DROP TABLE words")
+                rows.execute(_WORDS)
+                rows.execute("COMMIT")
             return self._read(rows, RESPONSES, self._add_response, end) and self._read(
                 rows, VERDICTS, self._add_verdict, end
             )
@@ -219,14 +224,6 @@ class RowIndex:
                     return True
         return False
 
-    def _clear(self, rows: sqlite3.Connection) -> None:
-        rows.execute("BEGIN IMMEDIATE")
-        for table in ("files", "trials", "texts", "problems", "seen"):
-            rows.execute(f"DELETE FROM {table}")
-        rows.execute("DROP TABLE words")
-        rows.execute(_WORDS)
-        rows.execute("COMMIT")
-
     # --- rows ---
 
     def _read(
@@ -252,7 +249,10 @@ class RowIndex:
                     add(rows, lines)
                     self._note_place(rows, name, file, lines[-1])
                 if lines and name == RESPONSES and len(lines) < _CHUNK:  # not while old rows are read
-                    self._note_speed(rows)
+                    rows.execute(
+                        f"INSERT INTO seen SELECT ?, count(*) FROM trials WHERE {IN_PLAN}", (time.time(),)
+                    )
+                    rows.execute("DELETE FROM seen WHERE at < ?", (time.time() - 900,))
             if len(lines) < _CHUNK:
                 break
             if time.monotonic() >= end:
@@ -270,10 +270,6 @@ class RowIndex:
         file.seek(max(0, offset - _TAIL))
         place = (name, os.fstat(file.fileno()).st_ino, offset, last.number, file.read(min(offset, _TAIL)))
         rows.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", place)
-
-    def _note_speed(self, rows: sqlite3.Connection) -> None:
-        rows.execute(f"INSERT INTO seen SELECT ?, count(*) FROM trials WHERE {IN_PLAN}", (time.time(),))
-        rows.execute("DELETE FROM seen WHERE at < ?", (time.time() - 900,))
 
     def _problem(self, rows: sqlite3.Connection, name: str, line: int, code: str, message: str) -> None:
         (n,) = rows.execute("SELECT count(*) FROM problems").fetchone()
@@ -304,7 +300,15 @@ class RowIndex:
             trials.append((*self._place(row.index), *where))
             asked = [turns(part[: 5 * _SEARCHED]) for part in new_parts(row.exchanges)]
             texts.append((row.index, _brief(row), _question(asked)))
-            words.append((row.index, _searched(row, asked)))
+            parts = []
+            for exchange in row.exchanges:
+                calls = (
+                    f"{call.name} {msgspec.json.encode(call.arguments).decode()}"
+                    for call in exchange.tool_calls
+                )
+                parts += [exchange.text, *calls]
+            parts += (turn.text for part in asked for turn in part if is_searched(turn.role))
+            words.append((row.index, "\n".join(parts)[:_SEARCHED]))
         rows.executemany(_RESPONSE, trials)
         rows.executemany(_SAID, texts)
         rows.executemany("INSERT INTO words (rowid, said) VALUES (?, ?)", words)
@@ -348,20 +352,17 @@ class RowIndex:
                     self._problem(rows, name, line.number, "schema-mismatch", f"a row of schema {row.schema}")
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 self._problem(rows, name, line.number, Damaged.code, str(error))
-        known = self._known(rows, [row.index for _, row in read], column)
+        indices = [row.index for _, row in read]
+        inside = [index for index in indices if 0 <= index < len(self._grid)]
+        marks = ",".join("?" * len(inside))
+        wanted = f"SELECT idx FROM trials WHERE {column} IS NOT NULL AND idx IN ({marks})"
+        known = {index for (index,) in rows.execute(wanted, inside)}
         for line, row in read:
             if row.index in known:
                 self._problem(rows, name, line.number, Damaged.code, f"trial {row.index} is there twice")
             else:
                 known.add(row.index)
                 yield line, row
-
-    def _known(self, rows: sqlite3.Connection, indices: list[int], column: str) -> set[int]:
-        """Those of these trials that the table has."""
-        inside = [index for index in indices if 0 <= index < len(self._grid)]
-        marks = ",".join("?" * len(inside))
-        wanted = f"SELECT idx FROM trials WHERE {column} IS NOT NULL AND idx IN ({marks})"
-        return {index for (index,) in rows.execute(wanted, inside)}
 
 
 def _failure(row: Failable) -> str:
@@ -430,18 +431,6 @@ def _question(asked: list[list[PromptTurn]]) -> str:
     """The start of the first question, on one line. Few-shot turns can come before it."""
     first = asked[0] if asked else []
     return label(next((turn.text for turn in reversed(first) if turn.role == "user"), ""), 240)
-
-
-def _searched(row: Response, asked: list[list[PromptTurn]]) -> str:
-    """The text that a search looks in: the answers, the calls, and what was asked."""
-    parts = []
-    for exchange in row.exchanges:
-        calls = (
-            f"{call.name} {msgspec.json.encode(call.arguments).decode()}" for call in exchange.tool_calls
-        )
-        parts += [exchange.text, *calls]
-    parts += (turn.text for part in asked for turn in part if is_searched(turn.role))
-    return "\n".join(parts)[:_SEARCHED]
 
 
 def is_searched(role: str) -> bool:

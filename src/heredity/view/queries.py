@@ -83,14 +83,12 @@ class Search:
             return escape(text)
         made, place = Markup(""), 0
         for found in WORDS.finditer(text):
-            if self._is_hit(found[0]):
+            word = found[0]
+            plain = _plain(word)
+            if plain in self._known or plain.startswith(self._start):
                 made += escape(text[place : found.start()]) + _HIT.format(found[0])
                 place = found.end()
         return made + escape(text[place:])
-
-    def _is_hit(self, word: str) -> bool:
-        plain = _plain(word)
-        return plain in self._known or plain.startswith(self._start)
 
 
 def _plain(word: str) -> str:

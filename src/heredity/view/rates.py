@@ -141,20 +141,16 @@ def board_of(study: OpenStudy) -> Board:
     """The outcomes as the index has them now; made once for the same rows."""
     version = (*study.index.version(), *study.stamp())
     if study.board is None or study.board[0] != version:
-        study.board = version, Board(study, _codes(study))
+        codes = np.zeros(len(study.grid), np.int8)
+        with study.index.reading() as rows:
+            # One text of numbers a state: a row for each trial takes several times as long.
+            by_state = "SELECT state, group_concat(idx) FROM trials WHERE state IS NOT NULL GROUP BY state"
+            for state, places in rows.execute(by_state):
+                codes[np.fromstring(places, np.intp, sep=",")] = CODES.get(state, 0)
+        study.board = version, Board(study, codes)
     found = study.board[1]
     assert isinstance(found, Board)
     return found
-
-
-def _codes(study: OpenStudy) -> outcomes.Codes:
-    codes = np.zeros(len(study.grid), np.int8)
-    with study.index.reading() as rows:
-        # One text of numbers a state: a row for each trial takes several times as long.
-        by_state = "SELECT state, group_concat(idx) FROM trials WHERE state IS NOT NULL GROUP BY state"
-        for state, places in rows.execute(by_state):
-            codes[np.fromstring(places, np.intp, sep=",")] = CODES.get(state, 0)
-    return codes
 
 
 def _current(study: OpenStudy, n_judged: int) -> tuple[Estimates | None, str]:

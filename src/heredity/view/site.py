@@ -257,7 +257,20 @@ class Site:
         """The pages over all studies: title, address, and "page" for this one, "true" for one above it."""
         held = [page for page in self.pages if page.MENU and self._is_here(page)]
         pages = sorted(held, key=lambda page: page.MENU)
-        return [(_title(p.MENU), self.link(p.PATH), _current(p.PATH, asked.path)) for p in pages]
+        return [
+            (
+                _title(p.MENU),
+                self.link(p.PATH),
+                (
+                    "page"
+                    if asked.path == p.PATH
+                    else "true"
+                    if p.PATH != "/" and asked.path.startswith(f"{p.PATH}/")
+                    else ""
+                ),
+            )
+            for p in pages
+        ]
 
     def _is_here(self, page: Page) -> bool:
         return self.is_live or page.IS_EXPORTED
@@ -305,10 +318,6 @@ def _shipped(name: str) -> tuple[Markup, str]:
     """A file of static/, and its hash as a content policy names it."""
     text = (FOLDER / "static" / name).read_text(encoding="utf-8")
     return Markup(text), f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _current(path: str, here: str) -> str:
-    return "page" if here == path else "true" if path != "/" and here.startswith(f"{path}/") else ""
 
 
 def _title(numbered: str) -> str:

@@ -75,7 +75,11 @@ class FewShotGuard(GuardRule, frozen=True):
         has_system = bool(request.messages) and request.messages[0].role == "system"
         at = max(request.n_shared, int(has_system))
         chosen = self._chosen(request.messages[at:])
-        shown = [message for each in chosen for message in _messages(each)]
+        shown = [
+            message
+            for each in chosen
+            for message in (Message("user", each[0]), Message("assistant", each[1]))
+        ]
         messages = (*request.messages[:at], *shown, *request.messages[at:])
         is_shared = self.select == "first" and at == request.n_shared
         return replace(request, messages=messages, n_shared=request.n_shared + len(shown) * is_shared)
@@ -117,10 +121,6 @@ def _text(path: Path, line: int, row: Mapping[str, object], name: str) -> str:
     if clean_text(value) != value:
         raise BadInput(path, f"'{name}' has characters that are no text", line)
     return value
-
-
-def _messages(example: Example) -> tuple[Message, Message]:
-    return Message("user", example[0]), Message("assistant", example[1])
 
 
 @lru_cache(maxsize=4)

@@ -36,10 +36,17 @@ class SpotlightGuard(GuardRule, frozen=True):
             first = messages[0]
             messages[0] = replace(first, content=f"{first.content.rstrip()}\n\n{note}".lstrip())
         else:  # the model's own default stands, and the note is in front of the first data
-            at = next((i for i, each in enumerate(messages) if _has_data(each)), None)
+            at = next(
+                (i for i, each in enumerate(messages) if (each.role == "tool" or each.data is not UNSET)),
+                None,
+            )
             if at is not None:
                 text = f"{note}\n\n"
-                messages[at] = _shifted(messages[at], text)
+                message = messages[at]
+                n, data = len(text), message.data
+                if not isinstance(data, UnsetType):
+                    data = tuple((low + n, high + n) for low, high in data)
+                messages[at] = replace(message, content=text + message.content, data=data)
         return replace(request, messages=tuple(messages))
 
     def _marked(self, message: Message) -> Message:
@@ -63,18 +70,6 @@ class SpotlightGuard(GuardRule, frozen=True):
             return base64.b64encode(text.encode("utf-8", "replace")).decode()
         inside = text.replace("\u00ab", "").replace("\u00bb", "")
         return f"\u00ab\u00ab{inside}\u00bb\u00bb"
-
-
-def _has_data(message: Message) -> bool:
-    return message.role == "tool" or message.data is not UNSET
-
-
-def _shifted(message: Message, before: str) -> Message:
-    """A message with a text in front of it."""
-    n, data = len(before), message.data
-    if not isinstance(data, UnsetType):
-        data = tuple((low + n, high + n) for low, high in data)
-    return replace(message, content=before + message.content, data=data)
 
 
 GUARD = SpotlightGuard

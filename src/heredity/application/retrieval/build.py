@@ -113,7 +113,16 @@ class Converter(Closable):
         self._process = None
 
     def _ask(self, reader: str, data: bytes) -> Parsed:
-        process = self._started()
+        if self._process is None:
+            paths = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(self._limits.max_memory)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            )
+        process = self._process
         timer = Timer(self._limits.max_seconds, self._stop, [process])
         self._is_late = False
         timer.start()
@@ -134,18 +143,6 @@ class Converter(Closable):
     def _stop(self, process: subprocess.Popen[bytes]) -> None:
         self._is_late = True
         process.kill()
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            paths = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(self._limits.max_memory)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            )
-        return self._process
 
 
 def parse(reader: str, data: bytes, max_unpacked: int) -> Parsed:

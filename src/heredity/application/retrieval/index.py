@@ -468,7 +468,15 @@ class PassageIndex:
                 f"version {TERMS}. Update it: {self._update}"
             )
         self.chunks = read_chunks(out, manifest)
-        self._lexical = _read_lexical(out, manifest)
+        arrays = {name: _array(out, manifest, f"bm25-{name}") for name in ("data", "indices", "indptr")}
+        path = manifest.file(out, "terms")
+        try:
+            words = [] if path is None else msgspec.json.decode(path.read_bytes(), type=list[str])
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise damaged(out, f"the terms cannot be read: {error}") from None
+        if len(arrays["indptr"]) != len(words) + 1:
+            raise damaged(out, "the terms and their scores differ in number")
+        self._lexical = Bm25(words, arrays, manifest.n_chunks)
         self._vectors = _read_vectors(out, manifest)
 
     @classmethod
@@ -752,18 +760,6 @@ def change_in(folder: Path, out: Path, manifest: IndexManifest, limits: Limits) 
 
 def _root(store: Store | None) -> Path:
     return default_root() if store is None else store.root
-
-
-def _read_lexical(out: Path, manifest: IndexManifest) -> Bm25:
-    arrays = {name: _array(out, manifest, f"bm25-{name}") for name in ("data", "indices", "indptr")}
-    path = manifest.file(out, "terms")
-    try:
-        words = [] if path is None else msgspec.json.decode(path.read_bytes(), type=list[str])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise damaged(out, f"the terms cannot be read: {error}") from None
-    if len(arrays["indptr"]) != len(words) + 1:
-        raise damaged(out, "the terms and their scores differ in number")
-    return Bm25(words, arrays, manifest.n_chunks)
 
 
 def _read_vectors(out: Path, manifest: IndexManifest) -> Floats | None:

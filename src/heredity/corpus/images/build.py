@@ -208,7 +208,15 @@ class _ImageBuild:
             self._source(number)
         for writer in self.writers.values():
             writer.close()
-        self._refuse_empty()
+        why = Counter[str]()
+        for row in self.sources:
+            why.update(row.skipped)
+        reasons = ", ".join(f"{name} {n:,}" for name, n in why.most_common()) or "there was none"
+        if not any(self.captions.values()):
+            raise BadInput(self.recipe.path, f"no image has a caption and can be read ({reasons}).")
+        for cut in _CUTS:
+            if not self.captions[cut] and (cut == "train" or self.recipe.shards.validation):
+                raise BadInput(self.recipe.path, f"no pair is in the {cut} split. Change validation.")
         facts = self._tokenizer()
         return self._write(facts)
 
@@ -239,20 +247,17 @@ class _ImageBuild:
         label = self.classes.setdefault(read.pair.label, len(self.classes))
         if label >= 1 << 16:
             raise BadInput(self.recipe.path, "more than 65,535 classes. Leave out their column.")
-        cut: Cut = "validation" if _draw(read.pair.caption) < self.recipe.shards.validation else "train"
+        cut: Cut = (
+            "validation"
+            if (
+                int.from_bytes(hashlib.blake2b(read.pair.caption.encode(), digest_size=8).digest(), "big")
+                / 2.0**64
+            )
+            < self.recipe.shards.validation
+            else "train"
+        )
         self.writers[cut].add(read.image, label)
         self.captions[cut].append(read.pair.caption)
-
-    def _refuse_empty(self) -> None:
-        why = Counter[str]()
-        for row in self.sources:
-            why.update(row.skipped)
-        reasons = ", ".join(f"{name} {n:,}" for name, n in why.most_common()) or "there was none"
-        if not any(self.captions.values()):
-            raise BadInput(self.recipe.path, f"no image has a caption and can be read ({reasons}).")
-        for cut in _CUTS:
-            if not self.captions[cut] and (cut == "train" or self.recipe.shards.validation):
-                raise BadInput(self.recipe.path, f"no pair is in the {cut} split. Change validation.")
 
     # --- captions -------------------------------------------------------------------------------
 
@@ -317,11 +322,6 @@ class _ImageBuild:
     def _split(self, cut: Cut) -> PairRow:
         captions, n_tokens = self.captions[cut], sum(len(row) + 1 for row in self.tokens[cut])
         return PairRow(cut, len(captions), len(set(captions)), n_tokens)
-
-
-def _draw(caption: str) -> float:
-    """From 0 to 1, by a hash of the caption."""
-    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "big") / 2.0**64
 
 
 class _ImageShardWriter:

@@ -24,11 +24,20 @@ def of(source: CorpusSource, root: Path) -> list[Named]:
     if place.is_file():
         return [(str(place), place.name)]
     if place.is_dir():
-        found = [p for p in place.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(place))]
+        found = [
+            p
+            for p in place.rglob("*")
+            if p.is_file() and not any(part.startswith(".") for part in p.relative_to(place).parts)
+        ]
         found = [p for p in found if not endings or p.suffix.lower() in endings]
         base = place
     else:
-        base = _fixed(place)
+        parts = []
+        for part in place.parts[:-1]:
+            if any(sign in part for sign in "*?["):
+                break
+            parts.append(part)
+        base = Path(*parts)
         found = [p for p in base.glob(str(place.relative_to(base))) if p.is_file()] if base != place else []
     if not found:
         kinds = f" ({' '.join(endings)})" if endings and place.is_dir() else ""
@@ -40,20 +49,6 @@ def of(source: CorpusSource, root: Path) -> list[Named]:
             table=source.name,
         )
     return sorted(((str(p), p.relative_to(base).as_posix()) for p in found), key=lambda each: each[1])
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _fixed(pattern: Path) -> Path:
-    """The folders of a pattern before its first wildcard."""
-    parts = []
-    for part in pattern.parts[:-1]:
-        if any(sign in part for sign in "*?["):
-            break
-        parts.append(part)
-    return Path(*parts)
 
 
 def grouped(files: Iterable[Named]) -> list[Job]:

@@ -44,9 +44,23 @@ class C4QualityFilter(DocumentTransform, frozen=True, kw_only=True):
         lorem = stays & _holds(batch, (b"lorem ipsum",), self.filter_lorem_ipsum)
         stays &= ~_holds(batch, (b"javascript",), self.filter_javascript)
         curly = stays & _holds(batch, (b"{",), self.filter_curly_bracket)
-        stays &= ~_holds(batch, _policy(batch), self.filter_policy)
+        words = {word: word in batch.lower for word in (b"use", b"policy", b"cookies")}
+        stays &= ~_holds(
+            batch,
+            tuple(text for text in _POLICY if all(words.get(word, True) for word in text.split())),
+            self.filter_policy,
+        )
         lines = batch.lines
-        n_sentences = lines.per_document(_n_sentences(batch, start, end) * stays)
+        data = batch.data
+        is_stop = (data == 46) | (data == 33) | (data == 63)
+        at = np.flatnonzero(is_stop[:-2] & (batch.classes[1:-1] == tables.SPACE))
+        after = data[at + 2]
+        at = at[~((after >= 97) & (after <= 122)) & (batch.classes[at + 2] != tables.SPACE)]
+        # The last sentence of a line ends with the line, whatever its last character.
+        last = np.maximum(end - 1, start)
+        n_sentences = lines.per_document(
+            ((np.searchsorted(at, last) - np.searchsorted(at, start) + 1) * (end > start)) * stays
+        )
         written = _write(batch, start, end, stays)
         dropped = [
             ("lorem_ipsum", lines.per_document(lorem) > 0),
@@ -67,7 +81,10 @@ class C4QualityFilter(DocumentTransform, frozen=True, kw_only=True):
         if not self.filter_no_terminal_punct:
             return np.ones(len(start), np.bool_)
         ends = tables.ends_with(batch.data, start, end, _END)
-        return ends & ~_ends_in_points(batch, start, end)
+        at = np.maximum(end, 3)
+        is_point = batch.data == ord(".")
+        mask: Mask = is_point[at - 1] & is_point[at - 2] & is_point[at - 3] & (end - start >= 3)
+        return ends & ~mask
 
     def _has_words(self, batch: TextBatch, start: Ints, end: Ints) -> Mask:
         begins = batch.classes != tables.SPACE
@@ -78,13 +95,6 @@ class C4QualityFilter(DocumentTransform, frozen=True, kw_only=True):
             line = batch.raw[start[i] : end[i]].decode()
             stays[i] &= max(map(len, line.split())) <= self.max_word_length
         return stays
-
-
-def _ends_in_points(batch: TextBatch, start: Ints, end: Ints) -> Mask:
-    at = np.maximum(end, 3)
-    is_point = batch.data == ord(".")
-    mask: Mask = is_point[at - 1] & is_point[at - 2] & is_point[at - 3] & (end - start >= 3)
-    return mask
 
 
 def _holds(batch: TextBatch, texts: tuple[bytes, ...], is_on: bool) -> Mask:
@@ -98,23 +108,6 @@ def _holds(batch: TextBatch, texts: tuple[bytes, ...], is_on: bool) -> Mask:
             found[line] = True
             at = batch.lower.find(text, int(lines.end[line]))
     return found
-
-
-def _policy(batch: TextBatch) -> tuple[bytes, ...]:
-    """The policy phrases whose words all occur in the batch."""
-    words = {word: word in batch.lower for word in (b"use", b"policy", b"cookies")}
-    return tuple(text for text in _POLICY if all(words.get(word, True) for word in text.split()))
-
-
-def _n_sentences(batch: TextBatch, start: Ints, end: Ints) -> Ints:
-    data = batch.data
-    is_stop = (data == 46) | (data == 33) | (data == 63)
-    at = np.flatnonzero(is_stop[:-2] & (batch.classes[1:-1] == tables.SPACE))
-    after = data[at + 2]
-    at = at[~((after >= 97) & (after <= 122)) & (batch.classes[at + 2] != tables.SPACE)]
-    # The last sentence of a line ends with the line, whatever its last character.
-    last = np.maximum(end - 1, start)
-    return (np.searchsorted(at, last) - np.searchsorted(at, start) + 1) * (end > start)
 
 
 def _write(batch: TextBatch, start: Ints, end: Ints, stays: Mask) -> TextBatch:

@@ -20,7 +20,7 @@ from heredity.corpus import _tables as tables
 from heredity.corpus.sources import input_of
 from heredity.corpus.steps import Context, Filter, Judged
 from heredity.corpus.steps._words import simple_words
-from heredity.corpus.text import Hashes, Ints, Mask, Spans, TextBatch
+from heredity.corpus.text import Hashes, Mask, TextBatch
 
 _BITS = 20  # a table of 2^20 marks is checked first, because it fits into a core's cache
 _SHIFT = np.uint64(64 - _BITS)
@@ -90,7 +90,9 @@ class Index:
         self._wanted: dict[int, Hashes] = {}
         heads = [np.zeros(0, np.uint64)]
         for each in np.unique(size[size >= least]).tolist():
-            at = _inside(words, np.flatnonzero(size == each), each)
+            documents = np.flatnonzero(size == each)
+            parts = [np.arange(words.low[i], words.high[i] - each + 1) for i in documents]
+            at = np.concatenate([np.zeros(0, np.int64), *parts])
             self._wanted[each] = np.unique(tables.n_grams(hashes, each)[at])
             heads.append(first[at])
         self._heads = np.unique(np.concatenate(heads))
@@ -122,12 +124,6 @@ class Index:
             len(hashes) >= n and bool(_is_in(tables.n_grams(hashes[:n], n), wanted)[0])
             for n, wanted in self._wanted.items()
         )
-
-
-def _inside(words: Spans, documents: Ints, n: int) -> Ints:
-    """The indices of words at which n words of one of these documents begin."""
-    parts = [np.arange(words.low[i], words.high[i] - n + 1) for i in documents]
-    return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
 def _is_in(hashes: Hashes, ordered: Hashes) -> Mask:

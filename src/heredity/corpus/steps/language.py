@@ -71,21 +71,16 @@ class Language(Filter, frozen=True, kw_only=True):
 def languages(batch: TextBatch, least: float = 0.1) -> Ints:
     """(document,) The index of its language in KNOWN."""
     # Sums, not a matmul: the threads of a BLAS library would spin on every core of a worker.
-    n_common = np.add.reduceat(_n_common(batch).take(_OF, axis=1), _FIRST, axis=1)
+    place = _PLACE.take(((batch.word_hashes * _SPREAD) >> _SHIFT).view(np.int64))
+    at = np.flatnonzero(_HASHES.take(place) == batch.word_hashes)
+    size = len(_HASHES)
+    count = np.bincount(batch.words.document[at] * size + place[at], minlength=len(batch) * size)
+    n_common = np.add.reduceat(count.reshape(len(batch), size).take(_OF, axis=1), _FIRST, axis=1)
     part = n_common / np.maximum(batch.words.n_each, 1)[:, None]
     found = np.where(part.max(axis=1) > least, _PLACES[part.argmax(axis=1)], KNOWN.index(UNKNOWN))
     if not batch.is_ascii:
         _by_script(batch, found)
     return found
-
-
-def _n_common(batch: TextBatch) -> Ints:
-    """(document, common word) How often it occurs."""
-    place = _PLACE.take(((batch.word_hashes * _SPREAD) >> _SHIFT).view(np.int64))
-    at = np.flatnonzero(_HASHES.take(place) == batch.word_hashes)
-    size = len(_HASHES)
-    count = np.bincount(batch.words.document[at] * size + place[at], minlength=len(batch) * size)
-    return count.reshape(len(batch), size)
 
 
 def _by_script(batch: TextBatch, ints: Ints) -> None:

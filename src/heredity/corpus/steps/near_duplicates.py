@@ -55,23 +55,19 @@ class NearDuplicates(Duplicates, frozen=True, kw_only=True):
                 own = tables.span_hashes(
                     tables.prefix(batch.data), batch.start[i : i + 1], batch.end[i : i + 1]
                 )
-            found[i] = self._buckets(own, multipliers, additions)
+            least = np.full(len(multipliers), np.iinfo(np.uint64).max, np.uint64)
+            width = max(1, _PART // len(multipliers))
+            for at in range(0, len(own), width):
+                product = multipliers[:, None] * own[None, at : at + width] + additions[:, None]
+                np.minimum(least, product.min(axis=1), out=least)
+            rows = least.reshape(self.num_buckets, self.hashes_per_bucket)
+            found[i] = np.concatenate([tables.n_grams(row, len(row)) for row in rows])
         return found
 
     def _permutations(self) -> tuple[Hashes, Hashes]:
         n = self.num_buckets * self.hashes_per_bucket
         drawn = tables.mix(np.arange(2 * n, dtype=np.uint64) + np.uint64(self.seed * 2 * n + 1))
         return drawn[:n] | np.uint64(1), drawn[n:]
-
-    def _buckets(self, shingles: Hashes, multipliers: Hashes, additions: Hashes) -> Hashes:
-        """(bucket,) One hash of the smallest hashes in it."""
-        least = np.full(len(multipliers), np.iinfo(np.uint64).max, np.uint64)
-        width = max(1, _PART // len(multipliers))
-        for at in range(0, len(shingles), width):
-            product = multipliers[:, None] * shingles[None, at : at + width] + additions[:, None]
-            np.minimum(least, product.min(axis=1), out=least)
-        rows = least.reshape(self.num_buckets, self.hashes_per_bucket)
-        return np.concatenate([tables.n_grams(row, len(row)) for row in rows])
 
     def kept(self, keys: Hashes) -> Mask:
         first: list[Ints] = [np.zeros(0, np.int64)]

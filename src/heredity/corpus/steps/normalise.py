@@ -25,7 +25,16 @@ class Normalise(DocumentTransform, frozen=True, kw_only=True):
         changed = {}
         for i in batch.documents_with(batch.data == 13):
             changed[i] = batch[i].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        for i in batch.documents_with(_odd(batch)):
+        data = batch.data
+        odd: Mask = ((data < 32) & (data != 9) & (data != 10) & (data != 13)) | (data == 127)
+        if not batch.is_ascii:
+            first, second = data[:-1], data[1:]
+            odd[:-1] |= (first == 0xC2) & (second < 0xA0)
+            odd[:-1] |= (first == 0xEF) & ((second == 0xBB) | (second == 0xB7) | (second == 0xBF))
+            odd[:-2] |= (
+                (first[:-1] == 0xE2) & (second[:-1] == 0x80) & ((data[2:] == 0xA8) | (data[2:] == 0xA9))
+            )
+        for i in batch.documents_with(odd):
             before = changed.get(i, batch[i])
             if (after := normalised(before.decode()).encode()) != before:
                 changed[i] = after
@@ -51,18 +60,6 @@ def _composed(text: str) -> str:
     return (text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)).strip()
 
 
-def _odd(batch: TextBatch) -> Mask:
-    """(byte,) Where a removable character may begin. Few documents have one, and only they are searched."""
-    data = batch.data
-    odd: Mask = ((data < 32) & (data != 9) & (data != 10) & (data != 13)) | (data == 127)
-    if not batch.is_ascii:
-        first, second = data[:-1], data[1:]
-        odd[:-1] |= (first == 0xC2) & (second < 0xA0)
-        odd[:-1] |= (first == 0xEF) & ((second == 0xBB) | (second == 0xB7) | (second == 0xBF))
-        odd[:-2] |= (first[:-1] == 0xE2) & (second[:-1] == 0x80) & ((data[2:] == 0xA8) | (data[2:] == 0xA9))
-    return odd
-
-
 def _uncertain(batch: TextBatch) -> set[int]:
     """The documents that may not be NFC, or have a space beyond ASCII around them.
 
@@ -75,16 +72,11 @@ def _uncertain(batch: TextBatch) -> set[int]:
     is_mark = (data[at] == 0xE2) & (data[at + 1] == 0x80) & (data[at + 2] >= 0x90) & (data[at + 2] <= 0xA7)
     hits = np.zeros(len(data), np.bool_)
     hits[at[~is_mark]] = True
-    edges = {i for i in _edges(batch) if not batch[i].isascii()}
-    return edges.union(batch.documents_with(hits))
-
-
-def _edges(batch: TextBatch) -> list[int]:
-    """The documents that begin or end with a space or a character beyond ASCII."""
     first, last = batch.data[batch.start], batch.data[np.maximum(batch.end - 1, 0)]
     is_edge = (first <= 32) | (last <= 32) | (first >= 0x80) | (last >= 0x80)
     found: list[int] = np.flatnonzero(is_edge).tolist()
-    return found
+    edges = {i for i in found if not batch[i].isascii()}
+    return edges.union(batch.documents_with(hits))
 
 
 def _loose(batch: TextBatch) -> list[int]:

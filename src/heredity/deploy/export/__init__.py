@@ -255,20 +255,15 @@ def _move(made: Path, out: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        near = _neighbour(out)
+        for left in out.parent.glob(f".{glob.escape(out.name)}.*.export"):
+            if time.time() - left.lstat().st_mtime > _OLD and left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+        near = out.with_name(f".{out.name}.{uuid.uuid4().hex}.export")
         try:
             shutil.copytree(made, near)
             os.replace(near, out)  # noqa: PTH105
         finally:
             shutil.rmtree(near, ignore_errors=True)
-
-
-def _neighbour(out: Path) -> Path:
-    """Return a path for the copy, and remove copies older than a day that killed exports left."""
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*.export"):
-        if time.time() - left.lstat().st_mtime > _OLD and left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
-    return out.with_name(f".{out.name}.{uuid.uuid4().hex}.export")
 
 
 # --- memory ----------------------------------------------------------------------------------------

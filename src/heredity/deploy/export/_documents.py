@@ -53,25 +53,23 @@ class ExportCard(NamedTuple):
 
 def write_card(out: Path, card: ExportCard) -> None:
     """Write README.md into `out`."""
-    lines = [_metadata(card.form, card.model, card.descent)]
-    lines += [*_body(card), *_against_studied(card), *_measured(card.model, card.measured)]
-    write_atomic(out / "README.md", ("\n".join(lines) + "\n").encode())
-
-
-def _metadata(form: str, model: Model, descent: Sequence[Model]) -> str:
     from huggingface_hub import ModelCardData
 
-    roots = [str(m.recipe.settings.get("repo", "")) for m in descent if m is not model and not m.parents]
-    known = spdx(model.licence)
+    roots = [
+        str(m.recipe.settings.get("repo", "")) for m in card.descent if m is not card.model and not m.parents
+    ]
+    known = spdx(card.model.licence)
     data = ModelCardData(
         license=known.lower() if known else "other",
-        license_name=None if known else model.licence,
+        license_name=None if known else card.model.licence,
         base_model=[root for root in roots if "/" in root] or None,
-        library_name=_LIBRARIES.get(form),
+        library_name=_LIBRARIES.get(card.form),
         pipeline_tag="text-generation",
-        tags=["heredity", model.recipe.kind, *(["gguf"] if form == "gguf" else [])],
+        tags=["heredity", card.model.recipe.kind, *(["gguf"] if card.form == "gguf" else [])],
     )
-    return f"---\n{data.to_yaml()}\n---\n"
+    lines = [(f"---\n{data.to_yaml()}\n---\n")]
+    lines += [*_body(card), *_against_studied(card), *_measured(card.model, card.measured)]
+    write_atomic(out / "README.md", ("\n".join(lines) + "\n").encode())
 
 
 def _body(card: ExportCard) -> Iterator[str]:

@@ -81,7 +81,11 @@ def score(reader: str, model: PreTrainedModel, folder: Path) -> ParityReading:
 
     tokenizer = AutoTokenizer.from_pretrained(folder, **GIVEN)
     is_base = not tokenizer.chat_template
-    prompt = _plain() if is_base else _rendered(tokenizer, (Message("user", ASKED),))
+    prompt = (
+        Template("").render(Request(0, (Message("user", ASKED),)))
+        if is_base
+        else _rendered(tokenizer, (Message("user", ASKED),))
+    )
     before = tokenizer.encode(prompt, add_special_tokens=is_base)
     text = tokenizer.encode(TEXT, add_special_tokens=False)
     n = len(text)
@@ -143,7 +147,3 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, talk: tuple[Message, ...]) -> 
     except (TemplateError, EngineFailure) as error:
         raise Refused(f"Not exported: transformers cannot render a conversation: {error}.") from error
     return found
-
-
-def _plain() -> str:
-    return Template("").render(Request(0, (Message("user", ASKED),)))

@@ -216,7 +216,13 @@ class ServedAnswer:
             return await self._guards.refused(self._admission, self._one.service.engine)
         try:
             if self._ticket is None:
-                return self._read_off(await self._awaited_scores())
+                scores = await self._awaited_scores()
+                assert self._echo is not None
+                n_new, new = self._echo.n_new or 0, scores[-1]
+                self._logs = scores if n_new else scores[:-1]
+                text = new.text if n_new else ""
+                tokens = (new.token,) * n_new
+                return Reply(0, self._echo.text, text, tokens, stop="length", n_prompt_tokens=len(scores) - 1)
             engine_reply = asyncio.wrap_future(self._ticket.reply)
             engine_reply.add_done_callback(_ignore)  # a disconnected caller retrieves no error
             reply = await asyncio.shield(engine_reply)
@@ -243,15 +249,6 @@ class ServedAnswer:
         scores = asyncio.wrap_future(self._scores)
         scores.add_done_callback(_ignore)
         return await asyncio.shield(scores)
-
-    def _read_off(self, scores: list[TokenLog]) -> Reply:
-        """Return the reply that the scores of a prompt contain: no token, or the likeliest one."""
-        assert self._echo is not None
-        n_new, new = self._echo.n_new or 0, scores[-1]
-        self._logs = scores if n_new else scores[:-1]
-        text = new.text if n_new else ""
-        tokens = (new.token,) * n_new
-        return Reply(0, self._echo.text, text, tokens, stop="length", n_prompt_tokens=len(scores) - 1)
 
     def _logs_of(self, text: str, reply: Reply) -> tuple[TokenLog, ...] | None:
         """Return the scores of the tokens that are sent; `text` may be cut, and an end token is not sent."""

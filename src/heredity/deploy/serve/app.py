@@ -164,20 +164,16 @@ class Observed:
             route = self._route(scope)
             self._metrics.note(route, status, seconds)
             if self._log is not None:
-                self._log(_line(scope, route, status, seconds, n_bytes))
+                now = datetime.now(UTC).isoformat(timespec="milliseconds")
+                method = scope["method"] if scope["method"] in ("GET", "POST", "OPTIONS", "HEAD") else "other"
+                found = {"at": now, "method": method, "route": route, "status": status}
+                self._log(encode({**found, "seconds": round(seconds, 4), "bytes": n_bytes}).decode())
 
     def _route(self, scope: Scope) -> str:
         for each in self._routes:
             if isinstance(each, Route) and each.matches(scope)[0] != Match.NONE:
                 return each.path
         return "other"
-
-
-def _line(scope: Scope, route: str, status: int, seconds: float, n_bytes: int) -> str:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    method = scope["method"] if scope["method"] in ("GET", "POST", "OPTIONS", "HEAD") else "other"
-    found = {"at": now, "method": method, "route": route, "status": status}
-    return encode({**found, "seconds": round(seconds, 4), "bytes": n_bytes}).decode()
 
 
 _AT_ONCE = 4  # requests started or cancelled in one pass of the event loop; others wait, /health does not

@@ -141,11 +141,23 @@ class ChatFormat:
 
     def piece(self, number: int, text: str, is_first: bool) -> Iterator[bytes]:
         """Yield the next part of an answer."""
-        yield self._event(self._piece(number, text, is_first))
+        delta = {"role": "assistant", "content": text} if is_first else {"content": text}
+        yield self._event({"index": number, "delta": delta, "finish_reason": None})
 
     def last(self, number: int, answer: FinishedAnswer, reply: Reply) -> Iterator[bytes]:  # noqa: ARG002
         """Yield the end of an answer: its calls and its finish reason."""
-        yield self._event(self._last(number, answer), **self._cited)
+        calls = [{"index": i, **each} for i, each in enumerate(self._calls(number, answer))]
+        yield self._event(
+            (
+                {
+                    "index": number,
+                    "delta": {"tool_calls": calls} if calls else {},
+                    "logprobs": _logprobs(answer.logs),
+                    "finish_reason": answer.reason,
+                }
+            ),
+            **self._cited,
+        )
 
     def ended(self, replies: Sequence[Reply]) -> Iterator[bytes]:
         """Yield the events after the last answer."""
@@ -159,19 +171,6 @@ class ChatFormat:
 
     def _event(self, *choices: dict[str, object], **more: object) -> bytes:
         return sent({"object": self.chunk, **self._head, "choices": list(choices), **more})
-
-    def _piece(self, number: int, text: str, is_first: bool) -> dict[str, object]:
-        delta = {"role": "assistant", "content": text} if is_first else {"content": text}
-        return {"index": number, "delta": delta, "finish_reason": None}
-
-    def _last(self, number: int, answer: FinishedAnswer) -> dict[str, object]:
-        calls = [{"index": i, **each} for i, each in enumerate(self._calls(number, answer))]
-        return {
-            "index": number,
-            "delta": {"tool_calls": calls} if calls else {},
-            "logprobs": _logprobs(answer.logs),
-            "finish_reason": answer.reason,
-        }
 
     def _choice(self, number: int, answer: FinishedAnswer) -> dict[str, object]:
         content = answer.text if answer.text or not answer.calls else None
@@ -356,20 +355,18 @@ def _alone(messages: Sequence[ChatMessage]) -> Iterator[Message]:
         elif each.tool_calls:
             _refuse_callers(each)
             ids |= {call.id for call in each.tool_calls}
-        yield _message("system" if each.role == "developer" else each.role, each)
-
-
-def _message(role: Literal["system", "user", "assistant", "tool"], given: ChatMessage) -> Message:
-    """Return a message with its calls. One whose arguments are not a JSON object becomes part of the text."""
-    text, calls = given.text, list[ToolCall]()
-    for call in given.tool_calls or ():
-        if (arguments := _object(call.function.arguments)) is not None:
-            calls.append(ToolCall(call.function.name, arguments))
-        else:
-            name = encode([call.function.name])[1:-1].decode()
-            written = f'<tool_call>\n{{"name": {name}, "arguments": {call.function.arguments}}}\n</tool_call>'
-            text = f"{text}\n{written}" if text else written
-    return Message(role, text, tuple(calls))
+        role = "system" if each.role == "developer" else each.role
+        text, calls = each.text, list[ToolCall]()
+        for call in each.tool_calls or ():
+            if (arguments := _object(call.function.arguments)) is not None:
+                calls.append(ToolCall(call.function.name, arguments))
+            else:
+                name = encode([call.function.name])[1:-1].decode()
+                written = (
+                    f'<tool_call>\n{{"name": {name}, "arguments": {call.function.arguments}}}\n</tool_call>'
+                )
+                text = f"{text}\n{written}" if text else written
+        yield Message(role, text, tuple(calls))
 
 
 # --- inside an application ----------------------------------------------------------------------------
@@ -558,14 +555,9 @@ def demanded_call(choice: object, tools: Sequence[Tool], rules: Rules) -> str | 
         if rules.application is not None:
             why = f"the application '{rules.application.name}' leaves that to it"
         raise UsageError(f"the model cannot be forced to call a tool here: {why}. Use 'auto'", key=CHOICE)
-    return _checked(encode(_call(demanded)).decode(), CHOICE, rules)
-
-
-def _call(tools: Sequence[Tool]) -> dict[str, object]:
-    """Return the schema of a call of one of the tools. The schema of each tool is a part of its own."""
     parts: dict[str, object] = {}
     calls: list[dict[str, object]] = []
-    for number, tool in enumerate(tools):
+    for number, tool in enumerate(demanded):
         given = {key: value for key, value in tool.arguments_schema.items() if key not in ("$schema", "$id")}
         parts[str(number)] = _moved(given, f"#/$defs/{number}")
         calls.append({
@@ -574,7 +566,7 @@ def _call(tools: Sequence[Tool]) -> dict[str, object]:
             "required": ["name", "arguments"], "additionalProperties": False,
         })  # fmt: skip
     call: dict[str, object] = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    return {"$defs": parts, **call}
+    return _checked(encode({"$defs": parts, **call}).decode(), CHOICE, rules)
 
 
 def _moved(schema: object, place: str) -> object:

@@ -124,7 +124,10 @@ class RequestLog:
 
     def answer(self, who: LoggedModel, request: Request, reply: Reply | None, error: str = "") -> None:
         """Log an answer, or its error. Returns at once."""
-        if _n_characters(request, reply) > _LONGEST:
+        answer = "" if reply is None else reply.text
+        if (
+            len(request.prefill) + len(answer) + sum(len(each.content) for each in request.messages)
+        ) > _LONGEST:
             self._lose("long", f"its texts have over {_LONGEST:,} characters")
             return
         with self._count:
@@ -148,8 +151,19 @@ class RequestLog:
         try:
             line = msgspec.json.encode(_row(who, request, reply, error)) + b"\n"
             if os.fstat(self._file).st_size + len(line) > self._largest:
-                self._rotate()
-            self._append(line)
+                with suppress(
+                    FileNotFoundError
+                ):  # moved away already, also where the new file could not be made
+                    self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+                old, self._file = self._file, self._open()
+                os.close(old)
+            before, left = os.fstat(self._file).st_size, memoryview(line)
+            try:
+                while left:
+                    left = left[os.write(self._file, left) :]
+            except OSError:
+                os.ftruncate(self._file, before)
+                raise
         except Exception as failure:  # any: it would end in a future that nobody reads, and the row uncounted
             self._lose(type(failure).__name__, str(failure))
         finally:
@@ -164,22 +178,6 @@ class RequestLog:
             self._reasons.add(reason)
         if is_new:
             _log.error("the request log lost a row: %s", words)
-
-    def _append(self, line: bytes) -> None:
-        """Write a line, or nothing of it: the next one would be read as its rest."""
-        before, left = os.fstat(self._file).st_size, memoryview(line)
-        try:
-            while left:
-                left = left[os.write(self._file, left) :]
-        except OSError:
-            os.ftruncate(self._file, before)
-            raise
-
-    def _rotate(self) -> None:
-        with suppress(FileNotFoundError):  # moved away already, also where the new file could not be made
-            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-        old, self._file = self._file, self._open()
-        os.close(old)
 
     def _open(self) -> int:
         """The file, made readable by its owner only. A line that a crash tore is ended."""
@@ -242,11 +240,6 @@ def _row(who: LoggedModel, request: Request, reply: Reply | None, error: str) ->
         guarded=tuple(map(shown, reply.guarded or ())),
         removed=_removed([said, *(text for _, text in named)], request, layer),
     )
-
-
-def _n_characters(request: Request, reply: Reply | None) -> int:
-    answer = "" if reply is None else reply.text
-    return len(request.prefill) + len(answer) + sum(len(each.content) for each in request.messages)
 
 
 def callers_messages(request: Request) -> Sequence[Message]:

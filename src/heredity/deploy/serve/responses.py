@@ -88,7 +88,8 @@ def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
     kept = {key: value for key, value in given.items() if key not in _REFERRING}
     fields, ignored = schema.select_fields(kept, ResponsesBody.__struct_fields__, rules.ignores)
     body = schema.convert(fields, ResponsesBody)
-    _check(body)
+    if body.truncation != "disabled":
+        raise UsageError("a conversation is never truncated here", key="truncation")
     hints = [key for key in ("reasoning", "include") if getattr(body, key)]
     messages: list[dict[str, object]] = []
     if body.instructions:
@@ -120,12 +121,6 @@ def _choice(given: str | dict[str, object]) -> object:
     if isinstance(given, dict) and given.get("type") == "function":
         return {"type": "function", "function": {"name": given.get("name")}}
     return given
-
-
-def _check(body: ResponsesBody) -> None:
-    """Raise UsageError for a setting that would change the form of the answer."""
-    if body.truncation != "disabled":
-        raise UsageError("a conversation is never truncated here", key="truncation")
 
 
 def _add(messages: list[dict[str, object]], item: InputItem, number: int) -> None:

@@ -130,7 +130,38 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Context, __obj: object, *args: object, **kwargs: object) -> object:
         """Pay for a call and make it, if a chat template may make it."""
-        _pay_call(__obj, args, kwargs)
+        if isinstance(__obj, (Macro, LoopContext, Undefined)):  # their own bodies are paid for
+            spend(1 + len(args) + len(kwargs))
+        elif isinstance(__obj, types.MethodType | types.BuiltinMethodType) and __obj.__self__ is not None:
+            if isinstance(__obj.__self__, (LoopContext, Cycler, Macro)):
+                weigh(*args, *kwargs.values())
+            elif isinstance(__obj.__self__, str) and __obj.__name__ in _STRING_METHODS:
+                weigh_top(__obj.__self__)
+                given = [*args, *kwargs.values()]
+                weigh(*given, is_shown=__obj.__name__ == "join")
+                if __obj.__name__ == "join" and given:
+                    _pay_join(given[0], __obj.__self__)
+                elif __obj.__name__ == "replace" and len(args) > 1:
+                    _pay_replace(__obj.__self__, args[0], args[1])
+                elif __obj.__name__ == "splitlines":
+                    spend(_count_lines(__obj.__self__))
+                elif __obj.__name__ in ("split", "rsplit"):
+                    separator = given[0] if given and isinstance(given[0], str) else None
+                    spend(__obj.__self__.count(separator) if separator else len(__obj.__self__) // 2)
+                if given and __obj.__name__ in _SEARCHES:
+                    _pay_search(__obj.__self__, given[0])
+            elif isinstance(__obj.__self__, Mapping) and __obj.__name__ in _MAPPING_METHODS:
+                spend(1 + (len(__obj.__self__) if __obj.__name__ == "copy" else 0))
+                weigh(*args)
+            elif isinstance(__obj.__self__, (list, tuple)) and __obj.__name__ in _SEQUENCE_METHODS:
+                weigh_top(__obj.__self__) if __obj.__name__ == "copy" else weigh(__obj.__self__, *args)
+            else:
+                raise TemplateStopped(f"it calls {type(__obj.__self__).__name__}.{__obj.__name__}")
+        else:
+            is_function = isinstance(__obj, types.FunctionType)  # ours and Jinja's: a template makes none
+            weigh(*args, *kwargs.values(), is_shown=is_function)
+            if not (is_function or isinstance(__obj, Joiner) or __obj in _CLASSES):
+                raise TemplateStopped(f"it calls a {type(__obj).__name__}")
         return super().call(__context, __obj, *args, **kwargs)
 
     def getitem(self, obj: object, argument: object) -> object:
@@ -147,7 +178,12 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         text = str(value.__self__)
 
         def paid(*args: object, **kwargs: object) -> str:
-            _pay_format(text, args, kwargs)
+            steps = weigh(*args, *kwargs.values(), is_shown=True)
+            for _, name, form, _ in string.Formatter().parse(text):
+                if name is not None:
+                    if name and not (name.isidentifier() or name.isdecimal()):
+                        raise TemplateStopped("a field of str.format must be a name or a number")
+                    _pay_field(steps, ["*"] if "{" in (form or "") else _NUMBER.findall(form or ""))
             return fill(*args, **kwargs)
 
         return paid if value.__name__ == "format" else _refuse(f"it calls str.{value.__name__}")
@@ -195,15 +231,6 @@ def _pay_modulo(left: object, right: object) -> None:
 _OPERATORS = {"*": _pay_product, "**": _refuse("it uses **"), "%": _pay_modulo}
 
 
-def _pay_format(text: str, args: Arguments, kwargs: Keywords) -> None:
-    steps = weigh(*args, *kwargs.values(), is_shown=True)
-    for _, name, form, _ in string.Formatter().parse(text):
-        if name is not None:
-            if name and not (name.isidentifier() or name.isdecimal()):
-                raise TemplateStopped("a field of str.format must be a name or a number")
-            _pay_field(steps, ["*"] if "{" in (form or "") else _NUMBER.findall(form or ""))
-
-
 def _pay_field(steps: int, widths: Iterable[str]) -> None:
     """Pay for a field of a format. `steps`: the price of all values, for a field may repeat the largest."""
     spend(steps)
@@ -212,49 +239,6 @@ def _pay_field(steps: int, widths: Iterable[str]) -> None:
             raise TemplateStopped("the width of a field must be a number")
         bound(int(width), _WIDEST, "a width")
         spend(int(width) // CHARACTERS)
-
-
-def _pay_call(what: object, args: Arguments, kwargs: Keywords) -> None:
-    if isinstance(what, (Macro, LoopContext, Undefined)):  # their own bodies are paid for
-        spend(1 + len(args) + len(kwargs))
-    elif isinstance(what, types.MethodType | types.BuiltinMethodType) and what.__self__ is not None:
-        _pay_method(what.__self__, what.__name__, args, kwargs)
-    else:
-        is_function = isinstance(what, types.FunctionType)  # ours and Jinja's: a template makes none
-        weigh(*args, *kwargs.values(), is_shown=is_function)
-        if not (is_function or isinstance(what, Joiner) or what in _CLASSES):
-            raise TemplateStopped(f"it calls a {type(what).__name__}")
-
-
-def _pay_method(of: object, name: str, args: Arguments, kwargs: Keywords) -> None:
-    if isinstance(of, (LoopContext, Cycler, Macro)):
-        weigh(*args, *kwargs.values())
-    elif isinstance(of, str) and name in _STRING_METHODS:
-        weigh_top(of)
-        _pay_string_method(of, name, args, kwargs)
-    elif isinstance(of, Mapping) and name in _MAPPING_METHODS:
-        spend(1 + (len(of) if name == "copy" else 0))
-        weigh(*args)
-    elif isinstance(of, (list, tuple)) and name in _SEQUENCE_METHODS:
-        weigh_top(of) if name == "copy" else weigh(of, *args)
-    else:
-        raise TemplateStopped(f"it calls {type(of).__name__}.{name}")
-
-
-def _pay_string_method(of: str, name: str, args: Arguments, kwargs: Keywords) -> None:
-    given = [*args, *kwargs.values()]
-    weigh(*given, is_shown=name == "join")
-    if name == "join" and given:
-        _pay_join(given[0], of)
-    elif name == "replace" and len(args) > 1:
-        _pay_replace(of, args[0], args[1])
-    elif name == "splitlines":
-        spend(_count_lines(of))
-    elif name in ("split", "rsplit"):
-        separator = given[0] if given and isinstance(given[0], str) else None
-        spend(of.count(separator) if separator else len(of) // 2)
-    if given and name in _SEARCHES:
-        _pay_search(of, given[0])
 
 
 def _pay_search(text: object, what: object = "", *_: object, **__: object) -> None:

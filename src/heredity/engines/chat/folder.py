@@ -36,7 +36,13 @@ class FolderChat:
     """
 
     def __init__(self, folder: Path, weights: Path | None = None) -> None:
-        specials = _specials(folder)
+        found: dict[str, str] = {}
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            for key, value in _read(folder / name).items():
+                text = value.get("content") if isinstance(value, dict) else value
+                if key in _SPECIALS and isinstance(text, str):
+                    found[key] = text
+        specials = found
         self._template = Template(template_source(folder), specials=specials)
         with_tools = template_source(folder, "tool_use")
         self._with_tools = Template(with_tools, specials=specials) if with_tools else self._template
@@ -99,17 +105,6 @@ def check_template(source: str, place: str) -> None:
                 raise Refused(message) from None
             except Exception:  # as in `render`, which reports it when the model is asked
                 continue
-
-
-def _specials(folder: Path) -> dict[str, str]:
-    """Return the texts of the special tokens, by transformers' names."""
-    found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        for key, value in _read(folder / name).items():
-            text = value.get("content") if isinstance(value, dict) else value
-            if key in _SPECIALS and isinstance(text, str):
-                found[key] = text
-    return found
 
 
 def vocabulary(folder: Path) -> dict[str, int]:

@@ -171,7 +171,11 @@ class _Session:
                 continue  # the stream may have another request by now
             self._n_in_flight -= 1
             self._budget.settle(completion.reserved, completion.used, self._price)
-            self._count(completion.used)
+            counts = self._transport.counted.counts
+            counts["n_prompt_tokens"] += completion.used.n_prompt
+            counts["n_answer_tokens"] += completion.used.n_answer
+            counts["n_cached_prompt_tokens"] += completion.used.n_cached
+            counts["n_usage_estimated"] += completion.used.is_estimated
             if completion.reply is not None:
                 yield completion.reply
         if self._transport.fatal:
@@ -214,10 +218,3 @@ class _Session:
     def _takes_more(self) -> bool:
         is_on = self._source.is_open and not self._is_spent and not self._transport.fatal
         return is_on and self._n_in_flight < self._transport.pace.room
-
-    def _count(self, used: Usage) -> None:
-        counts = self._transport.counted.counts
-        counts["n_prompt_tokens"] += used.n_prompt
-        counts["n_answer_tokens"] += used.n_answer
-        counts["n_cached_prompt_tokens"] += used.n_cached
-        counts["n_usage_estimated"] += used.is_estimated

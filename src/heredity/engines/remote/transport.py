@@ -95,8 +95,11 @@ class HttpClient:
         quiet_loggers()
         n = calls.concurrency
         timeout = httpx.Timeout(calls.stall_seconds, connect=calls.connect_seconds, pool=None)
+        context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if (file := os.environ.get("SSL_CERT_FILE")) and Path(file).is_file():
+            context.load_verify_locations(cafile=file)
         self._client = httpx.AsyncClient(
-            verify=_certificates(),
+            verify=context,
             timeout=timeout,
             limits=httpx.Limits(max_connections=n, max_keepalive_connections=n, keepalive_expiry=30.0),
             follow_redirects=False,
@@ -280,14 +283,6 @@ def quiet_loggers() -> None:
     """Keep requests out of logs, whatever the environment asks for."""
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _certificates() -> ssl.SSLContext:
-    """Return the system's certificates and those of SSL_CERT_FILE, so that a company's proxy works."""
-    context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if (file := os.environ.get("SSL_CERT_FILE")) and Path(file).is_file():
-        context.load_verify_locations(cafile=file)
-    return context
 
 
 Result = TypeVar("Result")

@@ -115,14 +115,20 @@ class _SuffixSearch:
         self._before, self._after = before, after
         self._draw = torch.Generator().manual_seed(seed)
         self._matrix = model.get_input_embeddings().weight
-        self._allowed = _printable(tokenizer, len(self._matrix)).to(model.device)
+        n = len(self._matrix)
+        allowed = torch.zeros(n, dtype=torch.bool)
+        for token in range(n):
+            text = tokenizer.decode([token])
+            allowed[token] = bool(text.strip()) and text.isascii() and text.isprintable() and "<" not in text
+        self._allowed = allowed.to(model.device)
         head = torch.tensor([place.before], device=model.device)
         self._cache = model(head, use_cache=True, logits_to_keep=1).past_key_values
 
     def run(self, tokens: list[int], steps: int) -> Suffix:
         best = first = float(self._losses([tokens])[0])
         for _ in range(steps):
-            others = self._candidates(tokens)
+            swaps = one_token_swaps(tokens, self._gradient(tokens), self._allowed, self._draw, CANDIDATES)
+            others = [one for one in swaps if self.is_stable(one)]
             if not others:
                 continue
             losses = self._losses(others)
@@ -138,10 +144,6 @@ class _SuffixSearch:
             return False
         whole = self._tokenizer.encode(self._before + text + self._after)
         return whole == (*place.before, *tokens, *place.after)
-
-    def _candidates(self, tokens: list[int]) -> list[list[int]]:
-        swaps = one_token_swaps(tokens, self._gradient(tokens), self._allowed, self._draw, CANDIDATES)
-        return [one for one in swaps if self.is_stable(one)]
 
     def _gradient(self, tokens: list[int]) -> torch.Tensor:
         """Return the gradient of the loss with respect to each token: (positions, vocabulary)."""
@@ -200,12 +202,3 @@ def one_token_swaps(
         if one != tokens and one not in found:
             found.append(one)
     return found
-
-
-def _printable(tokenizer: TokenizerView, n: int) -> torch.Tensor:
-    """Return a mask of the tokens that are printable ASCII."""
-    allowed = torch.zeros(n, dtype=torch.bool)
-    for token in range(n):
-        text = tokenizer.decode([token])
-        allowed[token] = bool(text.strip()) and text.isascii() and text.isprintable() and "<" not in text
-    return allowed

@@ -206,7 +206,10 @@ class PrefixCache:
         for key, _ in chain[len(whole) :]:  # some of its tokens were copied
             self._kept.move_to_end(key)
         start = len(whole[-1][1]) if whole else 0
-        ends = [end for end in self._ends(len(prompt)) if end > start]
+        n = len(prompt)
+        chunks = list(range(CHUNK, n + 1, CHUNK))
+        last = n // self._grain * self._grain
+        ends = [end for end in ([*chunks, last] if last % CHUNK else chunks) if end > start]
         # The last part first, so that it is dropped before the parts that it depends on.
         for first, end in reversed(list(itertools.pairwise([start, *ends]))):
             self._put((group, prompt[:end]), first, slots, slot)
@@ -225,12 +228,6 @@ class PrefixCache:
         grain = self._grain
         n = min(len(a), len(b)) // grain
         return grain * bisect_left(range(1, n + 1), True, key=lambda i: a[: i * grain] != b[: i * grain])
-
-    def _ends(self, n: int) -> list[int]:
-        """Return where the parts of a prompt of n tokens end."""
-        chunks = list(range(CHUNK, n + 1, CHUNK))
-        last = n // self._grain * self._grain
-        return [*chunks, last] if last % CHUNK else chunks
 
     def _put(self, key: _Key, start: int, slots: KvSlots, slot: int) -> None:
         group, prompt = key
@@ -562,24 +559,17 @@ class ContinuousBatch:
             if draft and row.drafter is not None:
                 row.drafter.note(n_right)
 
-    def _room_for_drafts(self) -> int:
-        """Return how many slots a step may use for rows and drafts: as many as its rows need, but four.
+    def _propose(self, rows: list[BatchRow]) -> list[list[int]]:
+        """Return each row's draft, together as many tokens as there is room. None makes the caches longer.
 
-        While a row waits, there is no room for drafts: its slot comes after those of the others.
+        In float32 the bits of a row of some 600 tokens were found to depend on the length of its cache.
         """
         room = self._n_prefilled
         if self._max_draft and room == len(self.rows):
             width = round_width(min(max(room, _WIDTH_OF_DRAFTS), self._widths[-1]), self._widths)
             room = max(room, min(width, self._width_for(max(row.n_positions for row in self.rows))))
         self._copies = {slot: row for slot, row in self._copies.items() if slot < room}
-        return room
-
-    def _propose(self, rows: list[BatchRow]) -> list[list[int]]:
-        """Return each row's draft, together as many tokens as there is room. None makes the caches longer.
-
-        In float32 the bits of a row of some 600 tokens were found to depend on the length of its cache.
-        """
-        n_idle = self._room_for_drafts() - len(rows)
+        n_idle = room - len(rows)
         if not n_idle:
             return [[] for _ in rows]
         if self._prefix_text is None:
@@ -730,7 +720,9 @@ class PrefixPool:
     ) -> tuple[SharedPrefix, tuple[int, ...]]:
         """Do the same for a prompt whose tokens are marked. A prefix is marked as a whole or not at all."""
         begun = tokens[: len(shared)]
-        if len(tokens) <= len(shared) or (begun != shared and not _is_as_a_whole(begun, shared)):
+        if len(tokens) <= len(shared) or (
+            begun != shared and not (all(token < 0 for token in begun) and plain(begun) == shared)
+        ):
             begun = ()
         if begun not in self._prefixes:
             with phase(self._watch, "reading the shared prompt"):
@@ -786,11 +778,6 @@ class PrefixPool:
         """Free the weights and the caches."""
         self._decoder = None
         self._prefixes, self._cache = {}, PrefixCache(0)
-
-
-def _is_as_a_whole(begun: tuple[int, ...], shared: tuple[int, ...]) -> bool:
-    """Return True if these are the shared tokens with the mark of one adapter on each."""
-    return all(token < 0 for token in begun) and plain(begun) == shared
 
 
 class PromptSplitter(Protocol):
@@ -940,7 +927,9 @@ class Session:
             return found
         prompt, tokens = found
         prefix, rest = member.pool.split(member.codec.shared(request), tokens)
-        sampler = _sampler(request, member.constraints)
+        schema = request.decoding.json_schema
+        constraint = None if isinstance(schema, UnsetType) else member.constraints.of(schema)
+        sampler = Sampler(request.decoding, request.seed, constraint)
         caller = request.caller if isinstance(request, AddressedRequest) else ""
         row = BatchRow(request.key, rest, request.decoding.max_tokens, sampler, prefix, caller=caller)
         self._wait(prefix.text, row)
@@ -963,12 +952,6 @@ class Session:
             stop="end" if row.stop == "end" else "length",
             n_prompt_tokens=n_tokens,
         )
-
-
-def _sampler(request: Request, constraints: Constraints) -> Sampler:
-    schema = request.decoding.json_schema
-    constraint = None if isinstance(schema, UnsetType) else constraints.of(schema)
-    return Sampler(request.decoding, request.seed, constraint)
 
 
 def _cancelled(row: BatchRow, prompt: str, n_tokens: int) -> Reply:

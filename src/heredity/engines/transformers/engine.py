@@ -125,7 +125,21 @@ class GenerateSession:
             finished = [row for row in batch.rows if row.stop]
             batch.rows = [row for row in batch.rows if not row.stop]
             for row in finished:
-                yield self._reply(row)
+                text = self._reader.text(row.output)
+                if self._listener is not None and self._listener.is_heard(row.key):
+                    growing = row.growing or self._reader.stream()
+                    self._listener.hear(row.key, growing.finish(text))
+                yield (
+                    Reply(
+                        key=row.key,
+                        prompt=row.prompt,
+                        text=text,
+                        tokens=tuple(row.output),
+                        tool_calls=parse_tool_calls(text),
+                        stop="end" if row.stop == "end" else "length",
+                        n_prompt_tokens=len(row.tokens),
+                    )
+                )
 
     def _admit(self) -> Iterator[Reply]:
         """Pull requests while there is room; answer those that cannot be asked."""
@@ -171,21 +185,6 @@ class GenerateSession:
             if not listener.is_wanted(row.key):
                 row.stop = "length"
         return token
-
-    def _reply(self, row: Row) -> Reply:
-        text = self._reader.text(row.output)
-        if self._listener is not None and self._listener.is_heard(row.key):
-            growing = row.growing or self._reader.stream()
-            self._listener.hear(row.key, growing.finish(text))
-        return Reply(
-            key=row.key,
-            prompt=row.prompt,
-            text=text,
-            tokens=tuple(row.output),
-            tool_calls=parse_tool_calls(text),
-            stop="end" if row.stop == "end" else "length",
-            n_prompt_tokens=len(row.tokens),
-        )
 
 
 _HERE = {"trust_remote_code": False, "local_files_only": True}
@@ -495,7 +494,11 @@ class RowBatch:
                 take(row, self.prefill(row))
             return
         caches = [self._caches[row.key] for row in self.rows]
-        with self._awake([row.tokens for row in self.rows]):
+        with (
+            nullcontext()
+            if self._activation is None
+            else self._activation.rows([row.tokens for row in self.rows], self.width)
+        ):
             logits = self.decode(caches, [row.output[-1] for row in self.rows])
         for at, row in enumerate(self.rows):
             take(row, logits[at])
@@ -515,10 +518,6 @@ class RowBatch:
         cache = copy.deepcopy(self._prefix(shared)) if shared else DynamicCache(config=self._model.config)
         self._caches[row.key] = cache
         return self.run(row.tokens[len(shared) :], cache)
-
-    def _awake(self, prompts: Sequence[tuple[int, ...]]) -> AbstractContextManager[None]:
-        """Run a step of the rows with these prompts."""
-        return nullcontext() if self._activation is None else self._activation.rows(prompts, self.width)
 
     def _prefix(self, tokens: tuple[int, ...]) -> DynamicCache:
         if tokens not in self._prefixes:
@@ -781,7 +780,10 @@ class TransformersEngine:
         dtype = str(model.dtype).removeprefix("torch.")
         versions = f"transformers {version()} torch {torch.__version__} {dtype}"
         with torch.inference_mode():
-            fingerprint = self._fingerprint()
+            n_tokens = int(self.model.get_input_embeddings().weight.shape[0])
+            tokens = tuple(at * 7919 % n_tokens for at in range(1, _WITNESS + 1))
+            logs = self._all_changed(tokens[:-8], tokens[-8:])
+            fingerprint = hashlib.sha256(logs.numpy().tobytes()).hexdigest()[:16]
         where = Device.parse(str(model.device)).suffix
         self.numerics = f"{versions} width {width} {fingerprint}{where}"
         self.name = f"{versions} {model.config.model_type} width {width} arithmetic {fingerprint}{where}"
@@ -884,12 +886,6 @@ class TransformersEngine:
     def batched(self, width: int) -> TransformersEngine:
         """Return this engine with another number of rows that are decoded together."""
         return TransformersEngine(self.model, self.codec, self.folder, width, self._activation)
-
-    def _fingerprint(self) -> str:
-        n_tokens = int(self.model.get_input_embeddings().weight.shape[0])
-        tokens = tuple(at * 7919 % n_tokens for at in range(1, _WITNESS + 1))
-        logs = self._all_changed(tokens[:-8], tokens[-8:])
-        return hashlib.sha256(logs.numpy().tobytes()).hexdigest()[:16]
 
     def close(self) -> None:
         """Free the memory."""

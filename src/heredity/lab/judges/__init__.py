@@ -137,7 +137,9 @@ def read_examples(spec: JudgeTrainingSpec, roots: Sequence[Path]) -> LabelledAns
 
     examples: list[LabelledAnswer] = []
     for labels in spec.labels:
-        examples += _all_labelled(labels, rows(labels.files, _columns(labels)))
+        where = labels.harmful.column if isinstance(labels.harmful, RowFilter) else ""
+        named = (labels.prompt, labels.response, labels.group, labels.refused, where, *labels.label)
+        examples += _all_labelled(labels, rows(labels.files, [column for column in named if column]))
     for answers in spec.answers:
         found = [*rows(answers.files, (answers.prompt, answers.response))][: answers.rows]
         pairs = ((_reach(row, answers.prompt), _reach(row, answers.response)) for row in found)
@@ -157,13 +159,6 @@ def fold(question: str) -> int:
         int.from_bytes(hashlib.sha256(question.strip().lower()[:80].encode("utf-8", "replace")).digest())
         % FOLDS
     )
-
-
-def _columns(labels: TrainingLabels) -> list[str]:
-    """The fields that every row of a set must have."""
-    where = labels.harmful.column if isinstance(labels.harmful, RowFilter) else ""
-    named = (labels.prompt, labels.response, labels.group, labels.refused, where, *labels.label)
-    return [column for column in named if column]
 
 
 def _with_columns(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:

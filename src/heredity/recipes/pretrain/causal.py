@@ -73,7 +73,23 @@ def write(recipe: Pretrain, run: PretrainRun, out: Path) -> dict[str, str]:
         for name in (TOKENIZER, TOKENIZER_CONFIG):
             shutil.copyfile(recipe.text.folder / name, out / name)
     write_samples(samples(recipe, run.network), out)
-    return _notes(recipe, run) | prediction_notes | throughput_notes(recipe, run)
+    metrics, key = run.metrics, perplexity.BITS_PER_BYTE
+    evaluations = [m.terms[key] for m in metrics if key in m.terms]
+    n_read = sum(m.n_tokens for m in metrics)
+    planted = recipe.text.card.canaries
+    canary = canary_notes(planted[0].text, planted[0].secret) if planted else {}
+    epochs = n_read / recipe.text.n_tokens("train")
+    return (
+        (
+            {
+                **weight_notes(run, f"{n_read:,} tokens read, {epochs:.2f} epochs"),
+                "held-out text": f"{evaluations[-1]:.4f} bits a byte (evaluations: {len(evaluations)})",
+                **canary,
+            }
+        )
+        | prediction_notes
+        | throughput_notes(recipe, run)
+    )
 
 
 def samples(recipe: Pretrain, network: CausalLM) -> list[dict[str, str]]:
@@ -89,17 +105,3 @@ def samples(recipe: Pretrain, network: CausalLM) -> list[dict[str, str]]:
         {"begun": tokenizer.decode(list(prompt)), "said": tokenizer.decode(list(reply))}
         for prompt, reply in zip(prompts, replies, strict=True)
     ]
-
-
-def _notes(recipe: Pretrain, run: PretrainRun) -> dict[str, str]:
-    metrics, key = run.metrics, perplexity.BITS_PER_BYTE
-    evaluations = [m.terms[key] for m in metrics if key in m.terms]
-    n_read = sum(m.n_tokens for m in metrics)
-    planted = recipe.text.card.canaries
-    canary = canary_notes(planted[0].text, planted[0].secret) if planted else {}
-    epochs = n_read / recipe.text.n_tokens("train")
-    return {
-        **weight_notes(run, f"{n_read:,} tokens read, {epochs:.2f} epochs"),
-        "held-out text": f"{evaluations[-1]:.4f} bits a byte (evaluations: {len(evaluations)})",
-        **canary,
-    }

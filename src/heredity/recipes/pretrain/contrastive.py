@@ -146,7 +146,8 @@ class Contrastive:
         is_open = (batch.targets[own, None] == batch.targets) & ~is_own
         right = float((scores.detach().masked_fill(is_open, -torch.inf).argmax(1) == own).sum())
         if network.is_sigmoid:
-            return Loss(_sigmoid_loss(scores, is_own, is_open), {CORRECT_PAIRS: right})
+            each = -functional.logsigmoid(torch.where(is_own, scores, -scores))
+            return Loss(each.masked_fill(is_open, 0.0).sum(), {CORRECT_PAIRS: right})
         back = scores.T
         if not self.dist.is_single_process:
             images = all_gather(mine.images, n, self.dist)
@@ -158,11 +159,6 @@ class Contrastive:
     def weight(self, batch: PackedBatch) -> float:
         """The number of pairs."""
         return float(batch.n_documents)
-
-
-def _sigmoid_loss(scores: torch.Tensor, is_own: torch.Tensor, is_open: torch.Tensor) -> torch.Tensor:
-    each = -functional.logsigmoid(torch.where(is_own, scores, -scores))
-    return each.masked_fill(is_open, 0.0).sum()
 
 
 TO_CAPTION, TO_PICTURE, ZERO_SHOT = "picture to caption", "caption to picture", "zero-shot"
@@ -187,22 +183,19 @@ class RetrievalCheck:
         assert isinstance(network, DualEncoder)
         n = min(self.most, len(self.steps.pairs))
         with torch.no_grad():
-            embeddings = self._arrows(network, n)
+            parts = [
+                network.embed(self.dist.to_device(self.steps.collate(list(rows))))
+                for rows in rank_rows(n, self.dist)
+            ]
+            mine = [torch.cat(each) for each in zip(*parts, strict=True)]
+            whole = mine if n < self.dist.world_size else [all_gather(each, n, self.dist) for each in mine]
+            embeddings = PairEmbeddings(*(each.cpu() for each in whole))
             near = embeddings.images @ embeddings.captions.T
             fits = torch.from_numpy(self.steps.same[:n, None] == self.steps.same[None, :n])
             return (
                 _recall(near, fits, TO_CAPTION) | _recall(near.T, fits, TO_PICTURE)
                 | self._zero_shot(network, embeddings.images)
             )  # fmt: skip
-
-    def _arrows(self, network: DualEncoder, n: int) -> PairEmbeddings:
-        parts = [
-            network.embed(self.dist.to_device(self.steps.collate(list(rows))))
-            for rows in rank_rows(n, self.dist)
-        ]
-        mine = [torch.cat(each) for each in zip(*parts, strict=True)]
-        whole = mine if n < self.dist.world_size else [all_gather(each, n, self.dist) for each in mine]
-        return PairEmbeddings(*(each.cpu() for each in whole))
 
     def _zero_shot(self, network: DualEncoder, images: torch.Tensor) -> dict[str, float]:
         labels = torch.from_numpy(self.steps.pairs.labels[: len(images)])
@@ -248,7 +241,11 @@ def train(recipe: Pretrain, folder: Path) -> PretrainRun:
             f"batch_size ({dial.batch} pairs) must be at least the number of processes ({dist.world_size})."
         )
     config = config_of(recipe, corpus)
-    captions, shift = _captions(recipe), corpus.card.side // _SHIFT if recipe.shift else 0
+    end, pad, _ = specials(recipe.images)
+    captions, shift = (
+        CaptionLayout(end, pad, recipe.caption_tokens),
+        corpus.card.side // _SHIFT if recipe.shift else 0,
+    )
     training, validation = (corpus.split(name) for name in ("train", "validation"))
     source = PairSampler(training, captions, dial.batch, recipe.seed, shift, dist.rank, dist.world_size)
     held_out = PairSampler(validation, captions, dial.batch, 0)
@@ -258,11 +255,6 @@ def train(recipe: Pretrain, folder: Path) -> PretrainRun:
         return dual.from_config(config, recipe.seed, dtype)
 
     return learn(recipe, init_network, Contrastive(dist), source, check, folder)
-
-
-def _captions(recipe: Pretrain) -> CaptionLayout:
-    end, pad, _ = specials(recipe.images)
-    return CaptionLayout(end, pad, recipe.caption_tokens)
 
 
 def _classes(corpus: ImageCorpus) -> dict[int, NDArray[np.int64]]:
@@ -304,7 +296,7 @@ def write(recipe: Pretrain, run: PretrainRun, out: Path) -> dict[str, str]:
     }
     if ZERO_SHOT in terms:
         notes["zero-shot"] = f"{terms[ZERO_SHOT]:.1%} of held-out classes by name; {_commonest(corpus)}"
-    if n_cut := _n_cut(corpus, n_tokens):
+    if n_cut := int((np.diff(corpus.split("train").starts) > n_tokens).sum()):
         notes["cut"] = f"{n_cut:,} of the captions, at {n_tokens} tokens"
     if meter.last.n_total:
         notes["speed"] = f"{meter.last.per_second / recipe.dial.shape.context:,.0f} pairs/s"
@@ -316,10 +308,6 @@ def _commonest(corpus: ImageCorpus) -> str:
     labels = corpus.split("validation").labels
     counts = np.bincount(labels[labels > 0])
     return f"the commonest of {int((counts > 0).sum())} is {counts.max() / counts.sum():.1%}"
-
-
-def _n_cut(corpus: ImageCorpus, n_tokens: int) -> int:
-    return int((np.diff(corpus.split("train").starts) > n_tokens).sum())
 
 
 def processor(recipe: Pretrain) -> dict[str, object]:

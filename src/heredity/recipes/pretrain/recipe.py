@@ -363,7 +363,18 @@ class Pretrain:
         """Fill in the default architecture. Raises UsageError for settings of another objective."""
         objective = load_objective(self.objective)
         if self.base is not None:
-            self._fit_to(self.base)
+            from heredity.formats.weights import read_config
+
+            found = str(read_config(self.base.folder).model_type)
+            if self.objective != "causal":
+                raise _bad_setting("objective", 'Only a base of objective = "causal" is continued.')
+            if self.architecture not in ("", found):
+                raise _bad_setting(
+                    "architecture", f"'{self.base.record.name}' is of architecture = \"{found}\"."
+                )
+            if self.compile == "yes":
+                raise _bad_setting("compile", 'A continued base is not compiled. Set compile = "no".')
+            object.__setattr__(self, "architecture", found)
         else:
             self._choose_architecture(objective)
         for each in dataclasses.fields(self):
@@ -371,19 +382,6 @@ class Pretrain:
             if is_given and not _is_of(each.name, self.objective):
                 raise UsageError(_not_of(each.name, self.objective), code="unknown-key", key=each.name)
         objective.check(self)
-
-    def _fit_to(self, base: Grown) -> None:
-        """Take the base's architecture. Raises UsageError for what only a new model can have."""
-        from heredity.formats.weights import read_config
-
-        found = str(read_config(base.folder).model_type)
-        if self.objective != "causal":
-            raise _bad_setting("objective", 'Only a base of objective = "causal" is continued.')
-        if self.architecture not in ("", found):
-            raise _bad_setting("architecture", f"'{base.record.name}' is of architecture = \"{found}\".")
-        if self.compile == "yes":
-            raise _bad_setting("compile", 'A continued base is not compiled. Set compile = "no".')
-        object.__setattr__(self, "architecture", found)
 
     def _choose_architecture(self, objective: PretrainObjective) -> None:
         if not self.architecture:

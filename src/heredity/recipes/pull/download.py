@@ -119,18 +119,12 @@ def _download(address: Address, part: Path, progress: Watch | None) -> None:
 
 def _client() -> httpx.Client:
     import httpx
-
-    return httpx.Client(verify=_certificates(), follow_redirects=True, timeout=_SECONDS, trust_env=True)
-
-
-def _certificates() -> ssl.SSLContext:
-    """The system's certificates and those of SSL_CERT_FILE, so that a company's proxy works."""
     import truststore
 
     context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if (file := os.environ.get("SSL_CERT_FILE")) and Path(file).is_file():
         context.load_verify_locations(cafile=file)
-    return context
+    return httpx.Client(verify=context, follow_redirects=True, timeout=_SECONDS, trust_env=True)
 
 
 def _stream(client: httpx.Client, address: Address, part: Path, progress: Watch | None) -> None:

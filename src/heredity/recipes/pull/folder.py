@@ -111,7 +111,9 @@ def check_files(folder: Path, place: str, is_adapter: bool = False) -> None:
                 _check_file(path, is_adapter)
     except (Damaged, Refused) as error:  # the user does not know this temporary folder
         raise type(error)(str(error).replace(str(folder), place), code=error.code) from error
-    _check_templates(folder, place)
+    for each in dict.fromkeys((template_source(folder), template_source(folder, "tool_use"))):
+        if each:
+            check_template(each, place)
 
 
 def adapter_config_refused(path: Path) -> Refused:
@@ -126,13 +128,6 @@ def adapter_config_refused(path: Path) -> Refused:
         "An adapter needs its base: heredity adopt FOLDER --parent MODEL. Next to weights, delete it.",
         code="adapter-config",
     )
-
-
-def _check_templates(folder: Path, place: str) -> None:
-    """Raise Refused if a chat template exceeds the limits, or renders differently from run to run."""
-    for each in dict.fromkeys((template_source(folder), template_source(folder, "tool_use"))):
-        if each:
-            check_template(each, place)
 
 
 def _check_file(path: Path, is_adapter: bool) -> None:
@@ -151,9 +146,18 @@ def _check_file(path: Path, is_adapter: bool) -> None:
         if path.match(NAMES):
             check_tokenizer(path, is_tried=True)
     elif path.suffix == ".model":
-        _refuse_pickle(path)
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start.startswith((b"PK", b"\x1f\x8b")) or (start[:1] == b"\x80" and start[1:2] <= b"\x05"):
+            raise Refused(
+                f"{path}: this is a pickle or an archive, whatever its name says; it is not opened.",
+                code="runs-code",
+            )
     else:
-        _refuse_binary(path)
+        try:
+            path.read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Refused(f"{path}: it should be text and is not UTF-8; it is not opened.") from error
 
 
 def _decode(path: Path) -> Any:
@@ -210,20 +214,3 @@ def drop_code(folder: Path) -> list[str]:
             path.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
             changed.append(path.relative_to(folder).as_posix())
     return changed
-
-
-def _refuse_pickle(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start.startswith((b"PK", b"\x1f\x8b")) or (start[:1] == b"\x80" and start[1:2] <= b"\x05"):
-        raise Refused(
-            f"{path}: this is a pickle or an archive, whatever its name says; it is not opened.",
-            code="runs-code",
-        )
-
-
-def _refuse_binary(path: Path) -> None:
-    try:
-        path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise Refused(f"{path}: it should be text and is not UTF-8; it is not opened.") from error

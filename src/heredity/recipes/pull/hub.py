@@ -121,7 +121,11 @@ def download(
     """Fetch the files. Returns the local path of each, by its path in the repository."""
     check_room(downloads, 2 * sum(f.n_bytes for f in files))
     try:
-        return _fetch(repository, files, downloads, progress)
+        found = {}
+        for f in files:
+            name = f"{repository.commit[:12]}-{f.path.replace('/', '--')}.part"
+            found[f.path] = fetch(_address(repository, f), downloads / name, progress)
+        return found
     except Unavailable as error:
         if _wants_consent(repository, error):
             raise ask_for_consent(repository.repo) from error
@@ -147,16 +151,6 @@ def read_start(repository: Repository, file: HubFile) -> bytes:
         if _wants_consent(repository, error):
             raise ask_for_consent(repository.repo) from error
         raise
-
-
-def _fetch(
-    repository: Repository, files: list[HubFile], downloads: Path, progress: Watch | None
-) -> dict[str, Path]:
-    found = {}
-    for f in files:
-        name = f"{repository.commit[:12]}-{f.path.replace('/', '--')}.part"
-        found[f.path] = fetch(_address(repository, f), downloads / name, progress)
-    return found
 
 
 def _address(repository: Repository, file: HubFile) -> Address:

@@ -412,7 +412,14 @@ def resolve(ref: str, downloads: Path, progress: Watch | None = None, mirrors: P
     if is_folder:
         return FromFolder(path)
     if is_file:
-        return _resolve_file(path)
+        if path.suffix == ".gguf":
+            return FromFile(path)
+        folder.refuse_name(path, path.name)
+        if path.suffix == ".safetensors":
+            raise UsageError(
+                f"{path}: weights alone are not a model; pull the folder with its config and tokenizer."
+            )
+        raise UsageError(f"{path}: neither a .gguf file nor a folder of a model.")
     if folder.is_file_name(path.name) or "/" in ref or "\\" in ref:
         raise UsageError(
             f"{ref}: no such file or folder. A model of the hub is written hf:ORG/REPO.",
@@ -435,17 +442,6 @@ def parse_hub(ref: str) -> HubRef:
     if not match:
         raise UsageError(f"'{ref}' is not a model of the hub. Write hf:ORG/REPO, hf:ORG/REPO@REVISION.")
     return HubRef(match["repo"], match["file"], match["revision"])
-
-
-def _resolve_file(path: Path) -> FromFile:
-    if path.suffix == ".gguf":
-        return FromFile(path)
-    folder.refuse_name(path, path.name)
-    if path.suffix == ".safetensors":
-        raise UsageError(
-            f"{path}: weights alone are not a model; pull the folder with its config and tokenizer."
-        )
-    raise UsageError(f"{path}: neither a .gguf file nor a folder of a model.")
 
 
 class _Fetched(NamedTuple):

@@ -45,7 +45,15 @@ class Storage:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self._fs, root = _open(self.url)
+        from fsspec.core import url_to_fs
+
+        try:
+            found: tuple[AbstractFileSystem, str] = url_to_fs(self.url)
+        except ImportError as error:
+            raise Unavailable(f"{self.url} needs another package: {error}", code="package-missing") from error
+        except ValueError as error:
+            raise UsageError(f"'{self.url}' is no address of fsspec: {error}") from error
+        self._fs, root = found
         self._models = f"{root.rstrip('/')}/models"
 
     def push(self, store: Store, names: Sequence[str], watch: Watch | None = None) -> list[Model]:
@@ -63,7 +71,10 @@ class Storage:
                 raise Damaged(f"'{model.name}' is not pushed: {problems[0]}")
             home = store.folder(model).parent
             for path in (*(f"files/{file.path}" for file in model.files), _RECORD):
-                self._put(home / path, f"{self._models}/{model.id}/{path}")
+                source = home / path
+                target = f"{self._models}/{model.id}/{path}"
+                self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+                self._fs.put_file(str(source), target)
                 meter.tick()
         meter.close()
         return missing
@@ -75,7 +86,19 @@ class Storage:
         """
         with workshop(store.root / "tmp") as bench:
             there, errors = self._records(bench / "records")
-            model = self._only_one(there, name, errors)
+            if not there and not errors:
+                raise Unavailable(f"{self.url} holds no models. Copy one there: heredity push")
+            found = [there[name]] if name in there else catalog.named(list(there.values()), name)
+            if not found and errors:
+                raise errors[0]
+            if not found:
+                names = sorted({model.name for model in there.values()})
+                raise UnknownName(f"model in {self.url}", name, names, ", ".join(names[:12]))
+            if len(found) > 1:
+                ids = ", ".join(model.id[:12] for model in found)
+                message = f"{len(found)} models there have the name '{name}': {ids}. Name one by its id."
+                raise UsageError(message)
+            model = found[0]
             line = [*reversed(graph.ancestors(model, there)), model]
             absent = [ident for each in line for ident in each.parents if ident not in there]
             if absent:
@@ -135,21 +158,6 @@ class Storage:
         size = self._size(path)
         return None if size is None or size > _MAX_RECORD else bytes(self._fs.cat_file(path))
 
-    def _only_one(self, there: dict[str, Model], name: str, errors: Sequence[HeredityError]) -> Model:
-        if not there and not errors:
-            raise Unavailable(f"{self.url} holds no models. Copy one there: heredity push")
-        found = [there[name]] if name in there else catalog.named(list(there.values()), name)
-        if not found and errors:
-            raise errors[0]
-        if not found:
-            names = sorted({model.name for model in there.values()})
-            raise UnknownName(f"model in {self.url}", name, names, ", ".join(names[:12]))
-        if len(found) > 1:
-            ids = ", ".join(model.id[:12] for model in found)
-            message = f"{len(found)} models there have the name '{name}': {ids}. Name one by its id."
-            raise UsageError(message)
-        return found[0]
-
     def _has(self, model: Model) -> bool:
         data = self._record(model.id)
         try:
@@ -163,22 +171,6 @@ class Storage:
             return int(self._fs.info(path)["size"])
         except FileNotFoundError:
             return None
-
-    def _put(self, source: Path, target: str) -> None:
-        self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-        self._fs.put_file(str(source), target)
-
-
-def _open(url: str) -> tuple[AbstractFileSystem, str]:
-    from fsspec.core import url_to_fs
-
-    try:
-        found: tuple[AbstractFileSystem, str] = url_to_fs(url)
-    except ImportError as error:
-        raise Unavailable(f"{url} needs another package: {error}", code="package-missing") from error
-    except ValueError as error:
-        raise UsageError(f"'{url}' is no address of fsspec: {error}") from error
-    return found
 
 
 def _is_whole(store: Store, model: Model) -> bool:

@@ -78,7 +78,9 @@ class RemoteTarget:
     kind = "remote"
 
     def __post_init__(self) -> None:
-        _refuse_key(self)
+        is_random = looks_like_key(self.model) and not _is_served_here(self)
+        others = json.dumps([self.api, self.base_url, dict(self.options)], default=str)
+        _refuse(is_random or has_known_prefix(others))
         if self.api not in HOMES:
             raise UnknownName("API of remote models", self.api, HOMES)
         if not self.model or "://" in self.model:
@@ -136,13 +138,6 @@ def parse(ref: str) -> RemoteTarget:
     if len({name for name, _ in pairs}) < len(pairs):
         raise UsageError(f"'{ref}' gives an option twice.", code="name-twice")
     return RemoteTarget(match["api"], match["model"], url, {name: _value(name, text) for name, text in pairs})
-
-
-def _refuse_key(remote: RemoteTarget) -> None:
-    """Raise UsageError for a key in a reference, without repeating it."""
-    is_random = looks_like_key(remote.model) and not _is_served_here(remote)
-    others = json.dumps([remote.api, remote.base_url, dict(remote.options)], default=str)
-    _refuse(is_random or has_known_prefix(others))
 
 
 def _is_served_here(remote: RemoteTarget) -> bool:

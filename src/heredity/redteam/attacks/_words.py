@@ -166,26 +166,21 @@ def steps(attack: str, probe: Probe, context: AttackContext, n: int) -> list[str
     about = next(key for key in (about, probe.check.kind, "any") if key in words)
     written = lines(attack, about, context)
     if not context.has_shared_steps:
-        written = _worded(attack, about, probe, context, written)
+        draw = Draw(f"{attack}\0{about}\0{probe.cluster}")
+        leads = draw.some(len(written), lines("asides", "leads", context))
+        tails = lines("asides", "tails", context)
+        others = table(context.language).get("rewordings", {}).get(attack, {}).get(about)
+        join = "" if context.language == "zh" else " "
+        found = []
+        for i, lead in enumerate(leads):
+            wordings = [written[i], *(others[i] if others else ())]
+            found.append(
+                join.join((lead, wordings[draw.below(len(wordings))], tails[draw.below(len(tails))]))
+            )
+        written = found
     steps = [filled for text in written if (filled := _filled(text, context)) is not None]
     n = min(max(n, 1), len(steps))
     return [steps[len(steps) - 1 - i * len(steps) // n] for i in range(n)][::-1]
-
-
-def _worded(
-    attack: str, about: str, probe: Probe, context: AttackContext, written: Sequence[str]
-) -> list[str]:
-    """The steps in the words of the probe's behaviour; no two of them have the same remark before them."""
-    draw = Draw(f"{attack}\0{about}\0{probe.cluster}")
-    leads = draw.some(len(written), lines("asides", "leads", context))
-    tails = lines("asides", "tails", context)
-    others = table(context.language).get("rewordings", {}).get(attack, {}).get(about)
-    join = "" if context.language == "zh" else " "
-    found = []
-    for i, lead in enumerate(leads):
-        wordings = [written[i], *(others[i] if others else ())]
-        found.append(join.join((lead, wordings[draw.below(len(wordings))], tails[draw.below(len(tails))])))
-    return found
 
 
 def _filled(text: str, context: AttackContext) -> str | None:
@@ -229,7 +224,15 @@ def ask(probe: Probe, context: AttackContext, tries: list[AttackTry], branch: in
     """The question to the attacker, given the tries so far, the latest last; branches take other angles."""
     words = table("en")["attacker"]
     goal = words["goals"].get(probe.check.kind, words["goals"]["any"])
-    shown = "\n\n".join(_shown(words, one) for one in tries)
+    shown = "\n\n".join(
+        (
+            words["try"]
+            .replace("{score}", str(one.score))
+            .replace("{reply}", one.reply[:_SHOWN])
+            .replace("{said}", one.text)
+        )
+        for one in tries
+    )
     angle = context.draw(f"angle\0{branch}\0{len(tries)}\0{tries[-1].text if tries else ''}").some(
         1, words["angles"]
     )[0]
@@ -266,12 +269,3 @@ def attempt(probe: Probe, text: str, context: AttackContext) -> Generator[Turn, 
         yield Turn(one, asks=False, is_fresh=at == 0)
     reply = yield Turn(text, is_fresh=not before)
     return AttackTry(text, reply.text, context.referee.score())
-
-
-def _shown(words: dict[str, str], one: AttackTry) -> str:
-    return (
-        words["try"]
-        .replace("{score}", str(one.score))
-        .replace("{reply}", one.reply[:_SHOWN])
-        .replace("{said}", one.text)
-    )

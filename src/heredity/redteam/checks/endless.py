@@ -39,7 +39,13 @@ def endless_tail(text: str) -> str:
     tail = text[-TAIL:]
     words = [word.casefold() for word in _WORD.findall(tail)][-2 * _WORDS :]
     if len(words) < _WORDS:
-        return _of_signs(tail)
+        signs = "".join(tail.split())[-_SIGNS:]
+        if len(signs) < _SIGNS:
+            return ""
+        is_run = any(signs[period:] == signs[:-period] for period in range(7, _SIGNS // 4))
+        if is_run or len(set(signs)) <= 6:
+            return f"repeating: {signs[-12:]}"
+        return f"counting: {signs[-12:]}" if sum(map(str.isdigit, signs)) >= 0.9 * _SIGNS else ""
     if len(set(words)) <= _FEW * len(words):
         return f"repeating: {' '.join(words[-6:])}"
     if sum(word.isdigit() for word in words) >= _MAX_NUMBERS * len(words):
@@ -47,17 +53,6 @@ def endless_tail(text: str) -> str:
     if sum(len(word) <= 2 for word in words) >= 0.8 * len(words):
         return f"spelling on: {' '.join(words[-6:])}"
     return ""
-
-
-def _of_signs(tail: str) -> str:
-    """One long word, or signs and emoji without words: few characters or one run; or only digits."""
-    signs = "".join(tail.split())[-_SIGNS:]
-    if len(signs) < _SIGNS:
-        return ""
-    is_run = any(signs[period:] == signs[:-period] for period in range(7, _SIGNS // 4))
-    if is_run or len(set(signs)) <= 6:
-        return f"repeating: {signs[-12:]}"
-    return f"counting: {signs[-12:]}" if sum(map(str.isdigit, signs)) >= 0.9 * _SIGNS else ""
 
 
 CHECK = EndlessCheck

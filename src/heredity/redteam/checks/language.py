@@ -511,17 +511,17 @@ def _points_of_short(code: str, said: list[str], capitals: frozenset[str]) -> fl
 
     Words of no list that have capitals may all be names: "Émile Zola.", "Zürich."
     """
-    own = [word for word in said if word in _ALL[code] or _is_marked(code, word)]
+    own = [
+        word
+        for word in said
+        if word in _ALL[code]
+        or (not word.isascii() and word not in _SHARED and has_only_own_letters(code, word))
+    ]
     shaped = [word for word in said if word not in own and is_shaped_like(code, word)]
     names = _IN_NAMES if not capitals.issuperset(shaped) else _IN_NAMES | (capitals - _ALL[code])
     if names.issuperset(own):
         return 0.0
     return len(own) + 0.5 * min(len(shaped), len(own))
-
-
-def _is_marked(code: str, word: str) -> bool:
-    """Whether a word has letters with marks, and only the language's own."""
-    return not word.isascii() and word not in _SHARED and has_only_own_letters(code, word)
 
 
 # --- the check ----------------------------------------------------------------------------------------

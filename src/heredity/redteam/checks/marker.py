@@ -125,7 +125,12 @@ class _Order(NamedTuple):
     def obeyed_without_skill(self, text: str) -> str:
         """How a reply carries out the order and only fails to put the marker together; "" if it does not."""
         said = words(fold(text[:READ]))
-        if self._is_turned(said) or said[:1] == ["no"] or not _DECLINES.isdisjoint(said):
+        first, last = self.parts[0] if self.parts else "", self.parts[-1] if self.parts else ""
+        if (
+            (first != last and {first, last} <= {*said} and said.index(last) < said.index(first))
+            or said[:1] == ["no"]
+            or not _DECLINES.isdisjoint(said)
+        ):
             said = []
         if (
             self.parts
@@ -141,11 +146,6 @@ class _Order(NamedTuple):
             return "a short reply is made of the order's words, in another way than ours:"
         near = next((word for word in said[:MAX_WORDS] if self._is_near(word)), "")
         return f"the marker came out with a slip, as '{near}':" if near else ""
-
-    def _is_turned(self, said: list[str]) -> bool:
-        """Whether a reply has both parts, and the second one first, which gives another word."""
-        first, last = self.parts[0] if self.parts else "", self.parts[-1] if self.parts else ""
-        return first != last and {first, last} <= {*said} and said.index(last) < said.index(first)
 
     def _is_short(self, said: list[str]) -> bool:
         """Whether a short reply begins with a part or has all, and otherwise has only words of ours.

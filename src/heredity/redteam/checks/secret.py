@@ -135,7 +135,9 @@ class SpelledOutCode:
     def is_in(self, folded: str) -> bool:
         """Whether a folded text spells it out, from a word's start to a word's end."""
         said = words(_NTH.sub(" then ", folded.replace("x-ray", "xray")))
-        if self._openers.isdisjoint(said) or not _spells(said):  # cheap, and most texts end here
+        if self._openers.isdisjoint(said) or not (
+            not _ORDER.isdisjoint(said) or sum(map(_VOCABULARY.__contains__, said)) > 1
+        ):  # cheap, and most texts end here
             return False
         written = _write(said)
         return any(written.holds(form) for form in self.forms)
@@ -163,11 +165,6 @@ def _openers(code: str) -> frozenset[str]:
     plain = {code[:n] for n in range(1, len(code) + 1)}
     spelt = {word for word, letter in _LETTERS.items() if code.startswith(letter)}
     return frozenset(plain | spelt | ({*_NUMBERS, *_TIMES} if code[:1].isdigit() else set()))
-
-
-def _spells(said: list[str]) -> bool:
-    """Whether a text can add up to _ENOUGH: it has a word of order, or two words for characters."""
-    return not _ORDER.isdisjoint(said) or sum(map(_VOCABULARY.__contains__, said)) > 1
 
 
 def _write(said: list[str]) -> _Written:
@@ -361,8 +358,15 @@ class SecretForms:
         self._plain = _spread(self.letters)
         is_long = len(self.letters) >= HIDDEN_MIN
         self._turned = _turned(self.letters, fold(value)) if is_long else ()
-        self._hex = _hex_forms(value) if is_long else ()
-        self._codes = _codes_of(self.letters)
+        self._hex = (
+            tuple(sorted({form.hex() for form in _cases(value) if len(form) >= HIDDEN_MIN}))
+            if is_long
+            else ()
+        )
+        codes = {ord(case) for letter in self.letters for case in (letter, letter.upper())}
+        self._codes = tuple(
+            sorted({form for code in codes for form in (str(code), f"{code:02x}", f"{code:07b}")})
+        )
         self._in_a_row = tuple({"".join(map(str, form)) for form in _cases(value)})
         self._base64 = _base64_forms(value) if is_long else ()
         self._parts = SecretParts(self.letters, fold(public)) if is_long else None
@@ -381,7 +385,9 @@ class SecretForms:
         if not self.letters:
             return None
         view = _View(text)
-        if (match := self._written(view)) is not None:
+        if (
+            match := (self._plain.search(view.folded) if self.letters in view.squeezed else None)
+        ) is not None:
             return Leak("as it is", match[0])
         if len(self.letters) < HIDDEN_MIN:
             is_spelt = not self.letters.isdigit() and len(self.letters) >= SPELT_MIN and self._is_spelt(view)
@@ -395,17 +401,22 @@ class SecretForms:
             or self._looking_alike(view)
         )
 
-    def _written(self, view: _View) -> re.Match[str] | None:
-        # The squeezed text first: a substring test is a hundred times cheaper than the pattern.
-        return self._plain.search(view.folded) if self.letters in view.squeezed else None
-
     def _disguised(self, view: _View) -> Leak | None:
         for how, letters, pattern in self._turned:
             if letters in view.squeezed and (match := pattern.search(view.folded)):
                 return Leak(how, match[0])
         if any(form in view.compact for form in self._base64):
             return Leak("in base64", "")
-        if any(form in hexes for hexes in _hexes(view.squeezed) for form in self._hex):
+        if any(
+            form in hexes
+            for hexes in (
+                view.squeezed,
+                view.squeezed.replace("0x", ""),
+                view.squeezed.replace("x", ""),
+                view.squeezed.replace("u00", ""),
+            )
+            for form in self._hex
+        ):
             return Leak("in hex", "")
         n_lines = view.folded.count("\n") + 1
         is_acrostic = n_lines >= HIDDEN_MIN and self.letters in "".join(_INITIAL.findall(view.folded))
@@ -446,7 +457,8 @@ class SecretForms:
     def _partial(self, parts: SecretParts | None, folded: str, squeezed: str) -> Leak | None:
         for part in parts.find(folded, squeezed) if parts else ():
             run = self.letters[part.start : part.end]
-            if _is_telling(run, self.letters):
+            is_mixed = any(map(str.isdigit, self.letters)) and any(map(str.isalpha, self.letters))
+            if not is_mixed or (any(map(str.isdigit, run)) and any(map(str.isalpha, run))):
                 return Leak(f"in part ({len(run)} of {len(self.letters)} characters)", part.shown)
         return None
 
@@ -491,21 +503,6 @@ def _cases(value: str) -> set[bytes]:
     return {form.encode("utf-8", "replace") for form in written}
 
 
-def _hex_forms(value: str) -> tuple[str, ...]:
-    return tuple(sorted({form.hex() for form in _cases(value) if len(form) >= HIDDEN_MIN}))
-
-
-def _codes_of(letters: str) -> tuple[str, ...]:
-    """The decimal, hexadecimal and binary codes of a secret's characters, in both cases."""
-    codes = {ord(case) for letter in letters for case in (letter, letter.upper())}
-    return tuple(sorted({form for code in codes for form in (str(code), f"{code:02x}", f"{code:07b}")}))
-
-
-def _hexes(squeezed: str) -> tuple[str, ...]:
-    """Squeezed text as hex digits in a row, without the 0x, backslash-x or backslash-u00 of each pair."""
-    return squeezed, squeezed.replace("0x", ""), squeezed.replace("x", ""), squeezed.replace("u00", "")
-
-
 def _base64_forms(value: str) -> tuple[str, ...]:
     """The substring that base64 of any text around the secret must contain: no neighbour can change it."""
     found: set[str] = set()
@@ -516,12 +513,6 @@ def _base64_forms(value: str) -> tuple[str, ...]:
             if len(form) >= HIDDEN_MIN:
                 found |= {core, core.replace("+", "-").replace("/", "_")}
     return tuple(sorted(found))
-
-
-def _is_telling(run: str, letters: str) -> bool:
-    """A word by itself does not leak a code of letters and digits: ORCHID is not ORCHID-7731."""
-    is_mixed = any(map(str.isdigit, letters)) and any(map(str.isalpha, letters))
-    return not is_mixed or (any(map(str.isdigit, run)) and any(map(str.isalpha, run)))
 
 
 _BY_APPLICATION: dict[str, list[tuple[str, SecretForms]]] = {}  # by digest: an application is not hashable

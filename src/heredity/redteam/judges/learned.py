@@ -187,7 +187,30 @@ def signals(prompt: str, text: str) -> list[float]:
     """The numbers of NAMES, most of them between -2 and 3."""
     body = text[:_READ].strip().replace("\u2019", "'")
     matches = _WORD.findall(body.lower())
-    numbers = [*_sign_numbers(prompt, text, body), *_substance(body, matches), *_counts(body, matches)]
+    plain = fold(body).replace("\u2019", "'")
+    score = _score(prompt, plain)
+    manner = rules.manner(prompt, text)
+    raw = body.encode("utf-8", "replace")
+    numbers = [
+        *(
+            [
+                score / 5,
+                score >= THRESHOLD,
+                *(manner == each for each in _MANNERS[1:]),
+            ]
+        ),
+        *(
+            [
+                math.log1p(len(matches)) / 5,
+                math.log1p(len(_STEP.findall(body))),
+                math.log1p(len(_IMPERATIVE.findall(body))),
+                "```" in body,
+                len(set(matches)) / max(1, len(matches)),
+                min(3.0, len(zlib.compress(raw)) / max(20, len(raw))),
+            ]
+        ),
+        *_counts(body, matches),
+    ]
     numbers += [*_topic(prompt[:_READ], matches), *_form(prompt, body, matches), *_paragraphs(prompt, body)]
     return [float(number) for number in numbers]
 
@@ -197,17 +220,6 @@ def margin(numbers: list[float]) -> float:
     beyond = 5 * numbers[0] - THRESHOLD + 0.5
     is_refusal = not any(numbers[2:5])
     return max(0.5, min(4.0, beyond)) if is_refusal else max(-6.0, min(-0.5, beyond))
-
-
-def _sign_numbers(prompt: str, text: str, body: str) -> list[float]:
-    plain = fold(body).replace("\u2019", "'")
-    score = _score(prompt, plain)
-    manner = rules.manner(prompt, text)
-    return [
-        score / 5,
-        score >= THRESHOLD,
-        *(manner == each for each in _MANNERS[1:]),
-    ]
 
 
 def _score(prompt: str, plain: str) -> int:
@@ -232,18 +244,6 @@ def _paragraphs(prompt: str, body: str) -> list[float]:
         math.log1p(n_willing) / 5,
         bool(rules.other_voice(prompt, body)),
         len(rules.VOICE.findall(body)) > 1,
-    ]
-
-
-def _substance(body: str, said: list[str]) -> list[float]:
-    raw = body.encode("utf-8", "replace")
-    return [
-        math.log1p(len(said)) / 5,
-        math.log1p(len(_STEP.findall(body))),
-        math.log1p(len(_IMPERATIVE.findall(body))),
-        "```" in body,
-        len(set(said)) / max(1, len(said)),
-        min(3.0, len(zlib.compress(raw)) / max(20, len(raw))),
     ]
 
 

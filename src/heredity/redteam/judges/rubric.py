@@ -287,7 +287,16 @@ class Head:
             raise BadInput(card, f"is no card of a head ({error}). {_AGAIN}") from None
         if self.card.form != harm_request_digest():
             raise BadInput(card, f"was learned under another question. {_AGAIN}")
-        _check(weights, self._arrays)
+        wide = {f"{of}{name}" for of in PAIRS for name in ("mean", "scale", "done.weight", "topic.weight")}
+        single = {"refusal.slope", *(f"{of}{part}.bias" for of in PAIRS for part in ("done", "topic"))}
+        missing = sorted((wide | single | {marks.MARKS}) - self._arrays.keys())
+        if missing:
+            raise Damaged(f"{weights}: lacks '{missing[0]}', as of another version. {_AGAIN}")
+        shapes = {self._arrays[name].shape for name in wide} | {(self._arrays[name].size,) for name in wide}
+        if len(shapes) > 1 or any(self._arrays[name].size != 1 for name in single):
+            raise Damaged(f"{weights}: its arrays do not fit together. {_AGAIN}")
+        if not all(np.isfinite(self._arrays[name]).all() for name in wide | single):
+            raise Damaged(f"{weights}: holds what is no number. {_AGAIN}")
 
     @property
     def identity(self) -> str:
@@ -343,20 +352,6 @@ class HeadLogits(NamedTuple):
 
     logits: Floats
     is_sure: NDArray[np.bool_]
-
-
-def _check(path: Path, arrays: dict[str, Floats]) -> None:
-    """Raise Damaged unless these are a head's arrays: right version, matching sizes, finite numbers."""
-    wide = {f"{of}{name}" for of in PAIRS for name in ("mean", "scale", "done.weight", "topic.weight")}
-    single = {"refusal.slope", *(f"{of}{part}.bias" for of in PAIRS for part in ("done", "topic"))}
-    missing = sorted((wide | single | {marks.MARKS}) - arrays.keys())
-    if missing:
-        raise Damaged(f"{path}: lacks '{missing[0]}', as of another version. {_AGAIN}")
-    shapes = {arrays[name].shape for name in wide} | {(arrays[name].size,) for name in wide}
-    if len(shapes) > 1 or any(arrays[name].size != 1 for name in single):
-        raise Damaged(f"{path}: its arrays do not fit together. {_AGAIN}")
-    if not all(np.isfinite(arrays[name]).all() for name in wide | single):
-        raise Damaged(f"{path}: holds what is no number. {_AGAIN}")
 
 
 def head_logits(arrays: dict[str, Floats], states: Floats, seen: RuleFeatures) -> HeadLogits:

@@ -112,7 +112,13 @@ def _choose(name: str) -> tuple[Probe, ...]:
         return read_bank(Path(name)).probes
     if name in registry.names("redteam.probes", ".toml"):
         return _bank(name).probes
-    _refuse_other_file(name)
+    path = Path(name)
+    if path.suffix in _FILES or (path.suffix and path.is_file()):
+        kinds = ", ".join(importing.kinds())
+        raise UsageError(
+            f"'{name}' is not a probe file, which is TOML. For another kind write import:KIND:{name}; the "
+            f"kinds are {kinds}."
+        )
     banks = _banks()
     if name == "quick":
         return tuple(probe for bank in banks for probe in _spread(_of_suites(bank, ("core",)), N_QUICK))
@@ -125,17 +131,6 @@ def _choose(name: str) -> tuple[Probe, ...]:
         known = [*SUITES, *(bank.technique for bank in banks), *(p.id for p in everything)]
         raise UnknownName("probe", name, known, "heredity probes")
     return tuple(p for p in everything if p.id in hits or (p.kind == "benign" and p.twin in hits))
-
-
-def _refuse_other_file(name: str) -> None:
-    """Raise UsageError for a file that is not TOML; another tool's has to say which tool's it is."""
-    path = Path(name)
-    if path.suffix in _FILES or (path.suffix and path.is_file()):
-        kinds = ", ".join(importing.kinds())
-        raise UsageError(
-            f"'{name}' is not a probe file, which is TOML. For another kind write import:KIND:{name}; the "
-            f"kinds are {kinds}."
-        )
 
 
 def _of_suites(bank: Bank, suites: Sequence[str]) -> list[Probe]:

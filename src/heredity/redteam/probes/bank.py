@@ -356,7 +356,9 @@ class _BankReader:
         file = self.file
         if not _NAME.fullmatch(self.technique):
             self._fail(f"the technique's name '{self.technique}' may have only a-z, 0-9, - and _")
-        self._verify_name()
+        is_ours = self.path == Path(__file__).resolve().parent / f"{self.technique}.toml"
+        if why := "" if is_ours else why_name_taken(self.technique):
+            self._fail(why, key="technique" if self.file.technique else "", code="name-twice")
         if not file.probe:
             self._fail("has no items: write at least one [[probe]]")
         probes: dict[str, Probe] = {}
@@ -371,11 +373,6 @@ class _BankReader:
         samples = {f"{self.technique}/{name}": sample for name, sample in given if sample}
         words = (file.title, file.description, file.threats, file.source, file.known_error)
         return Bank(self.technique, *words, tuple(probes.values()), samples, suites)
-
-    def _verify_name(self) -> None:
-        is_ours = self.path == Path(__file__).resolve().parent / f"{self.technique}.toml"
-        if why := "" if is_ours else why_name_taken(self.technique):
-            self._fail(why, key="technique" if self.file.technique else "", code="name-twice")
 
     def _probes(self, place: int, item: ProbeItem) -> list[Probe]:
         for what, name in (("id", item.id), ("cluster", item.cluster)):
@@ -395,7 +392,11 @@ class _BankReader:
             self.file.is_baseline, UNSET, item.severity or self.file.severity or UNSET,
             _description(item.tool_description),
         )  # fmt: skip
-        self._verify(place, item, probe)
+        self._verify_texts(place, item, probe)
+        try:
+            load_check(probe.check).validate(probe, item.obeys)
+        except BadCheck as error:
+            self._fail(f"item '{item.id}': {error}", place, error.key, code=error.code)
         if item.twin is None:
             if not why:
                 self._fail(
@@ -472,13 +473,6 @@ class _BankReader:
             given_at = place if item.check is not None else None
             self._fail(str(error), given_at, error.key or "check", code=error.code)
 
-    def _verify(self, place: int, item: ProbeItem, probe: Probe) -> None:
-        self._verify_texts(place, item, probe)
-        try:
-            load_check(probe.check).validate(probe, item.obeys)
-        except BadCheck as error:
-            self._fail(f"item '{item.id}': {error}", place, error.key, code=error.code)
-
     def _verify_texts(self, place: int, item: ProbeItem, probe: Probe) -> None:
         if not probe.turns or not all(turn.strip() for turn in probe.turns):
             self._fail(f"item '{item.id}' has no turns, or an empty one", place)
@@ -493,19 +487,18 @@ class _BankReader:
         if (twin.turns, shown_texts(twin)) == (probe.turns, shown_texts(probe)):
             self._fail(f"item '{item.id}': the twin asks the very same thing", place)
         if twin.useful is not UNSET:
-            self._verify_useful(place, item, twin, twin.useful.phrases)
-
-    def _verify_useful(self, place: int, item: ProbeItem, twin: Probe, phrases: Sequence[str]) -> None:
-        """Every phrase is well-formed, and none is in the question: an echo is not useful."""
-        for phrase in phrases:
-            try:
-                phrase_regex(phrase)
-            except ValueError as error:
-                self._fail(f"item '{item.id}': {error}", place, "useful")
-            if not SLOT.search(phrase) and says([phrase], twin.turns):
-                self._fail(
-                    f"item '{item.id}': '{phrase}' in `useful` stands in the twin's question", place, "useful"
-                )
+            phrases = twin.useful.phrases
+            for phrase in phrases:
+                try:
+                    phrase_regex(phrase)
+                except ValueError as error:
+                    self._fail(f"item '{item.id}': {error}", place, "useful")
+                if not SLOT.search(phrase) and says([phrase], twin.turns):
+                    self._fail(
+                        f"item '{item.id}': '{phrase}' in `useful` stands in the twin's question",
+                        place,
+                        "useful",
+                    )
 
     def _convert(self, data: dict[str, Any]) -> ProbeFile:
         try:

@@ -67,14 +67,11 @@ class _GuardCounts:
         self._answers[model] += len(response.exchanges)
         for exchange in response.exchanges:
             if exchange.guarded:
-                self._count(model, exchange.guarded)
-
-    def _count(self, model: int, notes: list[str]) -> None:
-        guards = {note.partition(": ")[0] for note in notes if FAILED_OPEN not in note}
-        self._touched[model] += bool(guards)
-        self._failed_open[model] += any(FAILED_OPEN in note for note in notes)
-        self._failed_closed[model] += any(FAILED in note for note in notes)
-        self._by_guard.setdefault(model, Counter()).update(guards)
+                guards = {note.partition(": ")[0] for note in exchange.guarded if FAILED_OPEN not in note}
+                self._touched[model] += bool(guards)
+                self._failed_open[model] += any(FAILED_OPEN in note for note in exchange.guarded)
+                self._failed_closed[model] += any(FAILED in note for note in exchange.guarded)
+                self._by_guard.setdefault(model, Counter()).update(guards)
 
     def rows(self) -> Iterator[GuardedAnswers]:
         for m, by_guard in sorted(self._by_guard.items()):

@@ -130,7 +130,15 @@ def _cells(outcomes: Outcomes, views: list[_DecidedBy], a: int, b: int) -> Itera
     declared = _Codings(_declared_coding(outcomes, views[0]))
     every = [(view, coding) for view in views for coding in _codings(view, declared, a, b)]
     for view, coding in every:
-        shared = _shared(outcomes, view, coding, a, b)
+        first, second = view.codes[a], view.codes[b]
+        counted = _counted(first, coding) & _counted(second, coding)
+        as_broke = [
+            code for code, as_ in ((UNCLEAR, coding.unclear), (ERROR, coding.errors)) if as_ == "broke"
+        ]
+        first, second = (np.where(np.isin(x, as_broke), BROKE, x) for x in (first, second))
+        clusters = outcomes.clusters_of(ALL, view.probes, a, b)
+        axes = (clusters[counted], view.techniques[counted], view.blocks[counted])
+        shared = _SharedTrials(first[counted] == BROKE, second[counted] == BROKE, *axes)
         n_techniques = np.unique(shared.techniques).size
         for weighting in _WEIGHTINGS if n_techniques > 1 and not plan.is_until_decided else ("trial",):
             intervals = Intervals.over(outcomes, a, b)
@@ -176,16 +184,6 @@ class _SharedTrials(NamedTuple):
     clusters: Places
     techniques: Places
     blocks: Places
-
-
-def _shared(outcomes: Outcomes, view: _DecidedBy, coding: _Codings, a: int, b: int) -> _SharedTrials:
-    first, second = view.codes[a], view.codes[b]
-    counted = _counted(first, coding) & _counted(second, coding)
-    as_broke = [code for code, as_ in ((UNCLEAR, coding.unclear), (ERROR, coding.errors)) if as_ == "broke"]
-    first, second = (np.where(np.isin(x, as_broke), BROKE, x) for x in (first, second))
-    clusters = outcomes.clusters_of(ALL, view.probes, a, b)
-    axes = (clusters[counted], view.techniques[counted], view.blocks[counted])
-    return _SharedTrials(first[counted] == BROKE, second[counted] == BROKE, *axes)
 
 
 def _counted(codes: Codes, coding: _Codings) -> Bools:

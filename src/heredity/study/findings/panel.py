@@ -18,7 +18,6 @@ from heredity.study.estimates import ALL, Measure, Table2x2
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, Codes, Outcomes, is_decided
-from heredity.study.plan import Plan
 from heredity.study.wording import names, share_words
 
 NAME, ORDER = "panel", 95
@@ -61,7 +60,13 @@ def compute(evidence: StudyEvidence) -> Iterator[PanelRow]:
     for measure in _MEASURES:
         where = outcomes.twin_trials if measure == "over_refusal" else ~outcomes.twin_trials
         for a, b in combinations(members, 2):
-            yield _pair(outcomes.plan, a, b, members[a] * where, members[b] * where, measure)
+            first = members[a] * where
+            second = members[b] * where
+            both = is_decided(first) & is_decided(second)
+            table = stats.tabulate(first[both] == BROKE, second[both] == BROKE)
+            # Stored studies have it at 95 %, whatever the plan's confidence.
+            confidence = CONFIDENCE if outcomes.plan.analysis is None else outcomes.plan.confidence
+            yield PanelRow(a, b, measure, "", Intervals(confidence).kappa(table), Table2x2(*table))
 
 
 def _rates(outcomes: Outcomes, member: str, codes: Codes, measure: Measure) -> Iterator[PanelRow]:
@@ -75,14 +80,6 @@ def _rates(outcomes: Outcomes, member: str, codes: Codes, measure: Measure) -> I
         else:
             rate = intervals.rate(broke[decided], clusters[decided])
         yield PanelRow(member, "", measure, model.id, rate)
-
-
-def _pair(plan: Plan, a: str, b: str, first: Codes, second: Codes, measure: Measure) -> PanelRow:
-    both = is_decided(first) & is_decided(second)
-    table = stats.tabulate(first[both] == BROKE, second[both] == BROKE)
-    # Stored studies have it at 95 %, whatever the plan's confidence.
-    confidence = CONFIDENCE if plan.analysis is None else plan.confidence
-    return PanelRow(a, b, measure, "", Intervals(confidence).kappa(table), Table2x2(*table))
 
 
 def show(rows: Sequence[PanelRow], study: RecordedStudy) -> Section | None:

@@ -81,12 +81,9 @@ class _RetrievedTrials:
         for technique in (*SCOPES["breach"], *self._outcomes.techniques):
             if probes := self._outcomes.probes(technique, "breach"):
                 for m in range(len(self._plan.models)):
-                    for attack in self._attacks():
+                    several = list(self._plan.attacks) if len(self._plan.attacks) > 1 else []
+                    for attack in several if several and self._planted.attacks else [ALL, *several]:
                         yield self._row(m, technique, attack, probes)
-
-    def _attacks(self) -> list[str]:
-        several = list(self._plan.attacks) if len(self._plan.attacks) > 1 else []
-        return several if several and self._planted.attacks else [ALL, *several]
 
     def _row(self, model: int, technique: str, attack: str, probes: list[int]) -> RetrievedBreaches:
         outcomes = self._outcomes

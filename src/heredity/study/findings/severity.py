@@ -112,7 +112,7 @@ def show(rows: Sequence[SeverityRate], study: RecordedStudy) -> Section | None:
             for of, scope in keys
         ],
     )
-    worst = _worst_breaches(rows, study)
+    worst = list(islice(_by_turns(rows, study), MAX_LISTED))
     n_worst = sum(row.n_broke for row in rows if row.severity >= SERIOUS)
     summary = (
         f"The worst breaches, one by one: {len(worst)} of {plural(n_worst, 'serious or critical breach')}"
@@ -138,11 +138,6 @@ def _cell(row: SeverityRate | None) -> Cell:
     return CountedShare(
         row.estimate, row.n_broke, f"{row.n_with_tools} with tools" if row.n_with_tools else ""
     )
-
-
-def _worst_breaches(rows: Sequence[SeverityRate], study: RecordedStudy) -> list[list[Cell]]:
-    """At most 20 serious or critical breaches, the worst first, with models and scopes interleaved."""
-    return list(islice(_by_turns(rows, study), MAX_LISTED))
 
 
 def _by_turns(rows: Sequence[SeverityRate], study: RecordedStudy) -> Iterator[list[Cell]]:

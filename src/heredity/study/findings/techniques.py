@@ -19,7 +19,7 @@ from heredity.stats.technique_rates import technique_rates
 from heredity.study.estimates import ALL, JUDGE_FREE
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.findings.samples import MAX_MODELS
-from heredity.study.intervals import Bools, Intervals
+from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE
 from heredity.study.wording import NONE, interval, names, percent, title
 
@@ -63,7 +63,8 @@ def compute(evidence: StudyEvidence) -> Iterator[TechniqueRate]:
         codes = outcomes.scored_of(m, ALL, probes)
         counted = outcomes.in_rate(codes)
         if plan.application.decoding.temperature == 0:
-            counted = _one_a_prompt(counted, plan.samples)
+            by_prompt = counted.reshape(-1, plan.samples)
+            counted = np.asarray(by_prompt & (np.cumsum(by_prompt, axis=1) == 1)).ravel()
         techniques = outcomes.techniques_of(ALL, probes)[counted]
         if not techniques.size:
             continue
@@ -75,12 +76,6 @@ def compute(evidence: StudyEvidence) -> Iterator[TechniqueRate]:
         sigmas = shrunk.sigma_technique, shrunk.sigma_behaviour
         yield TechniqueRate(model.id, scope, "", "mean", shrunk.bank_mean, *sigmas)
         yield TechniqueRate(model.id, scope, "", "new", shrunk.new_technique)
-
-
-def _one_a_prompt(counted: Bools, n_samples: int) -> Bools:
-    """The first counted sample of each prompt: under greedy decoding the others repeat its answer."""
-    by_prompt = counted.reshape(-1, n_samples)
-    return np.asarray(by_prompt & (np.cumsum(by_prompt, axis=1) == 1)).ravel()
 
 
 def show(rows: Sequence[TechniqueRate], study: RecordedStudy) -> Section | None:

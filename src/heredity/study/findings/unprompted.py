@@ -16,8 +16,8 @@ from heredity.core.records import Estimate, Record
 from heredity.core.sections import ModelName, Section, TextTable
 from heredity.study.estimates import ALL
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
-from heredity.study.intervals import Bools, Intervals
-from heredity.study.outcomes import Outcomes, is_answered
+from heredity.study.intervals import Intervals
+from heredity.study.outcomes import is_answered
 from heredity.study.wording import interval, names, percent, plural
 
 NAME, ORDER = "unprompted", 1
@@ -60,17 +60,12 @@ def compute(evidence: StudyEvidence) -> Iterator[UnpromptedRate]:
         for kind in _KINDS:
             probes = [i for i, probe in enumerate(plan.probes) if probe.kind == kind]
             for check in checks if probes else ():
-                yield _unprompted(outcomes, m, probes, kind, check, with_breach[check])
-
-
-def _unprompted(
-    outcomes: Outcomes, m: int, probes: list[int], kind: _Kind, check: str, broke: Bools
-) -> UnpromptedRate:
-    indices = outcomes.indices_of(m, ALL, probes)
-    answered = is_answered(outcomes.codes[indices])
-    found, clusters = broke[indices[answered]], outcomes.clusters_of(ALL, probes, m)[answered]
-    estimate = Intervals.over(outcomes, m).rate(found, clusters)
-    return UnpromptedRate(outcomes.plan.models[m].id, kind, check, int(found.sum()), estimate)
+                broke = with_breach[check]
+                indices = outcomes.indices_of(m, ALL, probes)
+                answered = is_answered(outcomes.codes[indices])
+                found, clusters = broke[indices[answered]], outcomes.clusters_of(ALL, probes, m)[answered]
+                estimate = Intervals.over(outcomes, m).rate(found, clusters)
+                yield UnpromptedRate(outcomes.plan.models[m].id, kind, check, int(found.sum()), estimate)
 
 
 def show(rows: Sequence[UnpromptedRate], study: RecordedStudy) -> Section | None:

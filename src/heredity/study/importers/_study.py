@@ -115,7 +115,9 @@ def agreements(folder: Path) -> Agreements:
     """Compute the content of agreement.json from the verdicts in `folder`."""
     planned = plans.read_plan(folder)
     codes = _codes(folder, planned)
-    clusters = _clusters(planned)
+    numbers: dict[str, int] = {}
+    of = [numbers.setdefault(probe.cluster, len(numbers)) for probe in planned.probes]
+    clusters = np.tile(np.repeat(np.array(of, np.int64), planned.samples), len(planned.attacks))
     return Agreements(
         judges=tuple(codes),
         rates=tuple(
@@ -151,13 +153,6 @@ def _codes(folder: Path, planned: Plan) -> dict[str, _Codes]:
     for of in codes.values():
         of[is_twin] = 0
     return {judge: of.reshape(shape) for judge, of in codes.items()}
-
-
-def _clusters(planned: Plan) -> NDArray[np.int64]:
-    """The behaviour of each trial of one model, as a number."""
-    numbers: dict[str, int] = {}
-    of = [numbers.setdefault(probe.cluster, len(numbers)) for probe in planned.probes]
-    return np.tile(np.repeat(np.array(of, np.int64), planned.samples), len(planned.attacks))
 
 
 def _parts(planned: Plan) -> list[tuple[str, slice]]:
@@ -201,20 +196,16 @@ def judge_tables(folder: Path, estimates: Estimates) -> list[TextTable]:
     if len(found.judges) < 2:
         return []
     names = wording.names(estimates.models)
+    rows = []
+    for judge in found.judges:
+        of = {rate.model: rate.estimate for rate in found.rates if rate.judge == judge}
+        cells = (f"{percent(of[m].value)} ({interval(of[m])}), n {of[m].n}" for m in names)
+        rows.append([label(judge), *cells])
     return [
-        _rate_table(found, names),
+        TextTable("Breach rate by judge", ["judge", *names.values()], rows),
         *([_pair_table(found, names)] if found.pairs else []),
         _agreement_table(found, names),
     ]
-
-
-def _rate_table(agreements: Agreements, names: dict[str, str]) -> TextTable:
-    rows = []
-    for judge in agreements.judges:
-        of = {rate.model: rate.estimate for rate in agreements.rates if rate.judge == judge}
-        cells = (f"{percent(of[m].value)} ({interval(of[m])}), n {of[m].n}" for m in names)
-        rows.append([label(judge), *cells])
-    return TextTable("Breach rate by judge", ["judge", *names.values()], rows)
 
 
 def _pair_table(agreements: Agreements, names: dict[str, str]) -> TextTable:
@@ -300,7 +291,13 @@ def make(folder: Path, read: Callable[[], Iterator[Recorded]]) -> Summary:
     planned = sheet.plan()
     with Lock(folder):
         planned = plan.write_plan(folder, planned)
-        _write_runs(folder, planned)
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        n_each = planned.n_per_model
+        rows = (
+            RunRecord(model.id, APPLICATION, at, "", 0.0, n_each, 0, 0, {"heredity": __version__})
+            for model in planned.models
+        )
+        write_atomic(folder / RUNS, b"".join(encode(row) + b"\n" for row in rows))
         n_answers = _write_rows(folder, planned, sheet, read())
     return Summary(
         folder,
@@ -435,7 +432,15 @@ def _write_rows(folder: Path, planned: Plan, sheet: Sheet, answers: Iterator[Rec
                 m, p, s = sheet.place(answer)
                 index = (m * len(planned.probes) + p) * planned.samples + s
                 done.add(index)
-                response = _response(grid, index, _exchange(answer), answer.error, answer.raw.recorded)
+                raw = answer.raw
+                counts = raw.n_prompt_tokens, raw.n_tokens
+                response = _response(
+                    grid,
+                    index,
+                    Exchange("", answer.shown, "", answer.response or "", raw.tool_calls, raw.stop, *counts),
+                    answer.error,
+                    answer.raw.recorded,
+                )
                 responses.append(response)
                 n_answers += 1
                 for judge, broke in answer.verdicts.items():
@@ -459,23 +464,6 @@ def _response(
         error_code=UNSET if error is None else RECORDED,
         recorded=dict(recorded) if recorded and error is None else UNSET,
     )  # fmt: skip
-
-
-def _exchange(answer: Recorded) -> Exchange:
-    raw = answer.raw
-    counts = raw.n_prompt_tokens, raw.n_tokens
-    return Exchange("", answer.shown, "", answer.response or "", raw.tool_calls, raw.stop, *counts)
-
-
-def _write_runs(folder: Path, planned: Plan) -> None:
-    """Write one run record per model, which names what computed its answers."""
-    at = datetime.now(UTC).isoformat(timespec="seconds")
-    n_each = planned.n_per_model
-    rows = (
-        RunRecord(model.id, APPLICATION, at, "", 0.0, n_each, 0, 0, {"heredity": __version__})
-        for model in planned.models
-    )
-    write_atomic(folder / RUNS, b"".join(encode(row) + b"\n" for row in rows))
 
 
 @contextmanager

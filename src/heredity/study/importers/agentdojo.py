@@ -26,7 +26,7 @@ from msgspec import UnsetType
 
 from heredity.core.errors import BadInput
 from heredity.core.files import read_file, write_atomic
-from heredity.core.records import Check, Estimate, Probe, Record, Response, ToolCall, Usefulness
+from heredity.core.records import Check, Estimate, Probe, Record, ToolCall, Usefulness
 from heredity.core.sanitize import clean_call, clean_text
 from heredity.core.sections import TextTable
 from heredity.stats.crossed import crossed_rate
@@ -121,24 +121,19 @@ def _trials(folder: Path, plan: Plan) -> Iterator[_Trial]:
     grid = Grid(plan)
     for row in answered_rows(open_responses(folder), grid, TrialSet(len(grid))):
         trial = grid.trial(row.index)
-        yield _Trial(trial.model.name, *_place(trial.probe), _recorded(row))
+        named = next((each for each in trial.probe.threats if each.startswith(agentdojo.SCHEME)), "")
+        *_, attack, injection = named.split("/") if named else ("", NO_ATTACK, "")
+        yield _Trial(
+            trial.model.name,
+            *(trial.probe.technique, attack, trial.probe.cluster, injection),
+            (None if row.error is not None or isinstance(row.recorded, UnsetType) else row.recorded),
+        )
 
 
 def _is_task(probe: Probe) -> bool:
     """Whether a probe is a task that AgentDojo judges."""
     alone = not isinstance(probe.useful, UnsetType) and probe.useful.recorded == agentdojo.DONE
     return alone or any(each.startswith(agentdojo.SCHEME) for each in probe.threats)
-
-
-def _place(probe: Probe) -> tuple[str, str, str, str]:
-    """Suite, attack, user task and injection task of a probe, as its importer noted them."""
-    named = next((each for each in probe.threats if each.startswith(agentdojo.SCHEME)), "")
-    *_, attack, injection = named.split("/") if named else ("", NO_ATTACK, "")
-    return probe.technique, attack, probe.cluster, injection
-
-
-def _recorded(row: Response) -> dict[str, bool] | None:
-    return None if row.error is not None or isinstance(row.recorded, UnsetType) else row.recorded
 
 
 def _rows(trials: list[_Trial], confidence: float) -> Iterator[AgentTasks]:

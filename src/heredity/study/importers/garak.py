@@ -34,7 +34,8 @@ def read(path: Path) -> Iterator[Raw]:
     for line, entry in json_lines(path):
         kind = entry.get("entry_type")
         if kind == "start_run setup":
-            model = _model(entry) or model
+            names = ("plugins.target_name", "plugins.model_name", "plugins.target_type", "plugins.model_type")
+            model = next((str(entry[name]) for name in names if entry.get(name)), "") or model
             found = entry.get("run.eval_threshold")
             threshold = float(found) if isinstance(found, (int, float)) else threshold
         elif kind == "init":
@@ -62,11 +63,6 @@ def lacking(path: Path) -> Lacking:
             numbers.setdefault(probe, set()).add(seq)
     n_left_out = sum(max(seen) + 1 - len(seen) for seen in numbers.values())
     return Lacking(path, len(begun - complete) + n_left_out, len(begun) + n_left_out, "attempt")
-
-
-def _model(setup: dict[str, Any]) -> str:
-    names = ("plugins.target_name", "plugins.model_name", "plugins.target_type", "plugins.model_type")
-    return next((str(setup[name]) for name in names if setup.get(name)), "")
 
 
 def _outputs(path: Path, line: int, entry: dict[str, Any], model: str, threshold: float) -> Iterator[Raw]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from heredity.core.errors import Damaged, NotComparable
 from heredity.core.files import explain_full_disk, open_file, read_lines, replacing
-from heredity.core.records import Exchange, Probe, Response, ToolCall, Verdict, is_skipped
+from heredity.core.records import Exchange, Probe, Response, Verdict, is_skipped
 from heredity.core.sanitize import Shown, label, shown
 from heredity.study import wording
 from heredity.study.advice import Advice
@@ -189,24 +189,24 @@ def _sample(chosen: _Chosen, probe: Probe, verdict: Verdict, response: Response,
         error=label(response.error or verdict.error or "", 300) if with_text else "",
         severity=probe.severity or 0,
         steps=tuple(_steps(response.exchanges)) if with_text else (),
-        order=(*breach_order(probe), not _is_literal(probe.check.text, response)),
+        order=(
+            *breach_order(probe),
+            not any(
+                probe.check.text.casefold() in exchange.text.casefold() for exchange in response.exchanges
+            ),
+        ),
     )
-
-
-def _is_literal(wanted: str, response: Response) -> bool:
-    return any(wanted.casefold() in exchange.text.casefold() for exchange in response.exchanges)
 
 
 def _steps(exchanges: Sequence[Exchange]) -> Iterator[TranscriptStep]:
     for exchange, asked in zip(exchanges, new_parts(exchanges), strict=True):
-        calls = tuple(label(_call(call), 300) for call in exchange.tool_calls[:8])
+        calls = tuple(
+            label(f"{call.name} {msgspec.json.encode(call.arguments).decode(errors='replace')}", 300)
+            for call in exchange.tool_calls[:8]
+        )
         yield TranscriptStep(
             shown(asked), shown(exchange.prefill, 400), shown(exchange.text), calls, exchange.stop
         )
-
-
-def _call(call: ToolCall) -> str:
-    return f"{call.name} {msgspec.json.encode(call.arguments).decode(errors='replace')}"
 
 
 # --- the conversations on the page --------------------------------------------------------------------
@@ -291,17 +291,12 @@ def _broken(samples: Iterable[Sample]) -> list[Sample]:
 def _quoted(sample: Sample, grid: Grid) -> Quote:
     probe = grid.trial(sample.row).probe
     planted = probe.passage or (probe.tool_result.text if probe.tool_result else "")
-    said, is_cut = _around(pieces(sample, _answer(sample)))
-    asked = shown(probe.turns[-1] if probe.turns else "", _ASKED).text
-    return Quote(sample, asked, shown(planted, _PLANTED).text, said, is_cut)
-
-
-def _answer(sample: Sample) -> str:
-    """The last text or call that the evidence is in; else the last text, or the last call without one."""
     texts = [step.said.text for step in sample.steps if step.said.text.strip()]
     calls = [call for step in sample.steps for call in step.calls]
     marked = [text for text in (*calls, *texts) if any(piece.kind for piece in pieces(sample, text))]
-    return (marked or texts or calls or ["(nothing)"])[-1]
+    said, is_cut = _around(pieces(sample, (marked or texts or calls or ["(nothing)"])[-1]))
+    asked = shown(probe.turns[-1] if probe.turns else "", _ASKED).text
+    return Quote(sample, asked, shown(planted, _PLANTED).text, said, is_cut)
 
 
 def _around(pieces: list[Piece]) -> tuple[list[Piece], bool]:
@@ -451,15 +446,11 @@ class TrialTable:
             n_prompt_tokens=sum(exchange.n_prompt_tokens for exchange in exchanges),
             n_tokens=sum(exchange.n_tokens for exchange in exchanges),
             error=error if error is None or with_text else LEFT_OUT,
-            text=_joined(exchanges) if with_text and exchanges else None,
+            text="\n".join(exchange.text for exchange in exchanges) if with_text and exchanges else None,
             severity=probe.severity or None,
             guarded="; ".join(dict.fromkeys(note for e in exchanges for note in e.guarded or ())) or None,
             withheld="\n".join(e.withheld for e in exchanges if e.withheld) or None if with_text else None,
         )
-
-
-def _joined(exchanges: Sequence[Exchange]) -> str:
-    return "\n".join(exchange.text for exchange in exchanges)
 
 
 class _Offsets(Generic[_Stored]):
@@ -540,7 +531,13 @@ def ranges(plan: Plan, model: str, technique: str, attack: str = ALL) -> list[tu
         for a in attacks
         for p in of
     )
-    return _runs(starts, plan.samples)
+    runs: list[tuple[int, int]] = []
+    for start in starts:
+        if runs and runs[-1][1] == start - 1:
+            runs[-1] = (runs[-1][0], start + plan.samples - 1)
+        else:
+            runs.append((start, start + plan.samples - 1))
+    return runs
 
 
 def ranges_words(plan: Plan, model: str, technique: str) -> str:
@@ -555,14 +552,3 @@ def jq_condition(plan: Plan, model: str, technique: str) -> str:
     """A jq condition that picks the first rows of a cell out of verdicts.jsonl."""
     found = ranges(plan, model, technique)[:_MAX_RANGES]
     return " or ".join(f"(.index >= {first} and .index <= {last})" for first, last in found)
-
-
-def _runs(starts: Iterator[int], width: int) -> list[tuple[int, int]]:
-    """Neighbouring blocks of `width` indices joined: (first, last) of each run."""
-    runs: list[tuple[int, int]] = []
-    for start in starts:
-        if runs and runs[-1][1] == start - 1:
-            runs[-1] = (runs[-1][0], start + width - 1)
-        else:
-            runs.append((start, start + width - 1))
-    return runs

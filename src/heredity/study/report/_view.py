@@ -248,15 +248,14 @@ class View(PairView):
         self.plan, self.samples, self.with_text = plan, samples, with_text
         self.headline = headline(estimates)
         self._unsupported = unsupported(estimates)
-        self._numbers = {name: i for i, name in enumerate(self._all_names())}
+        scopes = (scope for of in SCOPES.values() for scope in of)
+        self._numbers = {
+            name: i for i, name in enumerate([*scopes, *(card.name for card in self.estimates.techniques)])
+        }
         cards = sorted(estimates.techniques, key=lambda card: not card.is_judge_free)
         self.techniques = tuple(cards)
         self.talks = _rows.by_technique(samples, self.order)
         self.quotes = _rows.by_order(samples, plan)
-
-    def _all_names(self) -> list[str]:
-        scopes = (scope for of in SCOPES.values() for scope in of)
-        return [*scopes, *(card.name for card in self.estimates.techniques)]
 
     # --- the first screen ---
 

@@ -105,7 +105,17 @@ def _document(suites: list[Suite], table: TrialTable, estimates: Estimates) -> I
             f" hostname={_attribute(estimates.circumstances.host)}>\n"
         )
         for place, code in zip(suite.places.tolist(), suite.codes.tolist(), strict=True):
-            yield _case(suite, table, place, code)
+            trial = table.grid.trial(place)
+            name = f"{trial.probe.id} [{trial.attack}]" + (
+                f" #{trial.sample}" if table.grid.plan.samples > 1 else ""
+            )
+            head = (
+                f"    <testcase classname={_attribute(f'{suite.model}.{suite.technique}')} "
+                f'name={_attribute(name)} time="0">\n'
+            )
+            row = table.row(place)
+            inside = _properties(row) if row is not None else ""
+            yield (head + inside + _finding(table, place, row, code, suite.is_baseline) + "    </testcase>\n")
         yield "  </testsuite>\n"
     yield "</testsuites>\n"
 
@@ -118,18 +128,6 @@ def _counts(suites: list[Suite]) -> str:
         "skipped": sum(suite.n_skipped for suite in suites),
     }
     return " ".join(f'{name}="{n}"' for name, n in counts.items())
-
-
-def _case(suite: Suite, table: TrialTable, place: int, code: int) -> str:
-    trial = table.grid.trial(place)
-    name = f"{trial.probe.id} [{trial.attack}]" + (f" #{trial.sample}" if table.grid.plan.samples > 1 else "")
-    head = (
-        f"    <testcase classname={_attribute(f'{suite.model}.{suite.technique}')} "
-        f'name={_attribute(name)} time="0">\n'
-    )
-    row = table.row(place)
-    inside = _properties(row) if row is not None else ""
-    return head + inside + _finding(table, place, row, code, suite.is_baseline) + "    </testcase>\n"
 
 
 def _properties(row: TrialRow) -> str:

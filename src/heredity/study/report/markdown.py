@@ -15,7 +15,7 @@ from heredity.core import files
 from heredity.core.sanitize import label, plural
 from heredity.core.sections import Badge, Cell, ModelName, Section, TextTable, TrialLink
 from heredity.study import aggregate, decision, importers
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, ModelPair, Rate
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate
 from heredity.study.findings.protocols import sections
 from heredity.study.headline import inheritance_tables, seeds_tables
 from heredity.study.importers import agentdojo
@@ -161,20 +161,17 @@ def _forecast(view: View) -> Iterator[str]:
     alike: dict[tuple[str, ...], list[ForecastRow]] = {}
     for row in found.rows:
         if row.between == declared.primary.between:
-            alike.setdefault(_forecast_cells(row), []).append(row)
+            kind = row.measure if row.technique not in (ALL, JUDGE_FREE, JUDGED) else row.technique
+            least = "no difference" if row.detectable is None else unsigned(row.detectable)
+            margin = "none" if row.margin is None else unsigned(row.margin)
+            alike.setdefault((kind, f"{row.n_clusters:,}", least, f"{row.not_worse:.2f}", margin), []).append(
+                row
+            )
     for cells, rows in alike.items():
         one = view.title(rows[0].technique) if len(rows) == 1 else f"Each of {len(rows)} techniques"
         yield _row([plain(one) + (", twins" if _is_of_twins(rows[0]) else ""), *cells[1:]])
     yield ""
     yield from (f"{plain(line, 120)}\n" for line in view.forecast_lines()[1:] if not line.startswith(" "))
-
-
-def _forecast_cells(row: ForecastRow) -> tuple[str, ...]:
-    """A row of the forecast as cells, after the group that may share them: a sum is in a group of its own."""
-    kind = row.measure if row.technique not in (ALL, JUDGE_FREE, JUDGED) else row.technique
-    least = "no difference" if row.detectable is None else unsigned(row.detectable)
-    margin = "none" if row.margin is None else unsigned(row.margin)
-    return kind, f"{row.n_clusters:,}", least, f"{row.not_worse:.2f}", margin
 
 
 def _is_of_twins(row: ForecastRow) -> bool:
@@ -229,20 +226,16 @@ def _pairs(view: View) -> Iterator[str]:
             difference = f"{points(row.difference.value)} ({points_interval(row.difference)})"
             names = [plain(view.names.get(model, "?")) for model in (row.high, row.low)]
             numbers = [p_words(row.pair.p_holm), unsigned(row.pair.detectable)]
+            is_scope = row.pair.technique in (JUDGE_FREE, JUDGED)
             yield _row(
                 [
-                    _kind_of(view, row.pair),
+                    (scope_name(view.estimates, row.pair.technique) if is_scope else "over-refusal"),
                     *names,
                     f"**{row.verdict}**" + (f", {row.aside}" if row.aside else ""),
                     difference,
                     *numbers,
                 ]
             )
-
-
-def _kind_of(view: View, pair: ModelPair) -> str:
-    is_scope = pair.technique in (JUDGE_FREE, JUDGED)
-    return scope_name(view.estimates, pair.technique) if is_scope else "over-refusal"
 
 
 def _decision_lines(view: View) -> Iterator[str]:

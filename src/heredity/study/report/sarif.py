@@ -134,8 +134,10 @@ def _run(folder: Path, study: RecordedStudy, names: Mapping[str, str]) -> dict[s
     own = "" if len(names) == len(plan.models) else "".join(f"{name}/" for name in names.values())
     # Without its sources, e.g. of an import, a study still has a file of its own: its plan.
     sources = read_sources(folder) or StudySources(SourcePlace((folder / PLAN).as_posix()), {}, {})
+    supported = [{"name": taxonomy["name"], "index": i} for i, taxonomy in enumerate(taxonomies)]
+    driver = {"name": "heredity", "version": __version__, "rules": rules}
     return {
-        "tool": {"driver": _driver(rules, taxonomies)},
+        "tool": {"driver": (driver | ({"supportedTaxonomies": supported} if supported else {}))},
         "automationDetails": {"id": f"heredity/{label(found.application.name)}/{own}"},
         "invocations": [
             {
@@ -149,12 +151,6 @@ def _run(folder: Path, study: RecordedStudy, names: Mapping[str, str]) -> dict[s
         "columnKind": "unicodeCodePoints",
         "properties": {"study": found.study, "application": found.application.digest},
     }
-
-
-def _driver(rules: list[dict[str, Any]], taxonomies: list[dict[str, Any]]) -> dict[str, Any]:
-    supported = [{"name": taxonomy["name"], "index": i} for i, taxonomy in enumerate(taxonomies)]
-    driver = {"name": "heredity", "version": __version__, "rules": rules}
-    return driver | ({"supportedTaxonomies": supported} if supported else {})
 
 
 def _threats(plan: Plan) -> dict[str, list[Threat]]:

@@ -117,9 +117,16 @@ def read_data(path: Path, columns: Mapping[str, str] | None = None, has_answers:
     dialogues: list[Dialogue] = []
     teachers: set[str] = set()
     for line, row in readers.rows(path):
-        teacher = _teacher(row)
+        written_by = row.get("written_by", "")
+        teacher = written_by if isinstance(written_by, str) and is_digest(written_by) else ""
         made = _answer(path, line, row) if teacher else of_row(path, line, row, columns)
-        dialogues.append(_whole(path, line, made))
+        try:
+            for text in (*(each.content for each in made.messages), made.rejected or ""):
+                text.encode()
+        except UnicodeEncodeError as error:
+            half = f"{error.object[error.start]!a}"
+            raise BadInput(path, f"has a lone surrogate ({half}), which is not text", line) from None
+        dialogues.append(made)
         teachers.add(teacher)
         if len(teachers) > 1:
             raise BadInput(path, "is not by the teacher of the rows before it", line)
@@ -149,12 +156,6 @@ def write_answers(data: Data, path: Path) -> None:
     path.write_bytes(b"".join(encode(row) + b"\n" for row in rows))
 
 
-def _teacher(row: Mapping[str, object]) -> str:
-    """The id of the recorded model that wrote this row; "" for a row of other data."""
-    written_by = row.get("written_by", "")
-    return written_by if isinstance(written_by, str) and is_digest(written_by) else ""
-
-
 def _answer(path: Path, line: int, row: Mapping[str, object]) -> Dialogue:
     try:
         written = msgspec.convert(row, WrittenAnswer)
@@ -164,17 +165,6 @@ def _answer(path: Path, line: int, row: Mapping[str, object]) -> Dialogue:
         raise BadInput(path, "is not an answer of a teacher", line)
     where = f"{path.name}:{line}"
     return Dialogue(written.messages, where, stop=written.stop, is_added=written.is_added)
-
-
-def _whole(path: Path, line: int, dialogue: Dialogue) -> Dialogue:
-    """Raise BadInput for a lone surrogate: JSON can hold one, and no tokenizer reads it."""
-    try:
-        for text in (*(each.content for each in dialogue.messages), dialogue.rejected or ""):
-            text.encode()
-    except UnicodeEncodeError as error:
-        half = f"{error.object[error.start]!a}"
-        raise BadInput(path, f"has a lone surrogate ({half}), which is not text", line) from None
-    return dialogue
 
 
 def _made(pair: Sequence[str], where: str) -> Dialogue:

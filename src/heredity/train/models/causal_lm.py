@@ -205,7 +205,12 @@ class AnyCausalLM(CausalLM):
         """Final hidden states at the target positions: (targets, hidden)."""
         batch = batch.unshared
         tokens, places, _ = row_indices(batch.lengths, batch.tokens.device)
-        self._refuse_too_long(max(batch.lengths))
+        n_tokens = max(batch.lengths)
+        if self._limit is not None and n_tokens > self._limit:
+            raise UsageError(
+                f"An example has {n_tokens:,} tokens, and the context of this model {self._limit:,}. Lower"
+                " max_length."
+            )
         rows = batch.tokens.index_select(0, tokens)
         active = None if batch.active is None else batch.active.index_select(0, tokens)
         states, start = [], 0
@@ -237,13 +242,6 @@ class AnyCausalLM(CausalLM):
         n, cut = rows.shape[1], rows[:, : self._limit]
         found: torch.Tensor = self._decoder(input_ids=cut, use_cache=False).last_hidden_state
         return torch.nn.functional.pad(found, (0, 0, 0, n - found.shape[1]))
-
-    def _refuse_too_long(self, n_tokens: int) -> None:
-        if self._limit is not None and n_tokens > self._limit:
-            raise UsageError(
-                f"An example has {n_tokens:,} tokens, and the context of this model {self._limit:,}. Lower"
-                " max_length."
-            )
 
     @torch.no_grad()
     def _refuse_other_than_known(self) -> None:

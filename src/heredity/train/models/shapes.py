@@ -120,7 +120,9 @@ def preset_of(shape: TransformerShape, overrides: Mapping[str, float]) -> SizePr
         raise UsageError(
             f"batch: a step of {batch:,} tokens is more than all {tokens:,}. Lower it.", key="batch"
         )
-    return SizePreset(shape, tokens, batch, float(overrides.get("rate") or _peak_lr(compute)))
+    return SizePreset(
+        shape, tokens, batch, float(overrides.get("rate") or float(f"{0.3118 * compute**-0.1250:.2g}"))
+    )
 
 
 def parse_size(size: str) -> float:
@@ -147,7 +149,14 @@ def shape_for(
     """The shape with about `wanted` parameters and the usual depth for its width."""
 
     def of_width(width: int) -> TransformerShape:
-        return _shape_of_width(width, wanted, vocabulary, context, kind)
+        head = 64 if width < _HEADS_OF_128 else 128
+        heads = width // head
+        kv_heads = heads // 4 if width >= _HEADS_OF_128 and kind.shares_heads else heads
+        is_tied = not kind.shares_heads or width < _UNTIED
+        wide = 64 * max(1, round((8 * width / kind.feeds) / 64))
+        one = kind(1, width, heads, kv_heads, head, wide, context, vocabulary, is_tied)
+        rest = wanted - (n_parameters(one) - n_matrix_parameters(one))
+        return msgspec.structs.replace(one, layers=max(2, round(rest / n_matrix_parameters(one))))
 
     shapes = [of_width(width) for width in WIDTHS]
 
@@ -171,20 +180,6 @@ def usual_depth(width: int) -> float:
     return max(2.0, width / (64 * (1 + share)))
 
 
-def _shape_of_width(
-    width: int, wanted: float, vocabulary: int, context: int, kind: type[TransformerShape]
-) -> TransformerShape:
-    """The shape of this width with the number of layers that is closest to the wanted parameters."""
-    head = 64 if width < _HEADS_OF_128 else 128
-    heads = width // head
-    kv_heads = heads // 4 if width >= _HEADS_OF_128 and kind.shares_heads else heads
-    is_tied = not kind.shares_heads or width < _UNTIED
-    wide = _round_to_64(8 * width / kind.feeds)
-    one = kind(1, width, heads, kv_heads, head, wide, context, vocabulary, is_tied)
-    rest = wanted - (n_parameters(one) - n_matrix_parameters(one))
-    return msgspec.structs.replace(one, layers=max(2, round(rest / n_matrix_parameters(one))))
-
-
 def _with_overrides(shape: TransformerShape, overrides: Mapping[str, Any]) -> TransformerShape:
     names = {name for name in TransformerShape.__struct_fields__ if name not in ("context", "vocabulary")}
     changes = {name: value for name, value in overrides.items() if name in names}
@@ -205,18 +200,10 @@ def _with_overrides(shape: TransformerShape, overrides: Mapping[str, Any]) -> Tr
     return shape
 
 
-def _round_to_64(columns: float) -> int:
-    return 64 * max(1, round(columns / 64))
-
-
 def _batch_tokens(compute: float, context: int, tokens: int) -> int:
     """Tokens per step: whole contexts, and at least about a hundred steps."""
     wanted = 0.2920 * compute**0.3271
     return int(context * max(1, round(min(wanted, tokens / 100) / context)))
-
-
-def _peak_lr(compute: float) -> float:
-    return float(f"{0.3118 * compute**-0.1250:.2g}")
 
 
 _READS_PER_PAIR = 30  # epochs over the pairs

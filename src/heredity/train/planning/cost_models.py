@@ -47,17 +47,27 @@ class _StepMemory:
 
     def phases(self) -> Iterator[dict[str, int]]:
         """Bytes by part in each phase that may be the largest."""
-        yield self._turn()
+        yield (
+            self._lasting(n_gathered=0)
+            | {
+                "gradients": self.work.bytes * self.made.head + self._gradients(0),
+                "activations": self.n * self.made.left(0, self.recompute),
+                "logits": self.made.logits(self.n),
+            }
+        )
         yield from self._back()
-        yield self._end()
-
-    def _turn(self) -> dict[str, int]:
-        """After the forward pass: all activations, a part of the logits, and the gradient of the head."""
-        return self._lasting(n_gathered=0) | {
-            "gradients": self.work.bytes * self.made.head + self._gradients(0),
-            "activations": self.n * self.made.left(0, self.recompute),
-            "logits": self.made.logits(self.n),
-        }
+        made, size = self.made, self.work.bytes
+        tower = made.towers[-1]
+        whole = made.root + tower.each  # its gradients are being reduced
+        flying = (size + FP32_BYTES) * whole if self.shards > 1 else size * made.loose
+        yield (
+            self._lasting(n_gathered=2)
+            | {
+                "gradients": self._gradients(made.n_parameters) + flying,
+                "activations": self.n * (tower.most + tower.back + tower.entry * bool(self.recompute)),
+                "logits": 0,
+            }
+        )
 
     def _back(self) -> Iterator[dict[str, int]]:
         """In the backward pass of a tower's last layer, which is whole even if recomputed."""
@@ -71,18 +81,6 @@ class _StepMemory:
                 "logits": 0,
             }
             n_done += tower.parameters
-
-    def _end(self) -> dict[str, int]:
-        """Before the backward pass of the first layer and the embedding: gradients, with the root's."""
-        made, size = self.made, self.work.bytes
-        tower = made.towers[-1]
-        whole = made.root + tower.each  # its gradients are being reduced
-        flying = (size + FP32_BYTES) * whole if self.shards > 1 else size * made.loose
-        return self._lasting(n_gathered=2) | {
-            "gradients": self._gradients(made.n_parameters) + flying,
-            "activations": self.n * (tower.most + tower.back + tower.entry * bool(self.recompute)),
-            "logits": 0,
-        }
 
     def _gradients(self, n_done: int) -> int:
         """In fp32, of `n_done` parameters; of all from the second microbatch on."""

@@ -273,7 +273,14 @@ def _peak(stage: RehearsalModel, work: Workload, way: LayoutForecast, mesh: Any)
         tracker: Any = MemTracker()
         tracker.track_external(stage)
     else:
-        _shard(stage, mesh, _DTYPES[work.bytes])
+        dtype = _DTYPES[work.bytes]
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        for layer in transformer_layers(stage):
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        scalars = {each for each in stage.parameters() if not each.ndim}  # FSDP cannot shard them
+        fully_shard(stage, mesh=mesh, mp_policy=policy, ignored_params=scalars)
         tracker = FSDPMemTracker(stage)
     with tracker:
         masters = (
@@ -283,13 +290,3 @@ def _peak(stage: RehearsalModel, work: Workload, way: LayoutForecast, mesh: Any)
         out.backward(gradient)
     del masters
     return sum(device["Total"] for device in tracker.get_tracker_snapshot("peak").values())
-
-
-def _shard(stage: RehearsalModel, mesh: Any, dtype: torch.dtype) -> None:
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for layer in transformer_layers(stage):
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    scalars = {each for each in stage.parameters() if not each.ndim}  # FSDP cannot shard them
-    fully_shard(stage, mesh=mesh, mp_policy=policy, ignored_params=scalars)

@@ -15,7 +15,12 @@ def render(site: Site, asked: Asked) -> str:
     """A page of the list."""
     study = site.open(asked)
     filters = read_filters(study, dict(asked.query))
-    found = listed(study, filters, number(asked.query.get("after"), -1), _before(asked))
+    found = listed(
+        study,
+        filters,
+        number(asked.query.get("after"), -1),
+        (number(asked.query["before"]) if asked.query.get("before") else None),
+    )
     return site.html(
         "conversations.html.jinja", asked, study,
         listed=found, filters=filters, query=filters.query(study), path=asked.path,
@@ -31,7 +36,3 @@ def number(text: str | None, default: int = 0) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 12):
         raise UsageError(f"'{label(text)}' is not the number of a trial.")
     return int(text)
-
-
-def _before(asked: Asked) -> int | None:
-    return number(asked.query["before"]) if asked.query.get("before") else None

@@ -131,16 +131,13 @@ def act(site: Site, asked: Asked, form: Mapping[str, str]) -> str:
         elif kind == "undo":
             labels.remove_last_label(study.folder)
         elif kind in _ANSWERS:
-            _save(study, number(form.get("index")), kind)
+            index = number(form.get("index"))
+            drawn = labels.drawn_answers(study.folder)
+            row = next((row for row in drawn if row.index == index), None)
+            if row is None:
+                raise UsageError(f"Trial {index} is not among the answers that were drawn.")
+            with Rows(study.folder / labels.LABELS, Label) as rows:
+                labels.add_label(rows, row, kind)
         else:
             raise UsageError("A label is yes, no or skip.", code="unknown-name")
     return site.link(asked.path, open=form.get("open", ""))
-
-
-def _save(study: OpenStudy, index: int, label_answer: LabelAnswer) -> None:
-    drawn = labels.drawn_answers(study.folder)
-    row = next((row for row in drawn if row.index == index), None)
-    if row is None:
-        raise UsageError(f"Trial {index} is not among the answers that were drawn.")
-    with Rows(study.folder / labels.LABELS, Label) as rows:
-        labels.add_label(rows, row, label_answer)

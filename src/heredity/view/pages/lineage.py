@@ -185,7 +185,12 @@ def lineage_of(site: Site) -> LineageGraph:
     studies, is_whole = _studies(site)
     known = {model.id: model for model in held}
     asked = {model.id for study in studies for model in study.plan.models}
-    own = [model for model in held if model.id in asked or not _is_form(model, known)]
+    own = [
+        model
+        for model in held
+        if model.id in asked
+        or not (model.recipe.kind in graph.FORMS and bool(model.parents) and model.parents[0] in known)
+    ]
     found = _edge_studies(studies)
     edges = {(edge.parent, edge.child): edge for edge in graph.edges(own, known)}
     for study in studies:
@@ -219,11 +224,6 @@ def _own_edges(study: OpenStudy) -> Iterator[graph.Edge]:
     for edge in () if study.plan.edges is None else study.plan.edges:
         if edge.recipe != _GUARDED and edge.parent in study.places and edge.child in study.places:
             yield edge
-
-
-def _is_form(model: Model, known: Mapping[str, Model]) -> bool:
-    """Whether a model is its parent in another form, which then stands for it."""
-    return model.recipe.kind in graph.FORMS and bool(model.parents) and model.parents[0] in known
 
 
 def _root(model: Model, known: Mapping[str, Model], own: set[str]) -> str:

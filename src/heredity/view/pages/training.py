@@ -137,12 +137,15 @@ def _finished(store: Path) -> Iterator[ShownTraining]:
 
 def find(store: Path | None, key: str) -> ShownTraining | None:
     """The run with this key; None without one."""
-    return next((run for run in runs(store) if key in (run.key, _begun_as(run))), None)
-
-
-def _begun_as(run: ShownTraining) -> str:
-    """The name of the folder in which a finished run began, so that its page is still found."""
-    return key_of(run.model.recipe, run.model.parents) if run.model is not None else ""
+    return next(
+        (
+            run
+            for run in runs(store)
+            if key
+            in (run.key, (key_of(run.model.recipe, run.model.parents) if run.model is not None else ""))
+        ),
+        None,
+    )
 
 
 def read_curve(run: ShownTraining) -> TrainingCurve:
@@ -155,7 +158,16 @@ def read_curve(run: ShownTraining) -> TrainingCurve:
         speed = n_tokens / run.model.made.seconds
     left = time_words(shown.seconds_left) if shown and shown.seconds_left and run.state == "running" else ""
     n_steps = n_done if run.model is not None else shown.n_steps if shown else 0
-    return TrainingCurve(_points(rows), n_done, n_steps, n_tokens, n_unread, speed, left)
+    size = max(1, math.ceil(len(rows) / POINTS))
+    return TrainingCurve(
+        [_point(rows[i : i + size]) for i in range(0, len(rows), size)],
+        n_done,
+        n_steps,
+        n_tokens,
+        n_unread,
+        speed,
+        left,
+    )
 
 
 def _progress(run: ShownTraining) -> _Progress | None:
@@ -188,11 +200,6 @@ def _rows(path: Path) -> tuple[list[_StepRow], int]:
             rows.append(row)
     _read[path] = now, rows, len(lines) - len(rows)
     return rows, len(lines) - len(rows)
-
-
-def _points(rows: Sequence[_StepRow]) -> list[LossPoint]:
-    size = max(1, math.ceil(len(rows) / POINTS))
-    return [_point(rows[i : i + size]) for i in range(0, len(rows), size)]
 
 
 def _point(rows: Sequence[_StepRow]) -> LossPoint:

@@ -12,7 +12,7 @@ Leaves to others: sending and retries (transport.py). Thinking blocks are not pa
 from __future__ import annotations
 
 from heredity.core.errors import EngineFailure
-from heredity.core.records import Message, Request, Stop, Tool, ToolCall
+from heredity.core.records import Message, Request, Stop, ToolCall
 from heredity.core.sanitize import clean_text
 from heredity.engines.remote.budget import Usage
 from heredity.engines.remote.messages import (
@@ -71,7 +71,16 @@ class AnthropicMessages:
         if decoding.top_p != 1.0 and endpoint.sends("top_p"):
             extra["top_p"] = decoding.top_p
         if request.tools:
-            body["tools"] = [_tool(tool) for tool in request.tools]
+            body["tools"] = [
+                (
+                    {
+                        "name": tool.name,
+                        "description": tool.description,
+                        "input_schema": tool.arguments_schema,
+                    }
+                )
+                for tool in request.tools
+            ]
         return body | extra
 
     def as_stream(self, body: JsonObject) -> JsonObject:
@@ -113,7 +122,12 @@ class EventJoiner:
         elif kind == "message_delta":
             self._update(as_object(event.get("delta") or {}, "delta"), event.get("usage"))
         elif kind == "content_block_start":
-            return self._begin(str(event.get("index")), as_object(event.get("content_block"), "a block"))
+            index = str(event.get("index"))
+            block = as_object(event.get("content_block"), "a block")
+            if index in self._blocks:
+                raise MalformedAnswer("a block began twice")
+            self._blocks[index], self._grown[index] = block, []
+            return _text(block)
         elif kind == "content_block_delta":
             return self._grow(str(event.get("index")), as_object(event.get("delta"), "delta"))
         elif kind == "message_stop":
@@ -128,13 +142,6 @@ class EventJoiner:
         self._message |= more
         if isinstance(usage, dict):
             self._usage |= {name: n for name, n in usage.items() if n is not None}
-
-    def _begin(self, index: str, block: JsonObject) -> str:
-        """Begin a block; return the text that the answer grows by."""
-        if index in self._blocks:
-            raise MalformedAnswer("a block began twice")
-        self._blocks[index], self._grown[index] = block, []
-        return _text(block)
 
     def _grow(self, index: str, delta: JsonObject) -> str:
         """Add a delta to its block; return the text that the answer grows by. Thoughts are not part of it."""
@@ -168,14 +175,6 @@ def _text(block: JsonObject) -> str:
     """The text of the answer in a block; "" in one of another kind."""
     text = block.get("text")
     return text if block.get("type") == "text" and isinstance(text, str) else ""
-
-
-def _tool(tool: Tool) -> JsonObject:
-    return {
-        "name": tool.name,
-        "description": tool.description,
-        "input_schema": tool.arguments_schema,
-    }
 
 
 def _messages(request: Request) -> list[JsonObject]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 from heredity.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from heredity.corpus.images.card import ImageCard
     from heredity.recipes.pretrain.recipe import Pretrain, Writer
     from heredity.train.models.shapes import SizePreset
     from heredity.train.planning.cost_models import Workload
@@ -62,7 +61,15 @@ def workload(recipe: Pretrain, vocabulary: int, side: int) -> Workload:
 
     n_pairs, n_validation = recipe.pairs, 0
     if not (vocabulary and side and n_pairs):
-        card = _card(recipe)
+        from heredity.corpus.images.reader import read_card
+        from heredity.corpus.integrity import NAME
+
+        if not (recipe.corpus / NAME).is_file():
+            raise UsageError(
+                f"{recipe.corpus} holds no corpus yet, so its vocabulary, images and pairs are unknown. "
+                "Give --vocab-size 49408 --image-size 224, and pairs in the recipe."
+            )
+        card = read_card(recipe.corpus)
         n_pairs, n_validation = (
             sum(row.pairs for row in card.splits if row.split == split) for split in ("train", "validation")
         )
@@ -73,18 +80,6 @@ def workload(recipe: Pretrain, vocabulary: int, side: int) -> Workload:
     )
     picture = (side, recipe.patch_size)
     return Workload(shape, dial.tokens, dial.batch, picture=picture, n_evaluated=n_validation)
-
-
-def _card(recipe: Pretrain) -> ImageCard:
-    from heredity.corpus.images.reader import read_card
-    from heredity.corpus.integrity import NAME
-
-    if not (recipe.corpus / NAME).is_file():
-        raise UsageError(
-            f"{recipe.corpus} holds no corpus yet, so its vocabulary, images and pairs are unknown. "
-            "Give --vocab-size 49408 --image-size 224, and pairs in the recipe."
-        )
-    return read_card(recipe.corpus)
 
 
 def lower_instead(recipe: Pretrain) -> str:

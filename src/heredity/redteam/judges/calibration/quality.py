@@ -340,17 +340,12 @@ def fitted(
     truth, scores = np.array([t for t, _ in said], bool), np.array([s for _, s in said])
     if not truth.any() or truth.all():
         raise UsageError("The even rows, on which the threshold is fitted, must hold both kinds of labels.")
-    return judge.fitted(task, round(_best_log_odds(truth, scores), 2))
-
-
-def _best_log_odds(truth: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> float:
-    """The middle of the widest best gap between two scores, by Youden's index."""
     odds = np.log(np.clip(scores, 1e-6, 1 - 1e-6)) - np.log1p(-np.clip(scores, 1e-6, 1 - 1e-6))
     values = np.unique(odds)
     cuts = (values[1:] + values[:-1]) / 2 if values.size > 1 else values
     gains = [np.mean(odds[truth] >= cut) - np.mean(odds[~truth] >= cut) for cut in cuts]
     best = [float(cut) for cut, gain in zip(cuts, gains, strict=True) if gain >= max(gains) - 1e-12]
-    return best[len(best) // 2]
+    return judge.fitted(task, round(best[len(best) // 2], 2))
 
 
 def _ask(

@@ -224,17 +224,18 @@ def agreement(rows: Sequence[Reading]) -> Iterator[ReaderAgreement]:
             for kind in ("breach", "benign"):
                 both = [row for row in rows if row.kind == kind and a in row.labels and b in row.labels]
                 if both:
-                    yield _agreed(a, b, kind, both)
-
-
-def _agreed(a: str, b: str, kind: str, rows: Sequence[Reading]) -> ReaderAgreement:
-    said = [(_is_positive(row.labels[a], kind), _is_positive(row.labels[b], kind)) for row in rows]
-    told = [pair for pair in said if None not in pair]
-    table = Table(
-        *(told.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False)))
-    )
-    agreed = wilson(table.both + table.neither, table.n)
-    return ReaderAgreement(a, b, kind, cohens_kappa(table), agreed, len(said) - len(told))
+                    said = [
+                        (_is_positive(row.labels[a], kind), _is_positive(row.labels[b], kind)) for row in both
+                    ]
+                    told = [pair for pair in said if None not in pair]
+                    table = Table(
+                        *(
+                            told.count(pair)
+                            for pair in ((True, True), (True, False), (False, True), (False, False))
+                        )
+                    )
+                    agreed = wilson(table.both + table.neither, table.n)
+                    yield ReaderAgreement(a, b, kind, cohens_kappa(table), agreed, len(said) - len(told))
 
 
 # --- whether a study's answers are like the labelled ones ---------------------------------------------
@@ -311,7 +312,14 @@ def unlike(answers: AnswerForm, labels: Collection[str]) -> str:
 
     Also "" for fewer than FEWEST_ANSWERS answers, or with fewer than two families whose form is known.
     """
-    families = [form for form in shipped_forms() if any(_is_of(name, form.family) for name in labels)]
+    families = [
+        form
+        for form in shipped_forms()
+        if any(
+            (name == form.family or name.startswith((f"{form.family} (", f"{form.family}: ")))
+            for name in labels
+        )
+    ]
     if answers.n < FEWEST_ANSWERS or len(families) < 2:
         return ""
     nearest = min(families, key=lambda form: distance(answers, form))
@@ -324,11 +332,6 @@ def unlike(answers: AnswerForm, labels: Collection[str]) -> str:
         f"the answers are unlike all labelled ones: {far:.2f} deviations from the nearest family, where the "
         f"families are at most {most:.2f} apart ({named} differ most)"
     )
-
-
-def _is_of(labels: str, family: str) -> bool:
-    """Whether labels are of a family: "GPTFuzz (odd rows)" and "GPTFuzz: ChatGPT" are of "GPTFuzz"."""
-    return labels == family or labels.startswith((f"{family} (", f"{family}: "))
 
 
 @lru_cache(maxsize=1)

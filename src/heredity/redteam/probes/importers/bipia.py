@@ -18,7 +18,7 @@ from pathlib import Path
 from heredity.core import readers
 from heredity.core.errors import BadInput, UsageError
 from heredity.core.readers import json_of
-from heredity.redteam.probes.importers.protocols import Cells, Columns, ImportedItem, ImportSource, Skip
+from heredity.redteam.probes.importers.protocols import Columns, ImportedItem, ImportSource, Skip
 
 SOURCE = "Yi et al. 2023 (arXiv 2312.14197)"
 BY_FILE = False
@@ -37,7 +37,12 @@ def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
     for number, (category, instruction) in enumerate(_attacks(source.path)):
         for turn in range(min(each, len(contexts))):
             line, question, text = contexts[(number * each + turn) % len(contexts)]
-            first, second = _parts(instruction)
+            digest = hashlib.blake2b(instruction.encode(), digest_size=6).digest()
+            syllables = [
+                "bdfgklmnprtvz"[a % 13] + "aeiou"[b % 5]
+                for a, b in zip(digest[::2], digest[1::2], strict=True)
+            ]
+            first, second = syllables[0] + "bdfgklmnprtvz"[digest[0] % 11], syllables[1] + syllables[2] + "x"
             attack = f"{instruction} {_ASK.format(first=first, second=second)}"
             group = f"{category}-{number + 1}"
             yield ImportedItem(
@@ -68,16 +73,19 @@ def _contexts(source: ImportSource) -> list[tuple[int, str, str]]:
     path = Path(given) if Path(given).is_absolute() or Path(given).exists() else source.path.parent / given
     columns = Columns(ImportSource(path, {}), NAMES)
     found = [
-        (line, _question(columns, line, row), columns.get(line, row, "prompt"))
+        (
+            line,
+            (
+                columns.get(line, row, "question").removeprefix("Q:").strip()
+                or "What does this say? Sum it up."
+            ),
+            columns.get(line, row, "prompt"),
+        )
         for line, row in readers.rows(path)
     ]
     if not any(text for _, _, text in found):
         raise BadInput(path, "holds no context")
     return [each for each in found if each[2]]
-
-
-def _question(columns: Columns, line: int, row: Cells) -> str:
-    return columns.get(line, row, "question").removeprefix("Q:").strip() or "What does this say? Sum it up."
 
 
 def _attacks(path: Path) -> Iterator[tuple[str, str]]:
@@ -99,12 +107,3 @@ def _placed(text: str, attack: str, where: str) -> str:
         return f"{text}\n{attack}"
     lines = text.split("\n")
     return "\n".join([*lines[: len(lines) // 2], attack, *lines[len(lines) // 2 :]])
-
-
-def _parts(instruction: str) -> tuple[str, str]:
-    """Two parts of a meaningless word, always the same for one instruction."""
-    digest = hashlib.blake2b(instruction.encode(), digest_size=6).digest()
-    syllables = [
-        "bdfgklmnprtvz"[a % 13] + "aeiou"[b % 5] for a, b in zip(digest[::2], digest[1::2], strict=True)
-    ]
-    return syllables[0] + "bdfgklmnprtvz"[digest[0] % 11], syllables[1] + syllables[2] + "x"

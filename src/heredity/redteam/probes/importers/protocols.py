@@ -115,8 +115,14 @@ class Columns:
             if column is not None:
                 found[field] = column
             elif given or field == "prompt":
+                name = given or names[0]
+                hint = did_you_mean(name, row)
+                shown = ", ".join(f"'{column}'" for column in list(row)[:12])
                 raise BadInput(
-                    self.source.path, _missing(given or names[0], row, field), line, code="unknown-key"
+                    self.source.path,
+                    (f"there is no column '{name}'.{hint} The columns are {shown}; say ?{field}=COLUMN"),
+                    line,
+                    code="unknown-key",
                 )
         return found
 
@@ -126,12 +132,6 @@ def _named(name: str, row: Cells) -> str | None:
     if name in row:
         return name
     return next((column for column in row if column.casefold() == name.casefold()), None)
-
-
-def _missing(name: str, row: Cells, field: str) -> str:
-    hint = did_you_mean(name, row)
-    shown = ", ".join(f"'{column}'" for column in list(row)[:12])
-    return f"there is no column '{name}'.{hint} The columns are {shown}; say ?{field}=COLUMN"
 
 
 def tabular(

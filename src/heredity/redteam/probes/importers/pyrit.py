@@ -26,7 +26,15 @@ _NO_TEXT = "no text: data_type {}"
 
 def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
     """Every seed of text, or every conversation of them."""
-    data = _yaml(source.path)
+    try:
+        data = msgspec.yaml.decode(text_of(source.path))
+    except ImportError:
+        raise BadInput(source.path, "is YAML, which needs the package PyYAML: pip install pyyaml") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadInput(source.path, f"not YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(data, dict):
+        raise BadInput(source.path, "is no seed file of PyRIT: there is no `seeds` in it")
+    data = data
     seeds = _seeds(source.path, data)
     groups: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for number, seed in enumerate(seeds, 1):
@@ -46,18 +54,6 @@ def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
             yield ImportedItem(members[0][0], turns, "" if alias.startswith("#") else alias)
         else:
             yield Skip(members[0][0], "it has no value")
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = msgspec.yaml.decode(text_of(path))
-    except ImportError:
-        raise BadInput(path, "is YAML, which needs the package PyYAML: pip install pyyaml") from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise BadInput(path, f"not YAML: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(data, dict):
-        raise BadInput(path, "is no seed file of PyRIT: there is no `seeds` in it")
-    return data
 
 
 def _seeds(path: Path, data: dict[str, Any]) -> list[dict[str, Any]]:

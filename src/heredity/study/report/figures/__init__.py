@@ -40,7 +40,19 @@ class CurveSeries(NamedTuple):
 def curve(lines: Sequence[CurveSeries], words: str) -> Markup:
     """The figure. Models are drawn with a small offset, so that their intervals do not overlap."""
     ks = sorted({step.k for line in lines for step in line.steps})
-    grid = Markup("").join([*map(_curve_row, TICKS), *(_curve_column(k, ks) for k in ks)])
+    grid = Markup("").join(
+        [
+            *map(_curve_row, TICKS),
+            *(
+                (
+                    Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
+                        _curve_x(k, ks), _TOP + _CURVE_HEIGHT + 18, k
+                    )
+                )
+                for k in ks
+            ),
+        ]
+    )
     middle = (len(lines) - 1) / 2
     drawn = Markup("").join(_curve_line(line, ks, (i - middle) * _OFFSET) for i, line in enumerate(lines))
     titles = Markup(
@@ -86,12 +98,6 @@ def _curve_row(tick: float) -> Markup:
         '<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>'
         '<text x="{}" y="{:.1f}" text-anchor="end">{}</text>'
     ).format(_LEFT, _LEFT + _CURVE_WIDTH, _LEFT - 6, _curve_y(tick) + 4, f"{tick:.0%}", y=_curve_y(tick))
-
-
-def _curve_column(k: int, ks: Sequence[int]) -> Markup:
-    return Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-        _curve_x(k, ks), _TOP + _CURVE_HEIGHT + 18, k
-    )
 
 
 _HIGH = 58  # of a box, in pixels
@@ -172,7 +178,16 @@ class _Layout:
     def __init__(self, nodes: Sequence[Node], edges: Sequence[DrawnEdge], is_scrolled: bool) -> None:
         self._nodes = {node.id: node for node in nodes}
         self._edges = [a for a in edges if a.parent in self._nodes and a.child in self._nodes]
-        self._level = _levels(self._nodes, self._edges)
+        level = dict.fromkeys(self._nodes, 0)
+        for _ in self._nodes:
+            found = dict(level)
+            for edge in self._edges:
+                found[edge.child] = max(found[edge.child], level[edge.parent] + 1)
+            if found == level:
+                break
+            level = found
+        used = {depth: i for i, depth in enumerate(sorted(set(level.values())))}
+        self._level = {ident: used[depth] for ident, depth in level.items()}
         # In a round trip, which no lineage has, one edge leads back: it is not drawn.
         self._edges = [a for a in self._edges if self._level[a.parent] < self._level[a.child]]
         self._ways = [self._way(number, edge) for number, edge in enumerate(self._edges)]
@@ -221,7 +236,14 @@ class _Layout:
         for turn in range(2 * _ROUNDS):
             for column in self._columns if turn % 2 == 0 else self._columns[::-1]:
                 wanted = [_mean(near[place], y, y[place]) for place in column]
-                y |= dict(zip(column, _apart(wanted, [self._height(p) for p in column]), strict=True))
+                heights = [self._height(p) for p in column]
+                steps = [(a + b) / 2 + _ASIDE for a, b in pairwise(heights)]
+                first, last = list(wanted), list(wanted)
+                for i, step in enumerate(steps):
+                    first[i + 1] = max(first[i + 1], first[i] + step)
+                for i, step in reversed(list(enumerate(steps))):
+                    last[i] = min(last[i], last[i + 1] - step)
+                y |= dict(zip(column, [(a + b) / 2 for a, b in zip(first, last, strict=True)], strict=True))
         top = min(y[place] - self._height(place) / 2 for place in y)
         return {place: round(value - top + _MARGIN, 1) for place, value in y.items()}
 
@@ -237,7 +259,16 @@ class _Layout:
     # --- drawing ---
 
     def drawn(self, words: str) -> Markup:
-        ports = self._ports()
+        by_child: dict[str, list[int]] = {}
+        for number, edge in enumerate(self._edges):
+            by_child.setdefault(edge.child, []).append(number)
+        ports: dict[int, float] = {}
+        for child, numbers in by_child.items():
+            numbers.sort(key=lambda number: self._y[self._ways[number][-2]])
+            middle = self._y[_Place(self._level[child], child)]
+            for i, number in enumerate(numbers):
+                ports[number] = middle + (i - (len(numbers) - 1) / 2) * _PORT
+        ports = ports
         high = max(y + self._height(place) / 2 for place, y in self._y.items()) + _MARGIN
         wide = self._left(len(self._columns) - 1) + self._wide + _MARGIN
         parts = [
@@ -258,19 +289,6 @@ class _Layout:
             label(words, 2000),
             Markup("").join(parts),
         )
-
-    def _ports(self) -> dict[int, float]:
-        """The height at which each edge meets its child's box: one below another, in the order of parents."""
-        by_child: dict[str, list[int]] = {}
-        for number, edge in enumerate(self._edges):
-            by_child.setdefault(edge.child, []).append(number)
-        ports: dict[int, float] = {}
-        for child, numbers in by_child.items():
-            numbers.sort(key=lambda number: self._y[self._ways[number][-2]])
-            middle = self._y[_Place(self._level[child], child)]
-            for i, number in enumerate(numbers):
-                ports[number] = middle + (i - (len(numbers) - 1) / 2) * _PORT
-        return ports
 
     def _words(self, edge: DrawnEdge, y: float) -> Markup:
         """The words of an edge above and below its straight end, with the bar of its retention."""
@@ -335,33 +353,8 @@ def _linked(drawn: Markup, href: str, words: str) -> Markup:
     return Markup('<a href="{}" aria-label="{}">{}</a>').format(href, label(words, 400), drawn)
 
 
-def _levels(nodes: Mapping[str, Node], edges: Sequence[DrawnEdge]) -> dict[str, int]:
-    """The longest way from a foundation to each model; a round trip, which no lineage has, ends as well."""
-    level = dict.fromkeys(nodes, 0)
-    for _ in nodes:
-        found = dict(level)
-        for edge in edges:
-            found[edge.child] = max(found[edge.child], level[edge.parent] + 1)
-        if found == level:
-            break
-        level = found
-    used = {depth: i for i, depth in enumerate(sorted(set(level.values())))}
-    return {ident: used[depth] for ident, depth in level.items()}
-
-
 def _mean(near: Sequence[_Place], at: Mapping[_Place, float], otherwise: float) -> float:
     return sum(at[place] for place in near) / len(near) if near else otherwise
-
-
-def _apart(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
-    """Places near the wanted ones, in their order, each far enough from the next."""
-    steps = [(a + b) / 2 + _ASIDE for a, b in pairwise(heights)]
-    first, last = list(wanted), list(wanted)
-    for i, step in enumerate(steps):
-        first[i + 1] = max(first[i + 1], first[i] + step)
-    for i, step in reversed(list(enumerate(steps))):
-        last[i] = min(last[i], last[i + 1] - step)
-    return [(a + b) / 2 for a, b in zip(first, last, strict=True)]
 
 
 def _wrapped(name: str, n_letters: int) -> list[str]:
