@@ -169,7 +169,7 @@ def _within(layer: Application | None, engine: Engine, readers: GuardReaders | N
 class AnswerScreen:
     """Prints the replies of one turn: in parts if stdout is a terminal, else whole.
 
-    listener: for application.conversation.replies. Inside `with`, it is shown that the model reads its prompt.
+    listener: for application.conversation.replies. Within `with`, a display says that a reply is awaited.
     """
 
     def __init__(self, found: LoadedModel) -> None:
