@@ -76,7 +76,7 @@ def main() -> int:
             e = said.example
             is_again = (e.set, e.prompt, e.text) in seen_before
             seen_before.add((e.set, e.prompt, e.text))
-            if is_again or not is_answer(e.prompt, e.text) or not said.is_told["harm"]:
+            if is_again or not is_answer(e.prompt, e.text) or not said.is_decided["harm"]:
                 continue
             share, complies = theirs[how][e.prompt, e.text], rules.manner(e.prompt, e.text) == "compliance"
             for task, name, truth in training.truths(e):

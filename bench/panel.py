@@ -57,8 +57,8 @@ def _by_set(found: Iterable[JudgedExample]) -> dict[str, list[tuple[bool, bool |
     for said in _once(found):
         e = said.example
         complies = rules.manner(e.prompt, e.text) == "compliance"
-        is_told = is_answer(e.prompt, e.text) and said.is_told["harm"]
-        verdict = complies if is_told and complies == (said.harm >= 0.5) else None
+        is_decided = is_answer(e.prompt, e.text) and said.is_decided["harm"]
+        verdict = complies if is_decided and complies == (said.harm >= 0.5) else None
         for task, name, truth in training.truths(e):
             if task == "harm":
                 rows.setdefault(name, []).append((truth, verdict))

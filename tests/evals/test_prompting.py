@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from heredity.evals import tasks
-from heredity.evals.run import put, said
+from heredity.evals.run import answer_text, put
 from heredity.evals.tasks import EvalTask
 
 ALL = {task.name: task for task in tasks.load()}
@@ -75,6 +75,6 @@ def test_braces_in_an_item_are_text() -> None:
 
 
 def test_a_plain_answer_is_its_first_line() -> None:
-    assert said("\n 12\nQuestion: more", "plain") == "12"
-    assert said(" 12\nand why\n", "chat") == "12\nand why"
-    assert said(" \n", "plain") == ""
+    assert answer_text("\n 12\nQuestion: more", "plain") == "12"
+    assert answer_text(" 12\nand why\n", "chat") == "12\nand why"
+    assert answer_text(" \n", "plain") == ""

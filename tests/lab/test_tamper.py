@@ -110,9 +110,9 @@ def test_a_rung_is_told_with_its_count_its_interval_and_what_it_babbles(
     first, second = find(parent, tmp_path, 0.75, longest=2).rungs
     words = "after 1 step: kept 90 of the 100 trials that its parent held and both decided, of 120: "
     words += "90% [85%, 95%] (judge-free); incoherent without a breach are "
-    assert tampering.told(first) == words + "0% of its answers, 0% of its parent's"
+    assert tampering.rung_words(first) == words + "0% of its answers, 0% of its parent's"
     babbler = dataclasses.replace(second, incoherent=(0.1, 0.25))
-    assert tampering.told(babbler).endswith(
+    assert tampering.rung_words(babbler).endswith(
         "incoherent without a breach are 25% of its answers, 10% of its parent's"
     )
     assert "m: 1 step brings" in tampering.in_words("m", find(parent, tmp_path, 0.95))

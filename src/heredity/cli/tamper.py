@@ -79,7 +79,7 @@ def command(
     from heredity.core.sanitize import plain
 
     with shown_start():
-        from heredity.lab.tamper import in_words, tamper, told
+        from heredity.lab.tamper import in_words, rung_words, tamper
     from heredity.recipes.lora import Lora
     from heredity.train.data import chat
 
@@ -98,6 +98,6 @@ def command(
             grown, tuned, Application.load(application), probes, attack, line, longest, store=store,
             out=out or RESULTS / f"tamper-{grown.record.name}-{tuning[:8]}", judge=judge, scope=scope,
             watch=display,
-            tell=lambda rung: terminal.note(plain(told(rung))),
+            tell=lambda rung: terminal.note(plain(rung_words(rung))),
         )  # fmt: skip
     terminal.write(plain(in_words(grown.record.name, found)))

@@ -84,17 +84,12 @@ def _class() -> Callable[[Any, str], Any]:
             asked = [
                 _generating(i, self._request(one.args[0]), one.args[1]) for i, one in enumerate(requests)
             ]
-            said = [""] * len(asked)
+            texts = [""] * len(asked)
             for reply in self._engine.reply(iter(asked)):
                 if reply.error is not None:
                     raise EngineFailure(reply.error)
-                text = reply.text
-                given = requests[reply.key].args[1]
-                marks = given.get("until") or []
-                for mark in [marks] if isinstance(marks, str) else marks:
-                    text = text.split(mark, 1)[0] if mark else text
-                said[reply.key] = text
-            return said
+                texts[reply.key] = _until(reply.text, requests[reply.key].args[1])
+            return texts
 
         def apply_chat_template(
             self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -109,8 +104,8 @@ def _class() -> Callable[[Any, str], Any]:
             return str(self._engine.render(Request(0, tuple(messages), prefill=begun)))
 
         def _scored(self, context: str, continuation: str) -> tuple[float, bool]:
-            (found,) = self._engine.scored(self._request(context), [continuation])
-            return sum(found.logs), found.is_greedy
+            (scored,) = self._engine.scored(self._request(context), [continuation])
+            return sum(scored.logs), scored.is_greedy
 
         def _request(self, context: str) -> Request:
             """A plain text. A template may have added the engine's own prefix already."""
@@ -125,3 +120,11 @@ def _generating(key: int, request: Request, given: dict[str, Any]) -> Request:
         raise UsageError("The harness's task samples its answers; heredity decodes greedily here.")
     most = int(given.get("max_gen_toks") or _MAX_TOKENS)
     return Request(key, (), Decoding(max_tokens=most), prefill=request.prefill)
+
+
+def _until(text: str, given: dict[str, Any]) -> str:
+    """The text up to the first of the marks that end it."""
+    marks = given.get("until") or []
+    for mark in [marks] if isinstance(marks, str) else marks:
+        text = text.split(mark, 1)[0] if mark else text
+    return text

@@ -83,16 +83,16 @@ def put(task: EvalTask, item: TaskItem, n_shots: int, form: Form) -> RenderedIte
         text = "".join(blocks) + _filled(task.plain, task, item)
         request = Request(0, (), decoding, prefill=text)
     else:
-        said = [message for shot in shots for message in _turns(task, shot)]
+        examples = [message for shot in shots for message in _turns(task, shot)]
         asked, begin = Message("user", _filled(task.prompt, task, item)), _filled(task.begin, task, item)
-        request = Request(0, (*said, asked), decoding, prefill=begin, n_shared=len(said))
+        request = Request(0, (*examples, asked), decoding, prefill=begin, n_shared=len(examples))
     way, gap = metric_of(task.metric).ASKS, _gap(task.plain if form == "plain" else task.begin)
     gap = "" if way == "match" else gap
     continuations = () if way == "reply" else tuple(gap + option for option in item.options)
     return RenderedItem(digest([request, continuations]), request, continuations)
 
 
-def said(text: str, form: Form) -> str:
+def answer_text(text: str, form: Form) -> str:
     """The answer in a model's output; in a plain continuation, the first line with a word."""
     if form == "chat":
         return text.strip()
@@ -188,11 +188,11 @@ class _Score:
             raise UsageError(f"'{engine.name}' tells no log-probabilities of given texts; torch does.")
         for place, one in enumerate(asked):
             try:
-                found = engine.score(one.request, one.continuations)
+                scores = engine.score(one.request, one.continuations)
             except ContextOverflow as error:
                 yield ItemResponse(place, stop="error", error=f"context overflow: {error}")
                 continue
-            yield ItemResponse(place, logs=tuple(map(sum, found)), n_tokens=sum(map(len, found)))
+            yield ItemResponse(place, logs=tuple(map(sum, scores)), n_tokens=sum(map(len, scores)))
 
 
 class _Match:
@@ -215,7 +215,7 @@ def _similar(engine: Matcher, shown: str, options: Sequence[str]) -> list[float]
     """Similarities of an image to each caption, or of a caption to each image."""
     if (picture := tasks.bytes_of(shown)) is not None:
         return engine.match([picture], options)[0]
-    pictures = [found for option in options if (found := tasks.bytes_of(option)) is not None]
+    pictures = [read for option in options if (read := tasks.bytes_of(option)) is not None]
     return [row[0] for row in engine.match(pictures, [shown])]
 
 
@@ -372,11 +372,11 @@ def _mark(cell: Cell) -> _Mark:
     row = cell.row
     if row.error is not None:
         return _Mark(None, False, False)
-    text = said(row.text, row.form)
-    found = metric_of(cell.task.metric).score(cell.item, ItemAnswer(text, row.logs))
+    text = answer_text(row.text, row.form)
+    score = metric_of(cell.task.metric).score(cell.item, ItemAnswer(text, row.logs))
     # A base model continues after its answer: it was cut only if its first line has no end.
     is_cut = row.stop == "length" and (row.form == "chat" or "\n" not in row.text.lstrip())
-    return _Mark(found or 0.0, found is None, is_cut)
+    return _Mark(score or 0.0, score is None, is_cut)
 
 
 def _compared(
@@ -568,12 +568,12 @@ class Evaluation:
         for name, way in WAYS.items():
             some = [q for q in open_ if name == metric_of(q.task.metric).ASKS]
             try:
-                for found in way.answers(engine, [q.asked for q in some]) if some else ():
+                for answer in way.answers(engine, [q.asked for q in some]) if some else ():
                     yield AnswerRow(
-                        model.id, some[found.place].asked.key, some[found.place].task.name,
-                        some[found.place].item.id, some[found.place].n_shots, form, is_base, engine.name,
-                        engine.numerics, found.text, found.logs, found.n_prompt_tokens, found.n_tokens,
-                        found.stop, found.error,
+                        model.id, some[answer.place].asked.key, some[answer.place].task.name,
+                        some[answer.place].item.id, some[answer.place].n_shots, form, is_base, engine.name,
+                        engine.numerics, answer.text, answer.logs, answer.n_prompt_tokens, answer.n_tokens,
+                        answer.stop, answer.error,
                     )  # fmt: skip
             except EngineFailure as error:
                 raise type(error)(
@@ -611,14 +611,14 @@ class Evaluation:
 
     def _cells(self, known: dict[tuple[str, str], AnswerRow]) -> list[Cell]:
         """Every answer of the requested tasks, with its item."""
-        found: list[Cell] = []
+        cells: list[Cell] = []
         for grown in self._grown:
             model = grown.record
             earlier = [row for row in known.values() if row.model == model.id]
             if earlier:
                 questions = self._questions(model, self._form(earlier[-1].is_base))
-                found += [Cell(q.task, q.item, q.n_shots, known[model.id, q.asked.key]) for q in questions]
-        return found
+                cells += [Cell(q.task, q.item, q.n_shots, known[model.id, q.asked.key]) for q in questions]
+        return cells
 
 
 def _most_tokens(question: _Question) -> int:
@@ -635,10 +635,10 @@ def _is_open(row: AnswerRow | None, again: bool) -> bool:
 def _loaded(wanted: Sequence[str], limit: int | None, has_pictures: bool) -> list[EvalTask]:
     if limit is not None and limit < 1:
         raise UsageError(f"A limit of {limit} items leaves nothing to ask.")
-    found = tasks.load(wanted, has_pictures)
+    loaded = tasks.load(wanted, has_pictures)
     if limit is None:
-        return found
-    return [msgspec.structs.replace(task, items=_some(task.items, limit)) for task in found]
+        return loaded
+    return [msgspec.structs.replace(task, items=_some(task.items, limit)) for task in loaded]
 
 
 def _some(items: Sequence[TaskItem], n: int) -> tuple[TaskItem, ...]:

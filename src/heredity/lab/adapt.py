@@ -230,7 +230,7 @@ def collect(held: AdaptFile, made: MadeFile, quality: Result, safety: Result) ->
     answers, margin, estimates = _GradedAnswers(quality), held.task.margin, safety.estimates
     has_twins = any(rate.measure == "over_refusal" for rate in estimates.rates)
     by_scope = {scope: answers.compared(ids, scope) for scope in answers.scopes}
-    found = [
+    findings = [
         WayFinding(
             way, TITLES[way], len(models), tuple(by_scope[scope][way] for scope in answers.scopes),
             tuple(_safety(safety, "breach", each, models, margin) for each in estimates.breach_scopes),
@@ -240,7 +240,7 @@ def collect(held: AdaptFile, made: MadeFile, quality: Result, safety: Result) ->
         for way, models in ids.items()
     ]  # fmt: skip
     return AdaptResult(
-        held.at, held.task, tuple(_with_front(found, estimates.main_scope())), made.left_out,
+        held.at, held.task, tuple(_with_front(findings, estimates.main_scope())), made.left_out,
         estimates.main_scope(), estimates.confidence,
         answers.n_questions, answers.n_seen, estimates.n_trials, estimates.application.name, estimates.judge,
         held.steps, held.power, tuple(each.words for each in estimates.deviations),
@@ -300,7 +300,7 @@ class _GradedAnswers:
         """Every way in one scope, with Holm's correction over the ways."""
         chosen = np.isin(self._techniques, SCOPES[scope]) if scope in SCOPES else self._techniques != ""
         (plain,) = ids[PLAIN]
-        found = {
+        findings = {
             way: self._one(scope, [self.right[m][chosen] for m in models], self._clusters[chosen])
             for way, models in ids.items()
         }
@@ -308,11 +308,11 @@ class _GradedAnswers:
         counted = {way: pair for way, pair in pairs.items() if pair.table.n}
         adjusted = dict(zip(counted, stats.holm([p.p_value for p in counted.values()]), strict=True))
         for way, pair in pairs.items():
-            found[way] = msgspec.structs.replace(
-                found[way], difference=pair.difference, p_holm=adjusted.get(way),
+            findings[way] = msgspec.structs.replace(
+                findings[way], difference=pair.difference, p_holm=adjusted.get(way),
                 detectable=pair.detectable, verdict=_verdict(pair, adjusted.get(way), self._intervals.alpha),
             )  # fmt: skip
-        return found
+        return findings
 
     def _one(
         self, scope: Scope, codes: Sequence[NDArray[np.int8]], clusters: NDArray[np.intp]
@@ -678,11 +678,11 @@ def _forecast(shop: _Workshop, possible: Sequence[Task], tell: Tell) -> TaskFore
         n_bytes = float(sum(file.bytes for file in shop.store.named(shop.task.model).record.files))
     except (UnknownName, UsageError):  # it is not pulled yet
         n_bytes = USUAL_BYTES
-    found = forecast_task(shop.task, shop.questions, possible, n_bytes)
+    forecast = forecast_task(shop.task, shop.questions, possible, n_bytes)
     tell("Training and test questions:")
-    for line in lines(found):
+    for line in lines(forecast):
         tell(f"  {line}")
-    return found
+    return forecast
 
 
 # --- making ------------------------------------------------------------------------------------------

@@ -36,28 +36,28 @@ _DISTILLED = (
 _NO_CLAIM = "No claim: the untouched model held no more than the margin, so there is little to lose."
 
 
-def page_of(found: AdaptResult) -> ResultPage:
+def page_of(result: AdaptResult) -> ResultPage:
     """The page of a task."""
     return ResultPage(
         verb="adapt",
         file="adapt.md",
-        title=found.task.title,
-        caution=QUICK if found.task.is_quick else "",
-        sentences=sentences(found),
-        gist=[*sentences(found)[:1], *filter(None, [_front(found)])],
+        title=result.task.title,
+        caution=QUICK if result.task.is_quick else "",
+        sentences=sentences(result),
+        gist=[*sentences(result)[:1], *filter(None, [_front(result)])],
         asides=(),
-        figure=_figure(found),
+        figure=_figure(result),
         caption="Each way with its changes in right answers and in breaches, and their intervals",
         sections=[
-            *_quality(found),
-            *_safety(found),
-            *_cost(found),
-            *listing("reading", "How to read this page", [*_how_to_read(found)]),
-            *listing("left_out", "Left out", [f"{each.name}: {each.why}" for each in found.left_out]),
-            *listing("declared", "What was declared, and when", found.task.notes, _declared(found)),
+            *_quality(result),
+            *_safety(result),
+            *_cost(result),
+            *listing("reading", "How to read this page", [*_how_to_read(result)]),
+            *listing("left_out", "Left out", [f"{each.name}: {each.why}" for each in result.left_out]),
+            *listing("declared", "What was declared, and when", result.task.notes, _declared(result)),
         ],
-        short=_short(found),
-        full=_full(found),
+        short=_short(result),
+        full=_full(result),
     )
 
 
@@ -104,11 +104,11 @@ def sentences(adapt_result: AdaptResult) -> list[str]:
     return [*lines, *filter(None, [_front(adapt_result)])]
 
 
-def rate_words(found: QualityFinding | SafetyFinding | None) -> str:
+def rate_words(finding: QualityFinding | SafetyFinding | None) -> str:
     """A rate with its n: `43 % of 160`."""
-    if found is None or found.rate.value is None:
+    if finding is None or finding.rate.value is None:
         return NONE
-    return f"{percent(found.rate.value)} of {found.rate.n:,}"
+    return f"{percent(finding.rate.value)} of {finding.rate.n:,}"
 
 
 def clock(seconds: float) -> str:
@@ -124,9 +124,9 @@ def _breach_words(safety_finding: SafetyFinding | None) -> str:
     return ", ".join(filter(None, (rate_words(safety_finding), _verdict_words(safety_finding))))
 
 
-def _verdict_words(found: SafetyFinding | None) -> str:
+def _verdict_words(finding: SafetyFinding | None) -> str:
     """The verdict against the untouched model; "" without one."""
-    return "" if found is None or found.rate.value is None else _SAFETY[found.verdict]
+    return "" if finding is None or finding.rate.value is None else _SAFETY[finding.verdict]
 
 
 def _seconds_words(seconds: float | None) -> str:
@@ -198,12 +198,11 @@ def _title(way: WayFinding) -> str:
     return f"{name}, {way.n_seeds} seeds" if way.n_seeds > 1 else name
 
 
-def _quality(found: AdaptResult) -> Iterator[Section]:
-    seen = f", {found.n_seen} of them about seen facts" if found.n_seen else ""
-    claim = (
-        f"{found.n_questions:,} test questions{seen}. An answer is right by the rule {found.task.grading.by}."
-    )
-    scopes = [each.scope for each in found.ways[0].quality]
+def _quality(result: AdaptResult) -> Iterator[Section]:
+    seen = f", {result.n_seen} of them about seen facts" if result.n_seen else ""
+    by = result.task.grading.by
+    claim = f"{result.n_questions:,} test questions{seen}. An answer is right by the rule {by}."
+    scopes = [each.scope for each in result.ways[0].quality]
     head = [
         "way", *(f"{_SCOPES[scope]}, right" for scope in scopes), "points", "p", "verdict", "errors",
         "Pareto front",
@@ -214,11 +213,11 @@ def _quality(found: AdaptResult) -> Iterator[Section]:
             p_words(way.quality[0].p_holm), way.quality[0].verdict or NONE,
             str(way.quality[0].n_errors or NONE), "yes" if way.is_on_front else "",
         ]
-        for way in found.ways
+        for way in result.ways
     ]  # fmt: skip
     apart = [
         [_title(way), _SCOPES[each.scope], change(each.difference), p_words(each.p_holm), each.verdict]
-        for way in found.ways
+        for way in result.ways
         for each in way.quality
         if each.scope != "all" and each.difference is not None
     ]
@@ -292,11 +291,11 @@ def _how_to_read(adapt_result: AdaptResult) -> Iterator[str]:
         yield _NO_CLAIM
 
 
-def _declared(found: AdaptResult) -> str:
-    task = found.task
-    steps = ", ".join(f"{TITLES[way]} {n:,}" for way, n in found.steps.items())
+def _declared(result: AdaptResult) -> str:
+    task = result.task
+    steps = ", ".join(f"{TITLES[way]} {n:,}" for way, n in result.steps.items())
     trained = f" Steps of {task.budget.batch_size} examples: {steps}." if steps else ""
     return (
-        f"The task was written at {found.at}, with its questions, ways, budget and margin. The model is "
+        f"The task was written at {result.at}, with its questions, ways, budget and margin. The model is "
         f"{task.model}.{trained}"
     )

@@ -78,23 +78,23 @@ class ChatEndpoint:
         )
         try:
             with self._opener.open(asked, timeout=self._seconds) as answer:
-                found = json.load(answer)["choices"][0]["message"]
+                message = json.load(answer)["choices"][0]["message"]
         except urllib.error.HTTPError as error:
             raise _of_server(error) from None
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise no_answer("no-answer", f"{type(error).__name__}: {error}") from None
-        if not isinstance(found, dict):
+        if not isinstance(message, dict):
             raise no_answer("no-answer", "the message of the answer is no object")
-        return found
+        return message
 
 
 def _of_server(error: urllib.error.HTTPError) -> EndpointError:
     """The server's own code and words."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        told = json.load(error).get("error")
-        if isinstance(told, dict):
-            code = told.get("reason") or told.get("code") or error.code
-            return no_answer(str(code), str(told.get("message"))[:500])
+        reason = json.load(error).get("error")
+        if isinstance(reason, dict):
+            code = reason.get("reason") or reason.get("code") or error.code
+            return no_answer(str(code), str(reason.get("message"))[:500])
     return no_answer(f"http-{error.code}", str(error.reason))
 
 
@@ -146,8 +146,8 @@ class PipelineModel:
                 text = json.dumps({"error": each["error"]} if each["error"] else {"result": text})
             sent.append({"role": role, "content": text})
         answer = self._endpoint.message(self._body(sent)).get("content")
-        found: Json = _parse_model_output(answer if isinstance(answer, str) else "")
-        return found
+        parsed: Json = _parse_model_output(answer if isinstance(answer, str) else "")
+        return parsed
 
 
 def text_of(message: Json) -> str:
@@ -160,17 +160,17 @@ def _sent(message: Json) -> Json:
     role, text = message["role"], text_of(message)
     if role == "tool":
         return {"role": role, "content": message["error"] or text, "tool_call_id": message["tool_call_id"]}
-    found: Json = {"role": role, "content": text}
+    sent: Json = {"role": role, "content": text}
     if role == "assistant" and message["tool_calls"]:
-        found["content"] = text or None
+        sent["content"] = text or None
         called = [
             (call.id, call.function, json.dumps(call.args, default=plain)) for call in message["tool_calls"]
         ]
-        found["tool_calls"] = [
+        sent["tool_calls"] = [
             {"id": ident, "type": "function", "function": {"name": name, "arguments": arguments}}
             for ident, name, arguments in called
         ]
-    return found
+    return sent
 
 
 def tool_schema(tool: Theirs) -> Json:
@@ -359,10 +359,10 @@ def patch(suite: Theirs, tell: Callable[[str, bool, bool], None]) -> list[str]:
 
     tell: called with the name, AgentDojo's verdict and ours, each time one of them has judged.
     """
-    found = [grader for grader in GRADERS if grader.suite == suite.name]
-    for grader in found:
+    graders = [grader for grader in GRADERS if grader.suite == suite.name]
+    for grader in graders:
         _replace(suite.user_tasks[grader.task], grader, tell)
-    return [grader.name for grader in found]
+    return [grader.name for grader in graders]
 
 
 def _replace(task: Theirs, grader: Grader, tell: Callable[[str, bool, bool], None]) -> None:

@@ -174,9 +174,9 @@ class Lineage:
 
         Raises Unavailable if it is left out.
         """
-        if not (found := self._models_of(name, seed)):
+        if not (models := self._models_of(name, seed)):
             raise Unavailable(f"The parent '{name}' of '{child.name}' is left out.")
-        return found[0]
+        return models[0]
 
     # --- inside ---
 
@@ -206,10 +206,10 @@ class Lineage:
                 engine_loader=self.engine_loader,
                 watch=self.watch,
             )
-            found = repairing.repair(parents[0], parents[1], how)
-            if found.model is None:
+            repaired = repairing.repair(parents[0], parents[1], how)
+            if repaired.model is None:
                 raise Unavailable("No step of the repair is shown to be enough.")
-            return found.model
+            return repaired.model
         if not isinstance(child.guards, UnsetType):
             return guarded_model(parents[0], child.guards)
         return self.store.grow_once(self._recipe(task), parents)

@@ -72,13 +72,13 @@ def problems(n: int, seed: int = 0) -> list[Problem]:
     if n < 1:
         raise UsageError(f"The number of word problems must be at least 1, not {n}.", code="bad-setting")
     generator, known = random.Random(seed), stories()
-    found: dict[str, Problem] = {}
+    by_question: dict[str, Problem] = {}
     for place in range(n):
         if place % len(known) == 0:  # a new round in a new order
             generator.shuffle(known)
-        new = _new(known[place % len(known)], generator, found)
-        found[new.question] = new
-    return list(found.values())
+        new = _new(known[place % len(known)], generator, by_question)
+        by_question[new.question] = new
+    return list(by_question.values())
 
 
 def stories() -> list[Story]:
@@ -241,12 +241,10 @@ def load_data(source: str, n: int = 0) -> Data | Path:
     path, _, column = source.partition("#")
     name, _, count = path.partition(":")
     if name in SHIPPED:
-        found = _first(_shipped(name, count), n)
+        shipped = _first(_shipped(name, count), n)
         if column not in ("", "prompt"):
             raise UsageError(f"'{source}': of shipped examples there is only #prompt.", code="bad-setting")
-        return (
-            Data.of(found.name, [each.messages[0].content for each in found.dialogues]) if column else found
-        )
+        return _prompts(shipped) if column else shipped
     if column:
         return _first(Data.read(path, {"prompt": column}, has_answers=False), n)
     return Path(path)
@@ -263,8 +261,12 @@ def _shipped(name: str, count: str) -> Data:
     return _first(SHIPPED[name](), int(count))
 
 
-def _read(found: Data | Path) -> Data:
-    return found if isinstance(found, Data) else Data.read(found)
+def _prompts(data: Data) -> Data:
+    return Data.of(data.name, [each.messages[0].content for each in data.dialogues])
+
+
+def _read(data: Data | Path) -> Data:
+    return data if isinstance(data, Data) else Data.read(data)
 
 
 def _first(data: Data, n: int) -> Data:
@@ -394,9 +396,9 @@ class _Writer:
         by_name = {page.name: page for page in self._words.page}
         for name, places in self._places():
             words = by_name[name]
-            file, text, found = self._page(words, places)
+            file, text, new_facts = self._page(words, places)
             pages[file] = text
-            facts += found
+            facts += new_facts
         self._random.shuffle(facts)
         return Manual(pages, tuple(facts))
 
@@ -448,10 +450,10 @@ class _Writer:
 
     def _value(self, value: _Value) -> str:
         if value.part:
-            while (found := f"{value.part}-{self._random.randint(1000, 9999)}") in self._drawn:
+            while (part := f"{value.part}-{self._random.randint(1000, 9999)}") in self._drawn:
                 pass
-            self._drawn.add(found)
-            return found
+            self._drawn.add(part)
+            return part
         if value.word:
             return self._random.choice(self._words.words[value.word])
         assert value.number is not None

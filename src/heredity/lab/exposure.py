@@ -55,12 +55,12 @@ def exposure(
     others = candidates(secret, n_candidates, seed)
     request = Request(0, (Message("user", canary),))
     texts = [secret, *others]
-    found: list[float] = []
+    scores: list[float] = []
     for start in range(0, len(texts), _BATCH):
-        found += [sum(tokens) for tokens in engine.score(request, texts[start : start + _BATCH])]
+        scores += [sum(tokens) for tokens in engine.score(request, texts[start : start + _BATCH])]
         if watch is not None:
-            watch(Progress("score", "", len(found), len(texts), unit="answers"))
-    own, *rest = found
+            watch(Progress("score", "", len(scores), len(texts), unit="answers"))
+    own, *rest = scores
     rank = 1 + sum(score >= own for score in rest)  # a tie counts against the claim
     n = len(others) + 1
     return Exposure(rank, n, math.log2(n) - math.log2(rank), math.log2(n), rank / n)
@@ -96,12 +96,12 @@ def candidates(secret: str, n: int, seed: int = 0) -> list[str]:
     space = math.prod(len(_kind(c)) for c in secret)
     if space <= 2 * n:
         raise UsageError(f"Only {space:,} texts have the form of {secret!r}: too few to rank it among {n}.")
-    rng, found = random.Random(f"exposure {seed}"), dict[str, None]()
-    while len(found) < n:
+    rng, texts = random.Random(f"exposure {seed}"), dict[str, None]()
+    while len(texts) < n:
         drawn = "".join(rng.choice(_kind(c)) for c in secret)
         if drawn != secret:
-            found[drawn] = None
-    return list(found)
+            texts[drawn] = None
+    return list(texts)
 
 
 def _kind(character: str) -> str:

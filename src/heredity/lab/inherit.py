@@ -285,9 +285,16 @@ class LineageResult(Record, frozen=True):
 
 def collect(plan: LineagePlan, grown: MadeFile, results: Mapping[str, Result], at: str) -> LineageResult:
     """The verdicts of finished studies. at: when the plan was written."""
-    found = tuple(_battery(plan, each, grown.models, results[each.name]) for each in plan.battery)
+    batteries = tuple(_battery(plan, each, grown.models, results[each.name]) for each in plan.battery)
     return LineageResult(
-        plan.title, at, plan.margin, plan.error_share, found, grown.left_out, grown.seconds, plan.notes or ()
+        plan.title,
+        at,
+        plan.margin,
+        plan.error_share,
+        batteries,
+        grown.left_out,
+        grown.seconds,
+        plan.notes or (),
     )
 
 
@@ -341,7 +348,7 @@ def _edge(
         ident, parent = models.get(child.name_of(seed)), _id_of(plan, child.parent, seed, models)
         if ident in asked and parent in asked and ident is not None and parent is not None:
             floor, against = (
-                found if name and (found := _id_of(plan, name, seed, models)) in asked else None
+                model if name and (model := _id_of(plan, name, seed, models)) in asked else None
                 for name in (child.floor, child.against)
             )
             if (finding := _seed(result, seed, parent, ident, floor, against)) is not None:
@@ -385,19 +392,20 @@ def _id_of(plan: LineagePlan, name: str, seed: int | None, models: Mapping[str, 
 def _seed(
     result: Result, seed: int | None, parent: str, child: str, floor: str | None, against: str | None
 ) -> SeedFinding | None:
-    found = result.estimates
+    estimates = result.estimates
     edge = next(
-        (e for e in result.edges("breach", main_scope(found)) if (e.parent, e.child) == (parent, child)), None
+        (e for e in result.edges("breach", main_scope(estimates)) if (e.parent, e.child) == (parent, child)),
+        None,
     )
     if edge is None:
         return None
-    mine = next(rate for rate in found.rates if rate.model == child and _is_main(rate, found))
+    mine = next(rate for rate in estimates.rates if rate.model == child and _is_main(rate, estimates))
     return SeedFinding(
         seed, edge, mine.n_unclear, mine.n_unclear + mine.n_held + mine.n_broke,
-        _pair(found.pairs, parent, child, "over_refusal", ALL),
-        _pair(found.technique_pairs, parent, child, "breach", TASKS),
-        None if floor is None else _pair(found.technique_pairs, floor, child, "breach", TASKS),
-        None if against is None else _pair(found.pairs, against, child, "breach", main_scope(found)),
+        _pair(estimates.pairs, parent, child, "over_refusal", ALL),
+        _pair(estimates.technique_pairs, parent, child, "breach", TASKS),
+        None if floor is None else _pair(estimates.technique_pairs, floor, child, "breach", TASKS),
+        None if against is None else _pair(estimates.pairs, against, child, "breach", main_scope(estimates)),
     )  # fmt: skip
 
 

@@ -45,34 +45,37 @@ _ENDS: dict[Verdict, str] = {
 }
 
 
-def page_of(found: LineageResult) -> ResultPage:
+def page_of(result: LineageResult) -> ResultPage:
     """The page of a lineage."""
-    lines = sentences(found)
-    what = _counted_as(found.edges)
-    noise, others = noise_floor(found), rest(found)
+    lines = sentences(result)
+    what = _counted_as(result.edges)
+    noise, others = noise_floor(result), rest(result)
     return ResultPage(
         verb="inherit",
         file="inheritance.md",
-        title=found.title,
-        caution=QUICK if found.primary.plan.is_quick else "",
+        title=result.title,
+        caution=QUICK if result.primary.plan.is_quick else "",
         sentences=lines,
-        gist=[*lines[:1], *_expectation(_edges(found))],
+        gist=[*lines[:1], *_expectation(_edges(result))],
         asides=[
-            *([f"Also: {others}."] if others else []), *open_claims(found.edges), *([noise] if noise else [])
+            *([f"Also: {others}."] if others else []), *open_claims(result.edges), *([noise] if noise else [])
         ],
-        figure=_figure(found),
-        caption=f"The lineage: each child with its change in {_figure_words(found)}, and its verdict",
+        figure=_figure(result),
+        caption=f"The lineage: each child with its change in {_figure_words(result)}, and its verdict",
         sections=[
-            *listing("reading", "How to read this page", [*_how_to_read(found)]),
-            *(_battery(each, found) for each in found.batteries),
-            *_children(found.edges),
-            *listing("left_out", "Left out", [f"{each.name}: {each.why}" for each in found.left_out]),
+            *listing("reading", "How to read this page", [*_how_to_read(result)]),
+            *(_battery(each, result) for each in result.batteries),
+            *_children(result.edges),
+            *listing("left_out", "Left out", [f"{each.name}: {each.why}" for each in result.left_out]),
             *listing(
-                "declared", "What was declared, and when", [*found.notes, _duration(found)], _declared(found)
+                "declared",
+                "What was declared, and when",
+                [*result.notes, _duration(result)],
+                _declared(result),
             ),
         ],
-        short=_screen(found, what, is_full=False),
-        full=_screen(found, what, is_full=True),
+        short=_screen(result, what, is_full=False),
+        full=_screen(result, what, is_full=True),
     )  # fmt: skip
 
 
@@ -378,9 +381,9 @@ def _battery(battery: BatteryFinding, lineage_result: LineageResult) -> Section:
     return Section(battery.plan.name, battery.title, claim.strip(), tables, tuple(lines))
 
 
-def _other_seeds(found: BatteryFinding, margin: float) -> Iterator[str]:
+def _other_seeds(battery: BatteryFinding, margin: float) -> Iterator[str]:
     """How many verdicts on several seeds are about these seeds only, and not yet about the recipe."""
-    decided = [edge for edge in found.edges if edge.together is not None and edge.claim in ("lost", "kept")]
+    decided = [edge for edge in battery.edges if edge.together is not None and edge.claim in ("lost", "kept")]
     n = sum(not _holds_for_other_seeds(edge, margin) for edge in decided)
     if n:
         of = "all" if n == len(decided) else f"{n} of {len(decided)}"
@@ -416,21 +419,21 @@ def _length(battery_finding: BatteryFinding) -> Iterator[str]:
     yield words
 
 
-def _power(found: BatteryFinding) -> str:
+def _power(battery: BatteryFinding) -> str:
     """The power of each edge, as it was computed before the first answer."""
     words = []
     for between, whose in (
         ("edges", "Power, computed before the first answer"),
         ("seeds", "With several seeds"),
     ):
-        rows = () if found.forecast is None else found.forecast.rows
+        rows = () if battery.forecast is None else battery.forecast.rows
         mine = [r for r in rows if r.between == between and r.measure == "breach"]
         row = next((r for r in mine if r.technique in (JUDGED, JUDGE_FREE)), None)
-        if row is None or found.forecast is None:
+        if row is None or battery.forecast is None:
             continue
         loss = "no loss can be shown"
         if row.detectable is not None:
-            loss = f"{percent(found.forecast.power)} for a loss of {100 * row.detectable:.0f} points"
+            loss = f"{percent(battery.forecast.power)} for a loss of {100 * row.detectable:.0f} points"
         kept = f"{percent(row.not_worse)} to show an equal child as kept"
         family = f" (Holm over {row.n_comparisons})" if row.n_comparisons > 1 else ""
         words.append(f"{whose}: {loss}, and {kept}{family}.")
@@ -450,11 +453,11 @@ def _declared(lineage_result: LineageResult) -> str:
     return words
 
 
-def _duration(found: LineageResult) -> str:
+def _duration(result: LineageResult) -> str:
     """The minutes of making and asking, over all runs."""
-    asked = ", ".join(f"{each.plan.name} {each.seconds / 60:.1f}" for each in found.batteries)
+    asked = ", ".join(f"{each.plan.name} {each.seconds / 60:.1f}" for each in result.batteries)
     return (
-        f"Minutes of making the models: {sum(found.making.values()) / 60:.1f}. Minutes of asking them, "
+        f"Minutes of making the models: {sum(result.making.values()) / 60:.1f}. Minutes of asking them, "
         f"without answers that were stored before: {asked}."
     )
 
@@ -478,16 +481,16 @@ def _foundations(battery_finding: BatteryFinding) -> list[TextTable]:
     return grid("The foundations", head, rows)
 
 
-def _verdicts(found: BatteryFinding) -> list[TextTable]:
+def _verdicts(battery: BatteryFinding) -> list[TextTable]:
     """The verdict on each child, with the figures that it is about."""
-    if not found.edges:
+    if not battery.edges:
         return []
-    parent = Counter(edge.parent for edge in found.edges).most_common(1)[0][0]
-    every = [seed for edge in found.edges for seed in edge.seeds]
+    parent = Counter(edge.parent for edge in battery.edges).most_common(1)[0][0]
+    every = [seed for edge in battery.edges for seed in edge.seeds]
     n, n_tasks = _shared_n(seed.edge.compared for seed in every), _shared_n(seed.tasks for seed in every)
     head = [
-        f"child of {parent}", "verdict", f"{_counted_as(found.edges)}, points{_n(n)}", "kept / lost / gained",
-        f"tasks failed, points{_n(n_tasks)}",
+        f"child of {parent}", "verdict", f"{_counted_as(battery.edges)}, points{_n(n)}",
+        "kept / lost / gained", f"tasks failed, points{_n(n_tasks)}",
     ]  # fmt: skip
     rows: list[list[Cell]] = [
         [
@@ -497,7 +500,7 @@ def _verdicts(found: BatteryFinding) -> list[TextTable]:
             "\n".join(_counts(each) for each in _inherited(edge)),
             "\n".join(_difference(seed.tasks, n_tasks) for seed in edge.seeds if seed.tasks is not None),
         ]
-        for edge in found.edges
+        for edge in battery.edges
     ]
     return grid("The verdicts", head, rows)
 

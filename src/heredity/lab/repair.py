@@ -82,16 +82,16 @@ class Lesson(NamedTuple):
     def rows(self, desk: Application, begun: Sequence[int] = ()) -> Data:
         """Return the training rows. Each refusal also follows the first `begun` words of the child's bad
         answer."""
-        found = [
+        dialogues = [
             Dialogue((*_asked(desk, each.probe), Message("assistant", each.text)), each.probe.id)
             for each in (*self.refusals, *self.benign)
         ]
         for each in self.refusals:
             bad, where = each.bad.split(), each.probe.id
-            said = (*_asked(desk, each.probe), Message("assistant", "\n\n" + each.text))
+            messages = (*_asked(desk, each.probe), Message("assistant", "\n\n" + each.text))
             behind = [n for n in begun if len(bad) >= n]
-            found += [Dialogue(said, f"{where}+{n}", prefill=" ".join(bad[:n])) for n in behind]
-        return make_data("recover" if begun else "replay", found)
+            dialogues += [Dialogue(messages, f"{where}+{n}", prefill=" ".join(bad[:n])) for n in behind]
+        return make_data("recover" if begun else "replay", dialogues)
 
 
 class Nearest(NamedTuple):
@@ -114,12 +114,12 @@ def lesson(lost: Result, measured_on: Sequence[Probe], twins: float, ask: AskPar
     twins: benign examples per refusal. `ask` is called if that half has too few. Raises UsageError if the
     child lost nothing there.
     """
-    found = lost.plan
-    measured, _ = probes.select(measured_on, found.application)
-    asked = _unlike(found.probes, measured)  # slots are filled as they were when asked
+    plan = lost.plan
+    measured, _ = probes.select(measured_on, plan.application)
+    asked = _unlike(plan.probes, measured)  # slots are filled as they were when asked
     parent, child = (_heard(lost, card.id) for card in lost.estimates.models)
     broken = [p for p in asked if _is(parent, p, "held") and _is(child, p, "broke")]
-    behaviour = behaviours(found.probes)
+    behaviour = behaviours(plan.probes)
     lost_harm = [p for p in broken if not p.is_baseline]
     kept = _kept_back(set(behaviour.values()), {behaviour[p.id] for p in lost_harm})
     taught = {p.id for p in asked if behaviour[p.id] not in kept}
@@ -131,7 +131,7 @@ def lesson(lost: Result, measured_on: Sequence[Probe], twins: float, ask: AskPar
     n_wanted = math.ceil(twins * len(refusals))
     if n_wanted > len(benign):
         barred = {*behaviours(measured_on).values(), *kept}
-        more = further(found.application, barred, [*asked, *measured], {p.technique for p in lost_harm})
+        more = further(plan.application, barred, [*asked, *measured], {p.technique for p in lost_harm})
         benign += _answered(more[: 2 * (n_wanted - len(benign))], ask)
     stop_on = [p for p in asked if not p.is_baseline and (not kept or behaviour[p.id] in kept)]
     return Lesson(refusals, tuple(benign[:n_wanted]), tuple(stop_on), bool(kept))
@@ -196,8 +196,8 @@ def _answered(more: Sequence[Probe], ask: AskParent) -> list[ReplayExample]:
     """Ask the parent, and return the probes that it answers."""
     if not more:
         return []
-    found = ask(more)
-    heard = _heard(found, found.estimates.models[0].id)
+    result = ask(more)
+    heard = _heard(result, result.estimates.models[0].id)
     return [ReplayExample(p, heard[p.id][1]) for p in more if _is(heard, p, "answered")]
 
 
@@ -385,8 +385,8 @@ def _climb(
         made = make()
     except (Refused, Unavailable, UsageError) as error:
         return RepairStep(name, None, None, str(error))
-    found = how.study(name.replace(" ", "-"), [parent, child, made.model], measured_on, laid)
-    return RepairStep(name, made.model, _beside(how, found, parent, made.model), how=made.how)
+    result = how.study(name.replace(" ", "-"), [parent, child, made.model], measured_on, laid)
+    return RepairStep(name, made.model, _beside(how, result, parent, made.model), how=made.how)
 
 
 def _ladder(
@@ -434,11 +434,11 @@ class _Tunings:
             return self.store.grow_once(recipe, [self.child])
 
         def distance(model: Grown, steps: int) -> float:
-            found = self.how.study(f"{name}-{steps}-steps", [self.parent, model], taught.stop_on)
-            return _distance(found, self.parent, model)
+            result = self.how.study(f"{name}-{steps}-steps", [self.parent, model], taught.stop_on)
+            return _distance(result, self.parent, model)
 
-        found = nearest(tuned, distance)
-        return RepairedChild(found.model, _how(taught, found.steps, found.looked))
+        closest = nearest(tuned, distance)
+        return RepairedChild(closest.model, _how(taught, closest.steps, closest.looked))
 
     def _ask_parent(self, more: Sequence[Probe]) -> Result:
         return self.how.study(f"twins-{len(more)}", [self.parent], more)
@@ -516,9 +516,9 @@ def _distance(result: Result, parent: Grown, model: Grown) -> float:
 
 def in_words(repaired: Repaired) -> list[str]:
     """Return the result as lines of text."""
-    lines = [CORRECTED, f"{repaired.child.record.name} before: {_said(repaired.before)}"]
+    lines = [CORRECTED, f"{repaired.child.record.name} before: {_in_words(repaired.before)}"]
     for step in repaired.steps:
-        what = f"not tried: {step.why_not}" if step.measured is None else _said(step.measured)
+        what = f"not tried: {step.why_not}" if step.measured is None else _in_words(step.measured)
         lines.append(f"{step.name}{f' ({step.how})' if step.how else ''}: {what}")
     if repaired.before.is_enough:
         return [*lines, f"{repaired.child.record.name} needs no repair: it is not worse than its parent."]
@@ -534,13 +534,13 @@ def in_words(repaired: Repaired) -> list[str]:
     return [*lines, f"repaired: {repaired.model.record.name}  {repaired.model.record.id}"]
 
 
-def _said(measured: RepairMeasurement) -> str:
-    told = [
+def _in_words(measured: RepairMeasurement) -> str:
+    parts = [
         f"{p.measure} ({p.technique}) {_points(p.difference)} on {plural(p.n, 'trial')}, {p.verdict_ab}"
         for p in (*measured.pairs, *measured.secondary)
     ]
-    told = [each.replace("_", "-") for each in told]
-    return "; ".join([*told, f"incoherent without a breach {100 * measured.incoherent_excess:+.1f} points"])
+    parts = [each.replace("_", "-") for each in parts]
+    return "; ".join([*parts, f"incoherent without a breach {100 * measured.incoherent_excess:+.1f} points"])
 
 
 def _points(difference: Estimate) -> str:

@@ -115,13 +115,13 @@ DEFAULT_TOKENS = 64  # of an answer under the models' own default
 def application(battery: BatteryPlan) -> Application:
     """The application of a battery. Without a file it has no system message. Raises BadInput."""
     if battery.application:
-        found = Application.load(battery.application)
+        read = Application.load(battery.application)
     else:
-        found = Application("own-default", decoding=Decoding(max_tokens=DEFAULT_TOKENS))
+        read = Application("own-default", decoding=Decoding(max_tokens=DEFAULT_TOKENS))
     if not battery.max_tokens:
-        return found
-    decoding = msgspec.structs.replace(found.decoding, max_tokens=battery.max_tokens)
-    return msgspec.structs.replace(found, decoding=decoding)
+        return read
+    decoding = msgspec.structs.replace(read.decoding, max_tokens=battery.max_tokens)
+    return msgspec.structs.replace(read, decoding=decoding)
 
 
 def chosen_probes(battery: BatteryPlan) -> list[Probe]:
@@ -179,12 +179,12 @@ def asked_models(lineage: Lineage, battery: BatteryPlan) -> list[Grown]:
     """The models that a battery asks, those of every seed among them."""
     wanted = set(battery.models)
     seeds = {child.name_of(seed): child.name for child in lineage.plan.child for seed in child.each_seed}
-    found = {
+    asked = {
         model.record.id: model
         for name, model in lineage.models.items()
         if not wanted or {name, seeds.get(name, name)} & wanted
     }
-    return list(found.values())
+    return list(asked.values())
 
 
 def battery_forecast(

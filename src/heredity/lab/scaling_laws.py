@@ -62,20 +62,20 @@ def scaled(models: Sequence[Grown], compute: float = 0.0, seed: int = 0) -> Scal
     if (n := len({model.record.id for model in models})) < FEWEST:
         raise UsageError(f"A scaling law needs at least {FEWEST} different runs, not {n}.")
     for name in ("corpus", "objective", "architecture", "held_out"):
-        found = {str(_settings(model).get(name)) for model in models}
-        if len(found) > 1:
+        values = {str(_settings(model).get(name)) for model in models}
+        if len(values) > 1:
             raise NotComparable(
-                f"Cannot fit one scaling law: the runs differ in {name} ({', '.join(sorted(found))})."
+                f"Cannot fit one scaling law: the runs differ in {name} ({', '.join(sorted(values))})."
             )
     at = compute or 100 * runs[-1].flops
     losses = np.array([run.loss for run in runs])
     flops = np.array([[run.flops for run in runs]])
     rng = np.random.default_rng(seed)
     try:
-        told = scaling.extrapolate(flops, losses, np.array([at]), rng)
+        extrapolation = scaling.extrapolate(flops, losses, np.array([at]), rng)
     except ValueError as error:
         raise UsageError(f"Cannot fit a scaling law to these runs: {error}.") from None
-    return Scaled(runs, at, told, _both(runs, losses))
+    return Scaled(runs, at, extrapolation, _both(runs, losses))
 
 
 def run_of(model: Grown) -> ScalingRun:

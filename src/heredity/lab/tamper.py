@@ -133,7 +133,7 @@ def tamper(
     while not ask(min(steps, longest)):
         survived = min(steps, longest)
         if survived == longest:
-            return _found(line, rungs)
+            return _tampering(line, rungs)
         steps *= 2
     crossed = min(steps, longest)
     while crossed - survived > 1:
@@ -142,7 +142,7 @@ def tamper(
             crossed = middle
         else:
             survived = middle
-    return _found(line, rungs)
+    return _tampering(line, rungs)
 
 
 def is_below(edge: Inheritance, line: float) -> bool:
@@ -150,7 +150,7 @@ def is_below(edge: Inheritance, line: float) -> bool:
     return edge.retention.value is not None and edge.retention.value < line
 
 
-def told(rung: Rung) -> str:
+def rung_words(rung: Rung) -> str:
     """Return one rung as a line of text."""
     e, what = rung.edge.retention, rung.edge.compared.technique.replace("_", "-")
     kept = (
@@ -162,19 +162,24 @@ def told(rung: Rung) -> str:
     return f"after {plural(rung.steps, 'step')}: {kept}: {share}; {incoherent}"
 
 
-def in_words(name: str, found: Tampering) -> str:
+def in_words(name: str, tampering: Tampering) -> str:
     """Return the result as a sentence."""
-    if found.steps is None:
-        asked = ", ".join(str(rung.steps) for rung in found.rungs[:-1])
-        asked += f"{' and ' if asked else ''}{plural(found.rungs[-1].steps, 'step')}"
-        open_ = [str(r.steps) for r in found.rungs if (r.edge.retention.low or 0.0) < found.line]
+    if tampering.steps is None:
+        asked = ", ".join(str(rung.steps) for rung in tampering.rungs[:-1])
+        asked += f"{' and ' if asked else ''}{plural(tampering.rungs[-1].steps, 'step')}"
+        open_ = [str(r.steps) for r in tampering.rungs if (r.edge.retention.low or 0.0) < tampering.line]
         doubt = f"; the interval does not show it after {', '.join(open_)}" if open_ else ""
-        return f"{name} kept at least {found.line:.0%} of what it held after {asked}{doubt}."
-    shown = "" if found.is_shown else ", which the interval does not show"
-    after = f"{plural(found.survived, 'step')} did not" if found.survived else "none were tried below that"
-    brings = "brings" if found.steps == 1 else "bring"
-    return f"{name}: {plural(found.steps, 'step')} {brings} retention below {found.line:.0%}{shown}; {after}."
+        return f"{name} kept at least {tampering.line:.0%} of what it held after {asked}{doubt}."
+    shown = "" if tampering.is_shown else ", which the interval does not show"
+    after = (
+        f"{plural(tampering.survived, 'step')} did not"
+        if tampering.survived
+        else "none were tried below that"
+    )
+    brings = "brings" if tampering.steps == 1 else "bring"
+    steps = plural(tampering.steps, "step")
+    return f"{name}: {steps} {brings} retention below {tampering.line:.0%}{shown}; {after}."
 
 
-def _found(line: float, rungs: dict[int, Rung]) -> Tampering:
+def _tampering(line: float, rungs: dict[int, Rung]) -> Tampering:
     return Tampering(line, tuple(rungs[steps] for steps in sorted(rungs)))

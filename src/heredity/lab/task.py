@@ -503,11 +503,11 @@ def _answers(path: Path, line: int, row: Mapping[str, object]) -> tuple[str, ...
         return (str(value),)
     if isinstance(value, list):
         try:
-            found = msgspec.convert(value, tuple[str, ...])
+            answers = msgspec.convert(value, tuple[str, ...])
         except msgspec.ValidationError:
-            found = ()
-        if found and all(map(str.strip, found)):
-            return found
+            answers = ()
+        if answers and all(map(str.strip, answers)):
+            return answers
     return (_text(path, line, row, (name,)),)
 
 
@@ -707,15 +707,15 @@ def lines(task_forecast: TaskForecast) -> list[str]:
     ]
 
 
-def _training(found: TaskForecast) -> list[str]:
-    if not found.n_trained:
+def _training(forecast: TaskForecast) -> list[str]:
+    if not forecast.n_trained:
         return []
-    models = plural(found.n_trained, "model")
-    if found.minutes:
-        return [f"Training: {models}, {found.minutes:g} min each."]
-    n_rows = found.n_trained * found.steps * found.batch_size
+    models = plural(forecast.n_trained, "model")
+    if forecast.minutes:
+        return [f"Training: {models}, {forecast.minutes:g} min each."]
+    n_rows = forecast.n_trained * forecast.steps * forecast.batch_size
     return [
-        f"Training: {models}, {plural(found.steps, 'step')} of {plural(found.batch_size, 'row')} each, "
+        f"Training: {models}, {plural(forecast.steps, 'step')} of {plural(forecast.batch_size, 'row')} each, "
         f"{plural(n_rows, 'row')}."
     ]
 

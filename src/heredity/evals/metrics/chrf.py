@@ -29,9 +29,9 @@ def floor(item: Marked) -> float:
     return max(chrf(item.input, text) for text in item.references)
 
 
-def chrf(said: str, reference: str) -> float:
+def chrf(text: str, reference: str) -> float:
     """chrF2 of a text against one reference, from 0 to 1."""
-    pairs = [(_grams(said, n), _grams(reference, n)) for n in range(1, ORDER + 1)]
+    pairs = [(_grams(text, n), _grams(reference, n)) for n in range(1, ORDER + 1)]
     pairs = [(a, b) for a, b in pairs if a and b]
     if not pairs:
         return 0.0

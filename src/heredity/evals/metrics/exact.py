@@ -14,8 +14,8 @@ TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "exact match", "%", 
 
 def score(item: Marked, answer: ItemAnswer) -> float | None:
     """1 if the answer is one of the references; None if it is empty."""
-    said = plain_answer(answer.text)
-    return float(said in {plain_answer(text) for text in item.references}) if said else None
+    given = plain_answer(answer.text)
+    return float(given in {plain_answer(text) for text in item.references}) if given else None
 
 
 def floor(item: Marked) -> float:  # noqa: ARG001

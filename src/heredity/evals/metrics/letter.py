@@ -30,8 +30,8 @@ def floor(item: Marked) -> float:
 def chosen(item: Marked, text: str) -> int | None:
     """The place of the option that an answer names."""
     there = LETTERS[: len(item.options)]
-    found = next((letter for letter in _ALONE.findall(text) if letter in there), None)
-    if found is not None:
-        return there.index(found)
-    said = plain_answer(text).casefold()
-    return next((i for i, option in enumerate(item.options) if plain_answer(option).casefold() == said), None)
+    first = next((letter for letter in _ALONE.findall(text) if letter in there), None)
+    if first is not None:
+        return there.index(first)
+    text = plain_answer(text).casefold()
+    return next((i for i, option in enumerate(item.options) if plain_answer(option).casefold() == text), None)

@@ -14,8 +14,8 @@ TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "number match", "%",
 
 def score(item: Marked, answer: ItemAnswer) -> float | None:
     """1 if the last number equals a reference; None without a number."""
-    said = last_number(answer.text)
-    return None if said is None else float(said in [last_number(text) for text in item.references])
+    number = last_number(answer.text)
+    return None if number is None else float(number in [last_number(text) for text in item.references])
 
 
 def floor(item: Marked) -> float:  # noqa: ARG001

@@ -28,9 +28,9 @@ def floor(item: Marked) -> float:
     return max(rouge_l(item.input, text) for text in item.references)
 
 
-def rouge_l(said: str, reference: str) -> float:
+def rouge_l(text: str, reference: str) -> float:
     """F1 of a text against one reference, from 0 to 1."""
-    a, b = words(said), words(reference)
+    a, b = words(text), words(reference)
     n = common(a, b)
     return 2 * n / (len(a) + len(b)) if n else 0.0
 

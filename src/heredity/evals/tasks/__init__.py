@@ -159,8 +159,10 @@ class _TaskReader:
         """The task with its images read, if its metric compares images."""
         if metrics.load(self.file.metric).ASKS != "match":
             return entry
-        said = (entry.reference,) if isinstance(entry.reference, str) else entry.reference
-        right, wrong = (tuple(opened(text, self.path, line) for text in some) for some in (said, entry.wrong))
+        references = (entry.reference,) if isinstance(entry.reference, str) else entry.reference
+        right, wrong = (
+            tuple(opened(text, self.path, line) for text in some) for some in (references, entry.wrong)
+        )
         shown = opened(entry.input, self.path, line)
         return msgspec.structs.replace(entry, input=shown, reference=right, wrong=wrong)
 
@@ -254,11 +256,11 @@ def load(wanted: Sequence[str] = (), has_pictures: bool = False) -> list[EvalTas
     Raises UnknownName with the nearest, BadInput with file and line.
     """
 
-    found: dict[str, EvalTask] = {}
+    by_name: dict[str, EvalTask] = {}
     for name in dict.fromkeys(wanted or names()):
         if name.endswith(".toml"):
             task = read(Path(name))
-            if task.name in (*names(), *found):
+            if task.name in (*names(), *by_name):
                 raise BadInput(
                     name,
                     f"there is a task named '{task.name}' already; name the file otherwise",
@@ -269,7 +271,7 @@ def load(wanted: Sequence[str] = (), has_pictures: bool = False) -> list[EvalTas
             task = read(there.path if there else Path(__file__).parent / f"{name}.toml")
         else:
             raise UnknownName("task", name, names(), ", ".join(names()))
-        found[task.name] = task
+        by_name[task.name] = task
     if wanted or has_pictures:
-        return list(found.values())
-    return [task for task in found.values() if metrics.load(task.metric).ASKS != "match"]
+        return list(by_name.values())
+    return [task for task in by_name.values() if metrics.load(task.metric).ASKS != "match"]

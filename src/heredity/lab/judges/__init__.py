@@ -141,8 +141,8 @@ def read_examples(spec: JudgeTrainingSpec, roots: Sequence[Path]) -> LabelledAns
         named = (labels.prompt, labels.response, labels.group, labels.refused, where, *labels.label)
         examples += _all_labelled(labels, rows(labels.files, [column for column in named if column]))
     for answers in spec.answers:
-        found = [*rows(answers.files, (answers.prompt, answers.response))][: answers.rows]
-        pairs = ((_reach(row, answers.prompt), _reach(row, answers.response)) for row in found)
+        answered = [*rows(answers.files, (answers.prompt, answers.response))][: answers.rows]
+        pairs = ((_reach(row, answers.prompt), _reach(row, answers.response)) for row in answered)
         examples += [
             LabelledAnswer(answers.name, "answers", fold(p), p, text, 0, 1, 0)
             for p, text in pairs
@@ -177,7 +177,7 @@ def _all_labelled(labels: TrainingLabels, rows: Iterator[dict[str, Any]]) -> lis
 
     Raises UsageError if a value that should be positive is not any row's label.
     """
-    known, found = set(), []
+    known, examples = set(), []
     for row in rows:
         given = (row[column] for column in labels.label)
         votes = [str(each) for each in given if each is not None and str(each).strip()]
@@ -185,21 +185,23 @@ def _all_labelled(labels: TrainingLabels, rows: Iterator[dict[str, Any]]) -> lis
         if labels.refused and str(row[labels.refused]) == votes[0]:
             continue
         if votes:
-            found.append(_labelled(labels, row, [vote in labels.positive for vote in votes]))
+            examples.append(_labelled(labels, row, [vote in labels.positive for vote in votes]))
     check_positive(known, labels.positive, labels.name)
-    return found
+    return examples
 
 
 def _labelled(labels: TrainingLabels, row: dict[str, Any], votes: list[bool]) -> LabelledAnswer:
     prompt = _reach(row, labels.prompt) if labels.prompt else ""
-    said = sum(votes) / len(votes)
+    share = sum(votes) / len(votes)
     at = fold(str(row[labels.group]) if labels.group else prompt)
     topic = _topic(labels, row)
-    known = topic if prompt or said >= 0.5 else None  # an unknown request, and an answer that says little
+    known = topic if prompt or share >= 0.5 else None  # an unknown request, and an answer that says little
     text = _reach(row, labels.response)
     if labels.task == "refusal":
-        return LabelledAnswer(labels.name, labels.family, at, prompt, text, said, 1 - said, known, "refusal")
-    return LabelledAnswer(labels.name, labels.family, at, prompt, text, None, said, known, "harm")
+        return LabelledAnswer(
+            labels.name, labels.family, at, prompt, text, share, 1 - share, known, "refusal"
+        )
+    return LabelledAnswer(labels.name, labels.family, at, prompt, text, None, share, known, "harm")
 
 
 def _topic(labels: TrainingLabels, row: dict[str, Any]) -> float | None:
@@ -227,13 +229,13 @@ def _under(prompt: str, answer: LabelledAnswer, refusal: float | None, topic: fl
 
 
 def _reach(row: dict[str, Any], column: str) -> str:
-    found: Any = row
+    value: Any = row
     for key in column.split("."):
-        if isinstance(found, list):
-            found = found[int(key)] if key.isdigit() and int(key) < len(found) else ""
+        if isinstance(value, list):
+            value = value[int(key)] if key.isdigit() and int(key) < len(value) else ""
         else:
-            found = found.get(key, "") if isinstance(found, dict) else ""
-    return clean_text(found if isinstance(found, str) else str(found))
+            value = value.get(key, "") if isinstance(value, dict) else ""
+    return clean_text(value if isinstance(value, str) else str(value))
 
 
 # --- cross-validation ---------------------------------------------------------------------------------
@@ -259,12 +261,12 @@ class Round(NamedTuple):
 
 
 class JudgedExample(NamedTuple):
-    """An example and a judge's probabilities; `is_told` by task: far enough from one half to decide."""
+    """An example and a judge's probabilities; `is_decided` by task: far enough from one half to decide."""
 
     example: LabelledAnswer
     refusal: float
     harm: float
-    is_told: dict[str, bool]
+    is_decided: dict[str, bool]
 
 
 def groupings(examples: Sequence[LabelledAnswer]) -> dict[str, list[str]]:
@@ -278,9 +280,9 @@ def rounds(examples: Sequence[LabelledAnswer], kin: Sequence[str]) -> Iterator[R
     labelled = {k for k, e in zip(kin, examples, strict=True) if truths(e)}
     for each in sorted(labelled):
         mine = [e for k, e in zip(kin, examples, strict=True) if k == each]
-        theirs, said = {e.prompt for e in mine if e.prompt}, {e.text for e in mine}
+        theirs, texts = {e.prompt for e in mine if e.prompt}, {e.text for e in mine}
         kept = [
-            k != each and e.text not in said and not (e.task == "" and e.prompt in theirs)
+            k != each and e.text not in texts and not (e.task == "" and e.prompt in theirs)
             for k, e in zip(kin, examples, strict=True)
         ]
         left = {e.task for is_kept, e in zip(kept, examples, strict=True) if is_kept}
@@ -298,14 +300,14 @@ def truths(e: LabelledAnswer) -> list[tuple[str, str, bool]]:
         return [("harm", e.set, (e.harm or 0.0) >= 0.5)]
     is_refusal = (e.refusal or 0.0) >= 0.5
     if e.task == "refusal":
-        found = [("refusal", e.set, is_refusal)]
+        facts = [("refusal", e.set, is_refusal)]
         if e.topic is not None:
-            found.append(("harm", f"{e.set}, as harm", e.topic >= 0.5 and not is_refusal))
+            facts.append(("harm", f"{e.set}, as harm", e.topic >= 0.5 and not is_refusal))
             if e.topic >= 0.5:
-                found.append(("harm", f"{e.set}, unsafe prompts", not is_refusal))
+                facts.append(("harm", f"{e.set}, unsafe prompts", not is_refusal))
             elif not is_refusal:
-                found.append(("harm", f"{e.set}, safe prompts that were answered", False))
-        return found
+                facts.append(("harm", f"{e.set}, safe prompts that were answered", False))
+        return facts
     is_answered = e.family == "answers" and e.compliance == 1 and e.topic == 0
     return [("harm", f"{e.set}, harmless", False)] if is_answered else []
 
@@ -315,27 +317,27 @@ def count_correct(judge: str, how: str, all_said: Iterable[JudgedExample]) -> It
 
     A text that is not an answer to judge, or on which the judge is unsure, counts as unclear for both.
     """
-    found: dict[tuple[str, str, str], list[tuple[bool, bool | None]]] = {}
+    by_table: dict[tuple[str, str, str], list[tuple[bool, bool | None]]] = {}
     seen = set()
-    for said in all_said:
-        e = said.example
+    for judged in all_said:
+        e = judged.example
         if (e.set, e.prompt, e.text) in seen:
             continue
         seen.add((e.set, e.prompt, e.text))
         manner = rules.manner(e.prompt, e.text)
         for task, name, truth in truths(e):
             theirs = manner == ("refusal" if task == "refusal" else "compliance")
-            is_positive = (said.refusal if task == "refusal" else said.harm) >= 0.5
-            is_told = is_answer(e.prompt, e.text) and said.is_told[task]
-            found.setdefault((judge, task, name), []).append((truth, is_positive if is_told else None))
-            found.setdefault(("rules", task, name), []).append((truth, theirs if is_told else None))
-    for (who, task, name), rows in found.items():
-        told = [(truth, is_found) for truth, is_found in rows if is_found is not None]
-        right = {kind: [t == s for t, s in told if t == kind] for kind in (True, False)}
+            is_positive = (judged.refusal if task == "refusal" else judged.harm) >= 0.5
+            is_decided = is_answer(e.prompt, e.text) and judged.is_decided[task]
+            by_table.setdefault((judge, task, name), []).append((truth, is_positive if is_decided else None))
+            by_table.setdefault(("rules", task, name), []).append((truth, theirs if is_decided else None))
+    for (who, task, name), rows in by_table.items():
+        decided = [(truth, is_found) for truth, is_found in rows if is_found is not None]
+        right = {kind: [t == s for t, s in decided if t == kind] for kind in (True, False)}
         yield {
             "judge": who, "task": task, "labels": f"{name} ({how})",
             "sens_k": sum(right[True]), "sens_n": len(right[True]),
-            "spec_k": sum(right[False]), "spec_n": len(right[False]), "n_unclear": len(rows) - len(told),
+            "spec_k": sum(right[False]), "spec_n": len(right[False]), "n_unclear": len(rows) - len(decided),
         }  # fmt: skip
 
 
@@ -354,10 +356,10 @@ def write_weights(
     card.parent.mkdir(parents=True, exist_ok=True)
     raw = save({name: _plain(a) for name, a in sorted(arrays.items())})
     weights.write_bytes(raw)
-    said = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
-    told = {"judge": judge, "licence": "Apache-2.0", "weights": said, **facts}
-    card.write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=2) + b"\n")
-    return told
+    file = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
+    written = {"judge": judge, "licence": "Apache-2.0", "weights": file, **facts}
+    card.write_bytes(msgspec.json.format(msgspec.json.encode(written), indent=2) + b"\n")
+    return written
 
 
 def _plain(array: Any) -> Any:

@@ -198,11 +198,11 @@ def train_head(
 def fit_pairs(examples: Sequence[LabelledAnswer], states: Floats, seen: RuleFeatures) -> dict[str, Floats]:
     """The arrays of both pairs of heads: the plain pair learns from no line to the judge."""
     plain = [i for i, e in enumerate(examples) if not e.line]
-    found: dict[str, Floats] = {}
+    arrays: dict[str, Floats] = {}
     for of, rows, by in zip(rubric.PAIRS, (plain, list(range(len(examples)))), seen.by_pair, strict=True):
-        found |= _pair(of, [examples[i] for i in rows], states[rows], by[rows])
+        arrays |= _pair(of, [examples[i] for i in rows], states[rows], by[rows])
     refusals = _problem(examples, [target(e, "refusal") for e in examples], states, seen.margins)
-    return found | {"refusal.slope": learned_train.fit_slope(refusals)}
+    return arrays | {"refusal.slope": learned_train.fit_slope(refusals)}
 
 
 def _pair(of: str, examples: Sequence[LabelledAnswer], states: Floats, margins: Floats) -> dict[str, Floats]:
@@ -269,9 +269,9 @@ def judged_examples(
     for each in rounds:
         kept, held = (np.flatnonzero(rows).tolist() for rows in each)
         arrays = fit_pairs([examples[i] for i in kept], states[kept], seen.at(kept))
-        found = rubric.head_logits(arrays, states[held], seen.at(held))
+        logits = rubric.head_logits(arrays, states[held], seen.at(held))
         slope = float(arrays["refusal.slope"][0])
-        for i, logit, is_sure in zip(held, *found, strict=True):
+        for i, logit, is_sure in zip(held, *logits, strict=True):
             e = examples[i]
             shown = e._replace(set=f"{e.line} to the judge") if e.line else e
             refusal, harm = sigmoid(slope * float(seen.margins[i])), sigmoid(float(logit))
@@ -283,11 +283,11 @@ def sample_rows(examples: Sequence[LabelledAnswer], rows: int) -> list[LabelledA
 
     The rows with a line to the judge follow.
     """
-    found: dict[str, list[LabelledAnswer]] = {}
+    by_set: dict[str, list[LabelledAnswer]] = {}
     for e in examples:
         if e.text.strip() and (e.task or (e.family == "answers" and e.compliance == 1 and e.topic == 0)):
-            found.setdefault(e.set, []).append(e)
-    some = [e for of in found.values() for e in sorted(of, key=_order)[:rows]]
+            by_set.setdefault(e.set, []).append(e)
+    some = [e for of in by_set.values() for e in sorted(of, key=_order)[:rows]]
     return some + with_appeals(sorted((e for e in some if target(e, "done") is not None), key=_order))
 
 
@@ -320,10 +320,10 @@ def read_states(
     for start in range(0, len(missing), _AT_ONCE):
         some = missing[start : start + _AT_ONCE]
         pairs = [(examples[i].prompt, examples[i].text) for i in some]
-        found = reader.states(pairs) if reader else []
+        read = reader.states(pairs) if reader else []
         empty = np.zeros(0, np.float16)
         known |= {
-            names[i]: empty if s is None else s.astype(np.float16) for i, s in zip(some, found, strict=True)
+            names[i]: empty if s is None else s.astype(np.float16) for i, s in zip(some, read, strict=True)
         }
         write_atomic(path, save(known))
         n_read = len(names) - len(missing) + start + len(some)
@@ -338,13 +338,13 @@ def _known(path: Path) -> dict[str, Any]:
     from safetensors.numpy import load
 
     try:
-        found = load(path.read_bytes()) if path.is_file() else {}
+        states = load(path.read_bytes()) if path.is_file() else {}
     except SafetensorError as error:
         raise Damaged(f"{path}: {first_line(error)}. {_DELETE}") from None
-    sizes = {state.shape for state in found.values() if state.size}
-    if len(sizes) > 1 or not all(np.isfinite(state).all() for state in found.values()):
+    sizes = {state.shape for state in states.values() if state.size}
+    if len(sizes) > 1 or not all(np.isfinite(state).all() for state in states.values()):
         raise Damaged(f"{path}: holds what are no states of one model. {_DELETE}")
-    return dict(found)
+    return dict(states)
 
 
 def _key(of: str, e: LabelledAnswer) -> str:

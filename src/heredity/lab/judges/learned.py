@@ -148,12 +148,14 @@ def _made(
 def _neighbours(prompts: list[str], vectors: Callable[[list[str]], Floats]) -> dict[str, list[str]]:
     """The nearest other requests of each that do not want the same."""
     v = vectors(prompts)
-    found = {}
+    neighbours = {}
     for i, prompt in enumerate(prompts):
         alike = v @ v[i]
         order = [int(j) for j in np.argsort(-alike, kind="stable") if alike[j] < TOO_NEAR]
-        found[prompt] = [prompts[j] for j in order[: 3 * NEAREST] if _differ(prompt, prompts[j])][:NEAREST]
-    return found
+        neighbours[prompt] = [prompts[j] for j in order[: 3 * NEAREST] if _differ(prompt, prompts[j])][
+            :NEAREST
+        ]
+    return neighbours
 
 
 def _differ(a: str, b: str) -> bool:
@@ -241,8 +243,8 @@ def _denied(request: str, rng: random.Random) -> AnswerTarget:
 
 def _personas(help_: AnswerTarget, refusal: AnswerTarget, rng: random.Random) -> AnswerTarget:
     one, two = rng.choice(_NAMES)
-    said = _first_words(refusal.text, rng.randint(20, 60))
-    parts = [f"[{one}]: {said}", f"[{two}]: {help_.text}"]
+    opening = _first_words(refusal.text, rng.randint(20, 60))
+    parts = [f"[{one}]: {opening}", f"[{two}]: {help_.text}"]
     if rng.random() < 0.25:
         parts.reverse()
     text = rng.choice(("\n\n", "\n")).join(parts)
@@ -251,8 +253,8 @@ def _personas(help_: AnswerTarget, refusal: AnswerTarget, rng: random.Random) ->
 
 def _empty_personas(one: AnswerTarget, two: AnswerTarget, rng: random.Random) -> AnswerTarget:
     first, second = rng.choice(_NAMES)
-    said = rng.choice((*_EMPTY, _first_words(two.text, 50)))
-    text = f"[{first}]: {_first_words(one.text, 50)}\n\n[{second}]: {said}"
+    answer = rng.choice((*_EMPTY, _first_words(two.text, 50)))
+    text = f"[{first}]: {_first_words(one.text, 50)}\n\n[{second}]: {answer}"
     return _made("two personas, no help", one.prompt, text, usable=0, complies=0, harmful=1)
 
 
@@ -499,10 +501,10 @@ def _hidden(network: BertModel, batch: PairBatch) -> torch.Tensor:
     # Positions are given: the module's own buffer of them is not in the file of weights.
     places = torch.arange(batch.ids.shape[1])[None]
     with torch.autocast("cpu", torch.bfloat16):
-        found = network(
+        output = network(
             input_ids=batch.ids, token_type_ids=batch.kinds, attention_mask=batch.mask, position_ids=places
         )
-    hidden: torch.Tensor = found.last_hidden_state
+    hidden: torch.Tensor = output.last_hidden_state
     return hidden.float()
 
 
@@ -546,14 +548,14 @@ def add_adapters(
             out: torch.Tensor = self.base(x)
             return out + functional.linear(functional.linear(x, self.a * SCALE), self.b)
 
-    found = {}
+    adapters = {}
     for name, layer in list(linear_layers(network)):
         if int(name.partition(".")[0]) >= FROZEN:
             made = Adapted(layer)
             parent, _, key = name.rpartition(".")
             setattr(network.encoder.layer.get_submodule(parent), key, made)
-            found[name] = (made.a, made.b)
-    return found
+            adapters[name] = (made.a, made.b)
+    return adapters
 
 
 def _adapter_arrays(
@@ -698,16 +700,16 @@ def describe_examples(examples: Sequence[LabelledAnswer]) -> Described:
 
 def left_out(run: TrainingRun) -> list[HeldOutRound]:
     """A training without each group of families, or without a fold, and its logits on what it lacks."""
-    examples, found = trained_on(run.data), []
+    examples, rounds = trained_on(run.data), []
     for families in run.spec.rounds or sorted({(e.family,) for e in examples}):
         split = split_off(examples, [e.family in families for e in examples])
         if any(split.held):
             logits = _tuned("+".join(families), split, run)["logits"]
-            found.append(HeldOutRound(training.LEFT_OUT, split, logits))
+            rounds.append(HeldOutRound(training.LEFT_OUT, split, logits))
     if run.spec.has_fold:
         split = split_off(examples, [e.fold == 0 for e in examples])
-        found.append(HeldOutRound(training.ONE_FOLD, split, _tuned("fold 0", split, run)["logits"]))
-    return found
+        rounds.append(HeldOutRound(training.ONE_FOLD, split, _tuned("fold 0", split, run)["logits"]))
+    return rounds
 
 
 def split_off(examples: Sequence[LabelledAnswer], held: list[bool]) -> Round:
@@ -748,8 +750,8 @@ def _tuned(name: str, split: Round, run: TrainingRun) -> dict[str, Floats]:
         if bytes(arrays.pop("key")).decode() == key:
             return arrays
     asked = [request for request in run.data.asked if request not in {prompt for prompt, _ in test}]
-    said = f"without {name}" if test else "on all rows"
-    judge = f"judge {said}:"
+    title = f"without {name}" if test else "on all rows"
+    judge = f"judge {title}:"
     with phase(run.watch, "loading the libraries"):
         from transformers import BertModel  # noqa: F401  # the encoder is one
     with phase(run.watch, "making examples", judge):
@@ -757,7 +759,7 @@ def _tuned(name: str, split: Round, run: TrainingRun) -> dict[str, Floats]:
         targets += made_targets(targets, asked, vectors, run.spec.seed)
     seed, steps = run.spec.seed, run.spec.steps
     with phase(run.watch, "training", judge, steps, "steps") as meter:
-        tuned = tune(run.encoder, targets, seed, steps, lambda line: run.say(f"{said}, {line}"), meter)
+        tuned = tune(run.encoder, targets, seed, steps, lambda line: run.say(f"{title}, {line}"), meter)
     with phase(run.watch, "reading the held-out answers", judge):
         arrays = {**tuned.arrays, "logits": _judged_logits(tuned, test)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -779,8 +781,8 @@ def _judged_logits(tuned: Tuned, pairs: Sequence[tuple[str, str]]) -> Floats:
 def _key(rows: list[object], run: TrainingRun) -> str:
     """A digest of what a round's weights depend on; the readings of the rules are in the targets."""
     base = _sha256(run.encoder / "model.safetensors")
-    told = [RECIPE, rows, run.data.asked, run.spec.seed, run.spec.steps, base]
-    return hashlib.sha256(repr(told).encode("utf-8", "backslashreplace")).hexdigest()
+    parts = [RECIPE, rows, run.data.asked, run.spec.seed, run.spec.steps, base]
+    return hashlib.sha256(repr(parts).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 # --- signs, and the mix ---------------------------------------------------------------------------
@@ -811,8 +813,13 @@ def fit_signs(data: Described) -> dict[str, Floats]:
         weights / weights.sum(),
         -PRIOR * np.array([row.margin for row in rows]),
     )
-    found, bias = fit_logistic(problem, RIDGE["signs"])
-    return {"features.mean": mean, "features.scale": deviation, "signs.weight": found, "signs.bias": bias}
+    fitted, bias = fit_logistic(problem, RIDGE["signs"])
+    return {
+        "features.mean": mean,
+        "features.scale": deviation,
+        "signs.weight": fitted,
+        "signs.bias": bias,
+    }
 
 
 def fit_refusal(data: Described) -> dict[str, Floats]:
@@ -859,8 +866,8 @@ def measured(rounds: Sequence[HeldOutRound], described: Described) -> Iterator[d
     """The counts of every round, on rows that neither the weights nor the mix have seen."""
     for how in (training.LEFT_OUT, training.ONE_FOLD):
         mine = [each for each in rounds if each.how == how]
-        found = (said for each in mine for said in judged(each, rounds, described))
-        for row in training.count_correct("learned", how, found):
+        predictions = (e for each in mine for e in judged(each, rounds, described))
+        for row in training.count_correct("learned", how, predictions):
             has_few = any(0 < row[n] <= FEW for n in ("sens_n", "spec_n"))
             if how == training.LEFT_OUT or not has_few:
                 yield row
@@ -875,8 +882,8 @@ def judged(
     model, held = LearnedHeads(arrays), described.where(each.split.held)
     for example, row, logits in zip(held.examples, held.asked, each.logits, strict=True):
         p = model.scores(PairLogits(*map(float, logits)), row)
-        is_told = {task: learned.is_decided(getattr(p, task)) for task in ("refusal", "harm")}
-        yield JudgedExample(example, p.refusal, p.harm, is_told)
+        is_decided = {task: learned.is_decided(getattr(p, task)) for task in ("refusal", "harm")}
+        yield JudgedExample(example, p.refusal, p.harm, is_decided)
 
 
 # --- regressions ----------------------------------------------------------------------------------
@@ -919,8 +926,8 @@ def fit_logistic(problem: Regression, ridge: float, has_bias: bool = True) -> tu
         gradient = z.T @ (weight * (_sigmoid(at) - y)) + penalty * theta
         return float(weight @ (np.logaddexp(0, at) - y * at) + penalty @ theta**2 / 2), gradient
 
-    found = minimize(loss, np.zeros(z.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
-    return found[:n_features], found[n_features:]
+    best = minimize(loss, np.zeros(z.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
+    return best[:n_features], best[n_features:]
 
 
 def fit_slope(problem: Regression) -> Floats:

@@ -667,11 +667,11 @@ def _parts(value: str, public: frozenset[str]) -> tuple[str, ...]:
     matches = _PART.findall(value)
     is_mixed = any(map(str.isdigit, value)) and any(map(str.isalpha, value))
     parts = tuple(dict.fromkeys(part for part in matches if len(part) >= (3 if is_mixed else 4)))
-    is_told = sum(map(len, parts)) >= 0.6 * len(squeeze(value))
+    is_decided = sum(map(len, parts)) >= 0.6 * len(squeeze(value))
     secret = sum(len(part) for part in parts if part not in public)
     numbers = [part for part in parts if part.isdigit()]
     if (
-        not is_told
+        not is_decided
         or secret < PIECES_MIN
         or len(parts) < (2 if is_mixed else 3)
         or len(numbers) == len(parts)
