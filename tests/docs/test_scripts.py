@@ -19,9 +19,8 @@ from types import ModuleType
 import pytest
 
 import heredity as h
-from heredity.lab.children import Lineage
 from heredity.lab.plan import read_plan
-from heredity.lab.runner import application, chosen_probes
+from heredity.lab.runner import Lineage, application, chosen_probes
 from tests.support.documents import ROOT, Block, blocks, pages
 
 SCRIPTS = [

@@ -46,15 +46,16 @@ from heredity.core.files import RESULTS, Lock, refuse_linked_folders
 from heredity.core.progress import Progress, Watch
 from heredity.core.records import Estimate, Model, Record, digest
 from heredity.core.sanitize import plural
-from heredity.lab.children import Lineage, Task, stored, tasks
 from heredity.lab.inherit import held_little
 from heredity.lab.plan import RESERVED, LeftOutChild, LineagePlan
 from heredity.lab.runner import (
     Asking,
-    Course,
+    Lineage,
     LineageRun,
+    Log,
     MadeFile,
-    Tell,
+    RunProgress,
+    Task,
     asked_models,
     battery_forecast,
     battery_study,
@@ -62,6 +63,8 @@ from heredity.lab.runner import (
     read_made,
     read_record,
     read_results,
+    stored,
+    tasks,
     write_plan,
 )
 from heredity.lab.task import (
@@ -546,12 +549,12 @@ def adapt(
     store: Store,
     out: Path,
     watch: Watch | None = None,
-    tell: Tell = lambda line: None,  # noqa: ARG005
+    log: Log = lambda line: None,  # noqa: ARG005
     engine_loader: EngineLoader | None = None,
 ) -> AdaptResult:
     """Make every way of a task, ask them all, and return the findings.
 
-    tell: receives a line for each step, and those of the power. Raises BadInput for a file of the task,
+    log: receives a line for each step, and those of the power. Raises BadInput for a file of the task,
     NotComparable if the folder holds another task, and UsageError if no way can be made.
     """
     questions, application = read_questions(task), Application.load(task.application, store)
@@ -559,9 +562,9 @@ def adapt(
     with Lock(out), searching_in(store):
         manual = open_manual(task, store, out, has_begun=(out / PLAN).exists())
         shop = _Workshop(task, questions, application, store, out, manual, watch, engine_loader)
-        lineage_run = LineageRun(shop.lineage, out, ADAPTED, (QUALITY, SAFETY), tell)
+        lineage_run = LineageRun(shop.lineage, out, ADAPTED, (QUALITY, SAFETY), log)
         held, possible = _planned(shop, lineage_run)
-        course = Course(len(possible) + 3 + ("distilled" in task.ways), 0.0, tell)
+        course = RunProgress(len(possible) + 3 + ("distilled" in task.ways), 0.0, log)
         course.start("get the model", 0.0)
         shop.lineage.pull()
         course.end()
@@ -578,27 +581,27 @@ def adapt(
         return collect(held, made, results[QUALITY], results[SAFETY])
 
 
-def dry_run(task: AdaptTask, store: Store, tell: Tell, out: Path) -> None:
-    """Tell what a task would make and ask, and what it could show. Nothing is made, asked or written."""
+def dry_run(task: AdaptTask, store: Store, log: Log, out: Path) -> None:
+    """Log what a task would make and ask, and what it could show. Nothing is made, asked or written."""
     questions, application = read_questions(task), Application.load(task.application, store)
     stand_in = ManualIndex("", "", 0.0, 0, 0) if task.needs_manual else None
     shop = _Workshop(task, questions, application, store, out, stand_in)
-    possible = LineageRun(shop.lineage, out, ADAPTED, (), tell).possible()
+    possible = LineageRun(shop.lineage, out, ADAPTED, (), log).possible()
     new = f", {questions.n_seen} of them about seen facts" if questions.has_facts else ""
-    tell(
+    log(
         f"{plural(len(questions.train), 'training row')}, {plural(len(questions.test), 'test question')}{new}"
     )
     for each in possible:
         how = "a guard" if each.child.name in shop.guards else each.child.recipe
         steps = each.child.settings.get("steps")
         amount = f"{task.budget.minutes:g} min" if task.budget.minutes else plural(task.steps, "step")
-        tell(f"make {each.name}: {how}{f', {amount}' if steps else ''}")
+        log(f"make {each.name}: {how}{f', {amount}' if steps else ''}")
     n_models = 1 + len(possible)
-    tell(f"ask {n_models} models {plural(n_models * len(questions.test), 'test question')}")
+    log(f"ask {n_models} models {plural(n_models * len(questions.test), 'test question')}")
     study = battery_forecast(shop.plan, shop.plan.battery[0], possible, store, out)
-    tell(f"ask {n_models} models the probes: {plural(study.resolved.n_trials, 'trial')}")
-    _forecast(shop, possible, tell)
-    power_of(shop.plan, possible, store, out, tell)
+    log(f"ask {n_models} models the probes: {plural(study.resolved.n_trials, 'trial')}")
+    _forecast(shop, possible, log)
+    power_of(shop.plan, possible, store, out, log)
 
 
 def read_result(out: Path) -> AdaptResult:
@@ -634,11 +637,11 @@ def task_folder(task: AdaptTask, name: str) -> Path:
 
 def _planned(shop: _Workshop, lineage_run: LineageRun) -> tuple[AdaptFile, list[Task]]:
     """The task in the folder, which is saved if it is new, and the models that can be made."""
-    held, tell = _read_held(shop), lineage_run.tell
+    held, log = _read_held(shop), lineage_run.log
     possible = lineage_run.possible(held.digest if held else "")
     if held is None:
-        forecast = _forecast(shop, possible, tell)
-        power = power_of(shop.plan, possible, shop.store, shop.out, tell).get(SAFETY)
+        forecast = _forecast(shop, possible, log)
+        power = power_of(shop.plan, possible, shop.store, shop.out, log).get(SAFETY)
         at = datetime.now(UTC).isoformat(timespec="seconds")
         steps = dict[str, int]()  # those of the budget, or as many as fit into its minutes
         for each in possible:
@@ -672,16 +675,16 @@ def _read_held(shop: _Workshop) -> AdaptFile | None:
     return held
 
 
-def _forecast(shop: _Workshop, possible: Sequence[Task], tell: Tell) -> TaskForecast:
-    """The forecast of all but the probes, also given to `tell` in lines."""
+def _forecast(shop: _Workshop, possible: Sequence[Task], log: Log) -> TaskForecast:
+    """The forecast of all but the probes, also given to `log` in lines."""
     try:
         n_bytes = float(sum(file.bytes for file in shop.store.named(shop.task.model).record.files))
     except (UnknownName, UsageError):  # it is not pulled yet
         n_bytes = USUAL_BYTES
     forecast = forecast_task(shop.task, shop.questions, possible, n_bytes)
-    tell("Training and test questions:")
+    log("Training and test questions:")
     for line in lines(forecast):
-        tell(f"  {line}")
+        log(f"  {line}")
     return forecast
 
 

@@ -42,7 +42,7 @@ MAX_TOKENS, MAX_ROUNDS, AT_ONCE = 512, 15, 8
 _JOB = "job.json"
 _READY_SECONDS = 600.0  # to load the models
 _LAST = 300  # characters of the output that an error shows
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def check(python: Path, folder: Path) -> str:
     return versions[0]
 
 
-def study_of(folder: Path, tell: Tell) -> tuple[Path, Summary]:
+def study_of(folder: Path, log: Log) -> tuple[Path, Summary]:
     """The study of the logs in a run's folder. One of fewer logs, or of others, gets another name."""
     made = folder / STUDY
     try:
@@ -157,7 +157,7 @@ def study_of(folder: Path, tell: Tell) -> tuple[Path, Summary]:
     except NotComparable:
         number = next(n for n in range(1, 1 << 20) if not (folder / f"{STUDY}-{n}").exists())
         made.rename(earlier := folder / f"{STUDY}-{number}")
-        tell(f"the logs changed: the study before is in {earlier}")
+        log(f"the logs changed: the study before is in {earlier}")
     return made, importers.import_files([folder / LOGS], made, ImportOptions())
 
 

@@ -34,7 +34,6 @@ from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.files import Lock, refuse_linked_folders
 from heredity.core.progress import Watch
 from heredity.core.records import Estimate, Record, digest
-from heredity.lab.children import Lineage, Task
 from heredity.lab.plan import (
     ENGINE,
     JOINS,
@@ -49,10 +48,12 @@ from heredity.lab.plan import (
 )
 from heredity.lab.runner import (
     Asking,
-    Course,
+    Lineage,
     LineageRun,
+    Log,
     MadeFile,
-    Tell,
+    RunProgress,
+    Task,
     battery_forecast,
     battery_study,
     power_of,
@@ -483,12 +484,12 @@ def inherit(
     store: Store,
     out: Path,
     watch: Watch | None = None,
-    tell: Tell = lambda line: None,  # noqa: ARG005
+    log: Log = lambda line: None,  # noqa: ARG005
     engine_loader: EngineLoader | None = None,
 ) -> LineageResult:
     """Make the children of a plan, run its studies, and return the verdict on every edge.
 
-    tell: receives a line for each step, and the lines of the power. Raises NotComparable if the folder holds
+    log: receives a line for each step, and the lines of the power. Raises NotComparable if the folder holds
     another plan, and UsageError if no child can be made. If the user made every child, the error of one that
     cannot be had is raised.
     """
@@ -496,14 +497,14 @@ def inherit(
     refuse_linked_folders(out, *RESERVED, *names)
     with Lock(out):
         lineage = Lineage(plan, store, out / "repairs", watch, engine_loader)
-        lineage_run = LineageRun(lineage, out, GROWN, names, tell)
+        lineage_run = LineageRun(lineage, out, GROWN, names, log)
         held = _read_held(plan, out)
         possible = lineage_run.possible(held.digest if held else "")
-        power = power_of(plan, possible, store, out, tell)
+        power = power_of(plan, possible, store, out, log)
         if plan.is_of_models:
-            _get_named(lineage, possible, tell)
+            _get_named(lineage, possible, log)
         n_steps, is_resumed = 1 + len(possible) + len(plan.battery), held is not None
-        course = Course(n_steps, _minutes(plan, possible), tell, is_resumed)
+        course = RunProgress(n_steps, _minutes(plan, possible), log, is_resumed)
         if held is None:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             held = LineageFile(plan_digest(plan), now, plan, power)
@@ -537,13 +538,13 @@ def _read_held(plan: LineagePlan, out: Path) -> LineageFile | None:
     return held
 
 
-def _get_named(lineage: Lineage, possible: Sequence[Task], tell: Tell) -> None:
+def _get_named(lineage: Lineage, possible: Sequence[Task], log: Log) -> None:
     """Get the models that a user named. One that cannot be had ends the run before its folder has a plan."""
     lineage.pull()
     for task in possible:
         lineage.make(task)
         if doubt := lineage.doubt(task):
-            tell(f"warning: {doubt}")
+            log(f"warning: {doubt}")
 
 
 def _minutes(plan: LineagePlan, possible: Sequence[Task]) -> float:

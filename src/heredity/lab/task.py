@@ -46,9 +46,9 @@ from heredity.core.progress import time_words
 from heredity.core.readers import text_of
 from heredity.core.records import AnswerRule, Message, Probe, Record, RetrievalMethod, digest, encode
 from heredity.core.sanitize import plural
-from heredity.lab.children import Task
 from heredity.lab.examples import support_manual
 from heredity.lab.plan import BEHIND, BatteryPlan, ChildPlan, LineagePlan, read_record_of
+from heredity.lab.runner import Task
 from heredity.lineage import references
 from heredity.lineage.speeds import USUAL_BYTES, request_seconds
 from heredity.lineage.store import Store

@@ -10,7 +10,7 @@ import pytest
 
 from heredity.lab import task as ways
 from heredity.lab.adapt import AdaptFile, read_adapt_file
-from heredity.lab.children import Task, tasks
+from heredity.lab.runner import Task, tasks
 from heredity.lab.task import (
     DISCORDANCE,
     AdaptTask,

@@ -55,7 +55,7 @@ def told() -> list[str]:
 
 @pytest.fixture(scope="module")
 def found(folder: Path, path: Path, store: Store, told: list[str]) -> AdaptResult:
-    return run.adapt(read_task(path), store, folder / "out", tell=told.append, engine_loader=loader())
+    return run.adapt(read_task(path), store, folder / "out", log=told.append, engine_loader=loader())
 
 
 def way(found: AdaptResult, name: str) -> WayFinding:
@@ -150,7 +150,7 @@ def test_a_run_that_was_stopped_goes_on(folder: Path, path: Path, store: Store, 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.adapt(read_task(path), store, tmp_path / "out", tell=stopping, engine_loader=loader())
+        run.adapt(read_task(path), store, tmp_path / "out", log=stopping, engine_loader=loader())
     asked: list[str] = []
     whole = run.adapt(read_task(path), store, tmp_path / "out", engine_loader=loader(asked))
     assert len(asked) == 4  # each model once, for the probes
@@ -214,7 +214,7 @@ def test_a_name_that_no_release_knows_is_a_damaged_file_and_no_fault(
 def test_ways_that_this_model_cannot_have_are_left_out_by_name(store: Store, tmp_path: Path) -> None:
     task = read_task(task_file(tmp_path / "task", '["prompt", "lora"]', model=MODEL))
     told: list[str] = []
-    found = run.adapt(task, store, tmp_path / "out", tell=told.append, engine_loader=loader())
+    found = run.adapt(task, store, tmp_path / "out", log=told.append, engine_loader=loader())
     assert [each.name for each in found.left_out] == ["lora-0"] and found.left_out[0].why
     assert any(line.startswith("left out: lora-0") for line in told)
     assert "## Left out" in page_of(found).markdown("x.svg")

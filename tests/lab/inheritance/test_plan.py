@@ -9,11 +9,10 @@ import pytest
 
 from heredity.core.errors import BadInput, Damaged, UnknownName, UsageError
 from heredity.core.records import digest, encode
-from heredity.lab.children import Lineage
 from heredity.lab.examples import SHIPPED, load_data
 from heredity.lab.inherit import LineageFile, plan_digest, read_plan_file
 from heredity.lab.plan import BatteryPlan, ChildPlan, LineagePlan, plan_of, read_plan
-from heredity.lab.runner import application, chosen_probes
+from heredity.lab.runner import Lineage, application, chosen_probes
 from heredity.lineage.references import is_elsewhere
 from heredity.lineage.store import Store
 from heredity.train.data.chat import Data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -25,11 +26,11 @@ from heredity.engines.protocols import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.lab import inherit as run
 from heredity.lab import runner as course
-from heredity.lab.children import Lineage, Task, tasks
 from heredity.lab.inherit import BatteryFinding, LineageResult, Truncation
 from heredity.lab.inherit_page import N_SENTENCES, noise_floor, page_of, rest, sentences
 from heredity.lab.page import change
 from heredity.lab.plan import ChildPlan, LineagePlan, plan_of, read_plan
+from heredity.lab.runner import Lineage, Task, tasks
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.quantize import Quantize
@@ -196,7 +197,7 @@ def told() -> list[str]:
 
 @pytest.fixture(scope="module")
 def found(plan: LineagePlan, store: Store, out: Path, told: list[str]) -> LineageResult:
-    return run.inherit(plan, store, out, tell=told.append, engine_loader=loader(SHARES))
+    return run.inherit(plan, store, out, log=told.append, engine_loader=loader(SHARES))
 
 
 def render(found: LineageResult, figure: str) -> str:
@@ -445,7 +446,7 @@ def test_a_child_of_few_steps_is_made_with_a_warning_and_a_quick_run_without(
         lineage = Lineage(made, Store(tmp_path / str(number)), tmp_path / "repairs")
         lineage.pull()
         lineage_run = course.LineageRun(lineage, tmp_path, run.GROWN, (), lines.append)
-        lineage_run.make(tasks(made)[:2], course.Course(2, 0.0, lines.append))
+        lineage_run.make(tasks(made)[:2], course.RunProgress(2, 0.0, lines.append))
         assert {"tuned-0", "tuned-1"} <= lineage.models.keys()
         warnings = [line for line in lines if line.startswith("warning: Only 2 optimizer steps (")]
         assert len(warnings) == n_warnings == len(lines) - 2
@@ -466,7 +467,7 @@ def course_of(
     """The minutes left at each step. A step: planned minutes, seconds, share done, share worked."""
     now, left = [0.0], list[float]()
     monkeypatch.setattr(course.time, "monotonic", lambda: now[0])
-    run_course = course.Course(len(steps), minutes, lambda line: None, is_resumed)
+    run_course = course.RunProgress(len(steps), minutes, lambda line: None, is_resumed)
 
     def note() -> None:
         low, high = run_course.left.estimate() or (0.0, 0.0)
@@ -511,7 +512,7 @@ def test_within_a_step_the_line_has_the_time_of_all_steps(monkeypatch: pytest.Mo
     """Not a number from the beginning of the step: half of it took four of its two minutes."""
     now, shown = [0.0], list[Progress]()
     monkeypatch.setattr(course.time, "monotonic", lambda: now[0])
-    run_course = course.Course(2, 12.0, lambda line: None)
+    run_course = course.RunProgress(2, 12.0, lambda line: None)
     watch = run_course.watching(shown.append)
     assert watch is not None
     run_course.start("a step", 4.0)
@@ -523,7 +524,7 @@ def test_within_a_step_the_line_has_the_time_of_all_steps(monkeypatch: pytest.Mo
 
 def test_without_planned_minutes_no_step_shows_its_own_time_as_that_of_the_run() -> None:
     shown = list[Progress]()
-    watch = course.Course(2, 0.0, lambda line: None).watching(shown.append)
+    watch = course.RunProgress(2, 0.0, lambda line: None).watching(shown.append)
     assert watch is not None
     watch(Progress("train", "a child", 5, 10, seconds_left=TimeSpan(100, 200)))
     assert shown[-1].seconds_left is None
@@ -535,7 +536,7 @@ def test_within_a_resumed_step_the_answers_that_were_there_are_no_work(
     """Of 100 minutes a tenth is left, and a tenth of that took two minutes, not one."""
     now, shown = [0.0], list[Progress]()
     monkeypatch.setattr(course.time, "monotonic", lambda: now[0])
-    run_course = course.Course(1, 100.0, lambda line: None, is_resumed=True)
+    run_course = course.RunProgress(1, 100.0, lambda line: None, is_resumed=True)
     watch = run_course.watching(shown.append)
     assert watch is not None
     run_course.start("a step", 100.0, 0.9)
@@ -552,7 +553,7 @@ def test_a_resumed_run_tells_the_time_of_the_answers_that_it_lacks(
     few = msgspec.structs.replace(plan, battery=plan.battery[1:], child=tuple(_quantized_and_tuned(plan)))
     run.inherit(few, store, tmp_path / "out", engine_loader=loader(SHARES))
     told: list[str] = []
-    run.inherit(few, store, tmp_path / "out", tell=told.append, engine_loader=loader(SHARES))
+    run.inherit(few, store, tmp_path / "out", log=told.append, engine_loader=loader(SHARES))
     asked = next(line for line in told if "ask " in line)
     assert asked.endswith("; under 1 min left"), asked
 
@@ -652,7 +653,7 @@ def test_a_child_that_one_run_left_out_stays_out_of_its_studies(
     first = run.inherit(few, store, tmp_path / "out", engine_loader=loader(SHARES))
     monkeypatch.undo()
     told: list[str] = []
-    again = run.inherit(few, store, tmp_path / "out", tell=told.append, engine_loader=loader(SHARES))
+    again = run.inherit(few, store, tmp_path / "out", log=told.append, engine_loader=loader(SHARES))
     assert [each.why for each in again.left_out] == ["no memory is left"] and again == first
     line = next(line for line in told if line.startswith("left out: ") and "no memory is left" in line)
     assert "--out" in line
@@ -670,7 +671,7 @@ def test_a_child_that_one_run_left_out_is_made_if_no_study_has_begun(
     _refuse_to_quantize(monkeypatch, OutOfMemory("no memory is left"))
     monkeypatch.setattr(course.LineageRun, "ask", stopped)
     with pytest.raises(KeyboardInterrupt):
-        run.inherit(few, store, tmp_path / "out", tell=told.append)
+        run.inherit(few, store, tmp_path / "out", log=told.append)
     assert (tmp_path / "out" / run.GROWN).exists()
     line = next(line for line in told if line.startswith("left out: q8") and "no memory is left" in line)
     assert "Ctrl-C" in line
@@ -704,6 +705,22 @@ def test_a_child_that_its_user_names_twice_is_an_error(
             engine_loader=loader(SHARES),
         )  # fmt: skip
     assert not (tmp_path / "out" / run.PLAN).exists()
+
+
+def test_a_child_whose_further_ancestor_is_not_in_the_store_has_its_verdict(
+    plan: LineagePlan, tmp_path: Path
+) -> None:
+    from heredity.lab.plan import BatteryPlan
+
+    own = Store(tmp_path / "store")
+    teacher = own.pull(plan.models["teacher"])
+    between = own.grow_once(Quantize("int8", name="between"), [teacher])
+    mine = own.grow_once(Quantize("q4_0", name="mine"), [between])
+    shutil.rmtree(between.folder)
+    asked = [BatteryPlan("default", (str(few_probes(tmp_path)),))]
+    named = plan_of(teacher.record.id, [mine.record.id], asked, 0.15)
+    found = run.inherit(named, own, tmp_path / "out", engine_loader=loader(SHARES))
+    assert [edge.child for edge in found.edges] == [mine.record.id]
 
 
 def _quantized_and_tuned(plan: LineagePlan) -> Iterator[ChildPlan]:
