@@ -716,7 +716,7 @@ def test_a_child_whose_further_ancestor_is_not_in_the_store_has_its_verdict(
     teacher = own.pull(plan.models["teacher"])
     between = own.grow_once(Quantize("int8", name="between"), [teacher])
     mine = own.grow_once(Quantize("q4_0", name="mine"), [between])
-    shutil.rmtree(between.folder)
+    shutil.rmtree(own.root / "models" / between.record.id)
     asked = [BatteryPlan("default", (str(few_probes(tmp_path)),))]
     named = plan_of(teacher.record.id, [mine.record.id], asked, 0.15)
     found = run.inherit(named, own, tmp_path / "out", engine_loader=loader(SHARES))
