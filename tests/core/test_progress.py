@@ -17,7 +17,7 @@ import pytest
 
 from heredity.core.progress import Meter, Progress, TimeLeft, TimeSpan, Work
 from heredity.core.terminal import Display, QuietConsole, size, trial_words
-from heredity.lab.adapt_page import clock
+from heredity.lab.adapt import clock
 from heredity.study.forecast import Measured, measured_seconds
 from tests.support.cli import place as place
 

@@ -47,16 +47,11 @@ def command(
 
     with shown_start():
         from heredity.lab import adapt as run
-        from heredity.lab.adapt_page import page_of
         from heredity.lab.task import read_task
 
     if task.is_dir():
-        names = sorted(set(ctx.params) - {"task", "page", "yes", "full"})
-        given = [name for name in names if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-        if given:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise click.UsageError(f"{flags} would have no effect: {task} already has its task.", ctx)
-        show_page(page_of(run.read_result(task)), task, page, full)
+        _refuse_beside(ctx, task)
+        show_page(run.page_of(run.read_result(task)), task, page, full)
         return
     read = read_task(task, model or "")
     read = read.quick() if quick else read
@@ -66,7 +61,7 @@ def command(
         with shown_work(store, "planning"):
             run.dry_run(read, store, note, folder)
         return
-    show_page(page_of(_compared(read, folder, yes)), folder, page, full)
+    show_page(run.page_of(_compared(read, folder, yes)), folder, page, full)
 
 
 def _compared(task: AdaptTask, folder: Path, yes: bool) -> AdaptResult:
@@ -80,3 +75,12 @@ def _compared(task: AdaptTask, folder: Path, yes: bool) -> AdaptResult:
         consent(store, ref, yes)
     with shown_work(store) as display:
         return run.adapt(task, store, folder, display, note)
+
+
+def _refuse_beside(ctx: click.Context, folder: Path) -> None:
+    """Refuse options that would have no effect next to a finished folder. Raises UsageError."""
+    names = sorted(set(ctx.params) - {"task", "page", "yes", "full"})
+    given = [name for name in names if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(f"{flags} would have no effect: {folder} already has its task.", ctx)

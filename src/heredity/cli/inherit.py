@@ -72,7 +72,6 @@ def command(
 
     with shown_start():
         from heredity.lab import inherit as run
-        from heredity.lab.inherit_page import page_of
 
     if len(models) == 1 and Path(models[0]).is_dir():
         folder = Path(models[0])
@@ -86,7 +85,7 @@ def command(
         plan = plan.quick() if quick else plan
         folder = out or RESULTS / f"{Path(models[0]).stem}-{run.plan_digest(plan)[:8]}"
         found = _inherited(plan, folder, yes)
-    show_page(page_of(found), folder, page, full)
+    show_page(run.page_of(found), folder, page, full)
 
 
 def _inherited(plan: LineagePlan, folder: Path, yes: bool) -> LineageResult:

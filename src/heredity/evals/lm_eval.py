@@ -88,7 +88,10 @@ def _class() -> Callable[[Any, str], Any]:
             for reply in self._engine.reply(iter(asked)):
                 if reply.error is not None:
                     raise EngineFailure(reply.error)
-                texts[reply.key] = _until(reply.text, requests[reply.key].args[1])
+                text, marks = reply.text, requests[reply.key].args[1].get("until") or []
+                for mark in [marks] if isinstance(marks, str) else marks:
+                    text = text.split(mark, 1)[0] if mark else text
+                texts[reply.key] = text
             return texts
 
         def apply_chat_template(
@@ -120,11 +123,3 @@ def _generating(key: int, request: Request, given: dict[str, Any]) -> Request:
         raise UsageError("The harness's task samples its answers; heredity decodes greedily here.")
     most = int(given.get("max_gen_toks") or _MAX_TOKENS)
     return Request(key, (), Decoding(max_tokens=most), prefill=request.prefill)
-
-
-def _until(text: str, given: dict[str, Any]) -> str:
-    """The text up to the first of the marks that end it."""
-    marks = given.get("until") or []
-    for mark in [marks] if isinstance(marks, str) else marks:
-        text = text.split(mark, 1)[0] if mark else text
-    return text

@@ -11,10 +11,10 @@ Leaves to others: the metrics (metrics/), and the statistics (stats/).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -38,7 +38,7 @@ from heredity.core.records import (
 from heredity.core.sanitize import clean_text
 from heredity.engines.protocols import Completer, Engine, Matcher, Scorer
 from heredity.engines.remote.budget import BYTES_PER_TOKEN, Usage
-from heredity.evals import tasks
+from heredity.evals import tasks as task_files
 from heredity.evals.metrics import LETTERS, ItemAnswer
 from heredity.evals.metrics import load as metric_of
 from heredity.evals.tasks import EvalTask, TaskItem
@@ -145,16 +145,8 @@ class ItemResponse(NamedTuple):
     error: str | None = None
 
 
-class PromptForm(Protocol):
-    """One way of asking."""
-
-    def why_not(self, model: Model) -> str:
-        """Why this model cannot be asked so, in words that say what could; "" where it can."""
-
-    def answers(self, engine: Engine, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
-        """An answer to each, in any order. Raises EngineFailure if the engine fails as a whole."""
-
-
+# One way of asking each. `why_not` is why a model cannot be asked so, "" if it can. `answers` yields an
+# answer to each item, in any order, and raises EngineFailure if the engine fails as a whole.
 class _Reply:
     def why_not(self, model: Model) -> str:
         return why_not_generative(model)
@@ -164,14 +156,9 @@ class _Reply:
         for reply in engine.reply(requests):
             error = None if reply.error is None else clean_text(reply.error)
             yield ItemResponse(
-                reply.key,
-                clean_text(reply.text),
-                (),
-                reply.n_prompt_tokens,
-                reply.n_answer_tokens,
-                reply.stop,
-                error,
-            )
+                reply.key, clean_text(reply.text), (), reply.n_prompt_tokens, reply.n_answer_tokens,
+                reply.stop, error,
+            )  # fmt: skip
 
 
 class _Score:
@@ -213,13 +200,13 @@ class _Match:
 
 def _similar(engine: Matcher, shown: str, options: Sequence[str]) -> list[float]:
     """Similarities of an image to each caption, or of a caption to each image."""
-    if (picture := tasks.bytes_of(shown)) is not None:
+    if (picture := task_files.bytes_of(shown)) is not None:
         return engine.match([picture], options)[0]
-    pictures = [read for option in options if (read := tasks.bytes_of(option)) is not None]
+    pictures = [read for option in options if (read := task_files.bytes_of(option)) is not None]
     return [row[0] for row in engine.match(pictures, [shown])]
 
 
-WAYS: dict[str, PromptForm] = {"reply": _Reply(), "score": _Score(), "match": _Match()}
+WAYS: dict[str, _Reply | _Score | _Match] = {"reply": _Reply(), "score": _Score(), "match": _Match()}
 
 
 # --- scores -------------------------------------------------------------------------------------------
@@ -353,8 +340,14 @@ def grade(
         for task in wanted
         for n in shots
     ]
+    differences = [each for each in raw if each is not None]
+    adjusted = stats.holm([each.p_value for each in differences]) if differences else []
+    compared = tuple(
+        msgspec.structs.replace(each, p_holm=p, verdict=_verdict(each, p))
+        for each, p in zip(differences, adjusted, strict=True)
+    )
     cards = tuple(_model_card(model, cells) for model in models)
-    return Grades(cards, tuple(map(_task_card, wanted)), tuple(grades), _with_holm([d for d in raw if d]))
+    return Grades(cards, tuple(map(_task_card, wanted)), tuple(grades), compared)
 
 
 def _grade(model: Model, task: EvalTask, n_shots: int, cells: Sequence[Cell], refused: str) -> Grade:
@@ -393,14 +386,6 @@ def _compared(
     pairs = [a[ident] for ident in both], [b[ident] for ident in both]
     d, p, test = compare_scores(*pairs, are_shares=metric_of(task.metric).IS_SHARE)
     return Difference(first.id, other.id, task.name, n_shots, d, p, p, test, "not shown")
-
-
-def _with_holm(differences: Sequence[Difference]) -> tuple[Difference, ...]:
-    adjusted = stats.holm([one.p_value for one in differences]) if differences else []
-    return tuple(
-        msgspec.structs.replace(one, p_holm=p, verdict=_verdict(one, p))
-        for one, p in zip(differences, adjusted, strict=True)
-    )
 
 
 def _verdict(one: Difference, p: float) -> str:
@@ -478,7 +463,14 @@ class Evaluation:
         grown = [one if isinstance(one, Grown) else self._store.get(one) for one in models]
         self._grown = list({one.record.id: one for one in grown}.values())
         has_pictures = any(engines.choose(one.record) == "dual" for one in self._grown)
-        self._tasks, self._shots = _loaded(tasks, limit, has_pictures), tuple(dict.fromkeys(shots))
+        if limit is not None and limit < 1:
+            raise UsageError(f"A limit of {limit} items leaves nothing to ask.")
+        loaded = task_files.load(tasks, has_pictures)
+        self._tasks = [
+            each if limit is None else msgspec.structs.replace(each, items=_some(each.items, limit))
+            for each in loaded
+        ]
+        self._shots = tuple(dict.fromkeys(shots))
         self.folder = Path(out) if out is not None else RESULTS / "evals"
         _check(self._grown, self._tasks, self._shots)
 
@@ -511,8 +503,8 @@ class Evaluation:
     ) -> ModelForecast:
         model = grown.record
         earlier = [row for row in known.values() if row.model == model.id]
-        questions = self._questions(model, self._form(earlier[-1].is_base) if earlier else "chat")
-        open_ = [q for q in questions if _is_open(known.get((model.id, q.asked.key)), again)]
+        form = self._form(earlier[-1].is_base) if earlier else "chat"
+        questions, open_ = self._left(model, form, known, again)
         n_tokens = [_most_tokens(q) for q in open_]
         times = [speed_seconds(n, speed) for n in n_tokens if model.format != "scripted"]
         n_prompt = sum(len(encode(q.asked.request)) for q in open_) // BYTES_PER_TOKEN
@@ -533,33 +525,52 @@ class Evaluation:
         """Ask one model the items that it has not answered yet."""
         model = grown.record
         earlier = [row for row in known.values() if row.model == model.id]
-        form = self._form(earlier[-1].is_base) if earlier else None
-        questions = self._questions(model, form) if form else []
-        open_ = [q for q in questions if _is_open(known.get((model.id, q.asked.key)), again)]
-        if form and not open_:
+
+        def show(n_done: int) -> None:
             if watch is not None:
-                watch(Progress("ask", model.name, len(questions), len(questions), unit="answers"))
-            return
+                watch(Progress("ask", model.name, n_done, len(questions), unit="answers"))
+
+        if earlier:
+            questions, open_ = self._left(model, self._form(earlier[-1].is_base), known, again)
+            if not open_:
+                show(len(questions))
+                return
         with self._engine(grown) as engine:
-            if self._is_plain and not isinstance(engine, Completer):
-                raise UsageError(f"'{engine.name}' takes conversations only. Leave out --no-chat-template.")
-            is_base = isinstance(engine, Completer) and (
-                engine.is_base or graph.is_base(model, {each.id: each for each in self._store.models()})
-            )
-            _refuse_other_arithmetic(self.folder, model, engine, earlier)
-            form = self._form(is_base)
-            questions = self._questions(model, form)
-            open_ = [q for q in questions if _is_open(known.get((model.id, q.asked.key)), again)]
-            n_there = len(questions) - len(open_)
-            if watch is not None:
-                watch(Progress("ask", model.name, n_there, len(questions), unit="answers"))
-            for row in self._answers(engine, model, open_, form, is_base):
+            is_base = self._is_base(engine, model)
+            if other := {row.numerics for row in earlier} - {engine.numerics}:
+                raise NotComparable(
+                    f"Model '{model.name}' answered in {self.folder} as '{other.pop()}' computes, this engine"
+                    f" is '{engine.numerics}': its answers would not belong together. Ask on the machine and"
+                    " with the versions of before, or into another folder (--out)."
+                )
+            questions, open_ = self._left(model, form := self._form(is_base), known, again)
+            show(n_there := len(questions) - len(open_))
+            for n, row in enumerate(self._answers(engine, model, open_, form, is_base), n_there + 1):
                 rows.append(row)
                 rows.write()  # to the system: a killed process loses none
                 known[model.id, row.asked] = row
-                n_there += 1
-                if watch is not None:
-                    watch(Progress("ask", model.name, n_there, len(questions), unit="answers"))
+                show(n)
+
+    def _is_base(self, engine: Engine, model: Model) -> bool:
+        if self._is_plain and not isinstance(engine, Completer):
+            raise UsageError(f"'{engine.name}' takes conversations only. Leave out --no-chat-template.")
+        return isinstance(engine, Completer) and (
+            engine.is_base or graph.is_base(model, {each.id: each for each in self._store.models()})
+        )
+
+    def _left(
+        self, model: Model, form: Form, known: Mapping[tuple[str, str], AnswerRow], again: bool
+    ) -> tuple[list[_Question], list[_Question]]:
+        """All questions to a model, and those that it has still to answer."""
+        questions = [
+            _Question(task, item, n, put(task, item, n, form))
+            for task in self._tasks
+            if not self._why_not(model, task)
+            for n in self._shots
+            for item in task.items
+        ]
+        rows = ((each, known.get((model.id, each.asked.key))) for each in questions)
+        return questions, [q for q, row in rows if row is None or (again and row.error is not None)]
 
     def _answers(
         self, engine: Engine, model: Model, open_: Sequence[_Question], form: Form, is_base: bool
@@ -600,15 +611,6 @@ class Evaluation:
     def _why_not(self, model: Model, task: EvalTask) -> str:
         return WAYS[metric_of(task.metric).ASKS].why_not(model)
 
-    def _questions(self, model: Model, form: Form) -> list[_Question]:
-        return [
-            _Question(task, item, n, put(task, item, n, form))
-            for task in self._tasks
-            if not self._why_not(model, task)
-            for n in self._shots
-            for item in task.items
-        ]
-
     def _cells(self, known: dict[tuple[str, str], AnswerRow]) -> list[Cell]:
         """Every answer of the requested tasks, with its item."""
         cells: list[Cell] = []
@@ -616,7 +618,7 @@ class Evaluation:
             model = grown.record
             earlier = [row for row in known.values() if row.model == model.id]
             if earlier:
-                questions = self._questions(model, self._form(earlier[-1].is_base))
+                questions, _ = self._left(model, self._form(earlier[-1].is_base), known, again=False)
                 cells += [Cell(q.task, q.item, q.n_shots, known[model.id, q.asked.key]) for q in questions]
         return cells
 
@@ -626,19 +628,6 @@ def _most_tokens(question: _Question) -> int:
     if metric_of(question.task.metric).ASKS == "reply":
         return question.task.max_tokens
     return max(1, sum(len(each.encode()) for each in question.asked.continuations) // BYTES_PER_TOKEN)
-
-
-def _is_open(row: AnswerRow | None, again: bool) -> bool:
-    return row is None or (again and row.error is not None)
-
-
-def _loaded(wanted: Sequence[str], limit: int | None, has_pictures: bool) -> list[EvalTask]:
-    if limit is not None and limit < 1:
-        raise UsageError(f"A limit of {limit} items leaves nothing to ask.")
-    loaded = tasks.load(wanted, has_pictures)
-    if limit is None:
-        return loaded
-    return [msgspec.structs.replace(task, items=_some(task.items, limit)) for task in loaded]
 
 
 def _some(items: Sequence[TaskItem], n: int) -> tuple[TaskItem, ...]:
@@ -662,15 +651,3 @@ def _check(models: Sequence[Grown], wanted: Sequence[EvalTask], shots: Sequence[
         whys = [WAYS[metric_of(task.metric).ASKS].why_not(grown.record) for task in wanted]
         if all(whys):
             raise UsageError(f"'{grown.record.name}' can be put none of these tasks: {whys[0]}.")
-
-
-def _refuse_other_arithmetic(
-    folder: Path, model: Model, engine: Engine, earlier: Sequence[AnswerRow]
-) -> None:
-    other = {row.numerics for row in earlier} - {engine.numerics}
-    if other:
-        raise NotComparable(
-            f"Model '{model.name}' answered in {folder} as '{other.pop()}' computes, this engine is "
-            f"'{engine.numerics}': its answers would not belong together. Ask on the machine and with the "
-            "versions of before, or into another folder (--out)."
-        )

@@ -217,7 +217,6 @@ def _events(python: Path, folder: Path, argument: str) -> Iterator[_Event]:
                 if event.event == "refused":
                     kind = UsageError if event.code == UnknownName.code else Unavailable
                     raise kind(f"{event.message}.", code=event.code)
-                event = event
                 is_done = event.event == "done"
                 yield event
             process.wait()

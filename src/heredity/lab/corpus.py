@@ -9,7 +9,7 @@ Leaves to others: building (corpus/), the probes (redteam/probes/) and the tasks
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,32 +36,19 @@ def build_corpus(
 
 
 def pipeline(path: Path, out: Path) -> Sequence[object]:
-    """Return a recipe's steps for an executor of datatrove; they write the kept documents to `out`/kept.
-
-    Raises BadInput, UsageError; Unavailable without datatrove.
-    """
+    """Return the steps for an executor of datatrove, as corpus.build.pipeline."""
     return build.pipeline(path, unseen(), out)
 
 
 def unseen() -> tuple[str, ...]:
     """Return the texts of probes and of task items, without duplicates. Baseline recall probes are
     excluded: they ask for what training taught."""
-    return tuple(dict.fromkeys((*_probed(), *_tasked())))
-
-
-def _tasked() -> Iterator[str]:
-    for task in tasks.load(()):
-        for item in task.items:
-            yield item.input
-            yield from item.references
-            yield from item.options
-
-
-def _probed() -> Iterator[str]:
+    texts: list[str] = []
     for probe in probes.load("full"):
         if not probe.is_baseline:
-            yield from probe.turns
-            if probe.passage:
-                yield probe.passage
-            if probe.tool_result is not None:
-                yield probe.tool_result.text
+            texts += [*probe.turns, *filter(None, [probe.passage])]
+            texts += [] if probe.tool_result is None else [probe.tool_result.text]
+    for task in tasks.load(()):
+        for item in task.items:
+            texts += [item.input, *item.references, *item.options]
+    return tuple(dict.fromkeys(texts))

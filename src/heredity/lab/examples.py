@@ -244,7 +244,8 @@ def load_data(source: str, n: int = 0) -> Data | Path:
         shipped = _first(_shipped(name, count), n)
         if column not in ("", "prompt"):
             raise UsageError(f"'{source}': of shipped examples there is only #prompt.", code="bad-setting")
-        return _prompts(shipped) if column else shipped
+        texts = [each.messages[0].content for each in shipped.dialogues]
+        return Data.of(shipped.name, texts) if column else shipped
     if column:
         return _first(Data.read(path, {"prompt": column}, has_answers=False), n)
     return Path(path)
@@ -259,10 +260,6 @@ def _shipped(name: str, count: str) -> Data:
     if name == "word_problems":
         return word_problems(int(count))
     return _first(SHIPPED[name](), int(count))
-
-
-def _prompts(data: Data) -> Data:
-    return Data.of(data.name, [each.messages[0].content for each in data.dialogues])
 
 
 def _read(data: Data | Path) -> Data:

@@ -1,7 +1,7 @@
 """The page of a program: its sentences, a figure, and the sections that a report has, too.
 
 Promises: the same result gives the same bytes. Names are escaped.
-Leaves to others: the content (inherit_page.py, adapt_page.py), and the look of a section (study/report/).
+Leaves to others: the content (inherit.py, adapt.py), and the look of a section (study/report/).
 """
 
 from __future__ import annotations

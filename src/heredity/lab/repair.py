@@ -438,18 +438,16 @@ class _Tunings:
             return _distance(result, self.parent, model)
 
         closest = nearest(tuned, distance)
-        return RepairedChild(closest.model, _how(taught, closest.steps, closest.looked))
+        n_harm = sum(p.kind == "breach" for p in taught.stop_on)
+        judged_by = f"{plural(n_harm, 'probe')} and {len(taught.stop_on) - n_harm} twins"
+        judged_by += " that were held out" if taught.is_kept_back else " of its training data"
+        learned = f"{len(taught.refusals)} refusals and {len(taught.benign)} of the parent's benign answers"
+        tried = ", ".join(map(str, closest.looked))
+        how = f"{closest.steps} steps on {learned}, the nearest of {tried} by {judged_by}"
+        return RepairedChild(closest.model, how)
 
     def _ask_parent(self, more: Sequence[Probe]) -> Result:
         return self.how.study(f"twins-{len(more)}", [self.parent], more)
-
-
-def _how(taught: Lesson, steps: int, looked: Sequence[int]) -> str:
-    n_harm = sum(p.kind == "breach" for p in taught.stop_on)
-    told_by = f"{plural(n_harm, 'probe')} and {len(taught.stop_on) - n_harm} twins"
-    told_by += " that were held out" if taught.is_kept_back else " of its training data"
-    learned = f"{len(taught.refusals)} refusals and {len(taught.benign)} of the parent's benign answers"
-    return f"{steps} steps on {learned}, the nearest of {', '.join(map(str, looked))} by {told_by}"
 
 
 def halves(chosen: Sequence[Probe]) -> tuple[list[Probe], list[Probe]]:

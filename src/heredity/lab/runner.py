@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -188,12 +188,6 @@ class Lineage:
             return ""
         return f"{given.record.name} is {', '.join(parts)}: is it a child of {parent.record.name}?"
 
-    def seeds_of(self, child: ChildPlan) -> Iterator[tuple[int | None, Grown]]:
-        """The models of a child that were made, with their seeds."""
-        for seed in child.each_seed:
-            if (model := self.models.get(child.name_of(seed))) is not None:
-                yield seed, model
-
     def parent_of(self, child: ChildPlan, name: str, seed: int | None) -> Grown:
         """A parent of a child: of several seeds that of the same seed, else the first.
 
@@ -246,8 +240,8 @@ class Lineage:
             settings[setting] = self._examples(name, task.seed)
         if child.recipe in derivable():
             known = derivable_class(child.recipe).__dataclass_fields__
-            if "watch" in known:
-                settings["watch"] = _titled(self.watch, task.name)
+            if "watch" in known and (watch := self.watch) is not None:
+                settings["watch"] = lambda progress: watch(progress._replace(model=task.name))
             if "warn" in known:
                 settings["warn"] = self.warn
             if task.seed is not None:
@@ -261,20 +255,16 @@ class Lineage:
             ) from None
 
     def _examples(self, name: str, seed: int | None) -> Data | Path:
-        if name.startswith(ANSWERS):
-            return self._answers(name.removeprefix(ANSWERS), seed)
-        if name not in self.data:
-            self.data[name] = load_data(self.plan.data[name], self.plan.examples)
-        return self.data[name]
-
-    def _answers(self, name: str, seed: int | None) -> Data | Path:
-        """The answers that the teacher of a child wrote; before that child is made, a stand-in."""
-        model = next(iter(self._models_of(name, seed)), None)
-        if model is None:
-            return Data.of(name, [("A question?", "An answer.")])
-        path = model.folder / KEPT_ANSWERS
-        if not path.exists():
-            raise Unavailable(f"'{name}' keeps no answers of its teacher.")
+        """A set of the plan, or the answers of the teacher of a child; a stand-in until that is made."""
+        if not name.startswith(ANSWERS):
+            if name not in self.data:
+                self.data[name] = load_data(self.plan.data[name], self.plan.examples)
+            return self.data[name]
+        models = self._models_of(child := name.removeprefix(ANSWERS), seed)
+        if not models:
+            return Data.of(child, [("A question?", "An answer.")])
+        if not (path := models[0].folder / KEPT_ANSWERS).exists():
+            raise Unavailable(f"'{child}' keeps no answers of its teacher.")
         return path
 
 
@@ -307,13 +297,6 @@ def stored(store: Store, ref: str, watch: Watch | None) -> Grown:
         return store.get(ref)
     except Unavailable:
         return store.pull(ref, watch)
-
-
-def _titled(watch: Watch | None, title: str) -> Watch | None:
-    """The watch with a model's name on each event of a training."""
-    if watch is None:
-        return None
-    return lambda progress: watch(progress._replace(model=title))
 
 
 # --- the steps and the time left ----------------------------------------------------------------------

@@ -19,8 +19,7 @@ from heredity.cli.adapt import command
 from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import Estimate
 from heredity.lab import adapt as run
-from heredity.lab.adapt import AdaptResult, WayFinding, price_of
-from heredity.lab.adapt_page import QUICK, page_of, sentences
+from heredity.lab.adapt import QUICK, AdaptResult, WayFinding, page_of, price_of, sentences
 from heredity.lab.task import QUALITY, Prices, read_task
 from heredity.lineage.store import Store
 from heredity.study.estimates import JUDGE_FREE

@@ -11,8 +11,7 @@ pytest.importorskip("torch")
 pytest.importorskip("bm25s")
 
 from heredity.lab import adapt as run
-from heredity.lab.adapt import AdaptResult, WayFinding
-from heredity.lab.adapt_page import page_of
+from heredity.lab.adapt import AdaptResult, WayFinding, page_of
 from heredity.lab.task import read_task
 from heredity.lineage.store import Store
 from tests.lab.adapt.tasks import SEEN, N, loader, task_file

@@ -26,8 +26,16 @@ from heredity.engines.protocols import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.lab import inherit as run
 from heredity.lab import runner as course
-from heredity.lab.inherit import BatteryFinding, LineageResult, Truncation
-from heredity.lab.inherit_page import N_SENTENCES, noise_floor, page_of, rest, sentences
+from heredity.lab.inherit import (
+    N_SENTENCES,
+    BatteryFinding,
+    LineageResult,
+    Truncation,
+    noise_floor,
+    page_of,
+    rest,
+    sentences,
+)
 from heredity.lab.page import change
 from heredity.lab.plan import ChildPlan, LineagePlan, plan_of, read_plan
 from heredity.lab.runner import Lineage, Task, tasks

@@ -139,7 +139,7 @@ def read_examples(spec: JudgeTrainingSpec, roots: Sequence[Path]) -> LabelledAns
     for labels in spec.labels:
         where = labels.harmful.column if isinstance(labels.harmful, RowFilter) else ""
         named = (labels.prompt, labels.response, labels.group, labels.refused, where, *labels.label)
-        examples += _all_labelled(labels, rows(labels.files, [column for column in named if column]))
+        examples += _all_labelled(labels, rows(labels.files, [*filter(None, named)]))
     for answers in spec.answers:
         answered = [*rows(answers.files, (answers.prompt, answers.response))][: answers.rows]
         pairs = ((_reach(row, answers.prompt), _reach(row, answers.response)) for row in answered)

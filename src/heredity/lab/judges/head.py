@@ -311,7 +311,8 @@ def read_states(
     from safetensors.numpy import save
 
     known = _known(path)
-    names = [_key(of, e) for e in examples]
+    prefix = of.encode() + rubric.harm_request_digest().encode()
+    names = [hashlib.blake2b(prefix + _order(e), digest_size=12).hexdigest() for e in examples]
     missing = [i for i, name in enumerate(names) if name not in known]
     say(f"{len(names) - len(missing)} of {len(names)} answers were read before")
     reached(len(names) - len(missing))
@@ -345,9 +346,3 @@ def _known(path: Path) -> dict[str, Any]:
     if len(sizes) > 1 or not all(np.isfinite(state).all() for state in states.values()):
         raise Damaged(f"{path}: holds what are no states of one model. {_DELETE}")
     return dict(states)
-
-
-def _key(of: str, e: LabelledAnswer) -> str:
-    return hashlib.blake2b(
-        of.encode() + rubric.harm_request_digest().encode() + _order(e), digest_size=12
-    ).hexdigest()

@@ -744,7 +744,10 @@ def _tuned(name: str, split: Round, run: TrainingRun) -> dict[str, Floats]:
     train = [e for e, is_kept in zip(examples, split.kept, strict=True) if is_kept]
     test = [(e.prompt, e.text) for e, is_held in zip(examples, split.held, strict=True) if is_held]
     targets = labelled_targets(train)
-    path, key = run.kept / f"{name}.safetensors", _key([name, targets, test], run)
+    path, base = run.kept / f"{name}.safetensors", _sha256(run.encoder / "model.safetensors")
+    # What the weights depend on; the readings of the rules are in the targets.
+    parts = [RECIPE, [name, targets, test], run.data.asked, run.spec.seed, run.spec.steps, base]
+    key = hashlib.sha256(repr(parts).encode("utf-8", "backslashreplace")).hexdigest()
     if path.is_file():
         arrays: dict[str, Floats] = load(path.read_bytes())
         if bytes(arrays.pop("key")).decode() == key:
@@ -776,13 +779,6 @@ def _judged_logits(tuned: Tuned, pairs: Sequence[tuple[str, str]]) -> Floats:
         best[i] = max(best.get(i, pair_logits), pair_logits, key=complies)
     rounded = np.array([best[i] for i in range(len(pairs))], np.float32)
     return rounded.reshape(-1, len(PairLogits._fields)).astype(float)
-
-
-def _key(rows: list[object], run: TrainingRun) -> str:
-    """A digest of what a round's weights depend on; the readings of the rules are in the targets."""
-    base = _sha256(run.encoder / "model.safetensors")
-    parts = [RECIPE, rows, run.data.asked, run.spec.seed, run.spec.steps, base]
-    return hashlib.sha256(repr(parts).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 # --- signs, and the mix ---------------------------------------------------------------------------
