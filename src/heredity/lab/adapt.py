@@ -57,7 +57,7 @@ from heredity.lab.runner import (
     LineageRun,
     Log,
     MadeFile,
-    RunProgress,
+    StepProgress,
     Task,
     asked_models,
     battery_forecast,
@@ -565,7 +565,7 @@ def adapt(
         shop = _Workshop(task, questions, application, store, out, manual, watch, engine_loader)
         lineage_run = LineageRun(shop.lineage, out, ADAPTED, (QUALITY, SAFETY), log)
         held, possible = _planned(shop, lineage_run)
-        course = RunProgress(len(possible) + 3 + ("distilled" in task.ways), 0.0, log)
+        course = StepProgress(len(possible) + 3 + ("distilled" in task.ways), 0.0, log)
         course.start("get the model", 0.0)
         shop.lineage.pull()
         course.end()

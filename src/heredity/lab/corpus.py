@@ -26,11 +26,9 @@ if TYPE_CHECKING:
 def build_corpus(
     path: Path, out: Path | None = None, workers: int = 1, watch: Watch | None = None
 ) -> Card | ImageCard:
-    """Build the text or image corpus of a recipe. out: a new folder; by default the recipe's path without
-    its suffix. workers: number of processes; with more than one, Python's spawn imports the main module
-    again. A text build that was stopped or killed resumes.
-
-    Raises BadInput with file and line, UsageError if the corpus is empty, too small or already exists.
+    """Build the text or image corpus of a recipe in the new folder `out`, by default the recipe's path
+    without its suffix. A text build that was stopped resumes. With several `workers`, Python's spawn imports
+    the main module again. Raises BadInput, and UsageError for a corpus that is empty, too small or there.
     """
     return build.build_file(path, unseen, out, workers, watch)
 

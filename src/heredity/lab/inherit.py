@@ -58,7 +58,7 @@ from heredity.lab.runner import (
     LineageRun,
     Log,
     MadeFile,
-    RunProgress,
+    StepProgress,
     Task,
     battery_forecast,
     battery_study,
@@ -513,7 +513,7 @@ def inherit(
         if plan.is_of_models:
             _get_named(lineage, possible, log)
         n_steps, is_resumed = 1 + len(possible) + len(plan.battery), held is not None
-        course = RunProgress(n_steps, _minutes(plan, possible), log, is_resumed)
+        course = StepProgress(n_steps, _minutes(plan, possible), log, is_resumed)
         if held is None:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             held = LineageFile(plan_digest(plan), now, plan, power)

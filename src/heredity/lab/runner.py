@@ -307,7 +307,7 @@ _SECOND = TimeSpan(0.5, 2.0)  # of a planned one
 
 
 @dataclass
-class RunProgress:
+class StepProgress:
     """The steps of a run, and the time left: planned minutes, at the pace of this run so far.
 
     Only work of this run counts for the pace: a step that an earlier run did, or a part of it, does not.
@@ -530,7 +530,7 @@ class LineageRun:
             raise UsageError("No child of this plan can be made.")
         return possible
 
-    def make(self, possible: Sequence[Task], course: RunProgress) -> None:
+    def make(self, possible: Sequence[Task], course: StepProgress) -> None:
         """Make the child of each task, as steps of the course; one that cannot be made is reported.
 
         Raises UsageError if none could be made.
@@ -562,7 +562,7 @@ class LineageRun:
         write_atomic(self.out / self.made, encode(made) + b"\n")
         return made
 
-    def ask(self, studies: Sequence[Asking], course: RunProgress) -> dict[str, Result]:
+    def ask(self, studies: Sequence[Asking], course: StepProgress) -> dict[str, Result]:
         """The results of the studies by their folders' names, each with its report."""
         results: dict[str, Result] = {}
         watch = self.lineage.watch

@@ -454,7 +454,7 @@ def test_a_child_of_few_steps_is_made_with_a_warning_and_a_quick_run_without(
         lineage = Lineage(made, Store(tmp_path / str(number)), tmp_path / "repairs")
         lineage.pull()
         lineage_run = course.LineageRun(lineage, tmp_path, run.GROWN, (), lines.append)
-        lineage_run.make(tasks(made)[:2], course.RunProgress(2, 0.0, lines.append))
+        lineage_run.make(tasks(made)[:2], course.StepProgress(2, 0.0, lines.append))
         assert {"tuned-0", "tuned-1"} <= lineage.models.keys()
         warnings = [line for line in lines if line.startswith("warning: Only 2 optimizer steps (")]
         assert len(warnings) == n_warnings == len(lines) - 2
@@ -475,7 +475,7 @@ def course_of(
     """The minutes left at each step. A step: planned minutes, seconds, share done, share worked."""
     now, left = [0.0], list[float]()
     monkeypatch.setattr(course.time, "monotonic", lambda: now[0])
-    run_course = course.RunProgress(len(steps), minutes, lambda line: None, is_resumed)
+    run_course = course.StepProgress(len(steps), minutes, lambda line: None, is_resumed)
 
     def note() -> None:
         low, high = run_course.left.estimate() or (0.0, 0.0)
@@ -520,7 +520,7 @@ def test_within_a_step_the_line_has_the_time_of_all_steps(monkeypatch: pytest.Mo
     """Not a number from the beginning of the step: half of it took four of its two minutes."""
     now, shown = [0.0], list[Progress]()
     monkeypatch.setattr(course.time, "monotonic", lambda: now[0])
-    run_course = course.RunProgress(2, 12.0, lambda line: None)
+    run_course = course.StepProgress(2, 12.0, lambda line: None)
     watch = run_course.watching(shown.append)
     assert watch is not None
     run_course.start("a step", 4.0)
@@ -532,7 +532,7 @@ def test_within_a_step_the_line_has_the_time_of_all_steps(monkeypatch: pytest.Mo
 
 def test_without_planned_minutes_no_step_shows_its_own_time_as_that_of_the_run() -> None:
     shown = list[Progress]()
-    watch = course.RunProgress(2, 0.0, lambda line: None).watching(shown.append)
+    watch = course.StepProgress(2, 0.0, lambda line: None).watching(shown.append)
     assert watch is not None
     watch(Progress("train", "a child", 5, 10, seconds_left=TimeSpan(100, 200)))
     assert shown[-1].seconds_left is None
@@ -544,7 +544,7 @@ def test_within_a_resumed_step_the_answers_that_were_there_are_no_work(
     """Of 100 minutes a tenth is left, and a tenth of that took two minutes, not one."""
     now, shown = [0.0], list[Progress]()
     monkeypatch.setattr(course.time, "monotonic", lambda: now[0])
-    run_course = course.RunProgress(1, 100.0, lambda line: None, is_resumed=True)
+    run_course = course.StepProgress(1, 100.0, lambda line: None, is_resumed=True)
     watch = run_course.watching(shown.append)
     assert watch is not None
     run_course.start("a step", 100.0, 0.9)

@@ -260,10 +260,9 @@ def build(
 
 
 def open_index(folder: Path, out: Path, *, is_kept: bool = False) -> index.PassageIndex:
-    """The index `folder`, or that of the documents in `folder`, which is built in `out`.
+    """The index `folder`, or that of its documents, which is built in `out`.
 
-    is_kept: an index in `out` must be of these documents. Raises NotComparable if it is not. Raises Damaged,
-    and as `build`.
+    is_kept: raise NotComparable if `out` is the index of other documents.
     """
     if is_index(folder):
         return index.PassageIndex.open(folder)
