@@ -63,8 +63,8 @@ def prefix(data: Bytes) -> Hashes:
 def span_hashes(sums: Hashes, start: Ints, end: Ints) -> Hashes:
     """(span,) The hash of each span. The length is mixed in, because zero bytes add nothing."""
     _, back = _power(len(sums))
-    found = (sums[end] - sums[start]) * back[start]
-    return mix(found + (end - start).astype(np.uint64))
+    hashes = (sums[end] - sums[start]) * back[start]
+    return mix(hashes + (end - start).astype(np.uint64))
 
 
 def mix(hashes: Hashes) -> Hashes:
@@ -109,25 +109,25 @@ def windows(raw: bytes) -> Hashes:
 def word_hashes(raw: bytes, start: Ints, end: Ints) -> Hashes:
     """The hash of each span, fast for spans as short as words; its values differ from span_hashes."""
     eight, n = windows(raw), end - start
-    found = mix((eight[start] & _LOW[np.minimum(n, 8)]) + n.astype(np.uint64) * _STEP)
+    hashes = mix((eight[start] & _LOW[np.minimum(n, 8)]) + n.astype(np.uint64) * _STEP)
     at, k = np.flatnonzero(n > 8), 8
     while len(at) and k < _SHORT:
         more = eight[start[at] + k] & _LOW[np.minimum(n[at] - k, 8)]
-        found[at] = mix(found[at] * _STEP + more)
+        hashes[at] = mix(hashes[at] * _STEP + more)
         k += 8
         at = at[n[at] > k]
     for i in at.tolist():
         digest = hashlib.blake2b(raw[start[i] : end[i]], digest_size=8).digest()
-        found[i] = int.from_bytes(digest, "little")
-    return found
+        hashes[i] = int.from_bytes(digest, "little")
+    return hashes
 
 
 def edge_hashes(raw: bytes, start: Ints, end: Ints) -> Hashes:
     """(span,) A hash of the length, the first eight bytes and the last eight."""
     eight, n = windows(raw), end - start
     low = _LOW[np.minimum(n, 8)]
-    found = mix((eight[start] & low) + n.astype(np.uint64) * _STEP)
-    return mix(found + (eight[np.maximum(end - 8, start)] & low))
+    hashes = mix((eight[start] & low) + n.astype(np.uint64) * _STEP)
+    return mix(hashes + (eight[np.maximum(end - 8, start)] & low))
 
 
 def is_alpha(raw: bytes) -> Mask:
@@ -137,52 +137,62 @@ def is_alpha(raw: bytes) -> Mask:
 
 def classes(raw: bytes, data: Bytes, is_ascii: bool) -> Bytes:
     """(byte,) The class of each."""
-    found: Bytes = np.frombuffer(bytearray(raw).translate(_CLASS), np.uint8)
+    byte_classes: Bytes = np.frombuffer(bytearray(raw).translate(_CLASS), np.uint8)
     if not is_ascii:
-        _classify_unicode(data, found)
+        _classify_unicode(data, byte_classes)
     is_digit = (data - np.uint8(48)) < 10
     is_point = ((data == 44) | (data == 46))[1:-1] & is_digit[:-2] & is_digit[2:]
     at = np.flatnonzero(data[1:-1] == 39) + 1
     is_inside = IS_ALPHA[data[at - 1]] & IS_ALPHA[data[at + 1]]
-    at = at[is_inside & (found[at - 1] == WORD) & (found[at + 1] == WORD)]
-    found[1:-1][is_point] = WORD
-    found[at] = WORD
-    return found
+    at = at[is_inside & (byte_classes[at - 1] == WORD) & (byte_classes[at + 1] == WORD)]
+    byte_classes[1:-1][is_point] = WORD
+    byte_classes[at] = WORD
+    return byte_classes
 
 
-def _classify_unicode(data: Bytes, found: Bytes) -> None:
+def _classify_unicode(data: Bytes, byte_classes: Bytes) -> None:
     """Spaces, punctuation and ideographs beyond ASCII, by the first two bytes of a character."""
     lead = np.flatnonzero(data >= 0xC2)
     lead = lead[lead + 2 < len(data)]
     first, second = data[lead], data[lead + 1]
-    _set(found, lead[(first == 0xC2) & (second != 0xAA) & (second != 0xB5) & (second != 0xBA)], 2, SYMBOL)
-    _set(found, lead[(first == 0xC2) & (second == 0xA0)], 2, SPACE)
+    _set(
+        byte_classes,
+        lead[(first == 0xC2) & (second != 0xAA) & (second != 0xB5) & (second != 0xBA)],
+        2,
+        SYMBOL,
+    )
+    _set(byte_classes, lead[(first == 0xC2) & (second == 0xA0)], 2, SPACE)
     # U+2000 to U+2BFF: punctuation, currency, arrows, mathematics, boxes, dingbats. U+3000 to U+303F and
     # U+FF00 to U+FF0F: the same of East Asia.
-    _set(found, lead[(first == 0xE2) & (second <= 0xAF)], 3, SYMBOL)
-    _set(found, lead[(first == 0xE3) & (second == 0x80)], 3, SYMBOL)
-    _set(found, lead[(first == 0xEF) & (second == 0xBC) & (data[lead + 2] <= 0x8F)], 3, SYMBOL)
-    _set(found, lead[(first == 0xE3) & (second == 0x80) & (data[lead + 2] == 0x80)], 3, SPACE)
+    _set(byte_classes, lead[(first == 0xE2) & (second <= 0xAF)], 3, SYMBOL)
+    _set(byte_classes, lead[(first == 0xE3) & (second == 0x80)], 3, SYMBOL)
+    _set(byte_classes, lead[(first == 0xEF) & (second == 0xBC) & (data[lead + 2] <= 0x8F)], 3, SYMBOL)
+    _set(byte_classes, lead[(first == 0xE3) & (second == 0x80) & (data[lead + 2] == 0x80)], 3, SPACE)
     # U+3040 to U+9FFF without U+3000 to U+303F: kana and Chinese characters.
-    _set(found, lead[((first == 0xE3) & (second > 0x80)) | ((first >= 0xE4) & (first <= 0xE9))], 3, IDEOGRAPH)
+    _set(
+        byte_classes,
+        lead[((first == 0xE3) & (second > 0x80)) | ((first >= 0xE4) & (first <= 0xE9))],
+        3,
+        IDEOGRAPH,
+    )
 
 
-def _set(found: Bytes, lead: Ints, n_bytes: int, value: int) -> None:
+def _set(byte_classes: Bytes, lead: Ints, n_bytes: int, value: int) -> None:
     for k in range(n_bytes):
-        found[lead + k] = value
+        byte_classes[lead + k] = value
 
 
-def runs(found: Bytes, data: Bytes, is_ascii: bool) -> tuple[Ints, Ints]:
+def runs(byte_classes: Bytes, data: Bytes, is_ascii: bool) -> tuple[Ints, Ints]:
     """Start and end of each run of one non-space class; an ideograph is a run by itself.
 
     The last byte is a space, as a line feed is.
     """
-    differs = np.empty(len(found) + 1, np.bool_)
+    differs = np.empty(len(byte_classes) + 1, np.bool_)
     differs[:1] = differs[-1:] = True
-    np.not_equal(found[1:], found[:-1], out=differs[1:-1])
-    if not is_ascii and (is_ideograph := found == IDEOGRAPH).any():
+    np.not_equal(byte_classes[1:], byte_classes[:-1], out=differs[1:-1])
+    if not is_ascii and (is_ideograph := byte_classes == IDEOGRAPH).any():
         differs[:-1] |= is_ideograph & ((data & 0xC0) != 0x80)
-    is_text = found != SPACE
+    is_text = byte_classes != SPACE
     return np.flatnonzero(differs[:-1] & is_text), np.flatnonzero(differs[1:] & is_text) + 1
 
 

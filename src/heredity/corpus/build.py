@@ -192,9 +192,9 @@ class _Packing:
         return n_bytes
 
     def _see(self, tokens: NDArray[Any]) -> None:
-        found = np.bincount(tokens, minlength=len(self.seen))
-        found[: len(self.seen)] += self.seen
-        self.seen = found
+        counts = np.bincount(tokens, minlength=len(self.seen))
+        counts[: len(self.seen)] += self.seen
+        self.seen = counts
 
 
 def _row(split: Cut, writer: ShardWriter, n_bytes: int) -> SplitRow:
@@ -231,8 +231,8 @@ class DocumentStage:
         self.counts = [[StepCount() for _ in sources] for _ in self.recipe.steps]
         self.barriers = [i for i, step in enumerate(self.recipe.steps) if isinstance(step, Duplicates)]
         rows = [(task.source, task.job) for task in self.tasks]
-        for number, (task, found) in enumerate(zip(self.tasks, self.calls("inputs", rows), strict=True), 1):
-            self.inputs[task.source] += found
+        for number, (task, inputs) in enumerate(zip(self.tasks, self.calls("inputs", rows), strict=True), 1):
+            self.inputs[task.source] += inputs
             self.watch.at("hashing", number, len(rows))
 
     @property
@@ -251,8 +251,8 @@ class DocumentStage:
         n_open = next((number - 1 for number in gates if not is_whole(self.gate(number))), self.last)
         if not any(task.place.record.exists() for task in self.tasks):
             return
-        found = self.calls("latest", [(task.place, n_open) for task in self.tasks])
-        for number, (task, latest) in enumerate(zip(self.tasks, found, strict=True)):
+        results = self.calls("latest", [(task.place, n_open) for task in self.tasks])
+        for number, (task, latest) in enumerate(zip(self.tasks, results, strict=True)):
             self.tasks[number] = task._replace(latest=latest)
             self.watch.at("checking", number + 1, len(self.tasks))
 
@@ -298,8 +298,8 @@ class DocumentStage:
             self.watch.at(doing, number, total)
             yield task, done_before(task.place.record)
         new = [i for i, old in enumerate(is_old) if not old]
-        found = self.calls(name, [rows[i] for i in new])
-        for number, (i, done) in enumerate(zip(new, found, strict=True), n_old + 1):
+        results = self.calls(name, [rows[i] for i in new])
+        for number, (i, done) in enumerate(zip(new, results, strict=True), n_old + 1):
             self.watch.at(doing, number, total)
             yield self.tasks[i], done
 
@@ -404,10 +404,10 @@ def build(
     with workspace.held(work), naming(recipe.path):
         context = Context(recipe.root, unseen, recipe.seed)
         with calling(recipe, context, workers) as calls:
-            found: dict[str, str] = {}
+            references: dict[str, str] = {}
             for step in recipe.steps:
-                found |= step.reads(context)
-            reads = found
+                references |= step.reads(context)
+            reads = references
             documents = DocumentStage(recipe, calls, watch or Nobody())
             plan = workspace.plan(recipe, documents.inputs) | {
                 "what is to be kept out": digest([unseen, reads])
@@ -539,10 +539,10 @@ class _TextBuild:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in _VERSIONS:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

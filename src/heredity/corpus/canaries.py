@@ -35,15 +35,15 @@ def plant(canaries: Sequence[Canary], seed: int, folder: Path) -> list[Planted]:
     from heredity.engines.chat.documents import DocumentEncoder
 
     encoder = DocumentEncoder(folder)
-    found = []
+    planted = []
     for place, canary in enumerate(canaries):
         secret = canary.secret or draw(seed, place)
         turns = (Message("user", canary.text), Message("assistant", secret))
         tokens = encoder.document(turns).tokens
-        found.append(
+        planted.append(
             Planted(canary.text, secret, canary.repeats, tokens, len((canary.text + secret).encode()))
         )
-    return found
+    return planted
 
 
 def draw(seed: int, place: int) -> str:

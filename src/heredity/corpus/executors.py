@@ -42,8 +42,8 @@ class JobPart(NamedTuple):
 
 def parts(recipe: CorpusRecipe) -> list[JobPart]:
     """Every job, in the order of a local build."""
-    found = [(i, job) for i, source in enumerate(recipe.sources) for job in source.jobs(recipe.root)]
-    return [JobPart(number, source, job) for number, (source, job) in enumerate(found)]
+    job_parts = [(i, job) for i, source in enumerate(recipe.sources) for job in source.jobs(recipe.root)]
+    return [JobPart(number, source, job) for number, (source, job) in enumerate(job_parts)]
 
 
 def pipeline(recipe: CorpusRecipe, unseen: tuple[str, ...], out: Path) -> list[PipelineStep]:
@@ -67,12 +67,12 @@ class ReadDocuments(PipelineStep):  # type: ignore[misc]
         yield from data or ()
         for part in parts(self._recipe)[rank::world_size]:
             source = self._recipe.sources[part.source]
-            for place, found in enumerate(source.read(part.job)):
-                if isinstance(found, SkippedDocument):
-                    self.stat_update(f"skipped_{found.reason}")
+            for place, document in enumerate(source.read(part.job)):
+                if isinstance(document, SkippedDocument):
+                    self.stat_update(f"skipped_{document.reason}")
                     continue
                 about = {"source": source.name, "job": part.number}
-                yield Document(text=found.decode(), id=f"{part.number:06}/{place}", metadata=about)
+                yield Document(text=document.decode(), id=f"{part.number:06}/{place}", metadata=about)
 
 
 class Cleaning(PipelineStep):  # type: ignore[misc]

@@ -51,12 +51,12 @@ def decoded(path: Path, kind: type[T]) -> T:
         raise Damaged(f"{path}: {error}. {_AGAIN}") from None
 
 
-def refuse_schema(folder: Path, found: int, wanted: int) -> None:
+def refuse_schema(folder: Path, schema: int, wanted: int) -> None:
     """Raise NotComparable for a corpus.json of another schema."""
-    if found != wanted:
+    if schema != wanted:
         path = folder / NAME
         raise NotComparable(
-            f"{path} has schema {found}, this heredity reads {wanted}. Build it again.",
+            f"{path} has schema {schema}, this heredity reads {wanted}. Build it again.",
             code="schema-mismatch",
         )
 
@@ -104,11 +104,11 @@ def index_of(path: str) -> str:
 
 def token_files(shards: Iterable[Shard], dtype: str) -> dict[str, BuiltFile]:
     """The files of token shards, by name."""
-    size, found = np.dtype(dtype).itemsize, dict[str, BuiltFile]()
+    size, files = np.dtype(dtype).itemsize, dict[str, BuiltFile]()
     for shard in shards:
-        found[shard.path] = BuiltFile(shard.sha256, shard.tokens * size)
-        found[index_of(shard.path)] = BuiltFile(shard.index_sha256, 8 * (shard.documents + 1))
-    return found
+        files[shard.path] = BuiltFile(shard.sha256, shard.tokens * size)
+        files[index_of(shard.path)] = BuiltFile(shard.index_sha256, 8 * (shard.documents + 1))
+    return files
 
 
 # --- writing ----------------------------------------------------------------------------------------
@@ -153,9 +153,9 @@ def check(
         _refuse_bytes(folder, hashes | {name: file.sha256 for name, file in files.items()})
         _refuse_inputs(folder, {row.name: row.inputs for row in card.sources})
     for name, file in files.items():
-        found = (folder / name).stat().st_size if (folder / name).is_file() else -1
-        if found != file.n_bytes:
-            raise Damaged(f"{folder / name} has {found:,} bytes and not {file.n_bytes:,}. {_AGAIN}")
+        size = (folder / name).stat().st_size if (folder / name).is_file() else -1
+        if size != file.n_bytes:
+            raise Damaged(f"{folder / name} has {size:,} bytes and not {file.n_bytes:,}. {_AGAIN}")
 
 
 class _InputLine(msgspec.Struct):
@@ -169,14 +169,14 @@ class _InputLine(msgspec.Struct):
 
 def _refuse_inputs(folder: Path, hashes: Mapping[str, str]) -> None:
     """Raise WrongHash or Damaged unless inputs.jsonl lists the files that each source was read from."""
-    path, found = folder / _INPUTS, dict[str, list[tuple[str, int, str]]]()
+    path, by_source = folder / _INPUTS, dict[str, list[tuple[str, int, str]]]()
     try:
         for line in path.read_bytes().splitlines():
             row = msgspec.json.decode(line, type=_InputLine)
-            found.setdefault(row.source, []).append((row.name, row.bytes, row.sha256))
+            by_source.setdefault(row.source, []).append((row.name, row.bytes, row.sha256))
     except (OSError, msgspec.DecodeError) as error:
         raise Damaged(f"{path}: {error}. {_AGAIN}") from None
-    if {name: digest(found.get(name, [])) for name in hashes} != dict(hashes):
+    if {name: digest(by_source.get(name, [])) for name in hashes} != dict(hashes):
         raise WrongHash(f"{path} was changed: it does not list the files that {NAME} records. {_AGAIN}")
 
 
@@ -185,5 +185,5 @@ def _refuse_bytes(folder: Path, hashes: Mapping[str, str]) -> None:
         path = folder / name
         if not path.is_file():
             raise Damaged(f"{path} is missing. {_AGAIN}")
-        if (found := hash_file(path)) != expected:
-            raise WrongHash(f"{path} was changed: SHA-256 {found[:16]}… and not {expected[:16]}…. {_AGAIN}")
+        if (digest := hash_file(path)) != expected:
+            raise WrongHash(f"{path} was changed: SHA-256 {digest[:16]}… and not {expected[:16]}…. {_AGAIN}")

@@ -71,8 +71,8 @@ class JobFolder(NamedTuple):
 
     def get(self, what: str) -> NDArray[Any]:
         """Load an array."""
-        found: NDArray[Any] = np.load(self.at(what), allow_pickle=False)
-        return found
+        array: NDArray[Any] = np.load(self.at(what), allow_pickle=False)
+        return array
 
     def write(self, batches: Iterable[TextBatch]) -> list[Path]:
         """Save documents. Returns their files."""
@@ -141,8 +141,8 @@ def done_before(path: Path) -> JobResult:
 def is_whole(path: Path) -> bool:
     """Whether the record exists and none of its files was changed."""
     try:
-        found = _read(path)
-        return all(hash_file(path.parent / name) == hashed for name, hashed in found.files.items())
+        result = _read(path)
+        return all(hash_file(path.parent / name) == hashed for name, hashed in result.files.items())
     except (OSError, msgspec.DecodeError):
         return False
 
@@ -204,14 +204,14 @@ class Worker:
         run = self._ready[task.steps]
         run.counts = [StepCount() for _ in task.steps]
         run = run
-        found = (
+        result = (
             task.before.batches(task.before.get("kept") if task.before.at("kept").is_file() else None)
             if place.stage
             else self._read(task, done)
         )
         step = self.recipe.steps[task.keys] if task.keys is not None else None
         keys: list[Hashes] = []
-        files = place.write(_passed(found, run, step, keys))
+        files = place.write(_passed(result, run, step, keys))
         if isinstance(step, Duplicates):
             files.append(place.put("keys", np.concatenate(keys) if keys else step.keys(TextBatch.of([]))))
         done.counts = run.counts
@@ -343,12 +343,12 @@ def calling(recipe: CorpusRecipe, context: Context, workers: int) -> Iterator[Ca
 
         def calls(name: str, rows: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
             try:
-                for found in pool.map(_call, [(name, row) for row in rows]):
-                    if isinstance(found, _Failed):
-                        raise (UsageError if found.is_mistake else HeredityError)(
-                            found.message, code=found.code, table=found.table
+                for result in pool.map(_call, [(name, row) for row in rows]):
+                    if isinstance(result, _Failed):
+                        raise (UsageError if result.is_mistake else HeredityError)(
+                            result.message, code=result.code, table=result.table
                         )
-                    yield found
+                    yield result
             except BrokenProcessPool:
                 raise HeredityError(
                     "A worker process died; the system may have been out of memory. Use fewer: --workers 1"

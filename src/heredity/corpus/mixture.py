@@ -57,9 +57,9 @@ def _counts(stock: Stock, want: float) -> Ints:
     left = want - rounds * stock.tokens
     order = np.argsort(stock.order, kind="stable")
     before = np.cumsum(stock.lengths[order]) - stock.lengths[order]
-    found = np.full(len(stock.lengths), rounds, np.int64)
-    found[order[before < left - 0.5]] += 1
-    return found
+    counts = np.full(len(stock.lengths), rounds, np.int64)
+    counts[order[before < left - 0.5]] += 1
+    return counts
 
 
 def _dry(stocks: Sequence[Stock], shares: list[float], wanted: list[float], tokens: int) -> str:

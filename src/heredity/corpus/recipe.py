@@ -305,35 +305,35 @@ class _RecipeReader:
             if key not in known:
                 self._fail(_unknown("setting", key, known), head, index, key, code="unknown-key")
         try:
-            found = msgspec.convert(row, kind)
-            found.check()
+            part = msgspec.convert(row, kind)
+            part.check()
         except msgspec.ValidationError as error:
             place = re.search(r"`\$\.(\w+)", str(error))
             self._fail(str(error), head, index, place[1] if place else "", code=code_of(error))
         except ValueError as error:
             key = error.key if isinstance(error, BadArgument) else ""
             self._fail(str(error), head, index, key, code=code_of(error))
-        return found
+        return part
 
     def _value(self, key: str, kind: type[V], default: V) -> V:
-        found = self.data.get(key, default)
-        if type(found) is not kind:
+        value = self.data.get(key, default)
+        if type(value) is not kind:
             self._fail(
                 f"{key} must be a {'text' if kind is str else 'whole number'}", "", 0, key, code="wrong-type"
             )
-        return found
+        return value
 
     def _table(self, head: str) -> dict[str, Any]:
-        found = self.data.get(head, {})
-        if not isinstance(found, dict):
+        table = self.data.get(head, {})
+        if not isinstance(table, dict):
             self._fail(f"{head} is one table: write [{head}]", head, 0)
-        return dict(found)
+        return dict(table)
 
     def _tables(self, head: str) -> list[dict[str, Any]]:
-        found = self.data.get(head, [])
-        if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        tables = self.data.get(head, [])
+        if not isinstance(tables, list) or not all(isinstance(row, dict) for row in tables):
             self._fail(f"{head} may come several times: write [[{head}]]", head, 0)
-        return [dict(row) for row in found]
+        return [dict(row) for row in tables]
 
     def _fail(self, message: str, head: str, index: int, key: str = "", *, code: str = "") -> NoReturn:
         raise BadInput(self.path, message, toml_line(self.path, key, head=head, index=index), code=code)

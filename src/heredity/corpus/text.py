@@ -45,11 +45,11 @@ class Spans(NamedTuple):
 
     def per_document(self, values: NDArray[Any]) -> Ints:
         """(document,) The sum of `values`, one per span. Every span lies in a document."""
-        found = np.zeros(len(self.low), np.int64)
+        counts = np.zeros(len(self.low), np.int64)
         has = np.flatnonzero(self.high > self.low)
         if len(has):
-            found[has] = np.add.reduceat(values, self.low[has], dtype=np.int64)
-        return found
+            counts[has] = np.add.reduceat(values, self.low[has], dtype=np.int64)
+        return counts
 
     @property
     def document(self) -> Ints:
@@ -110,8 +110,8 @@ class TextBatch:
         if not hits.any():
             return []
         at = np.searchsorted(self.start, np.flatnonzero(hits), "right") - 1
-        found: list[int] = np.unique(at).tolist()
-        return found
+        documents: list[int] = np.unique(at).tolist()
+        return documents
 
     def count(self, hits: Mask) -> Ints:
         """(document,) The number of its bytes in the mask; the line feed after it does not count."""

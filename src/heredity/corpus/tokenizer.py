@@ -92,12 +92,12 @@ def _below(reached: int) -> int:
 
 def _splitter(split: recipe.Split) -> PreTokenizer:
     kinds = library().pre_tokenizers
-    found: PreTokenizer = kinds.ByteLevel(add_prefix_space=False, use_regex=split != "qwen2")
+    splitter: PreTokenizer = kinds.ByteLevel(add_prefix_space=False, use_regex=split != "qwen2")
     if split == "qwen2":
-        found = kinds.Sequence([kinds.Split(library().Regex(_QWEN2), "isolated"), found])
+        splitter = kinds.Sequence([kinds.Split(library().Regex(_QWEN2), "isolated"), splitter])
     elif split == "smollm":
-        found = kinds.Sequence([kinds.Digits(individual_digits=True), found])
-    return found
+        splitter = kinds.Sequence([kinds.Digits(individual_digits=True), splitter])
+    return splitter
 
 
 def write(made: Tokenizer, settings: recipe.TokenizerSettings, folder: Path) -> None:
@@ -148,10 +148,10 @@ def end_of(folder: Path) -> int:
     config = json.loads((folder / _CONFIG).read_text("utf-8"))
     named = config.get("eos_token")
     name = named if isinstance(named, str) else (named or {}).get("content", "")
-    found: int | None = load(folder).token_to_id(name)
-    if found is None:
+    token_id: int | None = load(folder).token_to_id(name)
+    if token_id is None:
         raise UsageError(f"{folder / _CONFIG}: it names no eos_token, which ends every document.")
-    return found
+    return token_id
 
 
 def special_of(folder: Path) -> dict[str, int]:

@@ -71,10 +71,10 @@ def apply_adapter(weights: Weights, folder: Path, base: Path, dtype: torch.dtype
     gate = Gate() if adapter.invocation else None
     files = _Overlaid(base, dtype, device, adapter.whole)
     blocks = tuple(_block(weights, i, adapter, files, gate) for i in range(weights.shape.n_layers))
-    found = dataclasses.replace(
+    adapted = dataclasses.replace(
         weights, blocks=blocks, base=weights, invocation=adapter.invocation, gate=gate
     )
-    return _ends(found, adapter, files, is_tied)
+    return _ends(adapted, adapter, files, is_tied)
 
 
 def moved(adapter: Adapter, device: torch.device) -> Adapter:
@@ -269,10 +269,10 @@ def _extended(
     for part, module, size in zip(parts, modules, n_outputs, strict=True):
         factor, bias = torch.ones(size, device=files.device), files.get(f"{module}.bias")
         if part is not None and part.magnitude is not None:
-            found = files.read(f"{module}.weight", as_stored=True)
-            if not found.is_floating_point():
-                raise Unavailable(f"DoRA needs the base in full precision, and {module} is {found.dtype}.")
-            factor = row_factor(part.magnitude, found.float() + part.delta())
+            weight = files.read(f"{module}.weight", as_stored=True)
+            if not weight.is_floating_point():
+                raise Unavailable(f"DoRA needs the base in full precision, and {module} is {weight.dtype}.")
+            factor = row_factor(part.magnitude, weight.float() + part.delta())
         factors.append(factor)
         # The bias of the base is not scaled: (y - bias) * factor + bias.
         kept.append(torch.zeros_like(factor) if bias is None else bias.float() * (1 - factor))

@@ -111,8 +111,8 @@ _MODEL_TYPES = {
 
 
 def _text(table: object, key: str) -> str:
-    found = table.get(key) if isinstance(table, dict) else None
-    return found[:80] if isinstance(found, str) else ""
+    value = table.get(key) if isinstance(table, dict) else None
+    return value[:80] if isinstance(value, str) else ""
 
 
 @cache

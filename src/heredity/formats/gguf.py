@@ -69,19 +69,19 @@ class GgufHeader(NamedTuple):
 
     def text(self, key: str) -> str:
         """Return a text of the metadata; "" if the key is missing."""
-        found = self.metadata.get(key)
-        return found if isinstance(found, str) else ""
+        value = self.metadata.get(key)
+        return value if isinstance(value, str) else ""
 
     @property
     def tokens(self) -> tuple[str, ...]:
         """The vocabulary: the text of each token."""
-        found = self.metadata.get("tokenizer.ggml.tokens")
-        return tuple(map(str, found)) if isinstance(found, tuple) else ()
+        tokens = self.metadata.get("tokenizer.ggml.tokens")
+        return tuple(map(str, tokens)) if isinstance(tokens, tuple) else ()
 
     def special_id(self, name: str) -> int | None:
         """Return the id of a special token: "bos", "eos" or "eot". None if it is missing."""
-        found = self.metadata.get(f"tokenizer.ggml.{name}_token_id")
-        return found if isinstance(found, int) else None
+        token_id = self.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return token_id if isinstance(token_id, int) else None
 
     def special(self, name: str) -> str:
         """Return the text of a special token; "" if it is missing."""

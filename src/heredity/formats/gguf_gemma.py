@@ -88,10 +88,10 @@ def complete(config: PreTrainedConfig, metadata: Mapping[str, GgufValue]) -> Non
 
 def _number(values: Mapping[str, GgufValue], key: str, default: float) -> float:
     """Return a number of at least 1."""
-    found = values.get(key, default)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 1 <= found < 2**31:
-        raise Refused(f"A GGUF of a Gemma 3 whose {key} is {str(found)[:40]} is not read here.")
-    return float(found)
+    number = values.get(key, default)
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 1 <= number < 2**31:
+        raise Refused(f"A GGUF of a Gemma 3 whose {key} is {str(number)[:40]} is not read here.")
+    return float(number)
 
 
 def _layers(n_layers: int, every: int = _EVERY) -> list[str]:

@@ -48,13 +48,15 @@ def quick_gguf() -> Iterator[None]:
         (quants, "_apply_over_grouped_rows", lambda _: _apply_over_rows),
         (legacy, "_gguf_parse_value", _quick_value),
     )
-    found = [(place, name, vars(place)[name], change) for place, name, change in quick if name in vars(place)]
+    replaced = [
+        (place, name, vars(place)[name], change) for place, name, change in quick if name in vars(place)
+    ]
     try:
-        for place, name, before, change in found:
+        for place, name, before, change in replaced:
             setattr(place, name, change(before))
         yield
     finally:
-        for place, name, before, _ in found:
+        for place, name, before, _ in replaced:
             setattr(place, name, before)
 
 

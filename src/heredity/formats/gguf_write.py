@@ -204,8 +204,8 @@ def _adds_bos(tokenizer: dict[str, Any], bos: int | None, tokens: list[str]) -> 
 
 def _text(token: object) -> str:
     """Return the text of a special token: a string, or an object with its content."""
-    found = token.get("content", "") if isinstance(token, dict) else token
-    return found if isinstance(found, str) else ""
+    content = token.get("content", "") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else ""
 
 
 # Our name -> the formats of matrices, and of embedding and head, which lose most in 4 and 5 bits.

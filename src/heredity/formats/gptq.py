@@ -224,23 +224,23 @@ def _hessians(
     groups: Sequence[tuple[nn.Module, ...]], layer: nn.Module, states: Sequence[Tensor], given: Arguments
 ) -> dict[int, Tensor]:
     """2 X X' of the inputs of each group of matrices, by the identity of its first module."""
-    found: dict[int, Tensor] = {}
+    hessians: dict[int, Tensor] = {}
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         x = inputs[0].flatten(0, -2).float()
-        if id(module) not in found:
-            found[id(module)] = torch.zeros(x.shape[1], x.shape[1])
-        found[id(module)].addmm_(x.t(), x, alpha=2)
+        if id(module) not in hessians:
+            hessians[id(module)] = torch.zeros(x.shape[1], x.shape[1])
+        hessians[id(module)].addmm_(x.t(), x, alpha=2)
 
     with _hooked([group[0].register_forward_hook(add) for group in groups]):
         for state in states:
             _output(layer, state, given)
-    return found
+    return hessians
 
 
 def _output(layer: nn.Module, state: Tensor, given: Arguments) -> Tensor:
-    found = layer(state, *given.rest, **given.named)
-    output: Tensor = found[0] if isinstance(found, tuple) else found
+    hidden = layer(state, *given.rest, **given.named)
+    output: Tensor = hidden[0] if isinstance(hidden, tuple) else hidden
     return output
 
 

@@ -48,22 +48,22 @@ def read_grids(places: Places, quantization: Mapping[str, object]) -> dict[str, 
 
     places: the folder's tensors. quantization: `quantization_config` of its config.json.
     """
-    found: dict[str, Reader] = {}
+    readers: dict[str, Reader] = {}
     for name in places:
         module, _, kind = name.rpartition(".")
         whole = f"{module}.weight"
         if kind == "qweight":
             read = _read_awq if quantization.get("quant_method") == "awq" else _read_gptq
-            found[whole] = partial(read, places, module, quantization)
+            readers[whole] = partial(read, places, module, quantization)
         elif kind == "weight_packed":
-            found[whole] = partial(_read_packed, places, module)
+            readers[whole] = partial(_read_packed, places, module)
         elif kind == "weight" and f"{name}.absmax" in places:
-            found[name] = partial(_read_nf4, places, name)
+            readers[name] = partial(_read_nf4, places, name)
         elif kind == "weight" and places[name][1].dtype == "I8":
-            found[name] = partial(_read_int8, places, name, quantization)
+            readers[name] = partial(_read_int8, places, name, quantization)
         elif kind == "weight" and places[name][1].dtype == "F8_E4M3":
-            found[name] = partial(_read_fp8, places, name, quantization)
-    return found
+            readers[name] = partial(_read_fp8, places, name, quantization)
+    return readers
 
 
 def read_gguf_grid(path: Path, tensor: GgufTensor, most: int) -> QuantizedRows:
@@ -116,15 +116,15 @@ def gguf_places(header: GgufHeader, names: Sequence[str]) -> dict[str, GgufTenso
 def _get(places: Places, name: str, rows: int | None = None) -> torch.Tensor:
     with safe_open(places[name][0], framework="pt") as file:
         part = file.get_slice(name)
-        found: torch.Tensor = part[:] if rows is None else part[:rows]
-        return found
+        tensor: torch.Tensor = part[:] if rows is None else part[:rows]
+        return tensor
 
 
 def _outputs(places: Places, name: str, n: int) -> torch.Tensor:
     """The first n columns of a tensor (inputs, outputs)."""
     with safe_open(places[name][0], framework="pt") as file:
-        found: torch.Tensor = file.get_slice(name)[:, :n]
-        return found
+        outputs: torch.Tensor = file.get_slice(name)[:, :n]
+        return outputs
 
 
 def _read_gptq(places: Places, module: str, how: Mapping[str, object], most: int) -> QuantizedRows:
@@ -247,10 +247,10 @@ def _read_nf4(places: Places, name: str, most: int) -> QuantizedRows:
 
 def _bits(how: Mapping[str, object]) -> int:
     """Bits of a number. Raises ValueError for an unknown size."""
-    found = how.get("bits", 4)
-    if found not in _BITS:
-        raise ValueError(f"{found} bits")
-    return int(str(found))
+    bits = how.get("bits", 4)
+    if bits not in _BITS:
+        raise ValueError(f"{bits} bits")
+    return int(str(bits))
 
 
 def _unpacked(words: torch.Tensor, bits: int, axis: int) -> torch.Tensor:

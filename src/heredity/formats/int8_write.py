@@ -45,10 +45,12 @@ def write_int8(folder: Path, out: Path, watch: Watch | None = None) -> None:
 
     check_roundable(read_config(folder))
 
-    def shapes(found: Shapes) -> Shapes:
-        matrices = [name for name in found if MATRIX.fullmatch(name)]
-        there = {name: ("I8" if name in matrices else kind, size) for name, (kind, size) in found.items()}
-        return there | {name + SCALE: ("F32", [found[name][1][0], 1]) for name in matrices}
+    def shapes(shapes_before: Shapes) -> Shapes:
+        matrices = [name for name in shapes_before if MATRIX.fullmatch(name)]
+        there = {
+            name: ("I8" if name in matrices else kind, size) for name, (kind, size) in shapes_before.items()
+        }
+        return there | {name + SCALE: ("F32", [shapes_before[name][1][0], 1]) for name in matrices}
 
     def make(name: str, take: Take) -> torch.Tensor:
         if name.endswith(SCALE):
@@ -68,8 +70,8 @@ def dequantize_int8(folder: Path, out: Path, dtype: str, watch: Watch | None = N
     kind = {"bfloat16": "BF16", "float32": "F32", "float16": "F16"}[dtype]
     kept = getattr(torch, dtype)
 
-    def shapes(found: Shapes) -> Shapes:
-        return {name: (kind, size) for name, (_, size) in found.items() if not name.endswith(SCALE)}
+    def shapes(shapes_before: Shapes) -> Shapes:
+        return {name: (kind, size) for name, (_, size) in shapes_before.items() if not name.endswith(SCALE)}
 
     def make(name: str, take: Take) -> torch.Tensor:
         tensor = take(name)

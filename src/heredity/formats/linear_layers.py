@@ -43,8 +43,8 @@ def settings_of(config: PreTrainedConfig) -> dict[str, object]:
 
 def number_of(settings: Mapping[str, object], name: str) -> int | None:
     """A setting that is a positive whole number; None if it is missing or something else."""
-    found = settings.get(name)
-    return found if isinstance(found, int) and found > 0 else None
+    number = settings.get(name)
+    return number if isinstance(number, int) and number > 0 else None
 
 
 def read_settings(folder: Path) -> dict[str, object]:
@@ -98,14 +98,14 @@ def shape_of(module: nn.Module) -> tuple[int, int]:
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     """The linear layers within the layers of a decoder, by their names in the whole model."""
     within = {id(module) for module in decoder_layers(model).modules()}
-    found: dict[str, nn.Module] = {}
+    linears: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         parent, _, last = name.rpartition(".")
         if id(module) in within and is_linear(module) and last not in _ROUTERS:
             is_in_mamba = "mamba" in type(model.get_submodule(parent)).__name__.lower()
             if not (is_in_mamba and last in _READ_DIRECTLY):
-                found[name] = module
-    return found
+                linears[name] = module
+    return linears
 
 
 def stored_matrices(folder: Path) -> Mapping[str, bool]:
@@ -129,8 +129,8 @@ def stored_matrices(folder: Path) -> Mapping[str, bool]:
             f"{min(joined)} holds all experts of a layer as one tensor, which is not rounded here. Pull a"
             " quantized repository of this model instead."
         )
-    found = {stored_name(name, stored): is_transposed(module) for name, module in layers.items()}
-    there = {name: turned for name, turned in found.items() if name in stored} | dict(_experts(stored))
+    matrices = {stored_name(name, stored): is_transposed(module) for name, module in layers.items()}
+    there = {name: turned for name, turned in matrices.items() if name in stored} | dict(_experts(stored))
     if not there:
         raise Refused(
             f"{folder}: none of its tensors is the matrix of a linear layer of '{config.model_type}'."

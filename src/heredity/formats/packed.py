@@ -93,8 +93,8 @@ def unpacked_bits(packed: torch.Tensor, bits: int) -> torch.Tensor:
     if packed.dtype != torch.int32 or packed.dim() != 2:
         raise ValueError(f"packed numbers must be int32 of two axes, not {packed.dtype} {list(packed.shape)}")
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
-    found = torch.bitwise_and(packed[:, :, None] >> shifts, (1 << bits) - 1)
-    return found.reshape(len(packed), -1)
+    values = torch.bitwise_and(packed[:, :, None] >> shifts, (1 << bits) - 1)
+    return values.reshape(len(packed), -1)
 
 
 def _gptq(bits: int, n_off: int) -> Unpack:
@@ -114,8 +114,8 @@ def _gptq(bits: int, n_off: int) -> Unpack:
 
 def _awq(base: str, take: Take) -> torch.Tensor:
     def numbers(name: str) -> torch.Tensor:
-        found = unpacked_bits(take(f"{base}.{name}"), 4)
-        return found.reshape(len(found), -1, 8)[:, :, _AWQ_ORDER].reshape(len(found), -1)
+        unpacked = unpacked_bits(take(f"{base}.{name}"), 4)
+        return unpacked.reshape(len(unpacked), -1, 8)[:, :, _AWQ_ORDER].reshape(len(unpacked), -1)
 
     weights, zeros, scales = numbers("qweight"), numbers("qzeros"), take(f"{base}.scales").float()
     n_each = _size_of_group(len(weights), len(scales))
@@ -205,8 +205,8 @@ def _scaled(endings: tuple[str, ...], block: tuple[int, int] | None) -> Unpack:
 
     def unpack(base: str, take: Take) -> torch.Tensor:
         weight = take(f"{base}.weight").float()
-        found = (_optional(take, base + ending) for ending in endings)
-        scale = next(each for each in found if each is not None).float()
+        tensors = (_optional(take, base + ending) for ending in endings)
+        scale = next(each for each in tensors if each is not None).float()
         zeros = _optional(take, f"{base}.weight_zero_point")
         if zeros is not None:
             weight = weight - _spread(zeros.float(), weight, block)
@@ -239,8 +239,8 @@ def _bnb_int8(base: str, take: Take) -> torch.Tensor:
 
 def _bnb_4bit(base: str, take: Take) -> torch.Tensor:
     name = f"{base}.weight"
-    found = (_optional(take, f"{name}.quant_state.bitsandbytes__{kind}") for kind in ("nf4", "fp4"))
-    state = json.loads(bytes(next(each for each in found if each is not None).tolist()))
+    states = (_optional(take, f"{name}.quant_state.bitsandbytes__{kind}") for kind in ("nf4", "fp4"))
+    state = json.loads(bytes(next(each for each in states if each is not None).tolist()))
     packed, scales, values = (take(each) for each in (name, f"{name}.absmax", f"{name}.quant_map"))
     flat = packed.reshape(-1)
     numbers = values.float()[torch.stack([flat >> 4, flat & 15], 1).reshape(-1).long()]

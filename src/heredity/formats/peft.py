@@ -90,7 +90,7 @@ def take_stacks(
     for name in parts:
         if match := _ALL.fullmatch(name):
             by_module.setdefault(match[1], []).append((len(match[2]), name))
-    found: list[Stack] = []
+    all_stacks: list[Stack] = []
     for module, names in by_module.items():
         parameters = [each for each in PARAMETERS if is_of_parameter(module, each, targets)]
         if len(parameters) != len(names):
@@ -101,8 +101,8 @@ def take_stacks(
             if part.keys() != {"A", "B"} or part["A"].ndim != 2 or part["B"].ndim != 2:
                 raise Misfit(f"{module[:80]}.{parameter} has not the matrices A and B alone")
             stacks.append(Stack(module, parameter, part["A"], part["B"]))
-        found += _directed(stacks, version)
-    return found
+        all_stacks += _directed(stacks, version)
+    return all_stacks
 
 
 def _directed(stacks: Sequence[Stack], version: str) -> Sequence[Stack]:
@@ -166,8 +166,8 @@ def name_in_files(module: str) -> str:
 def joined(module: str, names: Collection[str]) -> str:
     """Return the one tensor in which a base keeps the experts of a module; "" if it does not."""
     start, _, rest = module.partition(".experts.")
-    found = {f"{start}.experts.{each}" for each in PARAMETERS if rest}
-    return next((each for each in sorted(found) if each in names), "")
+    parameters = {f"{start}.experts.{each}" for each in PARAMETERS if rest}
+    return next((each for each in sorted(parameters) if each in names), "")
 
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -237,11 +237,11 @@ class LowRank:
 
     def updated(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the updated matrix in fp32; of DoRA with each row at its magnitude."""
-        found = weight.float() + self.delta()
+        result = weight.float() + self.delta()
         if self.magnitude is None:
-            return found
-        factor = row_factor(self.magnitude, found.T if self.is_transposed else found)
-        return found * (factor if self.is_transposed else factor[:, None])
+            return result
+        factor = row_factor(self.magnitude, result.T if self.is_transposed else result)
+        return result * (factor if self.is_transposed else factor[:, None])
 
 
 def row_factor(magnitude: torch.Tensor, updated: torch.Tensor) -> torch.Tensor:
@@ -270,7 +270,10 @@ class Adapter:
         update keeps the name of the module, "lm_head".
         """
         ends = set(names)
-        low = {_found(each, ".weight", ends, is_tied, place): value for each, value in self.low_rank.items()}
+        low = {
+            _embedding_name(each, ".weight", ends, is_tied, place): value
+            for each, value in self.low_rank.items()
+        }
         low = {
             name: replace(
                 value,
@@ -280,7 +283,7 @@ class Adapter:
             for name, value in low.items()
         }
         whole = {
-            f"{_found(module, f'.{kind}', ends, is_tied, place)}.{kind}": value
+            f"{_embedding_name(module, f'.{kind}', ends, is_tied, place)}.{kind}": value
             for (module, _, kind), value in ((n.rpartition("."), v) for n, v in self.whole.items())
         }
         return replace(self, low_rank=low, whole=whole)
@@ -372,8 +375,10 @@ def read_adapter(folder: Path) -> Adapter:
 
 def embedding_of(names: Collection[str]) -> str:
     """Return the name of the token embedding among a model's tensors; "" if it is unknown."""
-    found = [name for name in names if name.endswith(".weight") and _is_embedding(name[: -len(".weight")])]
-    return found[0] if len(found) == 1 else ""
+    embeddings = [
+        name for name in names if name.endswith(".weight") and _is_embedding(name[: -len(".weight")])
+    ]
+    return embeddings[0] if len(embeddings) == 1 else ""
 
 
 def _refuse_beside_invocation(path: Path, config: AdapterConfig) -> None:
@@ -428,7 +433,7 @@ def _is_embedding(module: str) -> bool:
     return module.rpartition(".")[2] in _EMBEDDINGS
 
 
-def _found(module: str, end: str, names: set[str], is_tied: bool, place: Path) -> str:
+def _embedding_name(module: str, end: str, names: set[str], is_tied: bool, place: Path) -> str:
     """Return the base's name of a module: a checkpoint may leave out the name of the inner model, or add
     it."""
     if f"{module}{end}" in names:
@@ -452,8 +457,8 @@ def _found(module: str, end: str, names: set[str], is_tied: bool, place: Path) -
     raise Damaged(f"{place}: it adapts {module[:80]}, which its base does not have.", code="adapter-misfit")
 
 
-def _no_fit(name: str, found: Collection[int], base: Collection[int]) -> Damaged:
-    shapes = f"{[*found]}, and the base's {[*base]}"
+def _no_fit(name: str, shape: Collection[int], base: Collection[int]) -> Damaged:
+    shapes = f"{[*shape]}, and the base's {[*base]}"
     return Damaged(f"The adapter does not fit its base: {name[:80]} has {shapes}.", code="adapter-misfit")
 
 

@@ -85,9 +85,9 @@ def read_all(folder: Path) -> dict[str, torch.Tensor]:
     """Return all tensors of a folder by name."""
     from safetensors.torch import load_file
 
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for shard in sorted(folder.glob("*.safetensors")):
-        found |= load_file(shard)
-    if not found:
+        tensors |= load_file(shard)
+    if not tensors:
         raise Damaged(f"{folder}: there is no safetensors file")
-    return found
+    return tensors

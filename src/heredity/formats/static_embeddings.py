@@ -132,14 +132,14 @@ def _refuse_other_layers(folder: Path) -> None:
 def _tokenizer(path: Path) -> tuple[Tokenizer, int]:
     """The tokenizer without padding, truncation and special tokens, and the id of its unknown token or -1."""
     try:
-        found = read_tokenizer(path)
+        tokenizer = read_tokenizer(path)
     except ImportError:
         raise Unavailable(f"Static embeddings need tokenizers. {how_to_install('retrieval')}") from None
     model = json.loads(path.read_text("utf-8"))["model"]
     unknown = model.get("unk_id")  # of Unigram; the others name the token
     if unknown is None and isinstance(named := model.get("unk_token"), str):
-        unknown = found.token_to_id(named)
-    return found, unknown if isinstance(unknown, int) else -1
+        unknown = tokenizer.token_to_id(named)
+    return tokenizer, unknown if isinstance(unknown, int) else -1
 
 
 def _arrays(path: Path, n_ids: int) -> tuple[Floats, Ints, Floats]:
@@ -170,12 +170,12 @@ def _arrays(path: Path, n_ids: int) -> tuple[Floats, Ints, Floats]:
 def _shape(header: Mapping[str, SafeTensor], name: str, n_axes: int, types: Collection[str]) -> list[int]:
     if name not in header:
         raise ValueError(f"{TENSORS} has no tensor '{name}'")
-    found = header[name]
-    if found.dtype not in types or len(found.shape) != n_axes:
+    shape = header[name]
+    if shape.dtype not in types or len(shape.shape) != n_axes:
         raise ValueError(
-            f"{name} is {found.dtype} with {len(found.shape)} axes, not {', '.join(types)} with {n_axes}"
+            f"{name} is {shape.dtype} with {len(shape.shape)} axes, not {', '.join(types)} with {n_axes}"
         )
-    return found.shape
+    return shape.shape
 
 
 def _finite(name: str, values: npt.NDArray[np.generic]) -> Floats:
@@ -183,7 +183,7 @@ def _finite(name: str, values: npt.NDArray[np.generic]) -> Floats:
     import numpy as np
 
     with np.errstate(over="ignore"):
-        found = values.astype(np.float32)
-    if not (np.abs(found) <= _LARGEST).all():
+        numbers = values.astype(np.float32)
+    if not (np.abs(numbers) <= _LARGEST).all():
         raise ValueError(f"{name} has a value that is not finite, or beyond {_LARGEST:g}")
-    return found
+    return numbers

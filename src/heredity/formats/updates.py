@@ -48,14 +48,14 @@ class Update:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, in) -> (rows, out), to be added to the base's."""
-        hidden, at, found = functional.linear(x, self.a), 0, []
+        hidden, at, updates = functional.linear(x, self.a), 0, []
         for n_out, b in self.parts:
             if b is None:
-                found.append(x.new_zeros(len(x), n_out))
+                updates.append(x.new_zeros(len(x), n_out))
             else:
-                found.append(functional.linear(hidden[:, at : at + b.shape[1]], b))
+                updates.append(functional.linear(hidden[:, at : at + b.shape[1]], b))
                 at += b.shape[1]
-        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+        return updates[0] if len(updates) == 1 else torch.cat(updates, dim=1)
 
     @property
     def shape(self) -> Shape:
@@ -119,14 +119,14 @@ class UpdateStack:
         if len(x) == 1:
             return self.at(first)(x[0])
         some = slice(first, first + len(x))
-        hidden, at, found = torch.bmm(x, self.a[some].mT), 0, []
+        hidden, at, updates = torch.bmm(x, self.a[some].mT), 0, []
         for n_out, b in self.parts:
             if b is None:
-                found.append(x.new_zeros(*x.shape[:2], n_out))
+                updates.append(x.new_zeros(*x.shape[:2], n_out))
             else:
-                found.append(torch.bmm(hidden[..., at : at + b.shape[2]], b[some].mT))
+                updates.append(torch.bmm(hidden[..., at : at + b.shape[2]], b[some].mT))
                 at += b.shape[2]
-        return (found[0] if len(found) == 1 else torch.cat(found, dim=2)).flatten(0, 1)
+        return (updates[0] if len(updates) == 1 else torch.cat(updates, dim=2)).flatten(0, 1)
 
 
 def stacked_alone(update: Update) -> UpdateStack:
@@ -170,17 +170,17 @@ def read_updates(weights: Weights, folder: Path, base: Path, dtype: torch.dtype)
             raise _not_shared("it is a DoRA, which scales rows of the base")
         if part.bias is not None:
             raise _not_shared(f"it adds a bias to {module[:80]}")
-    left, found = set(adapter.low_rank), {}
+    left, updates = set(adapter.low_rank), {}
     for layer, block in enumerate(weights.blocks):
         for field, names, sizes in _matrices(weights, block):
             modules = [f"model.layers.{layer}.{name}" for name in names]
             parts = [adapter.low_rank.get(module) for module in modules]
             left.difference_update(modules)
             if any(parts):
-                found[layer, field] = _update(parts, sizes, dtype)
+                updates[layer, field] = _update(parts, sizes, dtype)
     if left:
         raise _not_shared(f"it adapts {min(left)[:80]}")
-    return Updates(found, adapter.invocation)
+    return Updates(updates, adapter.invocation)
 
 
 def _not_shared(why: str) -> Unavailable:

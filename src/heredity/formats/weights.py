@@ -371,11 +371,11 @@ def read_config(folder: Path) -> PreTrainedConfig:
         )
     with _sense(folder / CONFIG):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        found = setting(config, "text_config", config)
-    activation = setting(found, "hidden_activation", setting(found, "hidden_act", ""))
+        text_config = setting(config, "text_config", config)
+    activation = setting(text_config, "hidden_activation", setting(text_config, "hidden_act", ""))
     if activation not in ("", "gelu_pytorch_tanh" if name.startswith("gemma") else "silu"):
         raise Unavailable(f"The torch engine has no '{name}' with the activation '{activation}'.")
-    return found
+    return text_config
 
 
 def check_roundable(config: PreTrainedConfig) -> None:
@@ -387,8 +387,8 @@ def check_roundable(config: PreTrainedConfig) -> None:
 
 def setting(config: PreTrainedConfig, name: str, default: Setting) -> Setting:
     """Return a setting of transformers' configuration that some architectures lack, or leave empty."""
-    found: Setting = getattr(config, name, None) or default
-    return found
+    value: Setting = getattr(config, name, None) or default
+    return value
 
 
 @contextmanager
@@ -573,8 +573,8 @@ class TensorFiles:
         if name not in self._where:
             raise Damaged(f"{self.folder}: the tensor {name} is missing")
         file, stored = self._where[name]
-        found: torch.Tensor = file.get_tensor(stored)
-        return found if as_stored else found.to(self.dtype)
+        tensor: torch.Tensor = file.get_tensor(stored)
+        return tensor if as_stored else tensor.to(self.dtype)
 
     def has(self, name: str) -> bool:
         """Return True if there is a tensor of this name."""
@@ -593,7 +593,7 @@ def _rope(config: PreTrainedConfig, shape: DecoderShape) -> tuple[Rope, tuple[fl
     if is_one := "rope_theta" in parameters or "rope_type" in parameters:
         parameters = {"full_attention": parameters, "sliding_attention": parameters}
     is_partial = "partial_rotary_factor" in ARCHITECTURES[shape.model_type].settings
-    found = []
+    ropes = []
     for kind in ("full_attention", "sliding_attention"):
         kind = kind if parameters.get(kind) else "full_attention"
         chosen = parameters[kind]
@@ -604,11 +604,11 @@ def _rope(config: PreTrainedConfig, shape: DecoderShape) -> tuple[Rope, tuple[fl
             )
             steps = torch.arange(0, n_rotated, 2, dtype=torch.float32) / n_rotated
             inverse = 1.0 / chosen["rope_theta"] ** steps
-            found.append((inverse / chosen.get("factor", 1.0) if rope_type == "linear" else inverse, 1.0))
+            ropes.append((inverse / chosen.get("factor", 1.0) if rope_type == "linear" else inverse, 1.0))
         else:
             of_kind = {} if is_one else {"layer_type": kind}
-            found.append(ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"), **of_kind))
-    return (found[0][0], found[1][0]), (float(found[0][1]), float(found[1][1]))
+            ropes.append(ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"), **of_kind))
+    return (ropes[0][0], ropes[1][0]), (float(ropes[0][1]), float(ropes[1][1]))
 
 
 def read_json(path: Path) -> dict[str, Any]:

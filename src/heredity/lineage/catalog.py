@@ -34,10 +34,10 @@ _FOUR_BIT = re.compile(r"[-_.]bnb-[48]bit$")
 
 def plain_name(name: str) -> str:
     """A name for comparing: the last part in lower case, without the marks of a format."""
-    found = re.split(r"[/\\]", name.partition("@")[0].strip().rstrip("/\\"))[-1].lower()
-    while (shorter := _FORMAT.sub("", found)) != found:
-        found = shorter
-    return re.sub(r"[\s_.]+", "-", found)
+    last_part = re.split(r"[/\\]", name.partition("@")[0].strip().rstrip("/\\"))[-1].lower()
+    while (shorter := _FORMAT.sub("", last_part)) != last_part:
+        last_part = shorter
+    return re.sub(r"[\s_.]+", "-", last_part)
 
 
 def is_quantized_name(name: str) -> bool:
@@ -47,14 +47,14 @@ def is_quantized_name(name: str) -> bool:
 
 def names_of(models: Iterable[Model]) -> frozenset[str]:
     """The plain names of models: their own, and those of their sources."""
-    found: set[str] = set()
+    names: set[str] = set()
     for model in models:
         named = [model.recipe.settings.get(key) for key in ("repo", "file", "folder", "name")]
-        found |= {model.name, *(each for each in named if isinstance(each, str) and each)}
+        names |= {model.name, *(each for each in named if isinstance(each, str) and each)}
         entry = _entry(model)
         if entry is not None:
-            found |= {entry.hub.repo, *entry.aliases}
-    return frozenset(plain_name(name) for name in found)
+            names |= {entry.hub.repo, *entry.aliases}
+    return frozenset(plain_name(name) for name in names)
 
 
 def is_from_hub(models: Iterable[Model]) -> bool:
@@ -297,5 +297,5 @@ def refuse_malformed(ref: str, engines: Collection[str]) -> None:
 
 def named(models: Sequence[Model], name: str) -> list[Model]:
     """The models with this name, or else those with the catalogue's name that it is short for."""
-    found = [model for model in models if model.name == name]
-    return found or [model for model in models if model.name == canonical(name)]
+    matches = [model for model in models if model.name == name]
+    return matches or [model for model in models if model.name == canonical(name)]

@@ -392,8 +392,8 @@ def _rows(where: Places, name: str, n: int) -> torch.Tensor:
 def read_config(folder: Path) -> dict[str, object]:
     """The config.json of a folder; {} without one."""
     path = folder / "config.json"
-    found = json.loads(path.read_bytes()) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
+    config = json.loads(path.read_bytes()) if path.is_file() else {}
+    return config if isinstance(config, dict) else {}
 
 
 # --- adapters --------------------------------------------------------------------------------------

@@ -58,14 +58,14 @@ class Family(NamedTuple):
 
 def ancestors(model: Model, by_id: Mapping[str, Model]) -> list[Model]:
     """Parents, their parents and so on, as far as they are known."""
-    found: dict[str, Model] = {}
+    ancestors: dict[str, Model] = {}
     waiting = list(model.parents)
     while waiting:
         ident = waiting.pop(0)
-        if ident in by_id and ident not in found:
-            found[ident] = by_id[ident]
+        if ident in by_id and ident not in ancestors:
+            ancestors[ident] = by_id[ident]
             waiting += by_id[ident].parents
-    return list(found.values())
+    return list(ancestors.values())
 
 
 def is_base(model: Model, by_id: Mapping[str, Model]) -> bool:
@@ -100,14 +100,14 @@ def refuse_childless(recipe: Recipe, parents: Iterable[Model]) -> None:
 def descendants(model: Model, models: Iterable[Model]) -> list[Model]:
     """Children, their children and so on."""
     by_parent = _children(models)
-    found: dict[str, Model] = {}
+    by_id: dict[str, Model] = {}
     waiting = [model.id]
     while waiting:
         for child in by_parent.get(waiting.pop(0), ()):
-            if child.id not in found:
-                found[child.id] = child
+            if child.id not in by_id:
+                by_id[child.id] = child
                 waiting.append(child.id)
-    return list(found.values())
+    return list(by_id.values())
 
 
 def family(model: Model, models: Iterable[Model], unable: Callable[[Model], str]) -> Family:
@@ -118,15 +118,15 @@ def family(model: Model, models: Iterable[Model], unable: Callable[[Model], str]
     """
     kin = {model.id: model} | {each.id: each for each in descendants(model, models)}
     reasons = {ident: why for ident, each in kin.items() if ident != model.id and (why := unable(each))}
-    found = Family([], [])
+    family = Family([], [])
     for ident, each in kin.items():
         same = _same(each, model, kin, reasons)
         why = reasons.get(ident) or (f"another form of '{same.name}', which is asked" if same else "")
         if why:
-            found.left_out.append((each, why))
+            family.left_out.append((each, why))
         else:
-            found.asked.append(each)
-    return found
+            family.asked.append(each)
+    return family
 
 
 def _same(each: Model, root: Model, kin: Mapping[str, Model], reasons: Mapping[str, str]) -> Model | None:
@@ -153,12 +153,12 @@ def edges(models: Sequence[Model], known: Mapping[str, Model]) -> tuple[Edge, ..
         for model in models
         if model.parents and (arithmetic := _arithmetic(model))
     }
-    found: dict[tuple[str, str], Edge] = {}
+    by_pair: dict[tuple[str, str], Edge] = {}
     for child in models:
         for number, parent in enumerate(_parents(child)):
             for ident, steps, role in _nearest(parent, child, _role(child, number), asked, computed, known):
                 made = evidence_words(child) or UNSET
-                found.setdefault(
+                by_pair.setdefault(
                     (ident, child.id),
                     Edge(
                         ident,
@@ -168,7 +168,7 @@ def edges(models: Sequence[Model], known: Mapping[str, Model]) -> tuple[Edge, ..
                         descent=made,
                     ),
                 )
-    return _with_seeds(tuple(found.values()), {model.id: model for model in models}, known)
+    return _with_seeds(tuple(by_pair.values()), {model.id: model for model in models}, known)
 
 
 def _with_seeds(

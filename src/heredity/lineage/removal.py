@@ -52,11 +52,11 @@ class Garbage(NamedTuple):
 def find_garbage(store: Store, *, with_answers: bool = False) -> list[Garbage]:
     """The garbage of a store, the largest first. with_answers: also the cache of answers."""
     kinds = (_downloads, _killed, _trainings, _notes, _indices, _scores)
-    found = [each for kind in kinds for each in kind(store)]
+    garbage = [each for kind in kinds for each in kind(store)]
     cache = store.root / "cache.sqlite"
     if with_answers and (n_bytes := sum(map(tree_bytes, cache.parent.glob("cache.sqlite*")))):
-        found.append(Garbage("answers", cache, n_bytes))
-    return sorted(found, key=lambda each: (-each.n_bytes, str(each.path)))
+        garbage.append(Garbage("answers", cache, n_bytes))
+    return sorted(garbage, key=lambda each: (-each.n_bytes, str(each.path)))
 
 
 def delete_garbage(store: Store, garbages: Sequence[Garbage]) -> int:
@@ -198,9 +198,9 @@ def find_stored(store: Store, name: str) -> StoredFolder:
     Raises UnknownName, and UsageError if several models answer to the name.
     """
     models = store.models()
-    found = catalog.named(models, name)
-    found = found or [each for each in models if len(name) >= _ID_START and each.id.startswith(name)]
-    folders = [StoredFolder(each.id, each.name, store.root / "models" / each.id) for each in found]
+    matches = catalog.named(models, name)
+    matches = matches or [each for each in models if len(name) >= _ID_START and each.id.startswith(name)]
+    folders = [StoredFolder(each.id, each.name, store.root / "models" / each.id) for each in matches]
     if not folders and len(name) >= _ID_START:
         homes = [path.parent for path, _ in store.damaged() if path.parent.name.startswith(name)]
         folders = [StoredFolder(home.name, home.name[:12], home) for home in homes]

@@ -68,10 +68,12 @@ def speeds_of(models: Iterable[Grown], store: Store) -> dict[str, ModelSpeed]:
     A model that was never asked is as fast as its parent.
     """
     loaded = {each.parents[0]: each.id for each in store.models() if each.recipe.kind == "dequantize"}
-    found = dict[str, ModelSpeed]()
+    by_model = dict[str, ModelSpeed]()
     for each in (grown.record for grown in models):
         ids = (each.id, *each.parents[:1])
         forms = (form for id_ in ids for form in (id_, loaded.get(id_, id_)))
         speeds = (tuned_speed(store.root / "tuning" / form) for form in forms)
-        found[each.id] = ModelSpeed(sum(file.bytes for file in each.files), next(filter(None, speeds), 0.0))
-    return found
+        by_model[each.id] = ModelSpeed(
+            sum(file.bytes for file in each.files), next(filter(None, speeds), 0.0)
+        )
+    return by_model

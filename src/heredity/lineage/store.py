@@ -345,12 +345,12 @@ def file_problems(folder: Path, model: Model, watch: Watch | None = None) -> lis
     """
     with phase(watch if model.files else None, "checking files", model.name, len(model.files)) as meter:
         checked = meter.each(model.files, lambda file: check_file(folder, file))
-        found = [problem for problem in checked if problem]
+        problems = [problem for problem in checked if problem]
     known = {file.path for file in model.files}
-    found += [f"{folder / path}: not in the record" for path in walk(folder) if path not in known]
+    problems += [f"{folder / path}: not in the record" for path in walk(folder) if path not in known]
     if identity(model.recipe, model.parents, model.files) != model.id:
-        found.append(f"{folder.parent / 'model.json'}: the record does not give its own id")
-    return found
+        problems.append(f"{folder.parent / 'model.json'}: the record does not give its own id")
+    return problems
 
 
 def require_intact(
@@ -517,13 +517,13 @@ class Store:
                 else self.grow(recipe, parents)
             )
         models = self.models()
-        found = catalog.named(models, name)
-        if not found and (ref := services.reference(name)) is not None:
+        matches = catalog.named(models, name)
+        if not matches and (ref := services.reference(name)) is not None:
             return self.get(ref)
-        found = found or [model for model in models if len(name) >= 4 and model.id.startswith(name)]
-        if not found:
+        matches = matches or [model for model in models if len(name) >= 4 and model.id.startswith(name)]
+        if not matches:
             raise self._unreadable(name) or self._unknown(name, [model.name for model in models])
-        return self._only_one(found, name)
+        return self._only_one(matches, name)
 
     def by_id(self, ident: str, kind: str = "model") -> Grown:
         """The model with exactly this id. For ids that a file holds: nothing else is looked up.
@@ -546,9 +546,9 @@ class Store:
         if is_digest(name):
             return self.by_id(name)
         models = self.models()
-        if not (found := catalog.named(models, name)):
+        if not (matches := catalog.named(models, name)):
             raise UnknownName("model", name, [model.name for model in models], "heredity models")
-        return self._only_one(found, name)
+        return self._only_one(matches, name)
 
     def folder(self, model: Model) -> Path:
         """The folder that holds the model's files."""
@@ -647,8 +647,8 @@ class Store:
         fetched. Sources, hashes and errors: see recipes/pull/recipe.py.
         """
         if (recipe := self._puller(ref, progress)) is None:
-            found = self.get(ref)
-            return self.keep(found) if found.record.format == "remote" else found
+            model = self.get(ref)
+            return self.keep(model) if model.record.format == "remote" else model
         known = self.made_by(recipe, []) if recipe.pins else None
         if known and {file.path: file.sha256 for file in known.record.files} == recipe.pins:
             return known
@@ -740,11 +740,11 @@ class Store:
     def ancestors(self, model: Model) -> list[Model]:
         """Parents, their parents and so on, each once, nearest first. A missing one is an UnknownName."""
         by_id = {m.id: m for m in self.models()}
-        found = graph.ancestors(model, by_id)
-        missing = [ident for one in (model, *found) for ident in one.parents if ident not in by_id]
+        ancestors = graph.ancestors(model, by_id)
+        missing = [ident for one in (model, *ancestors) for ident in one.parents if ident not in by_id]
         if missing:
             raise self._unreadable(missing[0]) or UnknownName("model", missing[0], by_id, "heredity models")
-        return found
+        return ancestors
 
     def descendants(self, model: Model) -> list[Model]:
         """Children, their children and so on, each once, nearest first."""

@@ -125,14 +125,14 @@ def pigeonhole(total: _Floats, size: _Floats, rng: np.random.Generator, n_draws:
     A draw in which no trial is left has the value nan.
     """
     n_rows, n_columns = total.shape
-    found = []
+    terms = []
     for start in range(0, n_draws, step := max(1, _AT_ONCE // n_rows)):
         n = min(step, n_draws - start)
         of_rows, of_columns = _times(rng, n, n_rows), _times(rng, n, n_columns)
         sums = ((of_rows @ total) * of_columns).sum(axis=1)
         sizes = ((of_rows @ size) * of_columns).sum(axis=1)
-        found.append(np.divide(sums, sizes, out=np.full(n, np.nan), where=sizes > 0))
-    return np.concatenate(found)
+        terms.append(np.divide(sums, sizes, out=np.full(n, np.nan), where=sizes > 0))
+    return np.concatenate(terms)
 
 
 def _times(rng: np.random.Generator, n_draws: int, n_levels: int) -> _Floats:

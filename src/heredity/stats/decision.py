@@ -114,7 +114,7 @@ def _tables(kinds: Sequence[FailureKind]) -> list[_Table]:
     if not kinds or all(kind.cost == 0 for kind in kinds):
         raise BadArgument("no kind of failure has a cost above 0")
     labels = np.unique(np.concatenate([np.asarray(kind.clusters) for kind in kinds]))
-    found = []
+    tables = []
     for kind in kinds:
         failed, place = np.asarray(kind.failed, dtype=np.float64), np.searchsorted(labels, kind.clusters)
         if not 0 <= kind.cost <= MAX_COST:
@@ -126,10 +126,10 @@ def _tables(kinds: Sequence[FailureKind]) -> list[_Table]:
             raise BadArgument(f"a trial of '{kind.name}' lies outside [0, 1]")
         sums = [np.bincount(place, weights=row, minlength=labels.size) for row in np.nan_to_num(failed)]
         sizes = [np.bincount(place, weights=row, minlength=labels.size) for row in decided]
-        found.append(_Table(np.array(sums), np.array(sizes)))
-    if len({table.sizes.shape[0] for table in found}) > 1:
+        tables.append(_Table(np.array(sums), np.array(sizes)))
+    if len({table.sizes.shape[0] for table in tables}) > 1:
         raise BadArgument("the kinds of failure have different numbers of models")
-    return found
+    return tables
 
 
 def _draws(

@@ -120,8 +120,8 @@ def overall_p(p_value: float, analysis: int, information: tuple[float, ...]) -> 
     """
     p_value = max(p_value, _LEAST)
     levels, alphas = _curve(information, analysis)
-    found = float(np.interp(-special.ndtri(p_value / 2), levels, alphas))
-    return min(1.0, max(p_value, 2 * float(special.ndtr(-found))))
+    alpha = float(np.interp(-special.ndtri(p_value / 2), levels, alphas))
+    return min(1.0, max(p_value, 2 * float(special.ndtr(-alpha))))
 
 
 @lru_cache(maxsize=64)
@@ -194,8 +194,8 @@ class SequentialComparison:
         self.n_interim += 1
         self._bets.add(values)
         self.means = np.concatenate([self.means, values])
-        found = (upper_bound(sign * self.means, 1 - self._alpha) for sign in (1, -1))
-        self.uppers = (min(self.uppers[0], next(found)), min(self.uppers[1], next(found)))
+        bounds = (upper_bound(sign * self.means, 1 - self._alpha) for sign in (1, -1))
+        self.uppers = (min(self.uppers[0], next(bounds)), min(self.uppers[1], next(bounds)))
         return self
 
     @property
@@ -228,15 +228,15 @@ def compare_in_blocks(
     first, second = np.asarray(a, dtype=np.bool_), np.asarray(b, dtype=np.bool_)
     labels, of = np.asarray(clusters), np.asarray(blocks)
     table, effective_n = tabulate(first, second), paired_effective_n(first, second, labels)
-    found = difference_sequence(first, second, labels, confidence)
+    sequence = difference_sequence(first, second, labels, confidence)
     evidence = SequentialComparison(alpha, len(labels))
     for block in np.unique(of):
         here = of == block
         evidence.add(cluster_means(second[here].astype(np.int64) - first[here], labels[here]))
     if table.n == 0:
-        return Comparison(table, found, 1.0, "no pairs", None, effective_n, evidence.uppers)
+        return Comparison(table, sequence, 1.0, "no pairs", None, effective_n, evidence.uppers)
     shown = detectable_in_clusters(evidence.means, alpha / n_tests)
-    return Comparison(table, found, evidence.p_value, TEST, shown, effective_n, evidence.uppers, n_tests)
+    return Comparison(table, sequence, evidence.p_value, TEST, shown, effective_n, evidence.uppers, n_tests)
 
 
 def detectable_in_clusters(means: ArrayLike, alpha: float = ALPHA, power: float = POWER) -> float | None:

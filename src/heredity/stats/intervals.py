@@ -231,9 +231,9 @@ def asr_at(
     is_in = n >= k
     pairs = list(zip(n[is_in].tolist(), c[is_in].tolist(), strict=True))
     known = {pair: success_at(k, *pair) for pair in set(pairs)}
-    found = clustered_rate([known[pair] for pair in pairs], labels[is_in], confidence)
+    rate = clustered_rate([known[pair] for pair in pairs], labels[is_in], confidence)
     return msgspec.structs.replace(
-        found, method=f"unbiased at {k} of {_range(n[is_in].tolist())}; {found.method}"
+        rate, method=f"unbiased at {k} of {_range(n[is_in].tolist())}; {rate.method}"
     )
 
 

@@ -80,9 +80,9 @@ def rogan_gladen(
         return refused(n, why)
     judge, rate, size = _Judge(sens_k, sens_n, spec_k, spec_n), k / n, n_effective or float(n)
     value = _clip((rate - judge.false_alarms) / (judge.sensitivity - judge.false_alarms))
-    found = _bounds(rate, size, judge, z)
+    bounds = _bounds(rate, size, judge, z)
     raw = wilson_bounds(rate, size, confidence)
-    low, high = _widened(found, rate, raw, judge, confidence)
+    low, high = _widened(bounds, rate, raw, judge, confidence)
     note = _outside(rate, judge)
     method = f"rogan-gladen, {note}" if note else "rogan-gladen"
     return Estimate(value, min(low, value), max(high, value), n, method, note=note)
@@ -148,9 +148,9 @@ def predict_share(
     own = family_variance(right, of) if m > 1 else 0.0
     prior = spread or Spread(0.0, 0.0)
     df = m - 1 + prior.df
-    found = ((m - 1) * own + prior.df * prior.variance) / df if df else 0.0
+    variance = ((m - 1) * own + prior.df * prior.variance) / df if df else 0.0
     return PredictedShare(
-        sum(shares) / m, sum(within) / m**2, found * (1 + 1 / m), df or math.inf, float(sum(of))
+        sum(shares) / m, sum(within) / m**2, variance * (1 + 1 / m), df or math.inf, float(sum(of))
     )
 
 

@@ -47,8 +47,8 @@ def compare_scores(a: Sequence[float], b: Sequence[float], *, are_shares: bool) 
     """b's mean minus a's, on the items that both models answered."""
     if not are_shares:
         return compare_means(a, b, np.random.default_rng(0))
-    found = compare([x == 1 for x in a], [x == 1 for x in b])
-    return MeanDifference(found.difference, found.p_value, found.test)
+    comparison = compare([x == 1 for x in a], [x == 1 for x in b])
+    return MeanDifference(comparison.difference, comparison.p_value, comparison.test)
 
 
 def bootstrap_mean(
@@ -59,18 +59,18 @@ def bootstrap_mean(
     Equal values have no spread to resample, so they get Wilson's interval for that mean. It is valid for any
     values in [0, 1], because shares have the largest spread.
     """
-    found = _flat(values)
+    flat = _flat(values)
     method = f"percentile bootstrap, {n_draws:,} draws"
-    if found.size == 0:
+    if flat.size == 0:
         return Estimate(None, 0.0, 1.0, 0, f"{method} (n = 0: nothing to estimate from)")
-    if not (found.min() >= 0.0 and found.max() <= 1.0):
-        raise BadArgument(f"values run from {found.min()} to {found.max()}; each must lie in [0, 1]")
-    mean = float(found.mean())
-    if np.ptp(found) == 0.0:
-        low, high = wilson_bounds(mean, found.size, confidence)
-        return Estimate(mean, low, high, int(found.size), "wilson (all equal: nothing to resample)")
-    low, high = _bounds(found, rng, confidence, n_draws)
-    return Estimate(mean, min(low, mean), max(high, mean), int(found.size), method)
+    if not (flat.min() >= 0.0 and flat.max() <= 1.0):
+        raise BadArgument(f"values run from {flat.min()} to {flat.max()}; each must lie in [0, 1]")
+    mean = float(flat.mean())
+    if np.ptp(flat) == 0.0:
+        low, high = wilson_bounds(mean, flat.size, confidence)
+        return Estimate(mean, low, high, int(flat.size), "wilson (all equal: nothing to resample)")
+    low, high = _bounds(flat, rng, confidence, n_draws)
+    return Estimate(mean, min(low, mean), max(high, mean), int(flat.size), method)
 
 
 def compare_means(
@@ -116,10 +116,10 @@ def _bounds(
 
 
 def _flat(values: ArrayLike) -> NDArray[np.float64]:
-    found = np.asarray(values, dtype=np.float64)
-    if found.ndim != 1:
-        raise BadArgument(f"values of shape {found.shape} are not flat")
-    return found
+    flat = np.asarray(values, dtype=np.float64)
+    if flat.ndim != 1:
+        raise BadArgument(f"values of shape {flat.shape} are not flat")
+    return flat
 
 
 # --- repeated samples of the same prompts -------------------------------------------------------------

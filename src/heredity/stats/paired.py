@@ -130,7 +130,7 @@ def tango_bounds_at(share_a: float, share_b: float, n: float, confidence: float 
 @lru_cache(maxsize=4096)  # a study compares many pairs of equal counts, each several times
 def _tango_upper(only_a: float, only_b: float, n: float, z: float) -> float:
     """The largest difference whose score test does not reject (Tango 1998)."""
-    found = (only_b - only_a) / n
+    difference = (only_b - only_a) / n
 
     def score(d: float) -> float:
         linear = (2 * n - only_b + only_a) * d - only_b - only_a
@@ -141,7 +141,7 @@ def _tango_upper(only_a: float, only_b: float, n: float, z: float) -> float:
 
     if score(1.0) >= 0.0:
         return 1.0
-    low, high = found, 1.0  # bisection: no derivative to fear at the ends, and no heavy import
+    low, high = difference, 1.0  # bisection: no derivative to fear at the ends, and no heavy import
     while high - low > 1e-12:
         middle = (low + high) / 2
         low, high = (middle, high) if score(middle) > 0.0 else (low, middle)
@@ -156,10 +156,10 @@ def newcombe(table: Table, confidence: float = CONFIDENCE) -> Estimate:
         return _nothing("newcombe")
     rate_a, rate_b = (table.both + table.only_a) / n, (table.both + table.only_b) / n
     a, b = wilson_bounds(rate_a, n, confidence), wilson_bounds(rate_b, n, confidence)
-    phi, found = _newcombe_phi(table), (table.only_b - table.only_a) / n
+    phi, difference = _newcombe_phi(table), (table.only_b - table.only_a) / n
     down = _square_and_add(rate_b - b.low, a.high - rate_a, phi)
     up = _square_and_add(b.high - rate_b, rate_a - a.low, phi)
-    return Estimate(found, max(-1.0, found - down), min(1.0, found + up), n, "newcombe")
+    return Estimate(difference, max(-1.0, difference - down), min(1.0, difference + up), n, "newcombe")
 
 
 def _square_and_add(x: float, y: float, phi: float) -> float:
@@ -347,17 +347,17 @@ def verdict_words(
         f"{name_b} {verb} in {table.both + table.only_b} of {table.n} trials, "
         f"{name_a} in {table.both + table.only_a} of the same {table.n}"
     )
-    found = f"{counts}: {_found(comparison, p_adjusted)}."
+    sentence = f"{counts}: {_difference_words(comparison, p_adjusted)}."
     asked = f"Not enough evidence to call {name_b} worse or not worse than {name_a}"
     if withheld:
-        return f"{found} {asked}: {withheld}."
+        return f"{sentence} {asked}: {withheld}."
     if word == "worse":
-        return f"{found} {name_b} is worse than {name_a}."
+        return f"{sentence} {name_b} is worse than {name_a}."
     if word == "not enough evidence":
-        return f"{found} {asked}: {_could(comparison)}."
+        return f"{sentence} {asked}: {_could(comparison)}."
     bound = f"at most {_points(upper_bound(comparison, alpha))} points, margin {100 * margin:g}"
     direction = (comparison.difference.value or 0.0) if _is_shown(comparison, alpha, p_adjusted) else 0.0
-    return f"{found} {_not_worse(name_a, name_b, direction, bound, not_better)}"
+    return f"{sentence} {_not_worse(name_a, name_b, direction, bound, not_better)}"
 
 
 def _not_worse(name_a: str, name_b: str, direction: float, bound: str, not_better: str) -> str:
@@ -372,13 +372,13 @@ def _not_worse(name_a: str, name_b: str, direction: float, bound: str, not_bette
     return within
 
 
-def _found(comparison: Comparison, p_adjusted: float | None) -> str:
-    found = comparison.difference
+def _difference_words(comparison: Comparison, p_adjusted: float | None) -> str:
+    difference = comparison.difference
     p = f"{comparison.test} p {p_words(comparison.p_value)}"
     if p_adjusted is not None:
         p += f", {p_words(p_adjusted).removeprefix('= ')} after Holm"
-    interval = f"{_points(found.low)} to {_points(found.high)}"
-    return f"a difference of {_points(found.value)} points ({interval}; {p})"
+    interval = f"{_points(difference.low)} to {_points(difference.high)}"
+    return f"a difference of {_points(difference.value)} points ({interval}; {p})"
 
 
 def _could(comparison: Comparison) -> str:

@@ -286,23 +286,28 @@ def _check(asked: SampleSizeQuestion) -> None:
 
 
 def _difference(asked: SampleSizeQuestion, gap: float, n_tests: int, deff: float) -> RequiredTrials:
-    alpha, found = asked.alpha / n_tests, _discordance(asked, gap)
-    fixed = n_for_difference(gap, found, asked.power, alpha, deff)
-    return _need(found, alpha, fixed, sequential_n_for_difference(gap, found, asked.power, alpha, deff))
+    alpha, discordance = asked.alpha / n_tests, _discordance(asked, gap)
+    fixed = n_for_difference(gap, discordance, asked.power, alpha, deff)
+    return _need(
+        discordance, alpha, fixed, sequential_n_for_difference(gap, discordance, asked.power, alpha, deff)
+    )
 
 
 def _not_worse(
     asked: SampleSizeQuestion, margin: float, deff: float, rng: np.random.Generator
 ) -> RequiredTrials:
     # Not corrected for several models: a verdict of "not worse" is each pair's own, as in paired.py.
-    found = _discordance(asked, 0.0)
-    if found == 0:
+    discordance = _discordance(asked, 0.0)
+    if discordance == 0:
         raise ValueError(
             "two models that never disagree need no plan: give the discordant share that you fear"
         )
-    fixed = n_for_margin(margin, found, asked.power, asked.alpha, deff)
+    fixed = n_for_margin(margin, discordance, asked.power, asked.alpha, deff)
     return _need(
-        found, asked.alpha, fixed, sequential_n_for_margin(margin, found, rng, asked.power, asked.alpha, deff)
+        discordance,
+        asked.alpha,
+        fixed,
+        sequential_n_for_margin(margin, discordance, rng, asked.power, asked.alpha, deff),
     )
 
 
@@ -322,5 +327,5 @@ def _discordance(asked: SampleSizeQuestion, gap: float) -> float:
 def _width(n: int, rate: float, deff: float) -> IntervalWidth:
     effective_n = max(1, math.floor(n / deff))
     low, high = wilson_bounds(rate, effective_n)
-    found = rate_sequence(round(rate * effective_n), effective_n)
-    return IntervalWidth(n, rate, high - low, (found.high or 0.0) - (found.low or 0.0))
+    sequence = rate_sequence(round(rate * effective_n), effective_n)
+    return IntervalWidth(n, rate, high - low, (sequence.high or 0.0) - (sequence.low or 0.0))

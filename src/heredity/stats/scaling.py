@@ -84,11 +84,11 @@ def extrapolate(
     )
     residuals = residuals - residuals.mean()
     target = np.log(at)[:, None] - centre
-    found = []
+    predictions = []
     for _ in range(draws):
         again = value + rng.choice(residuals, len(residuals))
-        found.append(float(np.exp(_value(_best(logs, again, [best]), target)[0])))
-    low, high = np.quantile(found, [1 - end, end])
+        predictions.append(float(np.exp(_value(_best(logs, again, [best]), target)[0])))
+    low, high = np.quantile(predictions, [1 - end, end])
     return Extrapolation(
         law, law.at(*map(float, at)), Interval(float(low), float(high)), len(log_losses), draws
     )
@@ -114,12 +114,12 @@ def _checked(inputs: Numbers, losses: Numbers) -> tuple[Numbers, Numbers, Number
 def _starts(logs: Numbers, log_losses: Numbers) -> list[Numbers]:
     """(log floor, then log factor and power of each input)."""
     lowest = np.exp(log_losses.min())
-    found = []
+    starts = []
     for share, *powers in itertools.product(_FLOORS, *[_POWERS] * len(logs)):
         rest = float(np.log(lowest * (1 - share) / len(logs)))
         pairs = [number for power in powers for number in (rest, power)]
-        found.append(np.array([np.log(lowest * share), *pairs]))
-    return found
+        starts.append(np.array([np.log(lowest * share), *pairs]))
+    return starts
 
 
 def _value(law: Numbers, logs: Numbers) -> Numbers:
@@ -138,11 +138,11 @@ def _parts(law: Numbers, logs: Numbers) -> Numbers:
 
 def _best(logs: Numbers, log_losses: Numbers, starts: list[Numbers]) -> Numbers:
     """Least squares first, then Huber's loss with a shrinking delta: its gradient vanishes far away."""
-    near = min((_descend(logs, log_losses, start, None) for start in starts), key=lambda found: found.cost)
-    found: Numbers = near.x
+    near = min((_descend(logs, log_losses, start, None) for start in starts), key=lambda result: result.cost)
+    numbers: Numbers = near.x
     for delta in (100 * DELTA, 10 * DELTA, DELTA):
-        found = _descend(logs, log_losses, found, delta).x
-    return found
+        numbers = _descend(logs, log_losses, numbers, delta).x
+    return numbers
 
 
 def _descend(logs: Numbers, log_losses: Numbers, start: Numbers, delta: float | None) -> Any:

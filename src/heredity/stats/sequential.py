@@ -140,11 +140,11 @@ def path(
     bets = _nodes(doubted, side, _n_nodes(shares.shape[-1]))
     held, place = np.unique(shares, return_inverse=True)
     factors = _log_factors(held, doubted, bets)
-    found = np.empty(shares.shape)
-    rows = found.reshape(-1, shares.shape[-1])
+    wealth = np.empty(shares.shape)
+    rows = wealth.reshape(-1, shares.shape[-1])
     for row, where in zip(rows, place.reshape(rows.shape), strict=True):
         row[:] = log_mean_exp(np.cumsum(factors[where], axis=0))
-    return found
+    return wealth
 
 
 def log_factors(values: ArrayLike, null: float, side: Side, within: Interval = DIFFERENCE) -> _Floats:
@@ -201,8 +201,8 @@ def rate_sequence(k: int, n: int, confidence: float = CONFIDENCE) -> Estimate:
     _check(k, n - k)
     if n == 0:
         return _nothing(RATE)
-    found = _invert(lambda rate: rate_log_e(k, n, rate), k / n, RATE, confidence)
-    return Estimate(k / n, *found, n, _method(RATE))
+    sequence = _invert(lambda rate: rate_log_e(k, n, rate), k / n, RATE, confidence)
+    return Estimate(k / n, *sequence, n, _method(RATE))
 
 
 def clustered_rate_sequence(
@@ -260,8 +260,8 @@ def _sequence(values: ArrayLike, clusters: ArrayLike, within: Interval, confiden
         n_clusters = int(means.size)
         method += f" ({n_clusters} clusters, each counted once)"
     value = float(means.mean())
-    found = _invert(_evidence(means, within, "both"), value, within, confidence)
-    return Estimate(value, *found, n, method, n_clusters=n_clusters)
+    sequence = _invert(_evidence(means, within, "both"), value, within, confidence)
+    return Estimate(value, *sequence, n, method, n_clusters=n_clusters)
 
 
 def _nothing(within: Interval) -> Estimate:

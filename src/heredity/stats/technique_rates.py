@@ -202,12 +202,12 @@ def _likelihoods(counts: _Counts, grid: _Grid, n_techniques: int) -> _Floats:
     log = k * special.log_expit(_LOGITS)[:, None] + (n - k) * special.log_expit(-_LOGITS)[:, None]
     log -= log.max(axis=0)
     by_pair = np.log(np.maximum(grid.around_logit @ np.exp(log), 1e-300))  # (sigma_b, logit, pair)
-    found = np.zeros((n_techniques, *by_pair.shape[:2]))
+    log_likelihoods = np.zeros((n_techniques, *by_pair.shape[:2]))
     for t in range(n_techniques):
         times = np.bincount(of.ravel()[counts.technique == t], minlength=k.size)
-        found[t] = by_pair @ times
-    found -= found.max(axis=(1, 2), keepdims=True)
-    return np.ascontiguousarray(_cut(np.exp(found)).transpose(2, 0, 1))
+        log_likelihoods[t] = by_pair @ times
+    log_likelihoods -= log_likelihoods.max(axis=(1, 2), keepdims=True)
+    return np.ascontiguousarray(_cut(np.exp(log_likelihoods)).transpose(2, 0, 1))
 
 
 def _bank_mean(grid: _Grid, likelihood: _Floats, evidence: _Floats, weight: _Floats) -> tuple[float, float]:
@@ -316,14 +316,14 @@ def heterogeneity(
             "behaviours do not fit; all must be flat and equal"
         )
     names = np.unique(labels)
-    found = [
+    fits = [
         compare(first[labels == t], second[labels == t], clusters[labels == t], 1 - alpha, alpha)
         for t in names
     ]
-    adjusted = holm([c.p_value for c in found])
+    adjusted = holm([c.p_value for c in fits])
     each = tuple(
         TechniqueDifference(str(t), c, p, _finding(c, p, margin, alpha))
-        for t, c, p in zip(names.tolist(), found, adjusted, strict=True)
+        for t, c, p in zip(names.tolist(), fits, adjusted, strict=True)
     )
     q, p = _flipped_q(second.astype(np.float64) - first, labels, clusters, rng, n_draws)
     return Heterogeneity(each, q, p, f"Cochran's Q, {n_draws:,} wild cluster draws")

@@ -103,8 +103,8 @@ def compare_at_shares(
     differences = filled_b - filled_a
     sums = cluster_sums(differences, labels)
     p = flip_whole(np.rint(sums.total * unit).astype(np.int64))
-    found = _difference(differences, sums, labels, confidence)
-    return SharedComparison(float(shares[0]), float(shares[1]), found, p)
+    difference = _difference(differences, sums, labels, confidence)
+    return SharedComparison(float(shares[0]), float(shares[1]), difference, p)
 
 
 def tipping_share(a: ArrayLike, b: ArrayLike, clusters: ArrayLike, alpha: float = ALPHA) -> float | None:

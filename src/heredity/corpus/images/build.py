@@ -72,18 +72,18 @@ class ImageJobs:
     how: ImageSettings
     workers: int
     watch: Watch
-    found: list[list[CaptionedImage | SkippedDocument]] = field(default_factory=list)
+    pairs: list[list[CaptionedImage | SkippedDocument]] = field(default_factory=list)
     inputs: list[list[list[Input]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Find the images, and hash each file. Raises BadInput, UsageError."""
         for source in self.recipe.sources:
             assert isinstance(source, ImagesSource)
-            self.found.append(list(source.pairs(self.recipe.root)))
-        self._seen, self._all = 0, sum(map(len, self.found))
-        for source, found in zip(self.recipe.sources, self.found, strict=True):
+            self.pairs.append(list(source.pairs(self.recipe.root)))
+        self._seen, self._all = 0, sum(map(len, self.pairs))
+        for source, pairs in zip(self.recipe.sources, self.pairs, strict=True):
             assert isinstance(source, ImagesSource)
-            self.inputs.append(list(self._each("hashing", _hashing(source), found)))
+            self.inputs.append(list(self._each("hashing", _hashing(source), pairs)))
 
     def read(self, between: Path) -> None:
         """Read every part that no earlier build has read."""
@@ -93,7 +93,7 @@ class ImageJobs:
             self.watch.say(f"reading: {n_old:,} of {len(parts):,} parts are done already")
         self._seen, self._all = 0, sum(part.high - part.low for part in new)
         for part in new:
-            pairs = self.found[part.source][part.low : part.high]
+            pairs = self.pairs[part.source][part.low : part.high]
             arrays = list(self._each("reading", self._read_image, pairs))
             record = _record(between, part)
             files = record.with_suffix(".rgb"), record.with_suffix(".read")
@@ -112,7 +112,7 @@ class ImageJobs:
             arrays = iter(raw.reshape(-1, side, side, 3))
             is_read = np.fromfile(record.with_suffix(".read"), np.bool_)
             for i, could in zip(range(part.low, part.high), is_read, strict=True):
-                pair = self.found[source][i]
+                pair = self.pairs[source][i]
                 if isinstance(pair, SkippedDocument):
                     yield pair
                 elif could:
@@ -123,9 +123,9 @@ class ImageJobs:
     def _parts(self) -> list[_PairRange]:
         most = max(1, min(_MAX_BUFFERED_PAIRS, _PART_BYTES // (3 * self.how.side**2)))
         places = [
-            (source, low, min(low + most, len(found)))
-            for source, found in enumerate(self.found)
-            for low in range(0, len(found), most)
+            (source, low, min(low + most, len(pairs)))
+            for source, pairs in enumerate(self.pairs)
+            for low in range(0, len(pairs), most)
         ]
         return [_PairRange(number, *place) for number, place in enumerate(places)]
 
@@ -173,7 +173,7 @@ def build(recipe: CorpusRecipe, out: Path, workers: int = 1, watch: Watch | None
     assert recipe.images is not None
     with workspace.held(work), naming(recipe.path):
         parts = ImageJobs(recipe, recipe.images, workers, watch or Nobody())
-        files = [[found, inputs] for found, inputs in zip(parts.found, parts.inputs, strict=True)]
+        files = [[pairs, inputs] for pairs, inputs in zip(parts.pairs, parts.inputs, strict=True)]
         plan = workspace.plan(recipe, files)
         if out.exists():
             workspace.refuse_other(out, workspace.planned(work) == plan)

@@ -89,8 +89,8 @@ class ImageSplit:
         """(side, side, 3) The image."""
         for shard in self.maps:
             if number < len(shard):
-                found: NDArray[np.uint8] = shard[number]
-                return found
+                pixels: NDArray[np.uint8] = shard[number]
+                return pixels
             number -= len(shard)
         raise IndexError(number)
 
@@ -118,11 +118,11 @@ def is_of_images(folder: Path) -> bool:
 
 def _files(card: ImageCard) -> dict[str, integrity.BuiltFile]:
     """The files of all shards, by name."""
-    found = integrity.token_files(card.captions, card.dtype)
+    files = integrity.token_files(card.captions, card.dtype)
     for shard in card.shards:
-        found[shard.path] = integrity.BuiltFile(shard.sha256, shard.pairs * 3 * card.side**2)
-        found[_classes(shard.path)] = integrity.BuiltFile(shard.classes_sha256, 2 * shard.pairs)
-    return found
+        files[shard.path] = integrity.BuiltFile(shard.sha256, shard.pairs * 3 * card.side**2)
+        files[_classes(shard.path)] = integrity.BuiltFile(shard.classes_sha256, 2 * shard.pairs)
+    return files
 
 
 def _classes(path: str) -> str:

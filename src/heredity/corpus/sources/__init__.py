@@ -103,16 +103,16 @@ def _left_out(folder: Path, endings: Sequence[str]) -> Counter[str]:
 
     Every entry with a suffix that is read is either read or counted here. Hidden entries are not counted.
     """
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     if not folder.is_dir():
-        return found
-    for here, folders, files in os.walk(folder, onerror=lambda _: found.update(["unreadable_folder"])):
+        return counts
+    for here, folders, files in os.walk(folder, onerror=lambda _: counts.update(["unreadable_folder"])):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found.update("linked_folder" for name in folders if Path(here, name).is_symlink())
+        counts.update("linked_folder" for name in folders if Path(here, name).is_symlink())
         named = [Path(here, name) for name in files if not name.startswith(".")]
-        found.update(
+        counts.update(
             "no_file" if path.exists() else "broken_link"
             for path in named
             if not path.is_file() and (not endings or path.suffix.lower() in endings)
         )
-    return found
+    return counts

@@ -24,12 +24,12 @@ def of(source: CorpusSource, root: Path) -> list[Named]:
     if place.is_file():
         return [(str(place), place.name)]
     if place.is_dir():
-        found = [
+        paths = [
             p
             for p in place.rglob("*")
             if p.is_file() and not any(part.startswith(".") for part in p.relative_to(place).parts)
         ]
-        found = [p for p in found if not endings or p.suffix.lower() in endings]
+        paths = [p for p in paths if not endings or p.suffix.lower() in endings]
         base = place
     else:
         parts = []
@@ -38,8 +38,8 @@ def of(source: CorpusSource, root: Path) -> list[Named]:
                 break
             parts.append(part)
         base = Path(*parts)
-        found = [p for p in base.glob(str(place.relative_to(base))) if p.is_file()] if base != place else []
-    if not found:
+        paths = [p for p in base.glob(str(place.relative_to(base))) if p.is_file()] if base != place else []
+    if not paths:
         kinds = f" ({' '.join(endings)})" if endings and place.is_dir() else ""
         is_there = "holds no file" if place.is_dir() else "is not there"
         raise UsageError(
@@ -48,7 +48,7 @@ def of(source: CorpusSource, root: Path) -> list[Named]:
             code="unreadable-file",
             table=source.name,
         )
-    return sorted(((str(p), p.relative_to(base).as_posix()) for p in found), key=lambda each: each[1])
+    return sorted(((str(p), p.relative_to(base).as_posix()) for p in paths), key=lambda each: each[1])
 
 
 def grouped(files: Iterable[Named]) -> list[Job]:

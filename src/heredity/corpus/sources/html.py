@@ -43,14 +43,14 @@ class HtmlSource(CorpusSource, frozen=True, kw_only=True):
                 raw = Path(path).read_bytes()
             except OSError as error:
                 raise BadInput(path, f"cannot be read: {error.strerror}") from None
-            found = trafilatura.extract(
+            text = trafilatura.extract(
                 raw,
                 output_format=kind,
                 favor_precision=self.precise,
                 include_comments=False,
                 deduplicate=False,
             )
-            yield found.encode() if found else SkippedDocument("no_text")
+            yield text.encode() if text else SkippedDocument("no_text")
 
 
 def _extractor() -> ModuleType:

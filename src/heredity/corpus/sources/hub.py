@@ -33,11 +33,11 @@ class HubSource(CorpusSource, frozen=True, kw_only=True):
             )
 
     def jobs(self, root: Path) -> list[Job]:  # noqa: ARG002
-        found = []
+        jobs = []
         for name in self._names():
             path = f"datasets/{self.path}@{self.revision}/{name}"
-            found += list(groups_of(path, name, opened(path, self._open(path)), self.text))
-        return found
+            jobs += list(groups_of(path, name, opened(path, self._open(path)), self.text))
+        return jobs
 
     def left_out(self, root: Path) -> Counter[str]:  # noqa: ARG002
         return Counter()
@@ -65,12 +65,12 @@ class HubSource(CorpusSource, frozen=True, kw_only=True):
             raise Unavailable(
                 f"source '{self.name}': the hub did not list {self.path}: {first_line(error)}"
             ) from error
-        found = sorted(n for n in names if n.endswith(".parquet") and fnmatchcase(n, self.files))
-        if not found:
+        files = sorted(n for n in names if n.endswith(".parquet") and fnmatchcase(n, self.files))
+        if not files:
             raise UsageError(
                 f"source '{self.name}': {self.path} has no Parquet file like '{self.files}'.", table=self.name
             )
-        return found
+        return files
 
     def _open(self, path: str) -> IO[bytes]:
         from huggingface_hub import HfFileSystem

@@ -64,10 +64,10 @@ class ImagesSource(CorpusSource, frozen=True, kw_only=True):
 
     def inputs_of(self, pair: CaptionedImage) -> list[Input]:
         """The files of a pair."""
-        found = [input_of(pair.path, pair.name)]
+        inputs = [input_of(pair.path, pair.name)]
         if not self.captions:
-            found.append(input_of(str(_text_of(pair.path)), str(_text_of(pair.name))))
-        return found
+            inputs.append(input_of(str(_text_of(pair.path)), str(_text_of(pair.name))))
+        return inputs
 
     def _beside(self, job: Job) -> Iterator[CaptionedImage | SkippedDocument]:
         for path, name in job.files:

@@ -24,12 +24,12 @@ class JsonlSource(CorpusSource, frozen=True, kw_only=True):
     def jobs(self, root: Path) -> list[Job]:
         """A large file is read in parts; a line belongs to the part in which it begins."""
         files = _files.of(self, root)
-        found: list[Job] = []
+        jobs: list[Job] = []
         for path, name in files:
             size = Path(path).stat().st_size
             parts = range(0, max(size, 1), JOB_BYTES)
-            found += [Job(((path, name),), low, min(low + JOB_BYTES, size)) for low in parts]
-        return found
+            jobs += [Job(((path, name),), low, min(low + JOB_BYTES, size)) for low in parts]
+        return jobs
 
     def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:
         ((path, _),) = job.files

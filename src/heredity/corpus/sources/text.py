@@ -34,12 +34,12 @@ class TextSource(CorpusSource, frozen=True, kw_only=True):
 
     def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:
         for path, _ in job.files:
-            found = _files.cut(self.document(_files.text(path, self.encoding)), self.separator)
-            if (first := next(found, None)) is None:
+            documents = _files.cut(self.document(_files.text(path, self.encoding)), self.separator)
+            if (first := next(documents, None)) is None:
                 yield SkippedDocument("no_text")
                 continue
             yield first
-            yield from found
+            yield from documents
 
     def document(self, whole: bytes) -> bytes:
         """The text of a file, with its markup removed if it has any."""

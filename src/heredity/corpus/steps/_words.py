@@ -18,14 +18,14 @@ from heredity.corpus.text import Hashes, Ints, Spans, TextBatch
 
 def share(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
     """part / whole; 0 if `whole` is 0."""
-    found: NDArray[np.float64] = np.divide(part, whole, out=np.zeros(len(part), np.float64), where=whole > 0)
-    return found
+    shares: NDArray[np.float64] = np.divide(part, whole, out=np.zeros(len(part), np.float64), where=whole > 0)
+    return shares
 
 
 def hash_words(words: Iterable[str]) -> Hashes:
     """The hash of each word, as in a batch."""
-    found = TextBatch.of([word.encode() for word in words])
-    return tables.word_hashes(found.raw, found.start, found.end)
+    batch = TextBatch.of([word.encode() for word in words])
+    return tables.word_hashes(batch.raw, batch.start, batch.end)
 
 
 def stripped(batch: TextBatch) -> tuple[Ints, Ints]:
@@ -47,7 +47,7 @@ def repeated(batch: TextBatch, spans: Spans) -> NDArray[np.bool_]:
     Only spans with equal length, first and last bytes are compared in full; these are few.
     """
     keys = tables.edge_hashes(batch.raw, spans.start, spans.end) ^ own(len(batch))[spans.document]
-    found = np.zeros(len(keys), np.bool_)
+    is_repeated = np.zeros(len(keys), np.bool_)
     order = np.argsort(keys)
     same = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
     suspects = np.unique(order[np.concatenate((same, same + 1))])
@@ -55,9 +55,9 @@ def repeated(batch: TextBatch, spans: Spans) -> NDArray[np.bool_]:
     rows = (suspects, keys[suspects], spans.start[suspects], spans.end[suspects])
     for i, key, start, end in zip(*(row.tolist() for row in rows), strict=True):
         text = (key, batch.raw[start:end])
-        found[i] = text in seen
+        is_repeated[i] = text in seen
         seen.add(text)
-    return found
+    return is_repeated
 
 
 def own(n_documents: int) -> Hashes:

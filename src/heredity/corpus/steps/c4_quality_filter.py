@@ -100,14 +100,14 @@ class C4QualityFilter(DocumentTransform, frozen=True, kw_only=True):
 def _holds(batch: TextBatch, texts: tuple[bytes, ...], is_on: bool) -> Mask:
     """(line,) Whether one of the texts is in it, in any case."""
     lines: Spans = batch.lines
-    found = np.zeros(len(lines), np.bool_)
+    mask = np.zeros(len(lines), np.bool_)
     for text in texts if is_on else ():
         at = batch.lower.find(text)
         while at >= 0:
             line = int(np.searchsorted(lines.start, at, "right")) - 1
-            found[line] = True
+            mask[line] = True
             at = batch.lower.find(text, int(lines.end[line]))
-    return found
+    return mask
 
 
 def _write(batch: TextBatch, start: Ints, end: Ints, stays: Mask) -> TextBatch:

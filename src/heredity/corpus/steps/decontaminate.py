@@ -46,10 +46,10 @@ class Decontaminate(Filter, frozen=True, kw_only=True):
 
     def texts(self, context: Context) -> list[str]:
         """All texts to search for."""
-        found = list(context.unseen) if self.probes else []
+        texts = list(context.unseen) if self.probes else []
         for name in self.sets:
-            found += texts_of(context.root / name)
-        return found
+            texts += texts_of(context.root / name)
+        return texts
 
     def reads(self, context: Context) -> dict[str, str]:
         return {name: input_of(str(context.root / name), name).sha256 for name in self.sets}
@@ -101,10 +101,10 @@ class Index:
 
     def _first_words(self, hashes: Hashes) -> Hashes:
         """Index the first words of each n-gram: the largest power of two up to the shortest n-gram."""
-        found = hashes
+        hashed = hashes
         for k in range(self._n_doublings):
-            found = tables.doubled(found, 1 << k)
-        return found
+            hashed = tables.doubled(hashed, 1 << k)
+        return hashed
 
     def holds(self, batch: TextBatch) -> Mask:
         """(document,) Whether it contains one of the n-grams."""
@@ -113,10 +113,10 @@ class Index:
         at = np.flatnonzero(self._marks.take((first >> _SHIFT).view(np.int64)))
         at = at[_is_in(first[at], self._heads)]
         document = np.searchsorted(words.high, at, "right")
-        found = np.zeros(len(batch), np.bool_)
+        mask = np.zeros(len(batch), np.bool_)
         for place, owner in zip(at.tolist(), document.tolist(), strict=True):
-            found[owner] = found[owner] or self._is_whole(hashes[place : words.high[owner]])
-        return found
+            mask[owner] = mask[owner] or self._is_whole(hashes[place : words.high[owner]])
+        return mask
 
     def _is_whole(self, hashes: Hashes) -> bool:
         """Whether these words begin with an n-gram."""

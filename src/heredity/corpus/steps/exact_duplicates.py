@@ -22,9 +22,9 @@ class ExactDuplicates(Duplicates, frozen=True, kw_only=True):
         return np.frombuffer(raw, "<u8").reshape(-1, 2)
 
     def kept(self, keys: Hashes) -> Mask:
-        found = np.zeros(len(keys), np.bool_)
-        found[np.unique(keys, axis=0, return_index=True)[1]] = True
-        return found
+        mask = np.zeros(len(keys), np.bool_)
+        mask[np.unique(keys, axis=0, return_index=True)[1]] = True
+        return mask
 
 
 STEP = ExactDuplicates

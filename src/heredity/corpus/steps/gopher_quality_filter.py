@@ -36,28 +36,28 @@ class GopherQualityFilter(Filter, frozen=True, kw_only=True):
         tokens, words = batch.tokens, batch.words
         n_tokens, n_words = tokens.n_each, words.n_each
         length = share(words.per_document(batch.token_lengths.take(batch.word_places)), n_words)
-        found = [
+        verdicts = [
             ("gopher_short_doc", n_words < self.min_doc_words),
             ("gopher_long_doc", n_words > (self.max_doc_words or np.inf)),
             ("gopher_below_avg_threshold", length < self.min_avg_word_length),
             ("gopher_above_avg_threshold", length > (self.max_avg_word_length or np.inf)),
         ]
         most = self.max_symbol_word_ratio or np.inf
-        found += [
+        verdicts += [
             ("gopher_too_many_hashes", share(batch.count(batch.data == ord("#")), n_tokens) > most),
             ("gopher_too_many_ellipsis", share(_n_ellipses(batch), n_tokens) > most),
         ]
-        found += self._lines(batch)
+        verdicts += self._lines(batch)
         lettered = tokens.per_document(_has_letter(batch))
-        found.append(
+        verdicts.append(
             ("gopher_below_alpha_threshold", share(lettered, n_tokens) < self.max_non_alpha_words_ratio)
         )
         if self.min_stop_words:
             n_stop = np.zeros(len(batch), np.int64)
             for at in _places(batch.word_hashes, hash_words(self.stop_words)):
                 n_stop += np.searchsorted(at, words.high) > np.searchsorted(at, words.low)
-            found.append(("gopher_enough_stop_words", n_stop < self.min_stop_words))
-        return found
+            verdicts.append(("gopher_enough_stop_words", n_stop < self.min_stop_words))
+        return verdicts
 
     def _lines(self, batch: TextBatch) -> list[tuple[str, Mask]]:
         lines = batch.lines
@@ -89,21 +89,21 @@ def _places(hashes: Hashes, wanted: Hashes) -> Iterator[Ints]:
 
 def _n_ellipses(batch: TextBatch) -> Ints:
     """Count ellipses as str.count does: three points, not overlapping, and the single character."""
-    found = np.zeros(len(batch), np.int64)
+    counts = np.zeros(len(batch), np.int64)
     if b"..." in batch.raw:
         for i in batch.documents_with(_triple(batch)):
-            found[i] += batch[i].count(b"...")
+            counts[i] += batch[i].count(b"...")
     if not batch.is_ascii and (mark := _ELLIPSIS[1]) in batch.raw:
         for i in range(len(batch)):
-            found[i] += batch[i].count(mark)
-    return found
+            counts[i] += batch[i].count(mark)
+    return counts
 
 
 def _triple(batch: TextBatch) -> Mask:
     is_point = batch.data == ord(".")
-    found = np.zeros(len(batch.data), np.bool_)
-    found[2:] = is_point[2:] & is_point[1:-1] & is_point[:-2]
-    return found
+    mask = np.zeros(len(batch.data), np.bool_)
+    mask[2:] = is_point[2:] & is_point[1:-1] & is_point[:-2]
+    return mask
 
 
 def _has_letter(batch: TextBatch) -> Mask:

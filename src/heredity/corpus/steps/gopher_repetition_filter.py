@@ -38,32 +38,32 @@ class GopherRepetitionFilter(Filter, frozen=True, kw_only=True):
             raise BadArgument("an n-gram has at least 2 words")
 
     def verdicts(self, batch: TextBatch) -> list[tuple[str, Mask]]:
-        found = _repeats(batch, _paragraphs(batch), "para", self.dup_para_frac, self.dup_para_char_frac)
-        found += _repeats(batch, batch.full_lines, "line", self.dup_line_frac, self.dup_line_char_frac)
+        verdicts = _repeats(batch, _paragraphs(batch), "para", self.dup_para_frac, self.dup_para_char_frac)
+        verdicts += _repeats(batch, batch.full_lines, "line", self.dup_line_frac, self.dup_line_char_frac)
         if not (sizes := [n for n, _ in (*self.top_n_grams, *self.dup_n_grams)]):
-            return found
+            return verdicts
         grams = _Grams(batch, min(sizes))
         for n, limit in sorted(self.top_n_grams):
             frequent = share(grams.top(n), batch.characters)
-            found.append((f"top_{n}_gram", frequent > (limit or np.inf)))
+            verdicts.append((f"top_{n}_gram", frequent > (limit or np.inf)))
         limits = [limit for _, limit in self.dup_n_grams if limit]
         if limits:
             bound = share(grams.covered(min(n for n, _ in self.dup_n_grams)), batch.characters)
-            suspects = (bound > min(limits)) & ~np.any([holds for _, holds in found], axis=0)
-            found += self._count(grams, suspects, bound * batch.characters)
-        return found
+            suspects = (bound > min(limits)) & ~np.any([holds for _, holds in verdicts], axis=0)
+            verdicts += self._count(grams, suspects, bound * batch.characters)
+        return verdicts
 
     def _count(self, grams: _Grams, suspects: Mask, bound: NDArray[np.float64]) -> list[tuple[str, Mask]]:
         """Apply the rules one by one; a document that one of them drops is not checked further."""
-        found = []
+        verdicts = []
         for n, limit in self.dup_n_grams:
             holds, most = np.zeros(len(suspects), np.bool_), limit * grams.batch.characters
             if limit and (may := suspects & (bound > most)).any():
                 for i in np.flatnonzero(may & (grams.covered(n) > most)).tolist():
                     holds[i] = grams.n_repeated(i, n) > most[i]
                 suspects = suspects & ~holds
-            found.append((f"duplicated_{n}_n_grams", holds))
-        return found
+            verdicts.append((f"duplicated_{n}_n_grams", holds))
+        return verdicts
 
 
 def _repeats(
@@ -162,15 +162,15 @@ class _Grams:
         low, high = int(self.tokens.low[document]), int(self.tokens.high[document])
         hashes = tables.n_grams(self._hashes[low:high], n).tolist()
         seen: set[int] = set()
-        found = at = 0
+        total = at = 0
         while at < len(hashes):
             if hashes[at] in seen:
-                found += int(self._sums[low + at + n] - self._sums[low + at])
+                total += int(self._sums[low + at + n] - self._sums[low + at])
                 at += n
             else:
                 seen.add(hashes[at])
                 at += 1
-        return found
+        return total
 
 
 STEP = GopherRepetitionFilter

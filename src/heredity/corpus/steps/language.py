@@ -63,8 +63,8 @@ class Language(Filter, frozen=True, kw_only=True):
         return self._judged
 
     def _judged(self, batch: TextBatch) -> Judged:
-        found = languages(batch, self.least)
-        named = [(KNOWN[i], found == i) for i in np.unique(found).tolist()]
+        judged = languages(batch, self.least)
+        named = [(KNOWN[i], judged == i) for i in np.unique(judged).tolist()]
         return Judged([each for each in named if self.keep and each[0] not in self.keep], named)
 
 
@@ -77,10 +77,10 @@ def languages(batch: TextBatch, least: float = 0.1) -> Ints:
     count = np.bincount(batch.words.document[at] * size + place[at], minlength=len(batch) * size)
     n_common = np.add.reduceat(count.reshape(len(batch), size).take(_OF, axis=1), _FIRST, axis=1)
     part = n_common / np.maximum(batch.words.n_each, 1)[:, None]
-    found = np.where(part.max(axis=1) > least, _PLACES[part.argmax(axis=1)], KNOWN.index(UNKNOWN))
+    places = np.where(part.max(axis=1) > least, _PLACES[part.argmax(axis=1)], KNOWN.index(UNKNOWN))
     if not batch.is_ascii:
-        _by_script(batch, found)
-    return found
+        _by_script(batch, places)
+    return places
 
 
 def _by_script(batch: TextBatch, ints: Ints) -> None:

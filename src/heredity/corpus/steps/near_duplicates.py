@@ -45,7 +45,7 @@ class NearDuplicates(Duplicates, frozen=True, kw_only=True):
         n = np.minimum(words.n_each, self.n_grams)
         low = np.minimum(words.low, len(shingles))
         high = np.clip(words.high - self.n_grams + 1, low, len(shingles))
-        found = np.empty((len(batch), self.num_buckets), np.uint64)
+        keys = np.empty((len(batch), self.num_buckets), np.uint64)
         multipliers, additions = self._permutations()
         for i in range(len(batch)):
             own = shingles[low[i] : high[i]]
@@ -61,8 +61,8 @@ class NearDuplicates(Duplicates, frozen=True, kw_only=True):
                 product = multipliers[:, None] * own[None, at : at + width] + additions[:, None]
                 np.minimum(least, product.min(axis=1), out=least)
             rows = least.reshape(self.num_buckets, self.hashes_per_bucket)
-            found[i] = np.concatenate([tables.n_grams(row, len(row)) for row in rows])
-        return found
+            keys[i] = np.concatenate([tables.n_grams(row, len(row)) for row in rows])
+        return keys
 
     def _permutations(self) -> tuple[Hashes, Hashes]:
         n = self.num_buckets * self.hashes_per_bucket
@@ -80,9 +80,9 @@ class NearDuplicates(Duplicates, frozen=True, kw_only=True):
         edges = (np.concatenate(first), np.concatenate(second))
         graph = coo_array((np.ones(len(edges[0]), np.int8), edges), shape=(len(keys), len(keys)))
         cluster = connected_components(graph, directed=False)[1]
-        found = np.zeros(len(keys), np.bool_)
-        found[np.unique(cluster, return_index=True)[1]] = True
-        return found
+        mask = np.zeros(len(keys), np.bool_)
+        mask[np.unique(cluster, return_index=True)[1]] = True
+        return mask
 
 
 STEP = NearDuplicates

@@ -74,16 +74,16 @@ def _uncertain(batch: TextBatch) -> set[int]:
     hits[at[~is_mark]] = True
     first, last = batch.data[batch.start], batch.data[np.maximum(batch.end - 1, 0)]
     is_edge = (first <= 32) | (last <= 32) | (first >= 0x80) | (last >= 0x80)
-    found: list[int] = np.flatnonzero(is_edge).tolist()
-    edges = {i for i in found if not batch[i].isascii()}
+    uncertain: list[int] = np.flatnonzero(is_edge).tolist()
+    edges = {i for i in uncertain if not batch[i].isascii()}
     return edges.union(batch.documents_with(hits))
 
 
 def _loose(batch: TextBatch) -> list[int]:
     """The documents that begin or end with a space."""
     first, last = batch.data[batch.start], batch.data[np.maximum(batch.end - 1, 0)]
-    found: list[int] = np.flatnonzero(((first <= 32) | (last <= 32)) & (batch.lengths > 0)).tolist()
-    return found
+    loose: list[int] = np.flatnonzero(((first <= 32) | (last <= 32)) & (batch.lengths > 0)).tolist()
+    return loose
 
 
 STEP = Normalise

@@ -116,19 +116,19 @@ def is_phone(text: bytes) -> bool:
 
 def _dense(batch: TextBatch) -> Mask:
     """(byte,) Whether 8 digits end here within 24 bytes, as in every kind of number."""
-    found = np.zeros(len(batch.data), np.bool_)
+    mask = np.zeros(len(batch.data), np.bool_)
     at = np.flatnonzero((batch.data >= 48) & (batch.data <= 57))
     # They may begin in the previous document. Then the rules find nothing, which only costs time.
-    found[at[7:][at[7:] - at[:-7] < 24]] = True
-    return found
+    mask[at[7:][at[7:] - at[:-7] < 24]] = True
+    return mask
 
 
 def _with_ip(batch: TextBatch) -> list[int]:
     is_digit = (batch.data >= 48) & (batch.data <= 57)
     hit = np.zeros(len(batch.data), np.bool_)
     hit[1:-1] = (batch.data[1:-1] == ord(".")) & is_digit[:-2] & is_digit[2:]
-    found: list[int] = np.flatnonzero(batch.count(hit) >= 3).tolist()
-    return found
+    documents: list[int] = np.flatnonzero(batch.count(hit) >= 3).tolist()
+    return documents
 
 
 STEP = Scrub
