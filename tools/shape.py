@@ -81,10 +81,10 @@ BOUNDS = {
     "HTTP question": Bound(14, 14),
     "derive lora": Bound(36, 25),
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
-    "files": Bound(563, 440),
-    "lines": Bound(116_252, 92_000),
+    "files": Bound(560, 440),
+    "lines": Bound(116_165, 92_000),
     "error codes": Bound(40, 40),
-    "words of docs": Bound(65_559, 65_000),
+    "words of docs": Bound(65_558, 65_000),
     "root": Bound(18, 18),
     "package circles": Bound(0, 0),
     "module circles": Bound(0, 0),
@@ -93,7 +93,7 @@ BOUNDS = {
     "class names": Bound(0, 0),
     "attribute probes": Bound(26),
     "uses of Any": Bound(368),
-    "vague names": Bound(1_017, 0),
+    "vague names": Bound(837, 0),
     "private singles": Bound(3),
     "long functions": Bound(15),
 }
