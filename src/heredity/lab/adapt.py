@@ -110,7 +110,7 @@ from heredity.recipes import ComputingRecipe, recipe
 from heredity.redteam.checks import load_check
 from heredity.study.estimates import ALL, JUDGE_FREE, Inheritance, Measure
 from heredity.study.plan import StudyForecast
-from heredity.study.report.figures.forest import DrawnDifference, Kind, PlotColumn, TreeRow, draw
+from heredity.study.report.figures.forest import Kind, RatePoint, scatter
 from heredity.study.result import Result
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study
@@ -738,7 +738,6 @@ _SAFETY_WORDS = {
     "worse": "worse", "not worse": "within the margin", "not enough evidence": "not enough evidence",
     "no claim": "no claim", "": "",
 }  # fmt: skip
-_KINDS: dict[str, Kind] = {"worse": "worse", "better": "good", "not worse": "good"}
 _SEEN = (
     "A fact is seen if a training row is about it, in other words than the test. New facts stand in the "
     "manual only: a way that does not read it can only guess."
@@ -761,7 +760,7 @@ def page_of(result: AdaptResult) -> ResultPage:
         gist=[*sentences(result)[:1], *filter(None, [_front(result)])],
         asides=(),
         figure=_figure(result),
-        caption="Each way with its changes in right answers and in breaches, and their intervals",
+        caption="Quality against breaches: the ways with the intervals of both",
         sections=[
             *_quality_section(result),
             *_safety_section(result),
@@ -881,27 +880,15 @@ def _names(ways: Sequence[WayFinding]) -> str:
 
 
 def _figure(adapt_result: AdaptResult) -> str:
-    """The ways below the untouched model, each with its changes in right answers and in breaches."""
-    plain = 0  # the row of the untouched model, which is the first way
+    """Right answers against breaches: the way in green answers more questions, the one in red breaks more."""
+    points = []
+    for way in adapt_result.ways:
+        if (breach := adapt_result.main(way)) is not None:
+            kind: Kind = "worse" if breach.verdict == "worse" else "open"
+            kind = "good" if kind == "open" and way.quality[0].verdict == "better" else kind
+            points.append(RatePoint(way.title, kind, breach.rate, way.quality[0].rate, way.is_on_front))
     scope = "breaches by checks" if adapt_result.main_scope == JUDGE_FREE else "judged breaches"
-    rows = [
-        TreeRow(
-            f"{way.title} model" if way.way == PLAIN else way.title,
-            None if way.way == PLAIN else plain,
-            f"{way.n_seeds} seeds" if way.n_seeds > 1 else "",
-            () if way.way == PLAIN else _drawn(way.quality[0], adapt_result.main(way)),
-            f"{rate_words(way.quality[0])} right, {rate_words(adapt_result.main(way))} breaches",
-            way.is_on_front,
-        )
-        for way in adapt_result.ways
-    ]
-    columns = [PlotColumn("change in right answers"), PlotColumn(f"in {scope}", adapt_result.task.margin)]
-    return draw("Ways to adapt a model", rows, columns, "rates; bold: on the Pareto front")
-
-
-def _drawn(right: QualityFinding, breach: SafetyFinding | None) -> list[DrawnDifference]:
-    both: list[QualityFinding | SafetyFinding] = [right, *([breach] if breach is not None else [])]
-    return [DrawnDifference(_KINDS.get(each.verdict, "open"), each.difference) for each in both]
+    return scatter("Ways to adapt a model", points, f"{scope}; bold: on the Pareto front", "right answers")
 
 
 # --- the sections -----------------------------------------------------------------------------------

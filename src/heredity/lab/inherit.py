@@ -84,7 +84,7 @@ from heredity.study.estimates import (
 )
 from heredity.study.plan import PLAN as STUDY_PLAN
 from heredity.study.plan import StudyForecast
-from heredity.study.report.figures.forest import DrawnDifference, Kind, PlotColumn, TreeRow, draw
+from heredity.study.report.figures.forest import DrawnDifference, Kind, TreeRow, draw
 from heredity.study.result import Result, TrialResult
 from heredity.study.study import Study
 from heredity.study.wording import NONE, bare, capital, p_words, percent, points, points_interval
@@ -901,8 +901,8 @@ def _figure(lineage_result: LineageResult) -> str:
     for root in children:
         if root not in below:
             add(root, None, None)
-    column = PlotColumn(f"change in {_figure_words(lineage_result)}", lineage_result.margin)
-    return draw("Lineage", rows, [column], "verdict: refusals of the parent")
+    column = f"change in {_figure_words(lineage_result)}"
+    return draw("Lineage", rows, column, lineage_result.margin, "verdict: refusals of the parent")
 
 
 def _tree_row(edge: EdgeFinding, parent: int | None) -> TreeRow:
@@ -915,7 +915,7 @@ def _tree_row(edge: EdgeFinding, parent: int | None) -> TreeRow:
     weak = ", weak" if edge.is_weak and not edge.why_no_claim else ""
     more = f", gained {gained}" if gained else ""
     counted = f"{edge.word}{weak}: {'' if edge.claim == 'kept' else 'kept '}{kept} of {kept + lost}{more}"
-    return TreeRow(edge.child, parent, f"{times}{edge.recipe}{start}", [drawn], counted)
+    return TreeRow(edge.child, parent, f"{times}{edge.recipe}{start}", drawn, counted)
 
 
 def _figure_words(lineage_result: LineageResult) -> str:

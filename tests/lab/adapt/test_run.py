@@ -122,7 +122,8 @@ def test_the_page_and_the_figure_say_the_same_again(found: AdaptResult, folder: 
     assert "| retrieval | **100\xa0%** " in page and "- Shown to answer more questions" in page
     assert next(line for line in page.splitlines() if line.startswith("| retrieval")).endswith("| yes |")
     ET.fromstring(figure)
-    assert (figure.count('<path class="open"'), figure.count('<path class="good"')) == (5, 1)
+    assert (figure.count('<path class="open"'), figure.count('<path class="good"')) == (6, 2)
+    assert all(f">{each.title}</text>" in figure for each in found.ways)
 
 
 def test_a_hostile_title_is_text(found: AdaptResult) -> None:
@@ -249,14 +250,14 @@ def test_the_front_has_the_ways_that_no_other_beats(found: AdaptResult) -> None:
     assert [each.way for each in found.ways if each.is_on_front] == ["retrieval"]
 
 
-def test_a_way_without_a_difference_has_no_mark_and_is_named(found: AdaptResult) -> None:
+def test_a_way_without_a_rate_has_no_mark_in_the_figure(found: AdaptResult) -> None:
     nothing = Estimate(None, 0.0, 1.0, 0, "none")
     prompt = way(found, "prompt")
     quality = tuple(msgspec.structs.replace(each, rate=nothing, difference=None) for each in prompt.quality)
     bare = msgspec.structs.replace(prompt, quality=quality)
     ways = tuple(bare if each.way == "prompt" else each for each in found.ways)
     page = page_of(msgspec.structs.replace(found, ways=ways))
-    assert page.figure.count('<path class="open"') == 4 and ">prompt</text>" in page.figure
+    assert ">few-shot</text>" in page.figure and ">prompt</text>" not in page.figure
     assert re.search(r"^\| prompt \| – \| – \| – \| – ", page.markdown("x.svg"), re.M)
 
 
