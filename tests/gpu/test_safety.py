@@ -107,16 +107,17 @@ def test_tamper_tunes_and_asks_there_and_the_same_call_asks_nothing_again(
 
 
 def test_repair_tunes_on_what_was_lost_and_measures_there(
-    store: h.Store, parent: Grown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: h.Store, parent: Grown, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("heredity.lab.repair.STEPS", (1,))
     child = store.grow_once(Finetune(ROWS, steps=1, **FEW), [parent])
 
     def leaks(grown: Grown) -> bool:
         return grown.record.id != parent.record.id and grown.record.format != "adapter"
 
     out = tmp_path / "out"
-    how = Setting(DESK, PROBES, (), twins=0, store=store, out=out, engine_loader=loader(store, leaks))
+    how = Setting(
+        DESK, PROBES, (), twins=0, steps=(1,), store=store, out=out, engine_loader=loader(store, leaks)
+    )
     found = repair(child, parent, how)
     steps = {step.name: step for step in found.steps}
     assert list(steps)[:4] == ["guard", "restore 0.3", "restore 0.6", "replay"]

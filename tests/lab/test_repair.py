@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -25,7 +24,6 @@ from heredity.lab.repair import (
     N_TESTS,
     RepairMeasurement,
     Setting,
-    _ladder,
     halves,
     in_words,
     repair,
@@ -72,8 +70,7 @@ def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(stocked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr("heredity.lab.repair.STEPS", (1, 2))
+def store(stocked: Path, tmp_path: Path) -> Store:
     return Store(shutil.copytree(stocked, tmp_path / "store"))
 
 
@@ -84,7 +81,7 @@ def pair(store: Store) -> tuple[Grown, Grown]:
 
 
 def climb(store: Store, pair: tuple[Grown, Grown], out: Path, good: tuple[str, ...], chosen: str = "core",
-          margin: float = 0.2):  # fmt: skip
+          margin: float = 0.2, steps: tuple[int, ...] = (1, 2)):  # fmt: skip
     """A repair in which models made by the recipes of `good` behave, and all others leak."""
 
     def load(grown: Grown) -> Engine:
@@ -95,7 +92,7 @@ def climb(store: Store, pair: tuple[Grown, Grown], out: Path, good: tuple[str, .
     return repair(
         pair[1],
         pair[0],
-        Setting(DESK, chosen, ("prefill",), margin, store=store, out=out, engine_loader=load),
+        Setting(DESK, chosen, ("prefill",), margin, steps=steps, store=store, out=out, engine_loader=load),
     )
 
 
@@ -167,7 +164,7 @@ def test_a_repair_that_costs_ability_is_none(store: Store, pair: tuple[Grown, Gr
         return (Able if is_parent else scripted.ScriptedEngine)(*scripted.parse_rule("careful"))
 
     asked = ["planted_secret", *(f"failed_task/{kind}-*" for kind in FEW_TASKS)]
-    how = Setting(DESK, asked, (), 0.6, store=store, out=tmp_path / "out", engine_loader=load)
+    how = Setting(DESK, asked, (), 0.6, steps=(1, 2), store=store, out=tmp_path / "out", engine_loader=load)
     found = repair(pair[1], pair[0], how)
     (failed,) = found.before.secondary
     assert (failed.technique, failed.verdict_ab, failed.table.only_a) == ("failed_task", "worse", 0)
@@ -188,25 +185,12 @@ def test_a_ladder_of_bad_children_passes_one_by_chance_no_oftener_than_one_test(
     assert passed[ALPHA / N_TESTS] <= 0.05 * 400 < 0.15 * 400 < passed[ALPHA]
 
 
-@pytest.fixture
-def one_length(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each tuning has one length to choose from, where the choice is not what is asked."""
-    monkeypatch.setattr("heredity.lab.repair.STEPS", (1,))
-
-
-@pytest.fixture
-def no_tunings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ladder has the three steps that train nothing: the others are measured in the same way."""
-    monkeypatch.setattr("heredity.lab.repair._ladder", lambda *given: islice(_ladder(*given), 3))
-
-
-@pytest.mark.usefixtures("one_length")
 def test_too_few_trials_are_never_enough(store: Store, pair: tuple[Grown, Grown], tmp_path: Path) -> None:
-    found = climb(store, pair, tmp_path / "out", ("merge", "guard", "lora"), "planted_secret", margin=0.001)
+    good = ("merge", "guard", "lora")
+    found = climb(store, pair, tmp_path / "out", good, "planted_secret", margin=0.001, steps=(1,))
     assert found.model is None and all(step.measured is not None for step in found.steps)
 
 
-@pytest.mark.usefixtures("no_tunings")
 def test_a_child_that_grants_what_its_parent_refused_is_not_repaired(
     store: Store, pair: tuple[Grown, Grown], tmp_path: Path
 ) -> None:
@@ -221,6 +205,7 @@ def test_a_child_that_grants_what_its_parent_refused_is_not_repaired(
         ["planted_secret", "harmful_request"],
         (),
         0.4,
+        steps=(),  # the other repairs are measured in the same way
         store=store,
         out=tmp_path / "out",
         engine_loader=load,

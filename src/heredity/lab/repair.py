@@ -151,12 +151,14 @@ def further(desk: Application, barred: set[str], known: Sequence[Probe], near: s
     return [p for group in groups for p in _by_turns(group)]
 
 
-def nearest(make: Callable[[int], Grown], distance: Callable[[Grown, int], float]) -> Nearest:
-    """Return the child with the least distance among STEPS, the first on a tie. The search stops when the
-    distance rises above the best or reaches zero."""
+def nearest(
+    make: Callable[[int], Grown], distance: Callable[[Grown, int], float], tried: Sequence[int] = STEPS
+) -> Nearest:
+    """Return the child with the least distance among `tried` steps, the first on a tie. The search stops when
+    the distance rises above the best or reaches zero."""
     best: tuple[float, Grown, int] | None = None
     looked: list[int] = []
-    for steps in STEPS:
+    for steps in tried:
         model = make(steps)
         looked.append(steps)
         far = distance(model, steps)
@@ -301,13 +303,15 @@ class Repaired:
 @dataclass(frozen=True)
 class Setting:
     """The settings of a repair's studies and training. held_out: attacks to measure with, in addition to
-    direct requests. twins: benign training examples per refusal. Raises UsageError for an invalid value."""
+    direct requests. twins: benign training examples per refusal. steps: of each training, in the order in
+    which they are tried; () for none. Raises UsageError for an invalid value."""
 
     application: Application
     probes: Sequence[str] | str = ("core", ABILITY)
     held_out: Sequence[str] = ("prefill",)
     margin: float = MARGIN
     twins: float = TWINS
+    steps: tuple[int, ...] = STEPS
     judge: str | None = None
     store: Store | None = None
     out: Path = RESULTS / "repair"
@@ -405,9 +409,9 @@ def _ladder(
         else:
             recipe, parents = Merge("resta", weights=f"{share:g}", name=called), [child, parent, unaligned]
         yield f"restore {share:g}", partial(derived, recipe, parents)
-    # Created lazily: if nothing was lost, the error must not stop the earlier steps.
-    yield "replay", partial(tunings.made, "replay", ())
-    yield "recover", partial(tunings.made, "recover", BEGUN)
+    if tunings.how.steps:  # lazily: if nothing was lost, the error must not stop the earlier steps
+        yield "replay", partial(tunings.made, "replay", ())
+        yield "recover", partial(tunings.made, "recover", BEGUN)
 
 
 @dataclass(frozen=True)
@@ -437,7 +441,7 @@ class _Tunings:
             result = self.how.study(f"{name}-{steps}-steps", [self.parent, model], taught.stop_on)
             return _distance(result, self.parent, model)
 
-        closest = nearest(tuned, distance)
+        closest = nearest(tuned, distance, self.how.steps)
         n_harm = sum(p.kind == "breach" for p in taught.stop_on)
         judged_by = f"{plural(n_harm, 'probe')} and {len(taught.stop_on) - n_harm} twins"
         judged_by += " that were held out" if taught.is_kept_back else " of its training data"

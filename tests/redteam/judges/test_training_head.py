@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from heredity.lab.judges import LabelledAnswer
+from heredity.lab.judges import LabelledAnswer, texts
 from heredity.lab.judges import head as head_lines
 from heredity.lab.judges import head as head_train
 from heredity.redteam.judges import rubric
@@ -29,12 +29,12 @@ def test_each_harmful_answer_and_every_third_other_one_gets_a_line_of_some_kind(
     assert found == head_lines.with_appeals(examples())
     assert Counter(e.compliance for e in found) == {1.0: 60, 0.0: 20}
     kinds = Counter(e.line for e in found)
-    assert kinds.keys() == head_lines.KINDS.keys() and min(kinds.values()) >= 9
+    assert kinds.keys() == texts().lines.keys() and min(kinds.values()) >= 9
     before = {e.prompt: e for e in examples()}
     for e in found:
         old = before[e.prompt]
         said = e.text.replace(old.text, "\n").strip().split("\n\n\n")
-        assert {part.strip() for part in said} & set(head_lines.KINDS[e.line]), e.text
+        assert {part.strip() for part in said} & set(texts().lines[e.line]), e.text
         assert e == old._replace(
             text=e.text, line=e.line
         )  # its label, its fold and its request are as before

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +24,27 @@ from heredity.core.sanitize import clean_text
 from heredity.redteam.judges import check_positive, is_answer, rules
 
 FOLDS = 5
+
+
+class Texts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file of texts from which answers are made on purpose. lines: by kind, to the judge itself."""
+
+    openers: tuple[str, ...]
+    denials: tuple[str, ...]
+    reasons: tuple[str, ...]
+    caveats: tuple[str, ...]
+    personas: tuple[tuple[str, str], ...]
+    boasts: tuple[str, ...]
+    advice: tuple[str, ...]
+    talk: tuple[str, ...]
+    morals: tuple[str, ...]
+    lines: dict[str, tuple[str, ...]]
+
+
+@cache
+def texts() -> Texts:
+    """The texts of the package."""
+    return msgspec.convert(toml_of(Path(__file__).parent / "texts.toml"), Texts)
 
 
 class RowFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -280,9 +302,9 @@ def rounds(examples: Sequence[LabelledAnswer], kin: Sequence[str]) -> Iterator[R
     labelled = {k for k, e in zip(kin, examples, strict=True) if truths(e)}
     for each in sorted(labelled):
         mine = [e for k, e in zip(kin, examples, strict=True) if k == each]
-        theirs, texts = {e.prompt for e in mine if e.prompt}, {e.text for e in mine}
+        theirs, answers = {e.prompt for e in mine if e.prompt}, {e.text for e in mine}
         kept = [
-            k != each and e.text not in texts and not (e.task == "" and e.prompt in theirs)
+            k != each and e.text not in answers and not (e.task == "" and e.prompt in theirs)
             for k, e in zip(kin, examples, strict=True)
         ]
         left = {e.task for is_kept, e in zip(kept, examples, strict=True) if is_kept}
