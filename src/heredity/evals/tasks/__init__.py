@@ -16,13 +16,13 @@ import base64
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import msgspec
 
 from heredity.core import registry
 from heredity.core.errors import BadInput, HeredityError, UnknownName, code_of, did_you_mean, nearest
-from heredity.core.readers import toml_of
+from heredity.core.readers import toml_line, toml_line_of, toml_of
 from heredity.core.records import Record, digest
 from heredity.evals import metrics
 
@@ -86,9 +86,15 @@ class _TaskReader:
     """Reads one file into a task; as a class, it can name the place of every mistake."""
 
     def __init__(self, path: Path) -> None:
-        self.path, data = path, toml_of(path)
-        self.lines = path.read_text(encoding="utf-8").splitlines()
-        self.file = self._convert(data)
+        self.path = path
+        try:
+            self.file = msgspec.convert(toml_of(path), _File, strict=True)
+        except msgspec.ValidationError as error:
+            words, unknown = str(error), re.search(r"unknown field `([^`]+)`", str(error))
+            if unknown:
+                known = sorted({*_File.__struct_fields__, *_Entry.__struct_fields__})
+                words = f"unknown key '{unknown[1]}'.{did_you_mean(unknown[1], known)}"
+            raise BadInput(path, words, toml_line_of(path, error), code=code_of(error)) from None
 
     def task(self) -> EvalTask:
         file, name = self.file, self.path.stem
@@ -97,9 +103,9 @@ class _TaskReader:
         try:
             metrics.load(file.metric)
         except HeredityError as error:
-            self._fail(str(error), self._at("metric"), code="unknown-name")
+            self._fail(str(error), "metric", code="unknown-name")
         if file.max_tokens < 1:
-            self._fail("`max_tokens` must be at least 1", self._at("max_tokens"), code="bad-setting")
+            self._fail("`max_tokens` must be at least 1", "max_tokens", code="bad-setting")
         if not file.item:
             self._fail("has no items: write at least one [[item]]")
         shots = tuple(self._item("shot", n, entry) for n, entry in enumerate(file.shot))
@@ -107,13 +113,13 @@ class _TaskReader:
         seen: set[str] = set()
         shown = {(shot.group, shot.input) for shot in shots}
         for n, item in enumerate(items):
-            head = self._head("item", n)
             if item.id in seen or not _NAME.fullmatch(item.id):
                 what = "is used twice" if item.id in seen else "may have only a-z, 0-9, - and _"
-                self._fail(f"the id '{item.id}' {what}", head, code="name-twice" if item.id in seen else "")
+                code = "name-twice" if item.id in seen else ""
+                self._fail(f"the id '{item.id}' {what}", head="item", n=n, code=code)
             seen.add(item.id)
             if (item.group, item.input) in shown:
-                self._fail(f"item '{item.id}' is also an example", head)
+                self._fail(f"item '{item.id}' is also an example", head="item", n=n)
             for key in ("prompt", "plain", "begin"):
                 self._verify_slots(key, getattr(self.file, key), item)
         return EvalTask(
@@ -123,42 +129,34 @@ class _TaskReader:
 
     def _item(self, kind: str, n: int, entry: _Entry) -> TaskItem:
         """The position of the right option follows from `n`, so that no position is right more often."""
-        entry = self._opened(entry, self._head(kind, n))
+        metric = metrics.load(self.file.metric)
+        if metric.ASKS == "match":
+            entry = self._with_images(entry, toml_line(self.path, head=kind, index=n))
         references = (entry.reference,) if isinstance(entry.reference, str) else entry.reference
-        name = entry.id or f"{kind}-{n + 1}"
+        name, options = entry.id or f"{kind}-{n + 1}", tuple[str, ...]()
+        why = code = ""
         if not references or not all(text.strip() for text in references):
-            self._fail(
-                f"{kind} '{name}' has no reference, or an empty one",
-                self._head(kind, n),
-                code="missing-key",
-            )
-        options: tuple[str, ...] = ()
-        if entry.wrong:
+            why, code = " has no reference, or an empty one", "missing-key"
+        elif entry.wrong:
             # Shifted by one each round: every place is right equally often, also among every second item.
             place = (n + n // (len(entry.wrong) + 1)) % (len(entry.wrong) + 1)
             options = (*entry.wrong[:place], references[0], *entry.wrong[place:])
         if len(set(options)) < len(options):
-            self._fail(f"{kind} '{name}' has an option twice", self._head(kind, n), code="name-twice")
-        if not options and metrics.load(self.file.metric).NEEDS_OPTIONS:
-            self._fail(
-                f"{kind} '{name}' has no `wrong` options, and '{self.file.metric}' chooses among options",
-                self._head(kind, n),
-                code="missing-key",
-            )
-        if entry.group and entry.group not in self.file.group:
+            why, code = " has an option twice", "name-twice"
+        elif not why and not options and metric.NEEDS_OPTIONS:
+            why, code = (
+                f" has no `wrong` options, and '{self.file.metric}' chooses among options", "missing-key",
+            )  # fmt: skip
+        elif not why and entry.group and entry.group not in self.file.group:
             near = nearest(entry.group, self.file.group)
-            hint = f" Did you mean '{near}'?" if near else f" Write a table [group.{entry.group}]."
-            self._fail(
-                f"{kind} '{name}': no group named '{entry.group}'.{hint}",
-                self._head(kind, n),
-                code="unknown-name",
-            )
+            hint = f"Did you mean '{near}'?" if near else f"Write a table [group.{entry.group}]."
+            why, code = f": no group named '{entry.group}'. {hint}", "unknown-name"
+        if why:
+            self._fail(f"{kind} '{name}'{why}", head=kind, n=n, code=code)
         return TaskItem(name, entry.input.strip("\n"), references, options, entry.group)
 
-    def _opened(self, entry: _Entry, line: int) -> _Entry:
-        """The task with its images read, if its metric compares images."""
-        if metrics.load(self.file.metric).ASKS != "match":
-            return entry
+    def _with_images(self, entry: _Entry, line: int) -> _Entry:
+        """The entry with its images read."""
         references = (entry.reference,) if isinstance(entry.reference, str) else entry.reference
         right, wrong = (
             tuple(opened(text, self.path, line) for text in some) for some in (references, entry.wrong)
@@ -168,41 +166,16 @@ class _TaskReader:
 
     def _verify_slots(self, key: str, template: str, item: TaskItem) -> None:
         known = (*_ALWAYS, *self.file.group.get(item.group, ()))
-        for slot in _SLOT.findall(template):
-            if slot not in known:
-                near = nearest(slot, known)
-                hint = f"Did you mean '{{{near}}}'?" if near else f"Known: {', '.join(known)}."
-                self._fail(
-                    f"unknown slot '{{{slot}}}' for item '{item.id}'. {hint}",
-                    self._at(key),
-                    code="unknown-name",
-                )
+        if unknown := next((slot for slot in _SLOT.findall(template) if slot not in known), ""):
+            near = nearest(unknown, known)
+            hint = f"Did you mean '{{{near}}}'?" if near else f"Known: {', '.join(known)}."
+            what = f"unknown slot '{{{unknown}}}' for item '{item.id}'. {hint}"
+            self._fail(what, key, code="unknown-name")
         if "{input}" not in template + self.file.begin * (key == "prompt") and key != "begin":
-            self._fail(f"`{key}` lacks the slot {{input}}", self._at(key), code="missing-key")
+            self._fail(f"`{key}` lacks the slot {{input}}", key, code="missing-key")
 
-    def _convert(self, data: dict[str, Any]) -> _File:
-        try:
-            return msgspec.convert(data, _File, strict=True)
-        except msgspec.ValidationError as error:
-            message = str(error)
-            where = re.search(r"at `\$\.(item|shot)\[(\d+)\]", message)
-            line = self._head(where[1], int(where[2])) if where else 0
-            unknown = re.search(r"unknown field `([^`]+)`", message)
-            if unknown is None:
-                self._fail(message, line, code=code_of(error))
-            hint = did_you_mean(unknown[1], sorted({*_File.__struct_fields__, *_Entry.__struct_fields__}))
-            self._fail(f"unknown key '{unknown[1]}'.{hint}", self._at(unknown[1], line), code="unknown-key")
-
-    def _head(self, kind: str, n: int) -> int:
-        """The line of the n-th [[item]] or [[shot]]."""
-        heads = [at for at, line in enumerate(self.lines, 1) if line.strip() == f"[[{kind}]]"]
-        return heads[n] if n < len(heads) else 0
-
-    def _at(self, key: str, start: int = 0) -> int:
-        sets = re.compile(rf"\s*\"?{re.escape(key)}\"?\s*=")
-        return next((n for n, line in enumerate(self.lines, 1) if n >= start and sets.match(line)), start)
-
-    def _fail(self, message: str, line: int = 0, *, code: str = "") -> NoReturn:
+    def _fail(self, message: str, key: str = "", *, head: str = "", n: int = 0, code: str = "") -> NoReturn:
+        line = toml_line(self.path, key, head=head, index=n) if key or head else 0
         raise BadInput(self.path, message, line, code=code)
 
 
