@@ -29,7 +29,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -41,7 +40,7 @@ from numpy.typing import NDArray
 from heredity import stats
 from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
-from heredity.core.errors import Damaged, NotComparable, Unavailable, UnknownName, UsageError
+from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
 from heredity.core.files import RESULTS, Lock, refuse_linked_folders
 from heredity.core.progress import Progress, Watch
 from heredity.core.records import Estimate, Model, Record, digest
@@ -59,9 +58,11 @@ from heredity.lab.runner import (
     MadeFile,
     StepProgress,
     Task,
+    another_plan,
     asked_models,
     battery_forecast,
     battery_study,
+    now,
     power_of,
     read_made,
     read_record,
@@ -566,9 +567,7 @@ def adapt(
         lineage_run = LineageRun(shop.lineage, out, ADAPTED, (QUALITY, SAFETY), log)
         held, possible = _planned(shop, lineage_run)
         course = StepProgress(len(possible) + 3 + ("distilled" in task.ways), 0.0, log)
-        course.start("get the model", 0.0)
-        shop.lineage.pull()
-        course.end()
+        lineage_run.pull(course, "get the model")
         if any(each.child.name == "distilled" for each in possible):
             course.start("let the teacher answer the training questions", 0.0)
             shop.lineage.data[LESSONS] = _lessons(shop)
@@ -638,18 +637,19 @@ def task_folder(task: AdaptTask, name: str) -> Path:
 
 def _planned(shop: _Workshop, lineage_run: LineageRun) -> tuple[AdaptFile, list[Task]]:
     """The task in the folder, which is saved if it is new, and the models that can be made."""
-    held, log = _read_held(shop), lineage_run.log
+    held, log = read_adapt_file(shop.out) if (shop.out / PLAN).exists() else None, lineage_run.log
+    if held is not None and held.digest != shop.digest:
+        raise another_plan(shop.out / PLAN)
     possible = lineage_run.possible(held.digest if held else "")
     if held is None:
         forecast = _forecast(shop, possible, log)
         power = power_of(shop.plan, possible, shop.store, shop.out, log).get(SAFETY)
-        at = datetime.now(UTC).isoformat(timespec="seconds")
         steps = dict[str, int]()  # those of the budget, or as many as fit into its minutes
         for each in possible:
             way, task = each.child.name, shop.task
             if way in RECIPES and way not in steps:
                 steps[way] = task.steps or _steps_in_budget(shop, way, each.child.recipe)
-        held = AdaptFile(shop.digest, at, shop.task, shop.manual, steps, power, forecast)
+        held = AdaptFile(shop.digest, now(), shop.task, shop.manual, steps, power, forecast)
         write_plan(shop.out / PLAN, held)
     return held, shop.with_steps(held.steps, possible)
 
@@ -660,20 +660,6 @@ def _steps_in_budget(shop: _Workshop, way: str, kind: str) -> int:
     settings = {**shop.task.settings.get(way, {}), "batch_size": shop.task.budget.batch_size}
     data, plain = shop.questions.data(shop.system), shop.lineage.models[PLAIN]
     return steps_in(shop.task.budget.minutes, kind, settings, data, plain, shop.store)
-
-
-def _read_held(shop: _Workshop) -> AdaptFile | None:
-    """The task in the folder. Raises NotComparable for another one."""
-    if not (shop.out / PLAN).exists():
-        return None
-    held = read_adapt_file(shop.out)
-    if held.digest != shop.digest:
-        raise NotComparable(
-            f"{shop.out / PLAN} holds another task, or other questions, documents or reranker. "
-            "Name another folder: --out.",
-            code="another-study",
-        )
-    return held
 
 
 def _forecast(shop: _Workshop, possible: Sequence[Task], log: Log) -> TaskForecast:

@@ -26,13 +26,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
 
-from heredity.core.errors import Damaged, NotComparable, UsageError
+from heredity.core.errors import Damaged, UsageError
 from heredity.core.files import Lock, refuse_linked_folders
 from heredity.core.progress import Watch
 from heredity.core.records import Estimate, Record, digest
@@ -60,8 +59,10 @@ from heredity.lab.runner import (
     MadeFile,
     StepProgress,
     Task,
+    another_plan,
     battery_forecast,
     battery_study,
+    now,
     power_of,
     read_made,
     read_record,
@@ -498,32 +499,33 @@ def inherit(
 ) -> LineageResult:
     """Make the children of a plan, run its studies, and return the verdict on every edge.
 
-    log: receives a line for each step, and the lines of the power. Raises NotComparable if the folder holds
-    another plan, and UsageError if no child can be made. If the user made every child, the error of one that
-    cannot be had is raised.
+    log: receives a line for each step and for the power. Raises NotComparable if the folder holds another
+    plan, UsageError if no child can be made, and the error of a child that its user made.
     """
     names = tuple(each.name for each in plan.battery)
     refuse_linked_folders(out, *RESERVED, *names)
     with Lock(out):
         lineage = Lineage(plan, store, out / "repairs", watch, engine_loader)
         lineage_run = LineageRun(lineage, out, GROWN, names, log)
-        held = _read_held(plan, out)
+        held = read_plan_file(out) if (out / PLAN).exists() else None
+        if held is not None and not _is_of(held, plan):
+            raise another_plan(out / PLAN)
         possible = lineage_run.possible(held.digest if held else "")
         power = power_of(plan, possible, store, out, log)
-        if plan.is_of_models:
-            _get_named(lineage, possible, log)
-        n_steps, is_resumed = 1 + len(possible) + len(plan.battery), held is not None
-        course = StepProgress(n_steps, _minutes(plan, possible), log, is_resumed)
+        if plan.is_of_models:  # one that cannot be had ends the run before its folder has a plan
+            lineage.pull()
+            for task in possible:
+                lineage.make(task)
+                if doubt := lineage.doubt(task):
+                    log(f"warning: {doubt}")
+        n_steps, minutes = 1 + len(possible) + len(plan.battery), _minutes(plan, possible)
+        course = StepProgress(n_steps, minutes, log, is_resumed=held is not None)
         if held is None:
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            held = LineageFile(plan_digest(plan), now, plan, power)
+            held = LineageFile(plan_digest(plan), now(), plan, power)
             write_plan(out / PLAN, held)
-        course.start("get the foundations", 0.0)
-        lineage.pull()
-        course.end()
+        lineage_run.pull(course, "get the foundations")
         lineage_run.make(possible, course)
-        seconds = {name: model.record.made.seconds for name, model in lineage.models.items()}
-        made = lineage_run.note(held.digest, seconds)
+        made = lineage_run.note(held.digest, {n: m.record.made.seconds for n, m in lineage.models.items()})
         studies = [Asking(b.title or b.name, battery_study(lineage, b, out), b.minutes) for b in plan.battery]
         return collect(plan, made, lineage_run.ask(studies, course), held.at)
 
@@ -533,27 +535,6 @@ def read_result(out: Path) -> LineageResult:
     held = read_plan_file(out)
     made = read_made(out / GROWN, held.digest)
     return collect(held.plan, made, read_results(out, [each.name for each in held.plan.battery]), held.at)
-
-
-def _read_held(plan: LineagePlan, out: Path) -> LineageFile | None:
-    """The plan in the folder; None for a new one. Raises NotComparable for another one."""
-    if not (out / PLAN).exists():
-        return None
-    held = read_plan_file(out)
-    if not _is_of(held, plan):
-        raise NotComparable(
-            f"{out / PLAN} holds another plan. Name another folder: --out.", code="another-study"
-        )
-    return held
-
-
-def _get_named(lineage: Lineage, possible: Sequence[Task], log: Log) -> None:
-    """Get the models that a user named. One that cannot be had ends the run before its folder has a plan."""
-    lineage.pull()
-    for task in possible:
-        lineage.make(task)
-        if doubt := lineage.doubt(task):
-            log(f"warning: {doubt}")
 
 
 def _minutes(plan: LineagePlan, possible: Sequence[Task]) -> float:

@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -28,6 +29,7 @@ from heredity.core.errors import (
     BadInput,
     Damaged,
     HeredityError,
+    NotComparable,
     OutOfMemory,
     Refused,
     Unavailable,
@@ -530,6 +532,12 @@ class LineageRun:
             raise UsageError("No child of this plan can be made.")
         return possible
 
+    def pull(self, course: StepProgress, title: str) -> None:
+        """Get the foundations, as a step of the course."""
+        course.start(title, 0.0)
+        self.lineage.pull()
+        course.end()
+
     def make(self, possible: Sequence[Task], course: StepProgress) -> None:
         """Make the child of each task, as steps of the course; one that cannot be made is reported.
 
@@ -598,10 +606,21 @@ def power_of(
     return power
 
 
+def now() -> str:
+    """The time as a plan's file has it: ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def write_plan(path: Path, held: Record) -> None:
     """Save a plan before anything is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, msgspec.json.format(encode(held), indent=2) + b"\n")
+
+
+def another_plan(path: Path) -> NotComparable:
+    """The error of a folder whose plan, or whose files, are other ones."""
+    words = f"{path} holds another plan, or one of other files. Name another folder: --out."
+    return NotComparable(words, code="another-study")
 
 
 def read_record(path: Path, kind: type[R]) -> R:
