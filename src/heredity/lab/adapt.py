@@ -290,9 +290,7 @@ class _GradedAnswers:
             self.right[model][place[probe.id]] = wrong is None
             total, last = self.totals[model], each.response.exchanges[-1]
             self.totals[model] = _Totals(
-                total.n + 1,
-                total.n_prompt_tokens + last.n_prompt_tokens,
-                total.n_tokens + last.n_tokens,
+                total.n + 1, total.n_prompt_tokens + last.n_prompt_tokens, total.n_tokens + last.n_tokens
             )
 
     @property

@@ -39,9 +39,7 @@ from heredity.core.files import read_file, refuse_linked_folders, write_atomic
 from heredity.core.progress import PREPARE, Progress, TimeLeft, TimeSpan, Watch, Work, phase, time_words
 from heredity.core.records import Decoding, Model, Probe, Record, encode
 from heredity.lab import repair as repairing
-from heredity.lab.examples import (
-    load_data,
-)
+from heredity.lab.examples import load_data
 from heredity.lab.plan import (
     ANSWERS,
     BEHIND,
@@ -558,12 +556,7 @@ class LineageRun:
         if lineage.models.keys() <= lineage.plan.models.keys():
             raise UsageError(f"No child could be made: {lineage.left_out[-1].why}")
 
-    def note(
-        self,
-        digest: str,
-        seconds: dict[str, float],
-        n_bytes: dict[str, int] | None = None,
-    ) -> MadeFile:
+    def note(self, digest: str, seconds: dict[str, float], n_bytes: dict[str, int] | None = None) -> MadeFile:
         """Save which models were made, and what they took."""
         ids = {name: model.record.id for name, model in self.lineage.models.items()}
         made = MadeFile(digest, ids, tuple(self.lineage.left_out), seconds, n_bytes or {})

@@ -35,13 +35,7 @@ from heredity.application.guards import GuardSpec, parse_guard
 from heredity.application.retrieval import Retrieval
 from heredity.application.retrieval.build import open_index
 from heredity.core import readers
-from heredity.core.errors import (
-    BadArgument,
-    BadInput,
-    HeredityError,
-    UsageError,
-    did_you_mean,
-)
+from heredity.core.errors import BadArgument, BadInput, HeredityError, UsageError, did_you_mean
 from heredity.core.progress import time_words
 from heredity.core.readers import text_of
 from heredity.core.records import AnswerRule, Message, Probe, Record, RetrievalMethod, digest, encode

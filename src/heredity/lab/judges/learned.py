@@ -734,12 +734,7 @@ def fit_signs(data: Described) -> dict[str, Floats]:
         -PRIOR * np.array([row.margin for row in rows]),
     )
     fitted, bias = fit_logistic(problem, RIDGE["signs"])
-    return {
-        "features.mean": mean,
-        "features.scale": deviation,
-        "signs.weight": fitted,
-        "signs.bias": bias,
-    }
+    return {"features.mean": mean, "features.scale": deviation, "signs.weight": fitted, "signs.bias": bias}
 
 
 def fit_refusal(data: Described) -> dict[str, Floats]:
