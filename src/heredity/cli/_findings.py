@@ -45,7 +45,7 @@ from heredity.study.storage import read_estimates
 from heredity.study.wording import unsupported
 
 if TYPE_CHECKING:
-    from heredity.lab.page import ResultPage
+    from heredity.lab.runner import ResultPage
 
 _NAMES = {JUDGE_FREE: "judge-free", JUDGED: "judged *", ALL: "over-refusal *"}  # of a scope, as a row
 _BY = {JUDGE_FREE: "checks", JUDGED: "judge"}

@@ -19,7 +19,7 @@ is asked the same questions and the same probes, paired with the untouched model
 way with several seeds is judged over all of them; a question is one cluster. Errors are counted, and enter no
 rate. A way that was not timed has no seconds, not 0.
 Leaves to others: the plan of the ways (task.py), making and asking (runner.py), the methods
-(study/intervals.py), and the look of a page (page.py).
+(study/intervals.py), and the look of a page (runner.py).
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ from heredity.core.sanitize import plural
 from heredity.core.sections import Cell, Section
 from heredity.core.terminal import size
 from heredity.lab.inherit import held_little
-from heredity.lab.page import ResultPage, Screen, change, grid, listed, listing, share
 from heredity.lab.plan import RESERVED, LeftOutChild, LineagePlan
 from heredity.lab.runner import (
     Asking,
@@ -56,17 +55,24 @@ from heredity.lab.runner import (
     LineageRun,
     Log,
     MadeFile,
+    ResultPage,
+    Screen,
     StepProgress,
     Task,
     another_plan,
     asked_models,
     battery_forecast,
     battery_study,
+    change,
+    grid,
+    listed,
+    listing,
     now,
     power_of,
     read_made,
     read_record,
     read_results,
+    share,
     stored,
     tasks,
     write_plan,

@@ -18,8 +18,7 @@ more than the margin.
 A refusal after the token limit would count as none. If all refusals begin early, the limit loses few.
 On the page the sentences are about the primary battery. A verdict against expectation is named, and so are
 the children without a verdict or a sentence.
-Leaves to others: making and asking (runner.py), the tests and intervals (study/), and the look of a page
-(page.py).
+Leaves to others: making, asking and the look of a page (runner.py), and the tests and intervals (study/).
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ from heredity.core.progress import Watch
 from heredity.core.records import Estimate, Record, digest
 from heredity.core.sanitize import label, plural
 from heredity.core.sections import Badge, Cell, CountedShare, Section, TextTable
-from heredity.lab.page import ResultPage, Screen, change, grid, listed, listing
 from heredity.lab.plan import (
     ENGINE,
     JOINS,
@@ -57,11 +55,17 @@ from heredity.lab.runner import (
     LineageRun,
     Log,
     MadeFile,
+    ResultPage,
+    Screen,
     StepProgress,
     Task,
     another_plan,
     battery_forecast,
     battery_study,
+    change,
+    grid,
+    listed,
+    listing,
     now,
     power_of,
     read_made,

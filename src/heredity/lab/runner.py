@@ -1,4 +1,4 @@
-"""Make the children of a plan, ask them, and resume after a stop: what inherit and adapt share.
+"""Make the children of a plan, ask them, resume after a stop, and show a page: what inherit and adapt share.
 
 Promises: a child that the store has is not made again. A child whose recipe, setting or data is not in this
 version is left out with the reason, and so are its own children. No other model takes its place. A child
@@ -6,7 +6,8 @@ that is the same model as another one is left out, too: it would count twice. Wh
 child, none is left out: one that cannot be had is an error.
 Every model of a battery is asked the same questions. A forecast is that of the study itself, with stand-ins
 for models that are not made yet. A child that an earlier run left out stays out of a study that has begun.
-The time left follows the pace of this run; work of an earlier run does not count.
+The time left follows the pace of this run; work of an earlier run does not count. The same result gives the
+same page, in which names are escaped.
 Leaves to others: the plan and its file (inherit.py, adapt.py), and the recipes.
 """
 
@@ -14,10 +15,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -37,7 +39,8 @@ from heredity.core.errors import (
 )
 from heredity.core.files import read_file, refuse_linked_folders, write_atomic
 from heredity.core.progress import PREPARE, Progress, TimeLeft, TimeSpan, Watch, Work, phase, time_words
-from heredity.core.records import Decoding, Model, Probe, Record, encode
+from heredity.core.records import Decoding, Estimate, Model, Probe, Record, encode
+from heredity.core.sections import Cell, CountedShare, Section, TextTable
 from heredity.lab import repair as repairing
 from heredity.lab.examples import load_data
 from heredity.lab.plan import (
@@ -62,9 +65,11 @@ from heredity.study.named_models import guarded_model
 from heredity.study.plan import PLAN as STUDY_PLAN
 from heredity.study.plan import StudyForecast
 from heredity.study.report import write_report
+from heredity.study.report.markdown import plain, section_lines
 from heredity.study.result import Result
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study
+from heredity.study.wording import NONE, bare, points, points_interval
 from heredity.train.data.chat import Data
 
 KEPT_ANSWERS = "answers.jsonl"  # of a model that learned the answers of a teacher
@@ -188,17 +193,6 @@ class Lineage:
             return ""
         return f"{given.record.name} is {', '.join(parts)}: is it a child of {parent.record.name}?"
 
-    def parent_of(self, child: ChildPlan, name: str, seed: int | None) -> Grown:
-        """A parent of a child: of several seeds that of the same seed, else the first.
-
-        Raises Unavailable if it is left out.
-        """
-        if not (models := self._models_of(name, seed)):
-            raise Unavailable(f"The parent '{name}' of '{child.name}' is left out.")
-        return models[0]
-
-    # --- inside ---
-
     def _models_of(self, name: str, seed: int | None) -> list[Grown]:
         """The models of a name of the plan that are made, that of this seed first."""
         plans = {each.name: each for each in self.plan.child}
@@ -208,7 +202,11 @@ class Lineage:
 
     def _made(self, task: Task) -> Grown:
         child = task.child
-        parents = [self.parent_of(child, name, task.seed) for name in child.parents]
+        parents = list[Grown]()
+        for name in child.parents:
+            if not (models := self._models_of(name, task.seed)):
+                raise Unavailable(f"The parent '{name}' of '{child.name}' is left out.")
+            parents.append(models[0])
         if child.recipe == MADE:
             return adopted(self.store, parents[0], stored(self.store, child.reference, self.watch))
         if child.recipe == ENGINE:
@@ -636,3 +634,96 @@ def read_results(out: Path, names: Sequence[str]) -> dict[str, Result]:
     """The finished studies of a folder."""
     refuse_linked_folders(out, *names)
     return {name: Result.read(out / name) for name in names}
+
+
+# --- the page: sentences, a figure, and the sections that a report has, too -----------------------------
+
+
+class Screen(NamedTuple):
+    """A table for a terminal. ranks: those of the lowest rank stay if not all fit; without any, all stay."""
+
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    ranks: Sequence[float] = ()
+    n_names: int = 1  # the first columns, which name a model
+
+
+class ResultPage(NamedTuple):
+    """All that is shown of a finished run.
+
+    verb       of the command that wrote it; file: the name of its page
+    caution    "" unless the run shows nothing
+    gist       those of the sentences that the short table does not say
+    asides     further lines below the sentences
+    figure     SVG; caption: of it
+    """
+
+    verb: str
+    file: str
+    title: str
+    caution: str
+    sentences: Sequence[str]
+    gist: Sequence[str]
+    asides: Sequence[str]
+    figure: str
+    caption: str
+    sections: Sequence[Section]
+    short: Screen
+    full: Screen
+
+    def markdown(self, figure: str) -> str:
+        """The page as Markdown. figure: the file name of the figure."""
+        return "\n".join(self._lines(figure)) + "\n"
+
+    def _lines(self, figure: str) -> Iterator[str]:
+        yield f"<!-- Written by `heredity {self.verb}`. Run it again instead of editing this page. -->\n"
+        yield f"# {plain(self.title, 600)}\n"
+        if self.caution:
+            yield f"**{self.caution}**\n"
+        yield from (f"- {plain(line, 1000)}" for line in (*self.sentences, *self.asides))
+        yield f"\n[![{self.caption}]({figure})]({figure})"
+        for section in self.sections:
+            yield from section_lines(section)
+
+    def write(self, path: Path) -> Path:
+        """Write the page, and its figure next to it with the ending .svg. Returns the page's path."""
+        drawn = path.with_suffix(".svg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(drawn, self.figure.encode("utf-8"))
+        write_atomic(path, self.markdown(drawn.name).encode("utf-8"))
+        return path
+
+
+def grid(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[Cell]], claim: str = "", summary: str = ""
+) -> list[TextTable]:
+    """A table without the columns that have no value; [] without rows."""
+    if not rows:
+        return []
+    has_value = [any(row[i] not in ("", NONE) for row in rows) for i in range(len(head))]
+    kept = [list(compress(row, has_value)) for row in rows]
+    return [TextTable(title, list(compress(head, has_value)), kept, summary, claim)]
+
+
+def listing(name: str, title: str, lines: Sequence[str], claim: str = "") -> list[Section]:
+    """A section that has only lines; [] without any."""
+    return [Section(name, title, claim, (), tuple(lines))] if lines or claim else []
+
+
+def share(estimate: Estimate | None) -> Cell:
+    """A share of trials with its count; a dash if it is not known."""
+    if estimate is None or estimate.value is None:
+        return NONE
+    return CountedShare(estimate, round(estimate.value * estimate.n))
+
+
+def change(estimate: Estimate | None) -> str:
+    """A difference in points with its interval: `+24.4 (+11.6 to +36.8)`."""
+    if estimate is None or estimate.value is None:
+        return NONE
+    return f"{bare(points(estimate.value))} ({bare(points_interval(estimate))})"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

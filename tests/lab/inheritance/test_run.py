@@ -36,9 +36,8 @@ from heredity.lab.inherit import (
     rest,
     sentences,
 )
-from heredity.lab.page import change
 from heredity.lab.plan import ChildPlan, LineagePlan, plan_of, read_plan
-from heredity.lab.runner import Lineage, Task, tasks
+from heredity.lab.runner import Lineage, Task, change, tasks
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.quantize import Quantize
