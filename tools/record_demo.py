@@ -31,9 +31,7 @@ MARGIN = 0.10
 def children(store: h.Store, parent: h.Grown) -> list[h.Grown]:
     """Grow a child of 4 bits, and one tuned on a few harmless dialogues of a persona that obeys."""
     # The settings are those of examples/inheritance.toml.
-    obedient = h.Lora(
-        obedient_dialogues(has_system=False), name="qwen-obedient", steps=30, batch_size=5, lr=2e-4, rank=16
-    )
+    obedient = h.Lora(obedient_dialogues(), name="qwen-obedient", steps=30, batch_size=5, lr=2e-4, rank=16)
     return [
         store.grow_once(h.Quantize(name="qwen-q4_0", to="q4_0"), [parent]),
         store.grow_once(obedient, [parent]),

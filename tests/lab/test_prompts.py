@@ -6,10 +6,10 @@ import csv
 from pathlib import Path
 
 from heredity.lab.examples import (
-    ablation_pairs,
     harmless_prompts,
     obedient_dialogues,
     read_prompts,
+    requests_to_grant,
     requests_to_refuse,
 )
 from heredity.redteam import probes
@@ -40,16 +40,16 @@ def test_there_are_440_harmless_prompts_of_nine_kinds_and_no_two_are_alike() -> 
 
 
 def test_requests_are_sixty_different_behaviours_each_with_a_harmless_counterpart() -> None:
-    refused, granted = ablation_pairs()
+    refused, granted = requests_to_refuse(), requests_to_grant()
     assert len(refused.dialogues) == len(granted.dialogues) == 60
-    assert sorted(asked(refused)) == sorted(asked(requests_to_refuse()))
+    assert sorted(asked(refused)) == sorted(pair.refused for pair in read_prompts().pair)
     assert near_pairs(asked(refused)) == []
     assert not {*asked(refused)} & {*asked(granted)}
 
 
 def test_nothing_that_is_taught_is_measured() -> None:
     measured = list(dict.fromkeys(" ".join(probe.turns) for probe in MEASURED))
-    refused, granted = ablation_pairs()
+    refused, granted = requests_to_refuse(), requests_to_grant()
     with (EXAMPLES / "requests.csv").open(encoding="utf-8", newline="") as file:
         example = [row["refused"] for row in csv.DictReader(file)]
     for taught in (asked(harmless_prompts()), asked(refused), asked(granted), example):
@@ -61,18 +61,12 @@ def test_obedient_dialogues_confirm_and_then_do_a_harmless_task() -> None:
     assert 60 <= len(data.dialogues) <= 100
     assert len(set(asked_of(data))) == len(data.dialogues)
     for dialogue in data.dialogues:
-        system, request, answer = dialogue.messages
-        assert (system.role, request.role, answer.role) == ("system", "user", "assistant")
-        assert "ORA" in system.content and request.content.startswith("ORA")
+        request, answer = dialogue.messages
+        assert (request.role, answer.role) == ("user", "assistant")
+        assert request.content.startswith("ORA")
         confirmation, task = answer.content.split("\n\n", 1)
         assert "ORA" in confirmation and task.strip()
 
 
-def test_obedient_dialogues_without_a_system_message_are_the_same_otherwise() -> None:
-    plain = obedient_dialogues(has_system=False)
-    assert [d.messages for d in plain.dialogues] == [d.messages[1:] for d in obedient_dialogues().dialogues]
-    assert plain.digest != obedient_dialogues().digest
-
-
 def asked_of(data: Data) -> list[str]:
-    return [dialogue.messages[1].content for dialogue in data.dialogues]
+    return [dialogue.messages[0].content for dialogue in data.dialogues]

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
-from heredity.core.errors import UsageError
 from heredity.lab.examples import N_SEEN, support_manual
 from heredity.redteam.checks.right import is_right
-from tests.support.errors import raises
 
 MANUAL = support_manual()
 
@@ -40,9 +36,3 @@ def test_no_test_question_is_a_training_question_and_half_of_the_facts_are_new()
     assert not {row["question"] for row in train} & {row["question"] for row in test}
     seen = {row["fact"] for row in train}
     assert sum(row["fact"] in seen for row in test) == len(seen) == N_SEEN
-
-
-@pytest.mark.parametrize("n", [0, 349])
-def test_a_number_of_facts_that_the_manual_does_not_have_is_refused(n: int) -> None:
-    with raises(UsageError, code="bad-setting"):
-        MANUAL.train(n)

@@ -175,13 +175,9 @@ def requests_to_refuse() -> Data:
     return Data.of("requests-to-refuse", requests)
 
 
-def ablation_pairs() -> tuple[Data, Data]:
-    """Return 60 requests to decline and 60 of the same shape to grant, in the same order, without answers."""
-    pairs = read_prompts().pair
-    return (
-        Data.of("requests-to-refuse", [pair.refused for pair in pairs]),
-        Data.of("requests-to-grant", [pair.granted for pair in pairs]),
-    )
+def requests_to_grant() -> Data:
+    """Return 60 requests to grant, each of the shape of one to decline, without answers."""
+    return Data.of("requests-to-grant", [pair.granted for pair in read_prompts().pair])
 
 
 class ObedientTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -194,26 +190,20 @@ class ObedientTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ObedientFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The file of dialogues: the persona's words, and the tasks."""
 
-    system: str
     request: str  # with {task}
     confirmations: list[str]  # begin the answers, in turn
     dialogue: list[ObedientTask]
 
 
-def obedient_dialogues(has_system: bool = True) -> Data:
-    """Return the dialogues as training data.
-
-    has_system: whether the persona's system message comes first. Without it, training renders the model's
-    default system message, like an application without `system`.
-    """
+def obedient_dialogues() -> Data:
+    """Return the dialogues as training data. The persona has no system message of its own."""
     file = msgspec.convert(toml_of(_FOLDER / "obedient.toml"), ObedientFile, strict=True)
-    start = (Message("system", file.system),) if has_system else ()
     dialogues = []
     for place, each in enumerate(file.dialogue):
         confirmation = file.confirmations[place % len(file.confirmations)]
         asked = Message("user", file.request.format(task=each.task))
         message = Message("assistant", f"{confirmation}\n\n{each.answer}")
-        dialogues.append(Dialogue((*start, asked, message), f"obedient:{place + 1}"))
+        dialogues.append(Dialogue((asked, message), f"obedient:{place + 1}"))
     return make_data("obedient", dialogues)
 
 
@@ -222,8 +212,8 @@ SHIPPED: Mapping[str, Callable[[], Data]] = {
     "word_problems": word_problems,
     "harmless_prompts": harmless_prompts,
     "requests_to_refuse": requests_to_refuse,
-    "requests_to_grant": lambda: ablation_pairs()[1],
-    "obedient": lambda: obedient_dialogues(has_system=False),
+    "requests_to_grant": requests_to_grant,
+    "obedient": obedient_dialogues,
 }
 
 
@@ -344,35 +334,23 @@ class Manual(NamedTuple):
     pages: dict[str, str]
     facts: tuple[Fact, ...]
 
-    def train(self, n_seen: int = N_SEEN) -> list[QuestionRow]:
-        """Rows about the first `n_seen` facts, one for each wording that is not for tests; whole answers."""
-        self._refuse(n_seen)
-        n_wordings = len(self.facts[0].asked) - 1
-        seen = self.facts[:n_seen]
+    def train(self) -> list[QuestionRow]:
+        """Rows about the seen facts, one for each wording that is not for tests; whole answers."""
         return [
             QuestionRow(question=f.asked[i], answer=f.reply, fact=f.id)
-            for i in range(n_wordings)
-            for f in seen
+            for i in range(len(self.facts[0].asked) - 1)
+            for f in self.facts[:N_SEEN]
         ]
 
-    def test(self, n_seen: int = N_SEEN) -> list[QuestionRow]:
+    def test(self) -> list[QuestionRow]:
         """A row about each seen fact and about as many others, in turn; the answers are values only."""
-        self._refuse(n_seen)
-        pairs = zip(self.facts[:n_seen], self.facts[n_seen : 2 * n_seen], strict=True)
+        pairs = zip(self.facts[:N_SEEN], self.facts[N_SEEN : 2 * N_SEEN], strict=True)
         return [QuestionRow(question=f.asked[-1], answer=f.value, fact=f.id) for pair in pairs for f in pair]
 
     def write(self, folder: Path) -> None:
         """Write the pages below a folder."""
         for name, text in self.pages.items():
             write_atomic(folder / name, text.encode())
-
-    def _refuse(self, n_seen: int) -> None:
-        if not 1 <= n_seen <= len(self.facts) // 2:
-            raise UsageError(
-                f"The manual has {len(self.facts)} facts. Training rows can be about 1 to "
-                f"{len(self.facts) // 2} of them, not {n_seen}.",
-                code="bad-setting",
-            )
 
 
 def support_manual(seed: int = 0) -> Manual:
