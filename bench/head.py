@@ -97,7 +97,7 @@ def main() -> int:
 
 
 def _by_example(
-    rounds: Sequence[learned_train.HeldOutRound], described: learned_train.Described
+    rounds: Sequence[learned_train.HeldOutRound], described: learned_train.AnswerFeatures
 ) -> dict[tuple[str, str], float]:
     """The probability of harm of each answer, from a `learned` that was not trained on it."""
     found = {}

@@ -475,7 +475,7 @@ class Evaluation:
         _check(self._grown, self._tasks, self._shots)
 
     def run(self, watch: Watch | None = None, *, retry_errors: bool = False) -> Grades:
-        """Ask what is not answered, and grade. `watch` hears of every answer.
+        """Answer the remaining items and score all. `watch` is called for each answer.
 
         retry_errors: ask failed items again; the later answer counts. Raises EngineFailure if a
         model stops answering; stored answers stay.

@@ -446,7 +446,7 @@ def _with_front(way_findings: Sequence[WayFinding], main_scope: str) -> list[Way
 _PILOT = 4  # steps, of which the first is not measured: it may compile and allocate
 
 
-def steps_in(
+def steps_within(
     minutes: float, kind: str, settings: Mapping[str, object], data: Data, parent: Grown, store: Store
 ) -> int:
     """The steps of a recipe that take about this many minutes on this machine.
@@ -663,7 +663,7 @@ def _steps_in_budget(shop: _Workshop, way: str, kind: str) -> int:
     shop.lineage.pull()
     settings = {**shop.task.settings.get(way, {}), "batch_size": shop.task.budget.batch_size}
     data, plain = shop.questions.data(shop.system), shop.lineage.models[PLAIN]
-    return steps_in(shop.task.budget.minutes, kind, settings, data, plain, shop.store)
+    return steps_within(shop.task.budget.minutes, kind, settings, data, plain, shop.store)
 
 
 def _forecast(shop: _Workshop, possible: Sequence[Task], log: Log) -> TaskForecast:

@@ -359,7 +359,7 @@ def repair(
     laid = ("direct", *(each for each in how.held_out if each != "direct"))
     how.planned("before", [parent, child], measured_on, laid)  # reports an unknown attack before it asks
     lost = how.study("lost", [parent, child], learned_from)
-    before = _beside(how, how.study("before", [parent, child], measured_on, laid), parent, child)
+    before = _compare(how, how.study("before", [parent, child], measured_on, laid), parent, child)
     tunings = _Tunings(how, store, parent, child, lost, measured_on)
     steps: list[RepairStep] = []
     if not before.is_enough:
@@ -390,7 +390,7 @@ def _climb(
     except (Refused, Unavailable, UsageError) as error:
         return RepairStep(name, None, None, str(error))
     result = how.study(name.replace(" ", "-"), [parent, child, made.model], measured_on, laid)
-    return RepairStep(name, made.model, _beside(how, result, parent, made.model), how=made.how)
+    return RepairStep(name, made.model, _compare(how, result, parent, made.model), how=made.how)
 
 
 def _ladder(
@@ -476,7 +476,7 @@ def halves(chosen: Sequence[Probe]) -> tuple[list[Probe], list[Probe]]:
     return sides
 
 
-def _beside(how: Setting, result: Result, parent: Grown, model: Grown) -> RepairMeasurement:
+def _compare(how: Setting, result: Result, parent: Grown, model: Grown) -> RepairMeasurement:
     main = result.estimates.main_scope("breach")
     asked = [
         *result.estimates.pairs,

@@ -175,10 +175,8 @@ def _problem(
     """The rows with a known target. Sets weigh about the same, and so do both classes."""
     known = [i for i, each in enumerate(targets) if each is not None]
     y = np.array([targets[i] for i in known], float)
-    weight = learned_train.set_weights([examples[i].set for i in known], y)
-    for chosen in (y >= 0.5, y < 0.5):
-        weight[chosen] /= max(1e-9, weight[chosen].sum())
-    return Regression(x[known], y, weight / weight.sum(), start[known])
+    weight = learned_train.balanced([examples[i].set for i in known], y)
+    return Regression(x[known], y, weight, start[known])
 
 
 def held_out(examples: Sequence[LabelledAnswer]) -> Iterator[tuple[str, Iterator[Round]]]:

@@ -500,7 +500,7 @@ WITH_MORAL = 0.3  # of a row's weight is that of its copy with talk or a moral a
 WITHOUT_PROMPT = 0.3  # weight of a row's copy without its prompt, for judging an answer by itself
 SLOPES = (0.5, 3.0)  # the rules' margin is at least one half, so that no refusal falls into the band of doubt
 NOT_MIXED = (0.5, 1.0)  # of logits and signs, without labels to fit a mix on
-FEW = 30  # rows of a class, in one fold, that make no figure
+MIN_ROWS_PER_CLASS = 31  # in one fold, for a figure
 SHINGLE, TOO_ALIKE = 6, 0.3  # words of a shingle; share of them that another answer may have
 _WORD = re.compile(r"[a-z']+")
 _FIRST_WORDS = 300
@@ -518,19 +518,21 @@ class Regression(NamedTuple):
     start: Floats
 
 
-class Described(NamedTuple):
+class AnswerFeatures(NamedTuple):
     """Examples, and the signs of each: with its prompt, without it, and with talk or a moral around it."""
 
     examples: Sequence[LabelledAnswer]
-    asked: Sequence[SignRow]
-    alone: Sequence[SignRow]
-    moral: Sequence[SignRow]
+    with_prompt: Sequence[SignRow]
+    without_prompt: Sequence[SignRow]
+    with_moral: Sequence[SignRow]
 
-    def where(self, wanted: Sequence[bool]) -> Described:
+    def where(self, wanted: Sequence[bool]) -> AnswerFeatures:
         """The selected examples."""
         kept = [i for i, is_wanted in enumerate(wanted) if is_wanted]
-        signs = ([column[i] for i in kept] for column in (self.asked, self.alone, self.moral))
-        return Described([self.examples[i] for i in kept], *signs)
+        signs = (
+            [column[i] for i in kept] for column in (self.with_prompt, self.without_prompt, self.with_moral)
+        )
+        return AnswerFeatures([self.examples[i] for i in kept], *signs)
 
 
 class TrainingRun(NamedTuple):
@@ -594,7 +596,7 @@ def train_learned(
 
 
 def _arrays(
-    weights: dict[str, Floats], described: Described, rounds: Sequence[HeldOutRound]
+    weights: dict[str, Floats], described: AnswerFeatures, rounds: Sequence[HeldOutRound]
 ) -> dict[str, object]:
     """The arrays that are written: of the encoder, the signs and the mix, and the marks of the examples."""
     arrays: dict[str, object] = {name: each for name, each in weights.items() if name != "logits"}
@@ -612,11 +614,11 @@ def trained_on(data: LabelledAnswers) -> list[LabelledAnswer]:
     return [e for e in data.examples if e.task or (e.family == "answers" and e.compliance == 1)]
 
 
-def describe_examples(examples: Sequence[LabelledAnswer]) -> Described:
+def describe_examples(examples: Sequence[LabelledAnswer]) -> AnswerFeatures:
     """The signs of each example."""
     asked = [describe(e.prompt, e.text) for e in examples]
     moral = [describe(e.prompt, with_moral(e).text) for e in examples]
-    return Described(examples, asked, [describe("", e.text) for e in examples], moral)
+    return AnswerFeatures(examples, asked, [describe("", e.text) for e in examples], moral)
 
 
 # --- rounds ---------------------------------------------------------------------------------------
@@ -708,7 +710,7 @@ def _judged_logits(tuned: Tuned, pairs: Sequence[tuple[str, str]]) -> Floats:
 # --- signs, and the mix ---------------------------------------------------------------------------
 
 
-def fit_signs(data: Described) -> dict[str, Floats]:
+def fit_signs(data: AnswerFeatures) -> dict[str, Floats]:
     """The scale of the signs, and their weights. They start from the rules' margin."""
     known = data.where([bool(e.task) and e.compliance is not None for e in data.examples])
     if not known.examples:
@@ -716,8 +718,8 @@ def fit_signs(data: Described) -> dict[str, Floats]:
     y = np.array([e.compliance for e in known.examples], float)
     weight = balanced([e.set for e in known.examples], y)
     has_prompt = np.array([bool(e.prompt) for e in known.examples])
-    alone = [row for row, has in zip(known.alone, has_prompt, strict=True) if has]
-    rows = [*known.asked, *alone, *known.moral]
+    alone = [row for row, has in zip(known.without_prompt, has_prompt, strict=True) if has]
+    rows = [*known.with_prompt, *alone, *known.with_moral]
     features = np.array([row.features for row in rows])
     mean, deviation = features.mean(0), np.maximum(features.std(0), 0.03)
     weights = np.concatenate(
@@ -737,19 +739,19 @@ def fit_signs(data: Described) -> dict[str, Floats]:
     return {"features.mean": mean, "features.scale": deviation, "signs.weight": fitted, "signs.bias": bias}
 
 
-def fit_refusal(data: Described) -> dict[str, Floats]:
+def fit_refusal(data: AnswerFeatures) -> dict[str, Floats]:
     """The slope of the probability of a refusal over the rules' margin."""
     known = data.where([bool(e.task == "refusal" or e.family == "answers") for e in data.examples])
     if not known.examples:
         return {"refusal.slope": np.ones(1)}
     y = np.array([e.refusal for e in known.examples], float)
-    margins = np.array([row.margin for row in known.asked])
+    margins = np.array([row.margin for row in known.with_prompt])
     weight = balanced([e.set for e in known.examples], y)
     return {"refusal.slope": fit_slope(Regression(margins[:, None], y, weight, margins))}
 
 
 def fit_mix(
-    rounds: Sequence[HeldOutRound], described: Described, without: Round | None = None
+    rounds: Sequence[HeldOutRound], described: AnswerFeatures, without: Round | None = None
 ) -> dict[str, Floats]:
     """The weights of the logits and of the signs, by rows that neither was trained on.
 
@@ -767,7 +769,7 @@ def fit_mix(
         for i, logits in zip(held, each.logits, strict=True):
             e = described.examples[i]
             if e.task and e.compliance is not None and not (without and without.held[i]):
-                signs = heads.by_signs(described.asked[i])
+                signs = heads.by_signs(described.with_prompt[i])
                 rows.append((complies(PairLogits(*map(float, logits))), signs))
                 y.append(e.compliance)
                 sets.append(e.set)
@@ -777,25 +779,25 @@ def fit_mix(
     return {"mix": fit_logistic(problem, RIDGE["mix"], has_bias=False)[0]}
 
 
-def measured(rounds: Sequence[HeldOutRound], described: Described) -> Iterator[dict[str, Any]]:
+def measured(rounds: Sequence[HeldOutRound], described: AnswerFeatures) -> Iterator[dict[str, Any]]:
     """The counts of every round, on rows that neither the weights nor the mix have seen."""
     for how in (training.LEFT_OUT, training.ONE_FOLD):
         mine = [each for each in rounds if each.how == how]
         predictions = (e for each in mine for e in judged(each, rounds, described))
         for row in training.count_correct("learned", how, predictions):
-            has_few = any(0 < row[n] <= FEW for n in ("sens_n", "spec_n"))
+            has_few = any(0 < row[n] < MIN_ROWS_PER_CLASS for n in ("sens_n", "spec_n"))
             if how == training.LEFT_OUT or not has_few:
                 yield row
 
 
 def judged(
-    each: HeldOutRound, rounds: Sequence[HeldOutRound], described: Described
+    each: HeldOutRound, rounds: Sequence[HeldOutRound], described: AnswerFeatures
 ) -> Iterator[JudgedExample]:
     """The predictions of a round's weights on its held-out rows, with a mix that did not see these."""
     kept = described.where(each.split.kept)
     arrays = fit_signs(kept) | fit_refusal(kept) | fit_mix(rounds, described, without=each.split)
     model, held = LearnedHeads(arrays), described.where(each.split.held)
-    for example, row, logits in zip(held.examples, held.asked, each.logits, strict=True):
+    for example, row, logits in zip(held.examples, held.with_prompt, each.logits, strict=True):
         p = model.scores(PairLogits(*map(float, logits)), row)
         is_decided = {task: learned.is_decided(getattr(p, task)) for task in ("refusal", "harm")}
         yield JudgedExample(example, p.refusal, p.harm, is_decided)
@@ -805,15 +807,10 @@ def judged(
 
 
 def balanced(sets: Sequence[str], y: Floats) -> Floats:
-    """Weights by set, in which the two classes weigh the same."""
-    weight = set_weights(sets, y)
-    for chosen in (y >= 0.5, y < 0.5):
-        weight[chosen] /= max(1e-9, weight[chosen].sum())
-    return np.asarray(weight / weight.sum())
+    """Weights in which the two classes weigh the same.
 
-
-def set_weights(sets: Sequence[str], y: Floats) -> Floats:
-    """A set weighs the root of its size, shared evenly by its two classes if it has both."""
+    A set weighs the root of its size, shared evenly by its two classes if it has both.
+    """
     names, positive, weight = np.array(sets), y >= 0.5, np.ones(len(y))
     for name in sorted(set(sets)):
         mine = names == name
@@ -821,7 +818,9 @@ def set_weights(sets: Sequence[str], y: Floats) -> Floats:
         for chosen in (mine & positive, mine & ~positive):
             if chosen.any():
                 weight[chosen] = math.sqrt(mine.sum()) * (0.5 if has_both else 1) / chosen.sum()
-    return weight
+    for chosen in (positive, ~positive):
+        weight[chosen] /= max(1e-9, weight[chosen].sum())
+    return np.asarray(weight / weight.sum())
 
 
 def fit_logistic(problem: Regression, ridge: float, has_bias: bool = True) -> tuple[Floats, Floats]:
