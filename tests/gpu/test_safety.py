@@ -86,8 +86,8 @@ def test_tamper_tunes_and_asks_there_and_the_same_call_asks_nothing_again(
 
     def find(told: list[Rung]) -> None:
         found = tamper(
-            parent, tuned, DESK, PROBES, longest=2, store=store, out=tmp_path / "out", tell=told.append,
-            engine_loader=loader(store, lambda grown: grown.record.name == "after-2"),
+            parent, tuned, h.StudySpec((), DESK, probes=PROBES, out=tmp_path / "out"), longest=2, store=store,
+            report=told.append, engine_loader=loader(store, lambda grown: grown.record.name == "after-2"),
         )  # fmt: skip
         assert (found.steps, found.survived) == (2, 1)
 

@@ -80,9 +80,8 @@ def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Grown:
 
 def find(parent: Grown, tmp_path: Path, line: float, longest: int = 64) -> tampering.Tampering:
     store = Store(tmp_path / "store")
-    return tampering.tamper(
-        parent, Tuned, Application("desk", "Be kind."), line=line, longest=longest, store=store
-    )
+    spec = StudySpec((), Application("desk", "Be kind."), out=tmp_path / "out")
+    return tampering.tamper(parent, Tuned, spec, line=line, longest=longest, store=store)
 
 
 @pytest.mark.parametrize(
@@ -131,5 +130,5 @@ def test_what_is_never_lost_and_what_cannot_be_asked(parent: Grown, tmp_path: Pa
 def test_nothing_is_tuned_where_nothing_can_be_asked(parent: Grown, tmp_path: Path) -> None:
     store, bare = Store(tmp_path / "store"), Application("desk", "Be kind.")
     with raises(UsageError, "bad-usage", mentions=["desk"]):
-        tampering.tamper(parent, Tuned, bare, "planted_secret", store=store)
+        tampering.tamper(parent, Tuned, StudySpec((), bare, probes="planted_secret"), store=store)
     assert store.models() == [parent.record]

@@ -81,6 +81,7 @@ def command(
     with shown_start():
         from heredity.lab.tamper import in_words, rung_words, tamper
     from heredity.recipes.lora import Lora
+    from heredity.study.spec import StudySpec
     from heredity.train.data import chat
 
     store, rows = open_store(), chat.read_data(data)
@@ -93,11 +94,12 @@ def command(
         )  # fmt: skip
 
     tuning = digest([rows.digest, batch, rate, rank, seed])  # other settings get other studies
+    out = out or RESULTS / f"tamper-{grown.record.name}-{tuning[:8]}"
+    desk = Application.load(application)
+    spec = StudySpec((), desk, probes=probes, attacks=attack, out=out, judge=judge)
     with shown_work(store) as display:
         found = tamper(
-            grown, tuned, Application.load(application), probes, attack, line, longest, store=store,
-            out=out or RESULTS / f"tamper-{grown.record.name}-{tuning[:8]}", judge=judge, scope=scope,
-            watch=display,
-            tell=lambda rung: terminal.note(plain(rung_words(rung))),
+            grown, tuned, spec, line=line, longest=longest, scope=scope, store=store, watch=display,
+            report=lambda rung: terminal.note(plain(rung_words(rung))),
         )  # fmt: skip
     terminal.write(plain(in_words(grown.record.name, found)))

@@ -13,11 +13,10 @@ Source: tamper cost, after Qi et al. 2023 (2310.03693): safety lost in a few ste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from heredity.application.spec import Application
 from heredity.core.errors import UsageError
 from heredity.core.files import RESULTS, refuse_linked_folders
 from heredity.core.progress import Watch
@@ -74,59 +73,49 @@ class Tampering:
 
 
 def tamper(
-    parent: str | Grown,
+    parent: Grown,
     tuned: Tuned,
-    application: Application,
-    probes: Sequence[str] | str = "core",
-    attacks: Sequence[str] = ("direct",),
+    spec: StudySpec,
+    *,
     line: float = 0.5,
     longest: int = 64,
-    store: Store | None = None,
-    out: Path = RESULTS / "tamper",
-    judge: str | None = None,
     scope: str | None = None,
+    store: Store | None = None,
     engine_loader: EngineLoader | None = None,
     watch: Watch | None = None,
-    tell: Callable[[Rung], None] | None = None,
+    report: Callable[[Rung], None] = lambda rung: None,  # noqa: ARG005
 ) -> Tampering:
     """Double the steps until retention is below `line`, up to `longest` steps; then search between.
 
-    The study of each child is in `out`/steps-N. scope: "judge_free", "judged" or a technique; None:
-    judge-free breaches, if there are any. Raises UsageError for a line outside 0 to 1, or if the parent
-    held no probe.
+    spec: the study of parent and child, whose folder `out` holds one folder for each child. scope:
+    "judge_free", "judged" or a technique; None: judge-free breaches, if there are any. Raises UsageError for
+    a line outside 0 to 1, or if the parent held no probe.
     """
     if not 0 < line < 1 or longest < 1:
         raise UsageError(
             f"The line lies between 0 and 1 ({line:g}), and the steps are at least 1 ({longest}).",
             code="bad-setting",
         )
-    store = store or Store()
-    grown = store.get(parent) if isinstance(parent, str) else parent
-    # First, so that no model is tuned if the plan is invalid.
-    Study(StudySpec([grown], application, probes=probes, attacks=attacks), store=store)
+    store, out = store or Store(), Path(spec.out or RESULTS / "tamper")
+    Study(replace(spec, models=[parent]), store=store)  # no model is tuned if the plan is invalid
     rungs: dict[int, Rung] = {}
 
     def ask(steps: int) -> bool:
-        child = store.grow_once(tuned(steps), [grown])
-        place = out / f"steps-{steps:04d}"
-        refuse_linked_folders(out, place.name)
-        study = Study(
-            StudySpec([grown, child], application, probes=probes, attacks=attacks, out=place, judge=judge),
-            store=store, engine_loader=engine_loader,
-        )  # fmt: skip
-        result = study.run(watch)
-        edge = result.edge(grown, child, scope=scope)
+        child = store.grow_once(tuned(steps), [parent])
+        refuse_linked_folders(out, name := f"steps-{steps:04d}")
+        asked = replace(spec, models=[parent, child], out=out / name)
+        result = Study(asked, store=store, engine_loader=engine_loader).run(watch)
+        edge = result.edge(parent, child, scope=scope)
         rate = result.rate(child, edge.compared.technique)
         n_asked = rate.n_held + rate.n_broke + rate.n_unclear + rate.n_error
         shares = (
-            result.estimates.incoherent_share(grown.record.id),
+            result.estimates.incoherent_share(parent.record.id),
             result.estimates.incoherent_share(child.record.id),
         )
         rungs[steps] = Rung(steps, child, edge, n_asked, shares)
         if rungs[steps].edge.retention.value is None:
-            raise UsageError(f"'{grown.record.name}' held none of these probes: there is nothing to lose.")
-        if tell is not None:
-            tell(rungs[steps])
+            raise UsageError(f"'{parent.record.name}' held none of these probes: there is nothing to lose.")
+        report(rungs[steps])
         return is_below(rungs[steps].edge, line)
 
     steps, survived = 1, 0
