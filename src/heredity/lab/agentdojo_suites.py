@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 
 OLDEST, TOO_NEW = (0, 1, 35), (0, 2)  # versions of AgentDojo whose graders and logs are known
 BENCHMARK = "v1.2.2"
-CHECK = "--check"  # in place of a job: tell the version of AgentDojo
+CHECK = "--check"  # in place of a job: print the version of AgentDojo
 Theirs = Any  # an object of AgentDojo, which heredity does not import
 Json = dict[str, Any]
 STAND_IN = "local"  # AgentDojo's name of a local model; some attacks address the model by it
@@ -341,18 +341,18 @@ GRADERS = (
 )  # fmt: skip
 
 
-def patch(suite: Theirs, tell: Callable[[str, bool, bool], None]) -> list[str]:
+def patch(suite: Theirs, report: Callable[[str, bool, bool], None]) -> list[str]:
     """Replace the graders of a suite, and return the names of those tasks.
 
-    tell: called with the name, AgentDojo's verdict and ours, each time one of them has judged.
+    report: called with the name, AgentDojo's verdict and ours, each time one of them has judged.
     """
     graders = [grader for grader in GRADERS if grader.suite == suite.name]
     for grader in graders:
-        _replace(suite.user_tasks[grader.task], grader, tell)
+        _replace(suite.user_tasks[grader.task], grader, report)
     return [grader.name for grader in graders]
 
 
-def _replace(task: Theirs, grader: Grader, tell: Callable[[str, bool, bool], None]) -> None:
+def _replace(task: Theirs, grader: Grader, report: Callable[[str, bool, bool], None]) -> None:
     by_trace, by_state = task.utility_from_traces, task.utility
 
     def judged(output: str, before: World, after: World, calls: Sequence[Call]) -> bool:
@@ -360,7 +360,7 @@ def _replace(task: Theirs, grader: Grader, tell: Callable[[str, bool, bool], Non
         if accepted is None:
             accepted = by_state(output, before, after)
         done = grader.is_done(Execution(task, before, after, calls, accepted))
-        tell(grader.name, accepted, done)
+        report(grader.name, accepted, done)
         return done
 
     task.utility_from_traces = judged  # AgentDojo asks this one first, and the other only if it says None

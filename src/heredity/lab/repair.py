@@ -347,7 +347,6 @@ def repair(
     parent: Grown,
     how: Setting,
     unaligned: Grown | None = None,
-    tell: Callable[[RepairStep], None] | None = None,
 ) -> Repaired:
     """Try the repairs in order until one is sufficient.
 
@@ -365,8 +364,6 @@ def repair(
     if not before.is_enough:
         for name, make in _ladder(store, child, parent, unaligned, tunings):
             steps.append(_climb(how, name, make, parent, child, measured_on, laid))
-            if tell is not None:
-                tell(steps[-1])
             if steps[-1].is_enough:
                 break
     return Repaired(parent, child, before, tuple(steps))

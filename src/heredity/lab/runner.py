@@ -694,15 +694,13 @@ class ResultPage(NamedTuple):
         return path
 
 
-def grid(
-    title: str, head: Sequence[str], rows: Sequence[Sequence[Cell]], claim: str = "", summary: str = ""
-) -> list[TextTable]:
+def grid(title: str, head: Sequence[str], rows: Sequence[Sequence[Cell]], claim: str = "") -> list[TextTable]:
     """A table without the columns that have no value; [] without rows."""
     if not rows:
         return []
     has_value = [any(row[i] not in ("", NONE) for row in rows) for i in range(len(head))]
     kept = [list(compress(row, has_value)) for row in rows]
-    return [TextTable(title, list(compress(head, has_value)), kept, summary, claim)]
+    return [TextTable(title, list(compress(head, has_value)), kept, claim=claim)]
 
 
 def listing(name: str, title: str, lines: Sequence[str], claim: str = "") -> list[Section]:

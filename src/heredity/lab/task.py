@@ -359,9 +359,9 @@ class Questions(NamedTuple):
         """Test questions about seen facts."""
         return sum(each.is_seen is True for each in self.test)
 
-    def data(self, system: str, name: str = "train") -> Data:
+    def data(self, system: str) -> Data:
         """The training rows as conversations; the system message is "" for none."""
-        return conversations(name, system, [(row.question, row.answer) for row in self.train])
+        return conversations("train", system, [(row.question, row.answer) for row in self.train])
 
 
 def read_questions(task: AdaptTask) -> Questions:
