@@ -17,7 +17,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from heredity.core.errors import Damaged, NotComparable, Unavailable, UnknownName, UsageError
+from heredity.core.errors import NotComparable, Unavailable, UnknownName, UsageError
 from heredity.core.files import Lock, open_handle, read_file, refuse_linked_folders, write_atomic
 from heredity.core.progress import Meter, Watch
 from heredity.core.records import SCHEMA, Record
 from heredity.engines.vllm.server import ServerProgram, free_port
 from heredity.lab import agentdojo_suites as suites
+from heredity.lab.runner import Log, read_record
 from heredity.lineage.store import Store
 from heredity.study import importers
 from heredity.study.importers import ImportOptions, Summary
@@ -42,7 +43,6 @@ MAX_TOKENS, MAX_ROUNDS, AT_ONCE = 512, 15, 8
 _JOB = "job.json"
 _READY_SECONDS = 600.0  # to load the models
 _LAST = 300  # characters of the output that an error shows
-Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -165,27 +165,23 @@ def _note_run(wanted: AgentRun, path: Path) -> None:
     """Write run.json, or check that the folder is of the same run. New models and tasks may be added."""
     now = RunFile(dict(wanted.models), wanted.attack, wanted.seed, wanted.max_tokens, wanted.max_rounds)
     if path.exists():
-        try:
-            before = msgspec.json.decode(read_file(path), type=RunFile)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise Damaged(f"{path} is damaged: {error}. Delete it, or choose another --out.") from None
-        for name, old, new in _differences(before, now):
-            raise NotComparable(
-                f"{path.parent} holds another run: {name} was {old}, and is {new}. Choose another --out.",
-                code="another-study",
-            )
+        before = read_record(path, RunFile)
+        old, new = _compared(before), _compared(now)
+        for name in old.keys() & new.keys():
+            if old[name] != new[name]:
+                raise NotComparable(
+                    f"{path.parent} holds another run: {name} was {old[name]}, and is {new[name]}. "
+                    "Choose another --out.",
+                    code="another-study",
+                )
         now = msgspec.structs.replace(now, models=before.models | now.models)
     write_atomic(path, msgspec.json.format(msgspec.json.encode(now), indent=1) + b"\n")
 
 
-def _differences(before: RunFile, now: RunFile) -> Iterator[tuple[str, object, object]]:
-    """The settings that differ, with both values: of models those of one name."""
-    for name in RunFile.__struct_fields__:
-        if name != "models" and getattr(before, name) != getattr(now, name):
-            yield name, getattr(before, name), getattr(now, name)
-    for name, ident in now.models.items():
-        if before.models.get(name, ident) != ident:
-            yield f"the model {name}", before.models[name][:12], ident[:12]
+def _compared(run: RunFile) -> dict[str, object]:
+    """The settings of a run by name, and its models by theirs."""
+    named = {f"the model {name}": ident[:12] for name, ident in run.models.items()}
+    return {name: getattr(run, name) for name in RunFile.__struct_fields__ if name != "models"} | named
 
 
 def _events(python: Path, folder: Path, argument: str) -> Iterator[_Event]:
