@@ -10,8 +10,8 @@ their own data, from the model hub, under their own licences.
 
 Promises: decoding is greedy; a text of the harness reaches the model unchanged. A request longer than the
 context is an error and is never truncated.
-Leaves to others: the harness's own scores and errors. Its tasks that run
-model output stay refused unless its own `confirm_run_unsafe_code` is given; heredity never gives it.
+Its tasks that run model output stay refused unless its own `confirm_run_unsafe_code` is given; heredity never
+gives it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
 """Build a corpus from a recipe file, decontaminated of the texts that heredity asks trained models.
 
-Only this module imports both the corpus builder and the probes; the builder receives plain texts.
-
 Promises: a step `decontaminate` searches for every probe, its benign twin included, and every item of the
 tasks of `heredity eval`. Baseline recall probes are the exception.
-Leaves to others: building (corpus/), the probes (redteam/probes/) and the tasks (evals/tasks/).
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ likeliest. The secret is ranked together with `n` candidates drawn from the seed
 1). For a model that never saw it, half of all draws give 1 bit or less.
 
 Promises: the same model, canary and seed give the same exposure. No text is sampled from the model.
-Leaves to others: planting (recipes/poison.py) and the log-probabilities (an engine that is a Scorer).
 
 Source: Carlini et al. 2019, The Secret Sharer (1802.08232, definitions 1 and 5).
 """

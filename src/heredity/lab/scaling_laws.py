@@ -4,7 +4,6 @@ Each run is a model that `heredity pretrain` made. A fit uses its parameters, tr
 final bits per byte of held-out text.
 
 Promises: runs on different text, or of different kinds, are rejected: their losses are not comparable.
-Leaves to others: the fit (stats/scaling.py), and parameters and FLOPs (train/planning/cost_models.py).
 """
 
 from __future__ import annotations

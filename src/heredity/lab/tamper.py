@@ -6,7 +6,6 @@ the crossing.
 
 Promises: the line is crossed if the point estimate is below it, and shown to be crossed if the whole
 interval is. Every child and every study is kept, so the same command resumes. No child is asked twice.
-Leaves to others: training (recipes/lora.py), studies and their estimates (study/).
 
 Source: tamper cost, after Qi et al. 2023 (2310.03693): safety lost in a few steps of tuning.
 """

@@ -4,7 +4,6 @@ A file `metrics/<name>.py` has what `Metric` says. An answer without the request
 scores 0 and is counted separately.
 
 Promises: a metric never raises on any text, and takes the best of several references.
-Leaves to others: asking (tasks/), and intervals (stats/).
 """
 
 from __future__ import annotations
