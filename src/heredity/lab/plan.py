@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -164,14 +164,15 @@ class LineagePlan(Record, frozen=True):
             raise BadArgument("a plan needs a [[child]] and a [[battery]]", code="missing-key")
         made = [child.name_of(seed) for child in self.child for seed in child.each_seed]
         _refuse_twice("model", [*self.models, *made])
-        if self.examples < 0:
-            raise BadArgument(f"examples must be 0 or more, and is {self.examples}")
+        refuse_below({"examples": (self.examples, 0)})
         known = dict.fromkeys(self.models)
         for child in self.child:
             _check_child(child, known, self.data)
             known[child.name] = None
         for battery in self.battery:
-            _check_battery(battery)
+            _check_folder("battery", battery.name)
+            numbers = {name: (getattr(battery, name), 0) for name in ("minutes", "behaviours", "max_tokens")}
+            refuse_below(numbers, battery.name)
             for name in battery.models:
                 _known("model of the plan", name, known, battery.name)
 
@@ -338,7 +339,7 @@ def _placed_part(part: str, folder: Path) -> str:
 def _check_child(child: ChildPlan, known: dict[str, None], data: dict[str, str]) -> None:
     if child.recipe != MADE:  # whose name is a reference
         _check_folder("child", child.name)
-    _check_minutes(child.name, child.minutes)
+    refuse_below({"minutes": (child.minutes, 0)}, child.name)
     if (child.recipe == BEHIND) != bool(child.guards):
         raise BadArgument(
             f"`guards` belong to a child of the recipe {BEHIND}, and only to it", table=child.name
@@ -377,14 +378,6 @@ def _refuse_useless_seeds(child: ChildPlan) -> None:
         )
 
 
-def _check_battery(battery: BatteryPlan) -> None:
-    _check_folder("battery", battery.name)
-    _check_minutes(battery.name, battery.minutes)
-    for name in ("behaviours", "max_tokens"):
-        if (value := getattr(battery, name)) < 0:
-            raise BadArgument(f"{name} must be 0 or more, and is {value}", table=battery.name)
-
-
 def _check_folder(kind: str, name: str) -> None:
     """A name that becomes a folder of the lineage leads to no other place. Raises BadArgument."""
     if _FOLDER.fullmatch(name) is None or name.casefold() in RESERVED or name.endswith(".json"):
@@ -394,9 +387,11 @@ def _check_folder(kind: str, name: str) -> None:
         )
 
 
-def _check_minutes(table: str, minutes: float) -> None:
-    if not (math.isfinite(minutes) and minutes >= 0):
-        raise BadArgument(f"minutes must be a number from 0, and is {minutes}", table=table)
+def refuse_below(numbers: Mapping[str, tuple[float, float]], table: str = "") -> None:
+    """Refuse a number that is not finite or below its least value. Raises BadArgument."""
+    for key, (value, least) in numbers.items():
+        if not (math.isfinite(value) and value >= least):
+            raise BadArgument(f"{key} must be at least {least:g}, and is {value:g}", key=key, table=table)
 
 
 def _known(kind: str, name: str, known: dict[str, None] | dict[str, str], table: str) -> None:

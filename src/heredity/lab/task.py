@@ -21,7 +21,6 @@ of the probes (study/forecast.py).
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,7 +40,7 @@ from heredity.core.readers import text_of
 from heredity.core.records import AnswerRule, Message, Probe, Record, RetrievalMethod, digest, encode
 from heredity.core.sanitize import plural
 from heredity.lab.examples import support_manual
-from heredity.lab.plan import BEHIND, BatteryPlan, ChildPlan, LineagePlan, read_record_of
+from heredity.lab.plan import BEHIND, BatteryPlan, ChildPlan, LineagePlan, read_record_of, refuse_below
 from heredity.lab.runner import Task
 from heredity.lineage import references
 from heredity.lineage.speeds import USUAL_BYTES, request_seconds
@@ -289,9 +288,7 @@ def _check_numbers(task: AdaptTask) -> None:
         "per_hour": (task.prices.per_hour, 0), "prompt": (task.prices.prompt, 0),
         "answer": (task.prices.answer, 0), "answers": (task.prices.answers, 1),
     }  # fmt: skip
-    for key, (value, low) in least.items():
-        if not (math.isfinite(value) and value >= low):
-            raise BadArgument(f"{key} must be at least {low}, and is {value:g}", key=key)
+    refuse_below(least)
     if not 0 < task.margin < 1:
         raise BadArgument(f"margin must lie between 0 and 1, and is {task.margin:g}", key="margin")
     if not task.seeds or len(set(task.seeds)) < len(task.seeds) or min(task.seeds) < 0:
