@@ -114,7 +114,6 @@ from heredity.lineage.speeds import USUAL_BYTES
 from heredity.lineage.store import Store, searching_in
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.recipes import ComputingRecipe, recipe
-from heredity.redteam.checks import load_check
 from heredity.study.estimates import ALL, JUDGE_FREE, Inheritance, Measure
 from heredity.study.plan import StudyForecast
 from heredity.study.report.figures.forest import Kind, RatePoint, scatter
@@ -291,9 +290,8 @@ class _GradedAnswers:
         for each in result.trials():
             if each.response.error is not None or not each.response.exchanges:
                 continue
-            probe, model = each.trial.probe, each.trial.model.id
-            wrong = load_check(probe.check).find(probe, each.response, plan.application)
-            self.right[model][place[probe.id]] = wrong is None
+            model = each.trial.model.id
+            self.right[model][place[each.trial.probe.id]] = each.verdict.outcome == "held"
             total, last = self.totals[model], each.response.exchanges[-1]
             self.totals[model] = _Totals(
                 total.n + 1, total.n_prompt_tokens + last.n_prompt_tokens, total.n_tokens + last.n_tokens
