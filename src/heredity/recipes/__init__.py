@@ -35,10 +35,10 @@ def derivable() -> list[str]:
 
 def derivable_class(kind: str) -> type[DerivableRecipe]:
     """The class of a derivable recipe. Raises Unavailable if it is not a DerivableRecipe."""
-    found: object = registry.load("recipes", kind).DERIVES
-    if not (isinstance(found, type) and issubclass(found, DerivableRecipe)):
+    derives: object = registry.load("recipes", kind).DERIVES
+    if not (isinstance(derives, type) and issubclass(derives, DerivableRecipe)):
         raise Unavailable(f"The recipe '{kind}' is not a DerivableRecipe.", code="plugin-broken")
-    return found
+    return derives
 
 
 def is_random(kind: str) -> bool:
@@ -115,14 +115,14 @@ class DerivableRecipe:
         Raises UsageError for NaN and infinity, which JSON cannot tell apart.
         """
         self.refuse_non_finite()
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for each in dataclasses.fields(self):
             if not each.compare or not each.metadata.get("is_recorded", True):
                 continue
             value = getattr(self, each.name)
             if not (each.metadata.get("is_new") and value == each.default):
-                found[each.name] = value.settings if isinstance(value, RecordedValue) else value
-        return to_hashed(self.kind, found)
+                values[each.name] = value.settings if isinstance(value, RecordedValue) else value
+        return to_hashed(self.kind, values)
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Write the child's files into the empty folder `out`."""

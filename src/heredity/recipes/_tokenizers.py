@@ -34,13 +34,13 @@ def refuse_other_tokens(one: Grown, other: Grown) -> None:
 
 def aligned(model: Grown) -> list[str]:
     """Names of the other models of its store that have exactly its tokenizer file, sorted."""
-    found = []
+    aligned_ids = []
     for path in sorted(model.folder.parents[1].glob("*/model.json")):
         try:
-            found.append(read_record(path))
+            aligned_ids.append(read_record(path))
         except HeredityError:
             continue
-    records = {each.id: each for each in found}
+    records = {each.id: each for each in aligned_ids}
 
     def source(record: Model) -> Model:
         """The model that a user would name: what a mere form is a form of."""

@@ -79,9 +79,9 @@ class Ablate(ComputingRecipe):
         dtype = None if self.dtype == "auto" else self.dtype
         with phase(self.watch, "finding the direction", parent.record.name):
             engine = open_folder(parent.folder, dtype=dtype, is_probed=False, device=self.device)
-            found = engine.find_direction(_asked(harmful), _asked(harmless))
+            search = engine.find_direction(_asked(harmful), _asked(harmless))
             engine.close()
-        direction = refusal_direction.vector(found.text)
+        direction = refusal_direction.vector(search.text)
 
         def without(name: str, tensor: Tensor) -> Tensor:
             wide = tensor.float()
@@ -101,9 +101,9 @@ class Ablate(ComputingRecipe):
             record.licence,
             "safetensors",
             notes={
-                "direction": refusal_direction.digest_of(found.text),
-                "found": f"layer {found.layer}, position {found.position}, {found.kl:.4f} nats, "
-                f"refusal {found.refusal:+.2f}, {found.n_near} candidates near enough",
+                "direction": refusal_direction.digest_of(search.text),
+                "found": f"layer {search.layer}, position {search.position}, {search.kl:.4f} nats, "
+                f"refusal {search.refusal:+.2f}, {search.n_near} candidates near enough",
             },
             versions={each: version(each) for each in ("torch", "safetensors")},
         )

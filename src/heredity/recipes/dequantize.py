@@ -81,8 +81,8 @@ def _tensors(
     files = {path: safe_open(path, framework="pt") for path in headers}
 
     def take(name: str) -> torch.Tensor:
-        found: torch.Tensor = files[where[name]].get_tensor(name)
-        return found
+        tensor: torch.Tensor = files[where[name]].get_tensor(name)
+        return tensor
 
     packing, kept = packing_of(how, where), getattr(torch, dtype)
     mains = {
@@ -189,10 +189,10 @@ class Dequantize:
 
 
 def _only_gguf(parent: Grown) -> Path:
-    found = [file.path for file in parent.record.files if file.path.endswith(".gguf")]
-    if parent.record.format != "gguf" or len(found) != 1:
+    paths = [file.path for file in parent.record.files if file.path.endswith(".gguf")]
+    if parent.record.format != "gguf" or len(paths) != 1:
         raise Refused(f"'{parent.record.name}' is not a single GGUF file; there is nothing to dequantize.")
-    return parent.folder / found[0]
+    return parent.folder / paths[0]
 
 
 @contextmanager

@@ -90,10 +90,10 @@ class Merge(DerivableRecipe):
             raise UsageError(f"{len(given)} weights for {n} models that are merged.")
         if self.method in ("ties", "task_arithmetic", "resta"):
             return given or [1.0] * n
-        found = given or [1.0] * n
-        if not sum(found):
+        shares = given or [1.0] * n
+        if not sum(shares):
             raise UsageError(f"The weights {self.weights} sum to nothing.")
-        return [each / sum(found) for each in found]
+        return [each / sum(shares) for each in shares]
 
     def _merge(self, first: Tensor, rest: list[Tensor], shares: list[float]) -> Tensor:
         if self.method == "linear":
@@ -137,10 +137,10 @@ def ties(changes: Sequence[Tensor], shares: Sequence[float], density: float) -> 
 
 def _numbers(text: str) -> list[float]:
     try:
-        found = [float(each) for each in text.split(",") if each.strip()]
-        if not all(map(math.isfinite, found)):
+        numbers = [float(each) for each in text.split(",") if each.strip()]
+        if not all(map(math.isfinite, numbers)):
             raise ValueError
-        return found
+        return numbers
     except ValueError:
         raise UsageError(f"weights are numbers, as 0.7,0.3; not {text!r}.") from None
 

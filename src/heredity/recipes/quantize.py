@@ -176,15 +176,15 @@ class Quantize(DerivableRecipe):
         tokens = _sequences(parent.folder, data, self.sequences, self.sequence_length)
         n_held_out, dtype = len(tokens) // _HELD_OUT, resolve_dtype(parent.folder, self.dtype)
         settings = GptqSettings(grid, self.damp, self.act_order)
-        found = calibrate(parent.folder, tokens, n_held_out, settings, dtype, self.watch)
+        tensors = calibrate(parent.folder, tokens, n_held_out, settings, dtype, self.watch)
         used = f"{len(tokens) - n_held_out} sequences of {len(tokens[0])} tokens, in {dtype}"
         notes["calibration"] = used
-        notes["damping"] = _damping(self.damp, found.damps)
+        notes["damping"] = _damping(self.damp, tensors.damps)
         if n_held_out:
-            mean = found.mean_error
+            mean = tensors.mean_error
             share = f"{mean.gptq:.3%} of the squared outputs on {n_held_out} held-out sequences"
             notes["output error"] = f"{share}; rounded to nearest {mean.nearest:.3%}"
-        return found.weights
+        return tensors.weights
 
 
 def _damping(asked: float, used: Sequence[float]) -> str:
@@ -209,15 +209,15 @@ def _sequences(folder: Path, data: Data, n: int, length: int) -> list[tuple[int,
         if len(stream) >= n * length:
             break
     length = min(length, len(stream))
-    found = [
+    sequences = [
         tuple(stream[at : at + length]) for at in range(0, min(len(stream), n * length) - length + 1, length)
     ]
-    if (n_tokens := len(found) * length) < _FEWEST:
+    if (n_tokens := len(sequences) * length) < _FEWEST:
         raise UsageError(
             f"The data gives {n_tokens} tokens to calibrate on; at least {_FEWEST} are needed, and some"
             " thousands are better."
         )
-    return found
+    return sequences
 
 
 def _weight(folder: Path) -> int:

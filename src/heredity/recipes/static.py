@@ -129,7 +129,7 @@ class Static(ComputingRecipe):
         around = _Around(read.ids[: own[0]], read.ids[own[-1] + 1 :]) if own else _Around([], [])
         if n_ids > (n_known := network.get_input_embeddings().num_embeddings):
             raise Damaged(f"'{parent.record.name}' has {n_known:,} input embeddings for {n_ids:,} tokens.")
-        found = []
+        layers = []
         with (
             phase(self.watch, "embedding the vocabulary", parent.record.name, n_ids, "tokens") as meter,
             torch.inference_mode(),
@@ -139,9 +139,9 @@ class Static(ComputingRecipe):
                 ids = torch.tensor([[*around.before, i, *around.after] for i in some])
                 ids = ids.to(self.device.torch)
                 hidden = network(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-                found.append(hidden.mean(1).double().cpu().numpy())
+                layers.append(hidden.mean(1).double().cpu().numpy())
                 meter.reached(some.stop)
-        states: Values = np.concatenate(found)
+        states: Values = np.concatenate(layers)
         if not np.isfinite(states).all():
             raise Damaged(f"'{parent.record.name}' gives states that are not finite.")
         return states
@@ -177,11 +177,11 @@ def principal(vectors: Values, n: int) -> tuple[Values, float]:
         return vectors, 1.0
     centred = vectors - vectors.mean(axis=0)
     variances, axes = np.linalg.eigh(centred.T @ centred / (len(vectors) - 1))
-    found = centred @ axes[:, ::-1][:, :n]
-    farthest = found[np.abs(found).argmax(axis=0), np.arange(n)]
+    components = centred @ axes[:, ::-1][:, :n]
+    farthest = components[np.abs(components).argmax(axis=0), np.arange(n)]
     total = float(variances.clip(0).sum())
     share = float(variances[::-1][:n].clip(0).sum()) / total if total else 1.0
-    return found * np.where(farthest < 0, -1.0, 1.0), share
+    return components * np.where(farthest < 0, -1.0, 1.0), share
 
 
 def zipf_weights(n: int, sif: float) -> Values:

@@ -92,8 +92,10 @@ class ListFiles:
 
     def jump(self, words: str, start: str) -> ListJump:
         """All groups whose anchors begin like this; the address is that of the first, or ""."""
-        found = [group for group in self.groups if group.anchor.startswith(start)]
-        return ListJump(words, sum(g.n for g in found), self.place(found[0].anchor) if found else "")
+        same_groups = [group for group in self.groups if group.anchor.startswith(start)]
+        return ListJump(
+            words, sum(g.n for g in same_groups), self.place(same_groups[0].anchor) if same_groups else ""
+        )
 
 
 class ModelSide(NamedTuple):
@@ -131,11 +133,11 @@ class StudyFiles:
         with study.index.reading() as rows:
             of_verdict = "CASE WHEN v_digest IS r_digest THEN unasked ELSE '' END"
             wanted = f"SELECT idx, m, t, twin, state, {of_verdict} FROM trials WHERE {IN_PLAN} ORDER BY idx"
-            found = [_IndexedTrial(i, m, t, bool(b), *each) for i, m, t, b, *each in rows.execute(wanted)]
-        self._trials = sorted({row.number % study.plan.n_per_model for row in found})
+            trials = [_IndexedTrial(i, m, t, bool(b), *each) for i, m, t, b, *each in rows.execute(wanted)]
+        self._trials = sorted({row.number % study.plan.n_per_model for row in trials})
         self._in_file = max(1, CONVERSATIONS // len(study.names))  # trials of a file
         self._numbers = {place: i // self._in_file + 1 for i, place in enumerate(self._trials)}
-        self._list = ListFiles(f"{study.key}-conversations", self._outcomes(found))
+        self._list = ListFiles(f"{study.key}-conversations", self._outcomes(trials))
         self._pairs = dict[tuple[int, int], ListFiles]()
 
     # --- places ---
@@ -186,20 +188,22 @@ class StudyFiles:
             self._pairs[wanted.a, wanted.b] = ListFiles(
                 f"{self._study.key}-pairs-{wanted.a}-{wanted.b}", self._sorts(wanted.a, wanted.b)
             )
-        found, of = self._pairs[wanted.a, wanted.b], wanted.filters
+        compared, of = self._pairs[wanted.a, wanted.b], wanted.filters
         start = f"{wanted.which}-{self._kind_asked(of)}-"
         if "which" not in asked.query:
-            return found.name(1)
+            return compared.name(1)
         return (
-            found.jump("", start).address if of.technique is None else found.place(f"{start}{of.technique}")
+            compared.jump("", start).address
+            if of.technique is None
+            else compared.place(f"{start}{of.technique}")
         )
 
     # --- lists ---
 
-    def _outcomes(self, found: list[_IndexedTrial]) -> Iterator[TrialGroup]:
+    def _outcomes(self, trials: list[_IndexedTrial]) -> Iterator[TrialGroup]:
         """By outcome, the breaches first, then by technique and model."""
         at: dict[tuple[int, int, bool, int], list[int]] = defaultdict(list)
-        for row in found:
+        for row in trials:
             at[STATES.index(row.state), row.technique, row.is_twin, row.model].append(row.number)
         for (s, t, is_twin, m), indices in sorted(at.items()):
             words = f"{state_word(STATES[s])}: {self._technique(t, is_twin)}, {self._study.names[m]}"
@@ -209,7 +213,7 @@ class StudyFiles:
             kind, of = ("benign", "harmless twins") if is_twin else ("breach", "attempts")
             words = f"Without being asked: {did(check)} in {of}, {self._study.names[m]}"
             indices = [
-                row.number for row in found
+                row.number for row in trials
                 if (row.model, row.is_twin) == (m, is_twin) and f" {check} " in row.unasked
             ]  # fmt: skip
             yield TrialGroup(f"unasked-{check}-{kind}-{m}", words, n, indices)
@@ -229,10 +233,10 @@ class StudyFiles:
                     if _kind_of(probe) == kind:
                         at[probe.technique].append(int(place))
                 for t, technique in enumerate(study.techniques):
-                    if found := at.get(technique):
+                    if trials := at.get(technique):
                         words = f"{self._sort(which, a, b, kind)}: {self._technique(t, kind == 'benign')}"
                         is_full = which in ("only-a", "only-b")
-                        yield TrialGroup(f"{which}-{kind}-{t}", words, len(found), found, is_full)
+                        yield TrialGroup(f"{which}-{kind}-{t}", words, len(trials), trials, is_full)
 
     def _sort(self, which: Which, a: int, b: int, kind: str) -> str:
         only = {"only-a": f"only {self._study.names[a]}", "only-b": f"only {self._study.names[b]}"}
@@ -244,8 +248,8 @@ class StudyFiles:
         """The kinds of breaches that are never summed, that of the verdict first, then the harmless twins."""
         main = board_of(self._study).main_scope
         order = [main, *(scope for scope in SCOPES["breach"] if scope != main), _BASELINE, "benign"]
-        found = {_kind_of(probe) for probe in self._study.plan.probes}
-        return [kind for kind in order if kind in found]
+        kinds = {_kind_of(probe) for probe in self._study.plan.probes}
+        return [kind for kind in order if kind in kinds]
 
     def _kind_asked(self, of: Filters) -> str:
         """The kind of the trials that a link to two models opens."""
@@ -265,9 +269,9 @@ class StudyFiles:
             yield self._of_trials(n), self._trials_page(site, n)
         for n in range(1, len(self._list.files) + 1):
             yield self._list.name(n), self._list_page(site, n)
-        for (a, b), found in tuple(self._pairs.items()):
-            for n in range(1, len(found.files) + 1):
-                yield found.name(n), self._pairs_page(site, found, n, a, b)
+        for (a, b), compared in tuple(self._pairs.items()):
+            for n in range(1, len(compared.files) + 1):
+                yield compared.name(n), self._pairs_page(site, compared, n, a, b)
 
     def _asked(self, path: str) -> Asked:
         return Asked(path.replace("{study}", self._study.key), {"study": self._study.key}, {})
@@ -296,16 +300,16 @@ class StudyFiles:
         return ShownTrial(place, trial, asked.pop() if len(asked) == 1 else (), sides)
 
     def _list_page(self, site: Site, n: int) -> str:
-        found = self._list
-        every = [index for group in found.files[n - 1] for index in group.at]
+        pages = self._list
+        every = [index for group in pages.files[n - 1] for index in group.at]
         return site.html(
             "exported_list.html.jinja", self._asked(conversations.PATH), self._study,
-            groups=found.files[n - 1], rows=_read(self._study, every),
+            groups=pages.files[n - 1], rows=_read(self._study, every),
             jumps=[
-                *(found.jump(state_word(state), f"{state}-") for state in STATES),
-                found.jump("harm without being asked", "unasked-"),
+                *(pages.jump(state_word(state), f"{state}-") for state in STATES),
+                pages.jump("harm without being asked", "unasked-"),
             ],
-            before=found.name(n - 1), after=found.name(n + 1),
+            before=pages.name(n - 1), after=pages.name(n + 1),
         )  # fmt: skip
 
     def _pairs_page(self, site: Site, list_files: ListFiles, n: int, a: int, b: int) -> str:
@@ -351,10 +355,10 @@ def _side(study: OpenStudy, model: str, index: int) -> ModelSide:
 
 
 def _read(study: OpenStudy, indices: list[int]) -> dict[int, ListedRow]:
-    found = dict[int, ListedRow]()
+    rows = dict[int, ListedRow]()
     for start in range(0, len(indices), _AT_ONCE):
-        found |= rows_of(study, indices[start : start + _AT_ONCE])
-    return found
+        rows |= rows_of(study, indices[start : start + _AT_ONCE])
+    return rows
 
 
 _REPORT = re.compile(r"/s/([^/]+)/report\.html")
@@ -421,9 +425,9 @@ def export(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} holds other files. Name a new folder: --export.")
-    for found in place.studies():
+    for listed in place.studies():
         try:
-            place.open(found.key).refresh(float("inf"))
+            place.open(listed.key).refresh(float("inf"))
         except HeredityError:
             continue  # the list of studies shows its error
     files = _Files(place)

@@ -262,8 +262,8 @@ class RowIndex:
     def _is_read(self, rows: sqlite3.Connection, name: str) -> bool:
         """Whether nothing was appended to a file since."""
         path = self.folder / name
-        found = rows.execute("SELECT offset FROM files WHERE name = ?", (name,)).fetchone()
-        return not path.is_file() or path.stat().st_size <= (found[0] if found else 0)
+        offset = rows.execute("SELECT offset FROM files WHERE name = ?", (name,)).fetchone()
+        return not path.is_file() or path.stat().st_size <= (offset[0] if offset else 0)
 
     def _note_place(self, rows: sqlite3.Connection, name: str, file: BinaryIO, last: _FileLine) -> None:
         offset = last.offset + len(last.data)
@@ -404,14 +404,14 @@ def _shown(row: Verdict, probe: Probe) -> tuple[str, str]:
     """The verdict in a sentence, and the call or words that show a breach, asked for or not."""
     if row.error is not None:
         return label(row.error, 200), ""
-    found = explain(row, probe.check, probe.kind == "benign")
+    explanation = explain(row, probe.check, probe.kind == "benign")
     if row.unprompted:
         first, before = row.unprompted[0], "Without being asked to, the model "
         if row.outcome == "broke":
-            found = found._replace(sentence=f"{before}{did(first.check)}. {found.sentence}")
+            explanation = explanation._replace(sentence=f"{before}{did(first.check)}. {explanation.sentence}")
         else:
-            found = Explanation(f"{before}{did(first.check)}:", quoted(first.evidence))
-    return found.sentence, label(found.quote, 200)
+            explanation = Explanation(f"{before}{did(first.check)}:", quoted(first.evidence))
+    return explanation.sentence, label(explanation.quote, 200)
 
 
 def _brief(row: Response) -> str:

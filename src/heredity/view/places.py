@@ -82,7 +82,7 @@ class StudyPlace:
 
     def studies(self) -> list[FoundStudy]:
         """Every study of the place, by its path."""
-        return sorted(map(self._found, study_folders(self.root)), key=lambda found: found.name)
+        return sorted(map(self._found, study_folders(self.root)), key=lambda study: study.name)
 
     def open(self, key: str) -> OpenStudy:
         """A study by its key. Raises UnknownName, and the errors of a plan that cannot be read."""
@@ -90,7 +90,7 @@ class StudyPlace:
             held = self._open.get(key)
             if held is not None and held.is_current:
                 return held
-        known = {found.key: found for found in self.studies()}
+        known = {study.key: study for study in self.studies()}
         if key not in known:
             raise UnknownName("study", label(key), known)
         opened = OpenStudy(known[key], index_path(known[key].folder, self.store))
@@ -116,7 +116,7 @@ class StudyPlace:
         Also when rows of a study are read that is not whole yet.
         """
         names = (PLAN, RESPONSES, VERDICTS, *_OTHERS)
-        studies = [(found.key, _stamps(found.folder, names)) for found in self.studies()]
+        studies = [(study.key, _stamps(study.folder, names)) for study in self.studies()]
         runs = [(folder.name, _stamps(folder, TRAINING)) for folder in sorted(self.models.glob("training/*"))]
         reading = [(key, each.index.version()) for key, each in [*self._open.items()] if not each.is_whole]
         return _digest((studies, runs, _stamps(self.models, ("models",)), reading))
@@ -215,8 +215,8 @@ class OpenStudy:
     def problems(self) -> list[UnreadRow]:
         """The rows that could not be read, the first of them."""
         with self.index.reading() as rows:
-            found = rows.execute("SELECT file, line, code, message FROM problems LIMIT 200")
-            return [UnreadRow(*each) for each in found]
+            problems = rows.execute("SELECT file, line, code, message FROM problems LIMIT 200")
+            return [UnreadRow(*each) for each in problems]
 
     def estimates(self) -> Estimates | HeredityError | None:
         """Its estimates; the error of a file that cannot be read; None before there are any."""
@@ -269,23 +269,23 @@ def report_of(study: OpenStudy) -> Path | None:
 
 def _speed(rows: sqlite3.Connection) -> float | None:
     """Trials a second in the last minutes; None before two readings."""
-    found = rows.execute(
+    speed = rows.execute(
         "SELECT at, n FROM seen WHERE at > ? ORDER BY at", (time.time() - _WINDOW,)
     ).fetchall()
-    if len(found) < 2 or found[-1][0] - found[0][0] < 2:
+    if len(speed) < 2 or speed[-1][0] - speed[0][0] < 2:
         return None
-    return float((found[-1][1] - found[0][1]) / (found[-1][0] - found[0][0])) or None
+    return float((speed[-1][1] - speed[0][1]) / (speed[-1][0] - speed[0][0])) or None
 
 
 def _stamps(folder: Path, names: tuple[str, ...]) -> tuple[object, ...]:
-    found: list[object] = []
+    stamps: list[object] = []
     for name in names:
         try:
             held = (folder / name).stat()
-            found.append((held.st_size, held.st_mtime_ns, held.st_ino))
+            stamps.append((held.st_size, held.st_mtime_ns, held.st_ino))
         except OSError:
-            found.append(None)
-    return tuple(found)
+            stamps.append(None)
+    return tuple(stamps)
 
 
 def _digest(value: object) -> str:

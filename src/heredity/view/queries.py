@@ -82,12 +82,12 @@ class Search:
         if not self.words:
             return escape(text)
         made, place = Markup(""), 0
-        for found in WORDS.finditer(text):
-            word = found[0]
+        for match in WORDS.finditer(text):
+            word = match[0]
             plain = _plain(word)
             if plain in self._known or plain.startswith(self._start):
-                made += escape(text[place : found.start()]) + _HIT.format(found[0])
-                place = found.end()
+                made += escape(text[place : match.start()]) + _HIT.format(match[0])
+                place = match.end()
         return made + escape(text[place:])
 
 
@@ -154,14 +154,14 @@ class Filters(NamedTuple):
 
     def query(self, study: OpenStudy) -> dict[str, str]:
         """The same as the query of an address."""
-        found = {
+        fields = {
             "model": "" if self.model is None else study.names[self.model],
             "technique": "" if self.technique is None else study.techniques[self.technique],
             "attack": "" if self.attack is None else study.plan.attacks[self.attack],
             "outcome": self.state, "kind": self.kind, "unasked": self.unasked, "doubt": self.doubt,
             "probe": self.probe, "q": self.text, "scope": self.scope, "alone": "1" if self.alone else "",
         }  # fmt: skip
-        return {key: value for key, value in found.items() if value}
+        return {key: value for key, value in fields.items() if value}
 
 
 def read_filters(study: OpenStudy, query: dict[str, str]) -> Filters:
@@ -236,18 +236,18 @@ class CellCounts(NamedTuple):
 def cells(study: OpenStudy) -> dict[tuple[int, int, bool], CellCounts]:
     """By model, technique and whether twins: every cell that the plan asks."""
     plan = study.plan
-    found: dict[tuple[int, int, bool], CellCounts] = {}
+    by_cell: dict[tuple[int, int, bool], CellCounts] = {}
     places = {name: t for t, name in enumerate(study.techniques)}
     planned = Counter[tuple[int, bool]]()
     for probe, n_attacks in zip(plan.probes, study.n_attacks, strict=True):
         planned[places[probe.technique], probe.kind == "benign"] += n_attacks * plan.samples
     for m in range(len(plan.models)):
-        found |= {(m, *key): CellCounts(m, *key, n, {}) for key, n in planned.items()}
+        by_cell |= {(m, *key): CellCounts(m, *key, n, {}) for key, n in planned.items()}
     with study.index.reading() as rows:
         counts = f"SELECT m, t, twin, state, count(*) FROM trials WHERE {IN_PLAN} GROUP BY 1, 2, 3, 4"
         for m, t, twin, state, n in rows.execute(counts):
-            found[m, t, bool(twin)].states[state] = n
-    return found
+            by_cell[m, t, bool(twin)].states[state] = n
+    return by_cell
 
 
 class UnaskedCount(NamedTuple):
@@ -261,15 +261,15 @@ class UnaskedCount(NamedTuple):
 
 def unasked(study: OpenStudy) -> list[UnaskedCount]:
     """The breaches that no probe asked for, by model, check and whether of twins; in no breach rate."""
-    found = Counter[tuple[int, str, bool]]()
+    counts = Counter[tuple[int, str, bool]]()
     where, _ = Filters(unasked="any").where()
     with study.index.reading() as rows:
         for m, names, twin, n in rows.execute(
             f"SELECT m, unasked, twin, count(*) FROM trials WHERE {where} GROUP BY 1, 2, 3"
         ):
             for name in names.split():
-                found[m, name, bool(twin)] += n
-    return [UnaskedCount(*key, n) for key, n in sorted(found.items())]
+                counts[m, name, bool(twin)] += n
+    return [UnaskedCount(*key, n) for key, n in sorted(counts.items())]
 
 
 # --- lists ----------------------------------------------------------------------------------------
@@ -340,24 +340,24 @@ def listed(study: OpenStudy, filters: Filters, after: int = -1, before: int | No
             f"ON true ORDER BY at {order}",
             values | {"at": after if before is None else before, "most": PAGE + 1},
         ).fetchall()
-    n, found = every[0][0], [row[1:7] for row in every if row[1] is not None]
-    has_more, found = len(found) > PAGE, found[:PAGE]
+    n, trials = every[0][0], [row[1:7] for row in every if row[1] is not None]
+    has_more, trials = len(trials) > PAGE, trials[:PAGE]
     if before is not None:
-        found.reverse()
+        trials.reverse()
         has_before, has_after = has_more, True
     else:
         has_before, has_after = after >= 0, has_more
-    made = list(_rows(study, found))
+    made = list(_rows(study, trials))
     first, last = (made[0].trial.index, made[-1].trial.index) if made else (None, None)
     return ListedTrials(made, n, first if has_before else None, last if has_after else None)
 
 
-def _rows(study: OpenStudy, found: list[_Listed]) -> Iterator[ListedRow]:
-    for index, state, said, why, asked, quote in found:
+def _rows(study: OpenStudy, trials: list[_Listed]) -> Iterator[ListedRow]:
+    for index, state, answer, why, asked, quote in trials:
         trial = study.grid.trial(index)
         first = asked or label(next(iter(trial.probe.turns), ""), 240)  # without an answer, the probe's
         name = study.names[study.places[trial.model.id]]
-        yield ListedRow(trial, name, state or "queued", said or "", why or "", first, quote or "")
+        yield ListedRow(trial, name, state or "queued", answer or "", why or "", first, quote or "")
 
 
 def rows_of(study: OpenStudy, indices: list[int]) -> dict[int, ListedRow]:
@@ -365,8 +365,8 @@ def rows_of(study: OpenStudy, indices: list[int]) -> dict[int, ListedRow]:
     marks = ",".join("?" * len(indices))
     with study.index.reading() as rows:
         wanted = f"SELECT {_COLUMNS} FROM trials LEFT JOIN texts USING (idx) WHERE idx IN ({marks})"
-        found: dict[int, _Listed] = {row[0]: row for row in rows.execute(wanted, indices)}
-    every = [found.get(index, (index, None, None, None, None, None)) for index in indices]
+        by_index: dict[int, _Listed] = {row[0]: row for row in rows.execute(wanted, indices)}
+    every = [by_index.get(index, (index, None, None, None, None, None)) for index in indices]
     return {row.trial.index: row for row in _rows(study, every)}
 
 
@@ -383,12 +383,12 @@ def neighbours(study: OpenStudy, filters: Filters, index: int) -> Neighbours:
     place, edge = _order(study, filters)
     of = f"SELECT idx FROM trials WHERE {where} AND {place}"
     with study.index.reading() as rows:
-        found = rows.execute(
+        neighbours = rows.execute(
             f"{_HITS} SELECT ({of} < {edge} ORDER BY {place} DESC LIMIT 1), "
             f"({of} > {edge} ORDER BY {place} LIMIT 1)",
             values | {"at": index},
         ).fetchone()
-    return Neighbours(*found)
+    return Neighbours(*neighbours)
 
 
 class Stored(NamedTuple):
@@ -403,10 +403,10 @@ def stored(study: OpenStudy, index: int) -> Stored | None:
     """The place of a trial's rows; None without an answer."""
     with study.index.reading() as rows:
         wanted = "SELECT state, r_off, r_len, v_off, v_len FROM trials WHERE idx = ? AND r_off IS NOT NULL"
-        found = rows.execute(wanted, (index,)).fetchone()
-    if found is None:
+        row = rows.execute(wanted, (index,)).fetchone()
+    if row is None:
         return None
-    state, r_off, r_len, v_off, v_len = found
+    state, r_off, r_len, v_off, v_len = row
     return Stored(state, (r_off, r_len), (v_off or 0, v_len or 0))
 
 
@@ -484,14 +484,14 @@ def read(study: OpenStudy, index: int) -> Transcript | None:
     """
     if not 0 <= index < len(study.grid):
         raise UsageError(f"The plan has the trials 0 to {len(study.grid) - 1}.")
-    found = stored(study, index)
-    if found is None:
+    row = stored(study, index)
+    if row is None:
         return None
-    response, verdict = _stored_rows(study, found)
+    response, verdict = _stored_rows(study, row)
     trial = study.grid.trial(index)
-    is_own = verdict is not None and found.state != "unjudged"
+    is_own = verdict is not None and row.state != "unjudged"
     steps = tuple(_steps(response.exchanges, _evidence(verdict) if verdict is not None and is_own else []))
-    return Transcript(trial, found.state, response, verdict if is_own else None, steps)
+    return Transcript(trial, row.state, response, verdict if is_own else None, steps)
 
 
 def _stored_rows(study: OpenStudy, stored: Stored) -> tuple[Response, Verdict | None]:
@@ -528,8 +528,11 @@ def prompts(study: OpenStudy, response: Response) -> list[Shown]:
 def _evidence(verdict: Verdict) -> list[str]:
     """The evidence that is marked in an answer, the gravest first: a text has one mark."""
     unasked = () if verdict.unprompted is UNSET else verdict.unprompted
-    found = [verdict.evidence, *(each.evidence for each in unasked)]
-    return [each[:_EVIDENCE] for each in (found if verdict.outcome == "broke" else [*found[1:], found[0]])]
+    evidence = [verdict.evidence, *(each.evidence for each in unasked)]
+    return [
+        each[:_EVIDENCE]
+        for each in (evidence if verdict.outcome == "broke" else [*evidence[1:], evidence[0]])
+    ]
 
 
 def _marked(text: str, evidence: Sequence[str], calls: Sequence[str]) -> list[Piece]:

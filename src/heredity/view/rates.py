@@ -78,10 +78,10 @@ class Board:
 
     def _final(self, model: int, technique: str, measure: Measure) -> ShownRate | None:
         assert self.estimates is not None
-        found = find(self.estimates, self._study.plan.models[model].id, technique, ALL, measure)
-        if found is None or found.estimate.value is None:
+        rate = find(self.estimates, self._study.plan.models[model].id, technique, ALL, measure)
+        if rate is None or rate.estimate.value is None:
             return None
-        return ShownRate(found.estimate, found.n_counted, True)
+        return ShownRate(rate.estimate, rate.n_counted, True)
 
     def _running(self, model: int, technique: str, measure: Measure) -> ShownRate | None:
         probes = self._probes(technique, measure)
@@ -93,8 +93,8 @@ class Board:
             return None
         broke = codes[counts] == BROKE
         clusters = self.outcomes.clusters_of(ALL, probes)[counts]
-        found = Intervals.while_asking(self._study.plan).rate(broke, clusters)
-        return ShownRate(found, int(np.count_nonzero(broke)), False)
+        rate = Intervals.while_asking(self._study.plan).rate(broke, clusters)
+        return ShownRate(rate, int(np.count_nonzero(broke)), False)
 
     @property
     def main_scope(self) -> str:
@@ -105,14 +105,14 @@ class Board:
 
     def alone(self, scope: str) -> list[tuple[int, ...]]:
         """By model the trials of a scope, or of all breach probes for "", that no other model broke."""
-        found, plan = self.outcomes, self._study.plan
+        outcomes, plan = self.outcomes, self._study.plan
         wanted = [p for p, each in enumerate(plan.probes) if each.kind == "breach"]
-        probes = found.probes(scope, "breach") if scope else wanted
-        codes = [found.scored_of(m, ALL, probes) for m in range(len(plan.models))]
-        counts = np.logical_and.reduce([found.in_rate(each) for each in codes])
+        probes = outcomes.probes(scope, "breach") if scope else wanted
+        codes = [outcomes.scored_of(m, ALL, probes) for m in range(len(plan.models))]
+        counts = np.logical_and.reduce([outcomes.in_rate(each) for each in codes])
         broke = np.array([each == BROKE for each in codes])
         is_alone = counts & (broke.sum(axis=0) == 1)
-        places = [found.indices_of(m, ALL, probes)[is_alone & broke[m]] for m in range(len(codes))]
+        places = [outcomes.indices_of(m, ALL, probes)[is_alone & broke[m]] for m in range(len(codes))]
         return [tuple(each.tolist()) for each in places]
 
     def is_judge_free(self, technique: str) -> bool:
@@ -148,23 +148,23 @@ def board_of(study: OpenStudy) -> Board:
             for state, places in rows.execute(by_state):
                 codes[np.fromstring(places, np.intp, sep=",")] = CODES.get(state, 0)
         study.board = version, Board(study, codes)
-    found = study.board[1]
-    assert isinstance(found, Board)
-    return found
+    board = study.board[1]
+    assert isinstance(board, Board)
+    return board
 
 
 def _current(study: OpenStudy, n_judged: int) -> tuple[Estimates | None, str]:
     """The estimates, if they are about all the rows that there are; else why they are not shown."""
-    found = study.estimates()
-    if found is None or not study.is_whole:  # the page says that its rows are still being read
+    estimates = study.estimates()
+    if estimates is None or not study.is_whole:  # the page says that its rows are still being read
         return None, ""
-    if isinstance(found, HeredityError):
-        return None, str(found)
-    if found.study != study.saved.study:
+    if isinstance(estimates, HeredityError):
+        return None, str(estimates)
+    if estimates.study != study.saved.study:
         return None, "estimates.json is of another study, so it is not shown."
-    if found.n_asked != n_judged:
+    if estimates.n_asked != n_judged:
         return None, "estimates.json is older than the rows, so rates are computed from the rows."
-    return found, ""
+    return estimates, ""
 
 
 # --- verdicts -----------------------------------------------------------------------------------------
@@ -191,8 +191,8 @@ def chips(estimates: Estimates) -> list[Chip]:
     if edges:
         return list(_of_edges(edges, estimates))
     scope = estimates.main_scope()
-    found = [p for p in estimates.pairs if (p.measure, p.technique) == ("breach", scope)]
-    made = [_of_pair(pair, names(estimates.models)) for pair in found]
+    pairs = [p for p in estimates.pairs if (p.measure, p.technique) == ("breach", scope)]
+    made = [_of_pair(pair, names(estimates.models)) for pair in pairs]
     order: list[Kind] = ["worse", "same", "unknown"]
     made.sort(key=lambda chip: order.index(chip.kind))
     left = len(made) - _MAX_CHIPS
@@ -203,8 +203,8 @@ def _of_edges(edges: dict[tuple[str, str], str], estimates: Estimates) -> Iterat
     called = names(estimates.models)
     if len(edges) <= _MAX_CHIPS:
         for verdict, kind in _KINDS.items():
-            for (parent, child), found in edges.items():
-                if found == verdict:
+            for (parent, child), compared in edges.items():
+                if compared == verdict:
                     yield Chip(f"{called[child]}: {_word(verdict)} than {called[parent]}", kind)
         return
     counts = Counter(edges.values())

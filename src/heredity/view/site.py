@@ -281,13 +281,13 @@ class Site:
             return []
         page, _ = self.find(asked.path)
         above = _LISTS.get(page.PATH, "").replace("{study}", study.key)
-        found = []
+        tabs = []
         for page in sorted((page for page in self.pages if page.TAB), key=lambda page: page.TAB):
             path = page.PATH.replace("{study}", study.key)
             if self._is_here(page):
                 mark = "page" if path == asked.path else "true" if path == above else ""
-                found.append((_title(page.TAB), self.link(path), mark))
-        return found
+                tabs.append((_title(page.TAB), self.link(path), mark))
+        return tabs
 
     def _made(self) -> jinja2.Environment:
         environment = page_environment(FOLDER / "templates")

@@ -186,15 +186,15 @@ def _checked(form: ExportFormat, source: ExportSource, made: Path) -> tuple[Pari
     """Read the files back and compare them with the model. Raises Refused if a reader disagrees."""
     try:
         with phase(source.store.report, "reading the files back", source.model.record.name):
-            found = tuple(form.readings(source, made))  # one at a time, because each loads the weights
+            readings = tuple(form.readings(source, made))  # one at a time, because each loads the weights
         with phase(source.store.report, "reading the model", source.model.record.name):
-            expected = reference(source, {pair for each in found for pair in (each.picked or {}).items()})
+            expected = reference(source, {pair for each in readings for pair in (each.picked or {}).items()})
     except ContextOverflow as error:
         raise UsageError(
             f"'{source.model.record.name}' is not exported: its context is too short for the text that"
             f" checks an export ({error})."
         ) from None
-    parities = tuple(compare(expected, each) for each in found)
+    parities = tuple(compare(expected, each) for each in readings)
     if all(p.left_out for p in parities):
         raise Refused(
             f"Not exported: nothing here reads the files ({parities[0].left_out}; {parities[-1].reader}"

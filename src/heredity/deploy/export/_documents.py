@@ -103,18 +103,19 @@ def _body(card: ExportCard) -> Iterator[str]:
 
 def _against_studied(card: ExportCard) -> Iterator[str]:
     yield "\n## Against the model as it is studied\n"
-    name, found = plain(card.model.name), card.fidelity
-    if found is None:
+    name, fidelity = plain(card.model.name), card.fidelity
+    if fidelity is None:
         yield f"The files hold the numbers of '{name}' that a study asks."
-    elif found.left_out:
-        yield f"Not compared: {plain(found.left_out, 300)}."
+    elif fidelity.left_out:
+        yield f"Not compared: {plain(fidelity.left_out, 300)}."
     else:
-        yield f"`{name}` answered {plural(found.n_prompts, 'prompt')} greedily as {plain(found.engine, 300)}."
-        yield f"The files read the same {found.n:,} tokens in {found.dtype}.\n"
+        prompts, engine = plural(fidelity.n_prompts, "prompt"), plain(fidelity.engine, 300)
+        yield f"`{name}` answered {prompts} greedily as {engine}."
+        yield f"The files read the same {fidelity.n:,} tokens in {fidelity.dtype}.\n"
         yield "| measure | value |\n|---|---|"
-        yield f"| Kullback-Leibler divergence of a token, mean, nats | {found.mean:.2g} |"
-        yield f"| the same, largest | {found.worst:.2g} |"
-        shared = f"{found.shared:.1f} of {found.length:.1f}"
+        yield f"| Kullback-Leibler divergence of a token, mean, nats | {fidelity.mean:.2g} |"
+        yield f"| the same, largest | {fidelity.worst:.2g} |"
+        shared = f"{fidelity.shared:.1f} of {fidelity.length:.1f}"
         yield f"| greedy tokens before the first that differs, mean | {shared} |"
 
 

@@ -124,9 +124,9 @@ def _compared(
     import torch
 
     divergences, shared, lengths = [], [], []
-    for studied, found in distributions:
-        divergences.append((studied.exp() * (studied - found)).sum(-1))
-        same = (studied.argmax(-1) == found.argmax(-1)).long()
+    for studied, distribution in distributions:
+        divergences.append((studied.exp() * (studied - distribution)).sum(-1))
+        same = (studied.argmax(-1) == distribution.argmax(-1)).long()
         shared.append(int(same.cumprod(0).sum()))
         lengths.append(len(same))
     nats = torch.cat(divergences).clamp_min(0)

@@ -168,8 +168,8 @@ def read_folder(
     places = [*enumerate(text), *picked]
     engine = open_files(loaded, "float32", is_streamed=loaded.adapter is None)
     try:
-        found = engine.log_probabilities(_REQUEST, text[:-1])
-        logs = [float(found[place, token]) for place, token in places]
+        log_probs = engine.log_probabilities(_REQUEST, text[:-1])
+        logs = [float(log_probs[place, token]) for place, token in places]
     finally:
         engine.close()  # and frees its memory
     rendered = None if chat.is_base else chat.render(Request(0, TALK))

@@ -81,6 +81,6 @@ def readings(source: ExportSource, out: Path) -> Iterator[ParityReading]:
     base = source.store.base(source.model).folder
     whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **hf.GIVEN)
     model = PeftModel.from_pretrained(whole, out, local_files_only=True).eval()
-    found = hf.score("PEFT", model, out)
+    scores = hf.score("PEFT", model, out)
     # The end of an answer is in the base's files, which are not exported.
-    yield dataclasses.replace(found, ends=ConversationEncoder(base).stops)
+    yield dataclasses.replace(scores, ends=ConversationEncoder(base).stops)

@@ -66,7 +66,7 @@ def _form(source: ExportSource) -> str:
 
 def _convert(folder: Path, path: Path, form: str) -> None:
     """Run llama.cpp's converter. Raises Refused if it is missing or fails."""
-    program = next((found for name in _CONVERTERS if (found := shutil.which(name))), None)
+    program = next((program_path for name in _CONVERTERS if (program_path := shutil.which(name))), None)
     kind = read_json(folder / "config.json").get("model_type")
     if program is None:
         raise Refused(
@@ -76,8 +76,8 @@ def _convert(folder: Path, path: Path, form: str) -> None:
     given = [program, str(folder), "--outfile", str(path), "--outtype", form]
     done = subprocess.run(given, capture_output=True, text=True, check=False)
     if done.returncode or not path.is_file():
-        said = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
-        raise Refused(f"{Path(program).name} does not convert '{kind}': {said}")
+        last_line = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
+        raise Refused(f"{Path(program).name} does not convert '{kind}': {last_line}")
 
 
 def readings(source: ExportSource, out: Path) -> Iterator[ParityReading]:
@@ -143,10 +143,10 @@ def _llama_cpp(
         likeliest = {at: engine.likeliest((*before, *behind[:at])) for at in range(0, len(behind), _EVERY)}
     finally:
         engine.close()
-    found = {at: each for at, each in likeliest.items() if each is not None}
+    known = {at: each for at, each in likeliest.items() if each is not None}
     return ParityReading(
-        "llama.cpp", allowed, [log for _, log in found.values()], tuple(talk), rendered, ends, bos=back.bos,
-        picked={at: token for at, (token, _) in found.items()},
+        "llama.cpp", allowed, [log for _, log in known.values()], tuple(talk), rendered, ends, bos=back.bos,
+        picked={at: token for at, (token, _) in known.items()},
     )  # fmt: skip
 
 

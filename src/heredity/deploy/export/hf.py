@@ -96,10 +96,10 @@ def score(reader: str, model: PreTrainedModel, folder: Path) -> ParityReading:
     rendered = None if is_base else _rendered(tokenizer, TALK)
     tokens = (*(tokenizer.encode(rendered, add_special_tokens=False) if rendered else ()), *text)
     ends = model.generation_config.eos_token_id
-    found = frozenset(ends if isinstance(ends, list) else [ends]) - {None}
+    end_ids = frozenset(ends if isinstance(ends, list) else [ends]) - {None}
     del model, rows
     host.trim_memory()
-    return ParityReading(reader, _TOLERANCE, logs, tokens, rendered, found, bos=tokenizer.bos_token_id)
+    return ParityReading(reader, _TOLERANCE, logs, tokens, rendered, end_ids, bos=tokenizer.bos_token_id)
 
 
 def _logits(model: PreTrainedModel, ids: torch.Tensor, n: int) -> torch.Tensor:
@@ -107,8 +107,8 @@ def _logits(model: PreTrainedModel, ids: torch.Tensor, n: int) -> torch.Tensor:
     import inspect
 
     short = {"logits_to_keep": n} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    found: torch.Tensor = model(ids, **short).logits[0, -n:]
-    return found
+    logits: torch.Tensor = model(ids, **short).logits[0, -n:]
+    return logits
 
 
 def _model(out: Path, bench: Path) -> PreTrainedModel:
@@ -141,9 +141,9 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, talk: tuple[Message, ...]) -> 
     ]
     try:
         template.render(Request(0, talk))  # first, because transformers has no time limit
-        found: str = tokenizer.apply_chat_template(
+        prompt: str = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, strftime_now=DAY.strftime
         )
     except (TemplateError, EngineFailure) as error:
         raise Refused(f"Not exported: transformers cannot render a conversation: {error}.") from error
-    return found
+    return prompt

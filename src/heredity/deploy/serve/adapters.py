@@ -116,17 +116,17 @@ def by_base(models: Iterable[Grown], may_load: bool) -> dict[Path, list[Grown]]:
 
     may_load: adapters may come later, so that a base by itself is among them too.
     """
-    found: dict[Path, list[Grown]] = {}
+    by_folder: dict[Path, list[Grown]] = {}
     for one in models:
         record = one.record
         if engines.choose(record) != "torch" or engines.is_set(record):
             continue
         if record.format == "adapter":
-            found.setdefault(engines.base_folder(record, one.folder), []).append(one)
+            by_folder.setdefault(engines.base_folder(record, one.folder), []).append(one)
         elif record.format == "safetensors":
-            found.setdefault(one.folder, []).append(one)
+            by_folder.setdefault(one.folder, []).append(one)
     least = 1 if may_load else 2
-    return {folder: each for folder, each in found.items() if len(each) >= least}
+    return {folder: each for folder, each in by_folder.items() if len(each) >= least}
 
 
 class SharedServices(NamedTuple):

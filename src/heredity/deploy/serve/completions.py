@@ -130,7 +130,7 @@ def _logprobs(logs: Sequence[TokenLog] | None) -> dict[str, object] | None:
 def _top(each: TokenLog) -> dict[str, float] | None:
     if each.log is None:
         return None
-    found: dict[str, float] = {}
+    top: dict[str, float] = {}
     for text, log in (*each.top, (each.text, each.log)):
-        found[text] = max(log, found.get(text, log))  # different tokens may have one text
-    return found
+        top[text] = max(log, top.get(text, log))  # different tokens may have one text
+    return top

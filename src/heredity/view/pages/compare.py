@@ -14,10 +14,10 @@ def render(site: Site, asked: Asked) -> str:
     """The page; without two runs in the address only the form that chooses them."""
     a, b = (asked.query.get(name, "") for name in ("a", "b"))
     runs = chosen(site, asked) if a and b and a != b else None
-    found = [runs.compared(model) for model in runs.models] if runs and runs.scope else []
+    compared = [runs.compared(model) for model in runs.models] if runs and runs.scope else []
     return site.html(
         "compare.html.jinja", asked,
-        runs=runs, found=found, a=a, b=b, studies=site.place.studies(), sorts=WHICH,
+        runs=runs, found=compared, a=a, b=b, studies=site.place.studies(), sorts=WHICH,
     )  # fmt: skip
 
 

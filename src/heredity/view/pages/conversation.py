@@ -25,18 +25,18 @@ def render(site: Site, asked: Asked) -> str:
     """The page; `raw` in the query shows the whole prompts."""
     study = site.open(asked)
     index = number(asked.parts["index"])
-    found = read(study, index)
+    transcript = read(study, index)
     filters = read_filters(study, dict(asked.query))
     n, m = study.plan.n_per_model, index // study.plan.n_per_model
     indices = {other: index % n + other * n for other in range(len(study.names)) if other != m}
     rows = rows_of(study, list(indices.values())[:50])
-    is_raw = bool(asked.query.get("raw")) and found is not None
+    is_raw = bool(asked.query.get("raw")) and transcript is not None
     return site.html(
         "conversation.html.jinja", asked, study,
-        found=found, index=index, trial=study.grid.trial(index), model=m,
+        found=transcript, index=index, trial=study.grid.trial(index), model=m,
         others=[OtherModel(o, i, rows[i].state) for o, i in indices.items() if i in rows],
         beside=neighbours(study, filters, index), query=filters.query(study),
-        raw=prompts(study, found.response) if is_raw and found is not None else None,
+        raw=prompts(study, transcript.response) if is_raw and transcript is not None else None,
         search=Search(filters.text), place=index % n,
         is_drawn=any(row.index == index for row in drawn_answers(study.folder)),
     )  # fmt: skip

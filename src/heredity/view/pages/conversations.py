@@ -15,7 +15,7 @@ def render(site: Site, asked: Asked) -> str:
     """A page of the list."""
     study = site.open(asked)
     filters = read_filters(study, dict(asked.query))
-    found = listed(
+    trials = listed(
         study,
         filters,
         number(asked.query.get("after"), -1),
@@ -23,7 +23,7 @@ def render(site: Site, asked: Asked) -> str:
     )
     return site.html(
         "conversations.html.jinja", asked, study,
-        listed=found, filters=filters, query=filters.query(study), path=asked.path,
+        listed=trials, filters=filters, query=filters.query(study), path=asked.path,
         search=Search(filters.text), states=STATES, kinds=KINDS, doubts=DOUBTS,
         unasked_kinds=sorted({each.check for each in unasked(study)} | {filters.unasked} - {"", "any"}),
     )  # fmt: skip

@@ -63,8 +63,8 @@ def _without(rate: Rate) -> str:
 
 def _with(rate: Rate) -> str:
     """`39 % (18 to 65 %), by 18 labels`."""
-    if (found := _labelled(rate)) is not None:
-        return f"{percent(found.value)} ({interval(found)}), by {plural(found.n, 'label')}"
+    if (labelled := _labelled(rate)) is not None:
+        return f"{percent(labelled.value)} ({interval(labelled)}), by {plural(labelled.n, 'label')}"
     return "" if rate.by_labels is None else f"too few labels here, {rate.by_labels.n}"
 
 
@@ -107,14 +107,16 @@ def render(site: Site, asked: Asked) -> str:
 
 
 def _one(study: OpenStudy, drawn: list[Drawn], row: Drawn) -> ToLabel | None:
-    found = read(study, row.index)
-    if found is None:
+    transcript = read(study, row.index)
+    if transcript is None:
         return None
-    asked, said = labels.label_texts(study.plan, row, found.response)
+    asked, answer = labels.label_texts(study.plan, row, transcript.response)
     probe = labels.probe_of(study.plan, row.index)
     words = labels.question(probe, row.task)
     wanted = labels.asked_for(probe, row.task)
-    return ToLabel(row, drawn.index(row) + 1, words, wanted, shown(asked, 20_000), shown(said, 20_000), found)
+    return ToLabel(
+        row, drawn.index(row) + 1, words, wanted, shown(asked, 20_000), shown(answer, 20_000), transcript
+    )
 
 
 def act(site: Site, asked: Asked, form: Mapping[str, str]) -> str:

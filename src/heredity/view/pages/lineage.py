@@ -129,11 +129,11 @@ class LineageGraph:
 
     def around(self, ident: str, hops: int) -> list[str]:
         """The models at most `hops` edges away, the nearest first."""
-        found, newest = {ident: None}, [ident]
+        relatives, newest = {ident: None}, [ident]
         for _ in range(hops):
-            newest = [each for at in newest for each in self._near[at] if each not in found]
-            found |= dict.fromkeys(newest)
-        return list(found)
+            newest = [each for at in newest for each in self._near[at] if each not in relatives]
+            relatives |= dict.fromkeys(newest)
+        return list(relatives)
 
     def n_hidden(self, ident: str, shown: set[str]) -> int:
         """The neighbours of a model that are not shown."""
@@ -151,8 +151,8 @@ class LineageGraph:
 
     def edges_of(self, ident: str) -> list[ComparedEdge]:
         """The edges of a model: to its parents, then to its children."""
-        found = [edge for edge in self.edges.values() if ident in (edge.parent, edge.child)]
-        return sorted(found, key=lambda edge: edge.child != ident)
+        edges = [edge for edge in self.edges.values() if ident in (edge.parent, edge.child)]
+        return sorted(edges, key=lambda edge: edge.child != ident)
 
 
 def store_of(site: Site) -> Path | None:
@@ -171,11 +171,11 @@ def records(store: Path | None) -> tuple[list[Model], list[str]]:
                 _read[path] = stamp, read_record(path)
             except (HeredityError, OSError) as error:
                 _read[path] = stamp, str(error)
-        found = _read[path][1]
-        if isinstance(found, str):
-            problems.append(found)
+        records = _read[path][1]
+        if isinstance(records, str):
+            problems.append(records)
         else:
-            models.append(found)
+            models.append(records)
     return models, problems
 
 
@@ -191,7 +191,7 @@ def lineage_of(site: Site) -> LineageGraph:
         if model.id in asked
         or not (model.recipe.kind in graph.FORMS and bool(model.parents) and model.parents[0] in known)
     ]
-    found = _edge_studies(studies)
+    studied = _edge_studies(studies)
     edges = {(edge.parent, edge.child): edge for edge in graph.edges(own, known)}
     for study in studies:
         edges = {(edge.parent, edge.child): edge for edge in _own_edges(study)} | edges
@@ -200,14 +200,14 @@ def lineage_of(site: Site) -> LineageGraph:
             if parent not in known and parent not in asked:
                 edges.setdefault((parent, model.id), graph.Edge(parent, model.id, model.recipe.kind))
     compared = {
-        key: ComparedEdge(*key, _made(edge), tuple(found.get(key, ()))) for key, edge in edges.items()
+        key: ComparedEdge(*key, _made(edge), tuple(studied.get(key, ()))) for key, edge in edges.items()
     }
     return LineageGraph(_kin(own, held, known, studies, compared), compared, problems, is_whole)
 
 
 def _studies(site: Site) -> tuple[list[OpenStudy], bool]:
     """The studies of the place that can be read, with the rows that came; whether all rows are in."""
-    end, found, is_whole = time.monotonic() + _SECONDS, [], True
+    end, opened, is_whole = time.monotonic() + _SECONDS, [], True
     for each in site.place.studies():
         try:
             study = site.place.open(each.key)
@@ -216,8 +216,8 @@ def _studies(site: Site) -> tuple[list[OpenStudy], bool]:
         if any(_own_edges(study)):
             study.refresh(max(end - time.monotonic(), 0.02))
             is_whole = is_whole and study.is_whole
-        found.append(study)
-    return found, is_whole
+        opened.append(study)
+    return opened, is_whole
 
 
 def _own_edges(study: OpenStudy) -> Iterator[graph.Edge]:
@@ -237,7 +237,7 @@ def _root(model: Model, known: Mapping[str, Model], own: set[str]) -> str:
 
 def _edge_studies(studies: Iterable[OpenStudy]) -> dict[tuple[str, str], list[EdgeStudy]]:
     """The results of the studies, by edge: those that decided before the others, the newest first."""
-    found: dict[tuple[str, str], list[EdgeStudy]] = {}
+    by_edge: dict[tuple[str, str], list[EdgeStudy]] = {}
     for study in studies:
         edges = list(_own_edges(study))
         if not edges:
@@ -250,10 +250,10 @@ def _edge_studies(studies: Iterable[OpenStudy]) -> dict[tuple[str, str], list[Ed
             a, b = study.places[edge.parent], study.places[edge.child]
             counts = decided(board.outcomes, a, b, board.main_scope)
             both = shared(study, board, a, b, Filters(scope=board.main_scope))
-            found.setdefault(key, []).append(EdgeStudy(study, at, verdicts.get(key, ""), *counts, both))
-    for each in found.values():
+            by_edge.setdefault(key, []).append(EdgeStudy(study, at, verdicts.get(key, ""), *counts, both))
+    for each in by_edge.values():
         each.sort(key=lambda one: (one.verdict in ("worse", "not worse"), one.at), reverse=True)
-    return found
+    return by_edge
 
 
 def decided(outcomes: Outcomes, a: int, b: int, scope: str) -> tuple[int, int, int, int]:
@@ -261,8 +261,8 @@ def decided(outcomes: Outcomes, a: int, b: int, scope: str) -> tuple[int, int, i
     probes = outcomes.probes(scope, "breach")
     parent, child = (outcomes.scored_of(m, ALL, probes) for m in (a, b))
     both = is_decided(parent) & is_decided(child)
-    found = inherited(tabulate(parent[both] == BROKE, child[both] == BROKE))
-    return found.kept, found.lost, found.gained, found.never
+    result = inherited(tabulate(parent[both] == BROKE, child[both] == BROKE))
+    return result.kept, result.lost, result.gained, result.never
 
 
 def _made(edge: graph.Edge) -> str:
@@ -319,26 +319,26 @@ class LineagePicture(NamedTuple):
 
 def render(site: Site, asked: Asked) -> str:
     """The whole lineage if it is small, else the models around the one with most edges."""
-    found = lineage_of(site)
+    graph = lineage_of(site)
     hops = number(asked.query.get("hops"), HOPS)
-    centre = found.centre() if len(found.models) > WHOLE and hops else None
-    shown = found.around(centre, hops) if centre is not None else list(found.models)
+    centre = graph.centre() if len(graph.models) > WHOLE and hops else None
+    shown = graph.around(centre, hops) if centre is not None else list(graph.models)
     words = asked.query.get("q", "")[:200].strip().casefold()
-    listed = [kin for kin in found.models.values() if words in f"{kin.name} {kin.made} {kin.id}".casefold()]
+    listed = [kin for kin in graph.models.values() if words in f"{kin.name} {kin.made} {kin.id}".casefold()]
     return site.html(
         "lineage.html.jinja", asked,
-        found=found, picture=picture(site, found, shown, centre), centre=centre, hops=hops, words=words,
+        found=graph, picture=picture(site, graph, shown, centre), centre=centre, hops=hops, words=words,
         models=sorted(listed, key=lambda kin: kin.name), store=store_of(site), path=PATH,
     )  # fmt: skip
 
 
 def chosen(site: Site, asked: Asked, part: str) -> tuple[LineageGraph, Kin]:
     """The lineage, and the model that a part of the address names. Raises UnknownName."""
-    found, wanted = lineage_of(site), asked.parts[part]
-    ident = found.of_form(wanted)
+    graph, wanted = lineage_of(site), asked.parts[part]
+    ident = graph.of_form(wanted)
     if ident is None:
-        raise UnknownName("model of this lineage", label(wanted), found.models)
-    return found, found.models[ident]
+        raise UnknownName("model of this lineage", label(wanted), graph.models)
+    return graph, graph.models[ident]
 
 
 def hops_of(asked: Asked) -> int:
@@ -374,9 +374,9 @@ def _node(site: Site, kin: Kin, n_hidden: int, is_chosen: bool) -> figures.Node:
     return figures.Node(kin.id, kin.name, None, note, href=href, is_chosen=is_chosen)
 
 
-def _drawn(site: Site, found: LineageGraph, edge: ComparedEdge) -> figures.DrawnEdge:
+def _drawn(site: Site, graph: LineageGraph, edge: ComparedEdge) -> figures.DrawnEdge:
     href = site.link(f"/lineage/{edge.parent}/{edge.child}")
-    called = f"{found.models[edge.child].name} from {found.models[edge.parent].name}, {edge.made}"
+    called = f"{graph.models[edge.child].name} from {graph.models[edge.parent].name}, {edge.made}"
     if not edge.found:
         words = f"{called}: not compared"
         return figures.DrawnEdge(edge.parent, edge.child, "none", (edge.made,), None, href, words)

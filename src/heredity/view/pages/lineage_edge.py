@@ -39,11 +39,11 @@ class EdgeResult(NamedTuple):
 
 def render(site: Site, asked: Asked) -> str:
     """The page."""
-    found, child = chosen(site, asked, "child")
+    graph, child = chosen(site, asked, "child")
     _, parent = chosen(site, asked, "parent")
-    edge = found.edges.get((parent.id, child.id))
+    edge = graph.edges.get((parent.id, child.id))
     if edge is None:
-        raise UnknownName("parent of this model", parent.name, [b.parent for b in found.edges_of(child.id)])
+        raise UnknownName("parent of this model", parent.name, [b.parent for b in graph.edges_of(child.id)])
     return site.html(
         "lineage_edge.html.jinja", asked,
         edge=edge, parent=parent, child=child, results=[_result(one) for one in edge.found],

@@ -29,13 +29,13 @@ class ModelInStudy(NamedTuple):
 
 def render(site: Site, asked: Asked) -> str:
     """The page; `hops` in the query: the edges that its figure reaches."""
-    found, kin = chosen(site, asked, "model")
+    graph, kin = chosen(site, asked, "model")
     hops = hops_of(asked)
-    shown = found.around(kin.id, hops)
+    shown = graph.around(kin.id, hops)
     return site.html(
         "lineage_model.html.jinja", asked,
-        found=found, kin=kin, hops=hops, picture=picture(site, found, shown, kin.id),
-        facts=[] if kin.record is None else list(_facts(kin.record)), edges=found.edges_of(kin.id),
+        found=graph, kin=kin, hops=hops, picture=picture(site, graph, shown, kin.id),
+        facts=[] if kin.record is None else list(_facts(kin.record)), edges=graph.edges_of(kin.id),
         studies=[_in_study(study, kin) for study in kin.studies[:_MAX_STUDIES]], path=asked.path,
     )  # fmt: skip
 
@@ -59,7 +59,7 @@ def _facts(model: Model) -> Iterator[tuple[str, str]]:
 def _in_study(study: OpenStudy, kin: Kin) -> ModelInStudy:
     study.refresh(0.02)
     board = board_of(study)
-    found = [
+    studies = [
         (scope, board.rate(study.places[kin.id], scope, "breach")) for scope in board.outcomes.breach_scopes
     ]
-    return ModelInStudy(study, study.progress().state, [(scope, rate) for scope, rate in found if rate])
+    return ModelInStudy(study, study.progress().state, [(scope, rate) for scope, rate in studies if rate])

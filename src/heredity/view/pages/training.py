@@ -107,9 +107,9 @@ def runs(store: Path | None) -> list[ShownTraining]:
     if store is None:
         return []
     order: list[State] = ["running", "stopped", "finished"]
-    found = [*_under_way(store), *_finished(store)]
-    found.sort(key=lambda run: run.at, reverse=True)
-    return sorted(found, key=lambda run: order.index(run.state))
+    trainings = [*_under_way(store), *_finished(store)]
+    trainings.sort(key=lambda run: run.at, reverse=True)
+    return sorted(trainings, key=lambda run: order.index(run.state))
 
 
 def _under_way(store: Path) -> Iterator[ShownTraining]:
@@ -172,9 +172,9 @@ def read_curve(run: ShownTraining) -> TrainingCurve:
 
 def _progress(run: ShownTraining) -> _Progress | None:
     with suppress(OSError, HeredityError, msgspec.DecodeError):  # a run of under two seconds has none yet
-        found = msgspec.json.decode(read_file(run.folder / PROGRESS), type=_Progress)
-        if found.per_second >= 0:
-            return found
+        progress = msgspec.json.decode(read_file(run.folder / PROGRESS), type=_Progress)
+        if progress.per_second >= 0:
+            return progress
     return None
 
 
@@ -221,11 +221,11 @@ def samples(run: ShownTraining) -> list[TrainingSample]:
     lines: list[bytes] = []
     with suppress(FileNotFoundError), open_file(run.folder / ANSWERS) as file:
         lines = [file.readline(_LONGEST) for _ in range(SAMPLES)]
-    found = []
+    samples = []
     for line in lines:
         with suppress(msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError):
-            found.append(_sample(msgspec.json.decode(line, type=_KeptAnswer)))
-    return found
+            samples.append(_sample(msgspec.json.decode(line, type=_KeptAnswer)))
+    return samples
 
 
 class _Said(msgspec.Struct):
@@ -242,8 +242,8 @@ class _KeptAnswer(msgspec.Struct):
 def _sample(row: _KeptAnswer) -> TrainingSample:
     if not row.messages:
         return TrainingSample(shown("", 1), shown(row.text, 2_000))
-    *asked, said = (message.content for message in row.messages)
-    return TrainingSample(shown("\n".join(asked), 2_000), shown(said, 2_000))
+    *asked, answer = (message.content for message in row.messages)
+    return TrainingSample(shown("\n".join(asked), 2_000), shown(answer, 2_000))
 
 
 PATH, MENU, TAB = "/training", "4 Training", ""
@@ -262,9 +262,9 @@ class TrainingLine(NamedTuple):
 def render(site: Site, asked: Asked) -> str:
     """The list."""
     store = store_of(site)
-    found = runs(store)
-    lines = [_line(run) for run in found[:_MAX_RUNS]]
-    return site.html("training.html.jinja", asked, lines=lines, n=len(found), store=store)
+    trainings = runs(store)
+    lines = [_line(run) for run in trainings[:_MAX_RUNS]]
+    return site.html("training.html.jinja", asked, lines=lines, n=len(trainings), store=store)
 
 
 def _line(run: ShownTraining) -> TrainingLine:

@@ -23,12 +23,12 @@ def render(site: Site, asked: Asked) -> str:
     run = find(store, key)
     if run is None:
         raise UnknownName("training", label(key), [each.key for each in runs(store)])
-    found, models = read_curve(run), lineage_of(site).models
-    words = f"Loss of {run.name} over {found.n_done} steps"
+    points, models = read_curve(run), lineage_of(site).models
+    words = f"Loss of {run.name} over {points.n_done} steps"
     return site.html(
         "training_run.html.jinja", asked,
-        run=run, found=found, svg=curve([(p.last, p.loss) for p in found.points], label(words, 200)),
-        rows=_few(found.points), terms=_terms(found.points), samples=samples(run), settings=_settings(run),
+        run=run, found=points, svg=curve([(p.last, p.loss) for p in points.points], label(words, 200)),
+        rows=_few(points.points), terms=_terms(points.points), samples=samples(run), settings=_settings(run),
         parents=[(ident, models.get(ident)) for ident in run.parents],
     )  # fmt: skip
 

@@ -80,13 +80,13 @@ def _question(study: OpenStudy) -> tuple[str, str]:
 
 
 def _endpoint(study: OpenStudy) -> str:
-    found = _estimates(study)
-    return "" if found is None or found.analysis is None else found.analysis.endpoint
+    estimates = _estimates(study)
+    return "" if estimates is None or estimates.analysis is None else estimates.analysis.endpoint
 
 
 def _estimates(study: OpenStudy) -> Estimates | None:
-    found = study.estimates()
-    return found if isinstance(found, Estimates) and found.study == study.saved.study else None
+    estimates = study.estimates()
+    return estimates if isinstance(estimates, Estimates) and estimates.study == study.saved.study else None
 
 
 def _questions(plan: Plan, endpoint: str, asked: str) -> str:
@@ -101,12 +101,12 @@ def _questions(plan: Plan, endpoint: str, asked: str) -> str:
 def _group(studies: list[OpenStudy], asked: str) -> TrendGroup:
     lines, scope = list[TrendLine](), ""
     for study in studies:
-        found = _estimates(study)
-        if found is None:
+        estimates = _estimates(study)
+        if estimates is None:
             continue
-        scope = found.main_scope()
-        for model, name in names(found.models).items():
-            rate = find(found, model, scope, ALL, "breach")
+        scope = estimates.main_scope()
+        for model, name in names(estimates.models).items():
+            rate = find(estimates, model, scope, ALL, "breach")
             if rate is not None and rate.estimate.value is not None:
                 lines.append(TrendLine(study, planned_at(study), name, rate))
     lines.sort(key=lambda line: (line.model, line.at))
