@@ -81,8 +81,8 @@ BOUNDS = {
     "HTTP question": Bound(14, 14),
     "derive lora": Bound(36, 25),
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
-    "files": Bound(560, 440),
-    "lines": Bound(116_165, 92_000),
+    "files": Bound(559, 440),
+    "lines": Bound(115_982, 92_000),
     "error codes": Bound(40, 40),
     "words of docs": Bound(65_558, 65_000),
     "root": Bound(18, 18),
@@ -92,8 +92,8 @@ BOUNDS = {
     "underscored": Bound(0, 0),
     "class names": Bound(0, 0),
     "attribute probes": Bound(26),
-    "uses of Any": Bound(368),
-    "vague names": Bound(837, 0),
+    "uses of Any": Bound(367),
+    "vague names": Bound(709, 0),
     "private singles": Bound(3),
     "long functions": Bound(15),
 }
