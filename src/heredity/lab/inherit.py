@@ -399,9 +399,7 @@ def _together(estimates: Estimates, seeds: Sequence[SeedFinding]) -> SeedGroup |
 
 def _id_of(plan: LineagePlan, name: str, seed: int | None, models: Mapping[str, str]) -> str | None:
     """The id of a model by its name in the plan: of a child that of the same seed, else its first."""
-    plans = {each.name: each for each in plan.child}
-    names = [name] if name not in plans else [plans[name].name_of(s) for s in (seed, *plans[name].each_seed)]
-    return next((models[each] for each in names if each in models), None)
+    return next((models[each] for each in plan.names_of(name, seed) if each in models), None)
 
 
 def _seed(

@@ -196,6 +196,11 @@ class LineagePlan(Record, frozen=True):
             for parent in child.parents
         ]
 
+    def names_of(self, name: str, seed: int | None) -> list[str]:
+        """The models that a name of the plan stands for; of a child of several seeds that of `seed` first."""
+        seeds = {each.name: (seed, *each.each_seed) for each in self.child}.get(name, (None,))
+        return [name if each is None else f"{name}-{each}" for each in seeds]
+
     def quick(self) -> LineagePlan:
         """The same lineage in few steps and with few questions, to see it work."""
         children = tuple(

@@ -195,10 +195,7 @@ class Lineage:
 
     def _models_of(self, name: str, seed: int | None) -> list[Grown]:
         """The models of a name of the plan that are made, that of this seed first."""
-        plans = {each.name: each for each in self.plan.child}
-        seeds = (seed, *plans[name].each_seed) if name in plans else ()
-        names = [plans[name].name_of(s) for s in seeds] or [name]
-        return [self.models[each] for each in names if each in self.models]
+        return [self.models[each] for each in self.plan.names_of(name, seed) if each in self.models]
 
     def _made(self, task: Task) -> Grown:
         child = task.child
