@@ -25,7 +25,7 @@ from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, BadInput, NotComparable
 from heredity.core.records import Message, Request, Retrieved
 from heredity.lineage.store import Store, scripted, searching_in
-from heredity.study.named_models import behind
+from heredity.study.named_models import guarded_model
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.support.errors import raises
@@ -236,15 +236,15 @@ def test_the_place_of_an_index_does_not_name_a_guarded_model_and_its_hash_does(i
     moved = index.parent / "copy.index"
     shutil.copytree(index, moved)
     model = scripted("scripted:mixed")
-    here, there = (behind(model, (spec(each),)).record for each in (index, moved))
+    here, there = (guarded_model(model, (spec(each),)).record for each in (index, moved))
     assert here.id == there.id and here.recipe != there.recipe
-    assert behind(model, (spec(index, passages=1),)).record.id != here.id
+    assert guarded_model(model, (spec(index, passages=1),)).record.id != here.id
     assert guards.content((spec(index),)) == guards.content((spec(moved),))
 
 
 def test_a_study_compares_a_model_with_itself_behind_an_index(index: Path, tmp_path: Path) -> None:
     model = scripted("scripted:mixed")
-    guarded = behind(model, (spec(index),))
+    guarded = guarded_model(model, (spec(index),))
     study = Study(
         StudySpec(
             [model, guarded],
