@@ -33,25 +33,13 @@ from heredity.lab.judges import (
 )
 from heredity.redteam.judges import learned, rules
 from heredity.redteam.judges.learned import (
-    BASE,
-    HEADS,
-    PRIOR,
-    RANK,
-    SCALE,
     Floats,
     LearnedHeads,
     PairIds,
     PairLogits,
     PairTokenizer,
     SignRow,
-    base_folder,
     complies,
-    describe,
-    linear_layers,
-    load_bert,
-    pooled,
-    readings,
-    scale,
 )
 
 if TYPE_CHECKING:
@@ -268,12 +256,12 @@ def tune(
 
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    tokenizer, network = PairTokenizer(folder), load_bert(folder)
+    tokenizer, network = PairTokenizer(folder), learned.load_bert(folder)
     network.eval().requires_grad_(False)
     # The fused kernel's backward pass takes a third of the time on a CPU.
     network.set_attn_implementation("eager")
     adapters = add_adapters(network, torch.Generator().manual_seed(seed))
-    heads = torch.nn.Linear(2 * network.config.hidden_size, len(HEADS))
+    heads = torch.nn.Linear(2 * network.config.hidden_size, len(learned.HEADS))
     torch.nn.init.normal_(heads.weight, std=0.02)
     torch.nn.init.zeros_(heads.bias)
     low = [matrix for pair in adapters.values() for matrix in pair]
@@ -345,7 +333,7 @@ def target_loss(logits: torch.Tensor, targets: Sequence[AnswerTarget]) -> torch.
     from torch.nn import functional
 
     parts = []
-    for column, name in enumerate(HEADS):
+    for column, name in enumerate(learned.HEADS):
         known = [(i, getattr(t, name)) for i, t in enumerate(targets) if getattr(t, name) is not None]
         if known:
             at, y = _known(known)
@@ -387,7 +375,7 @@ def request_vectors(folder: Path) -> Callable[[list[str]], Floats]:
     """A function that gives the unit vectors of requests, by the encoder as it was pulled."""
     import torch
 
-    tokenizer, network = PairTokenizer(folder), load_bert(folder).eval()
+    tokenizer, network = PairTokenizer(folder), learned.load_bert(folder).eval()
     known: dict[str, Floats] = {}
 
     def vectors(prompts: list[str]) -> Floats:
@@ -433,7 +421,7 @@ def _hidden(network: BertModel, batch: PairBatch) -> torch.Tensor:
 
 
 def _read(network: BertModel, batch: PairBatch) -> torch.Tensor:
-    return pooled(_hidden(network, batch), batch.n_first, batch.n_all)
+    return learned.pooled(_hidden(network, batch), batch.n_first, batch.n_all)
 
 
 def _logits(
@@ -442,7 +430,7 @@ def _logits(
     """The logits of many pairs, in batches by length."""
     import torch
 
-    out = np.zeros((len(pairs), len(HEADS)))
+    out = np.zeros((len(pairs), len(learned.HEADS)))
     cut = [tokenizer.pair(*pair) for pair in pairs]
     order = sorted(range(len(cut)), key=lambda i: len(cut[i].ids))
     with torch.inference_mode():
@@ -464,16 +452,16 @@ def add_adapters(
             super().__init__()
             self.base = base
             bound = 1 / math.sqrt(base.in_features)
-            initial = (torch.rand((RANK, base.in_features), generator=generator) * 2 - 1) * bound
+            initial = (torch.rand((learned.RANK, base.in_features), generator=generator) * 2 - 1) * bound
             self.a = torch.nn.Parameter(initial)
-            self.b = torch.nn.Parameter(torch.zeros((base.out_features, RANK)))
+            self.b = torch.nn.Parameter(torch.zeros((base.out_features, learned.RANK)))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             out: torch.Tensor = self.base(x)
-            return out + functional.linear(functional.linear(x, self.a * SCALE), self.b)
+            return out + functional.linear(functional.linear(x, self.a * learned.SCALE), self.b)
 
     adapters = {}
-    for name, layer in list(linear_layers(network)):
+    for name, layer in list(learned.linear_layers(network)):
         if int(name.partition(".")[0]) >= FROZEN:
             made = Adapted(layer)
             parent, _, key = name.rpartition(".")
@@ -569,7 +557,7 @@ def train_learned(
         spec = training.read_spec(path)
         data = training.read_examples(spec, roots)
         examples = trained_on(data)
-    run = TrainingRun(spec, data, base_folder(), out / "rounds", say, watch)
+    run = TrainingRun(spec, data, learned.base_folder(), out / "rounds", say, watch)
     rounds = left_out(run)
     say("counting signs")
     with phase(watch, "counting signs"):
@@ -581,7 +569,7 @@ def train_learned(
     with phase(watch, "measuring"):
         counts = list(measured(rounds, described))
     facts = {
-        "base": {"name": BASE, "sha256": _sha256(run.encoder / "model.safetensors")},
+        "base": {"name": learned.BASE, "sha256": _sha256(run.encoder / "model.safetensors")},
         "split": training.SPLIT_FAMILIES,
         "seed": spec.seed,
         "steps": spec.steps,
@@ -616,9 +604,9 @@ def trained_on(data: LabelledAnswers) -> list[LabelledAnswer]:
 
 def describe_examples(examples: Sequence[LabelledAnswer]) -> AnswerFeatures:
     """The signs of each example."""
-    asked = [describe(e.prompt, e.text) for e in examples]
-    moral = [describe(e.prompt, with_moral(e).text) for e in examples]
-    return AnswerFeatures(examples, asked, [describe("", e.text) for e in examples], moral)
+    asked = [learned.describe(e.prompt, e.text) for e in examples]
+    moral = [learned.describe(e.prompt, with_moral(e).text) for e in examples]
+    return AnswerFeatures(examples, asked, [learned.describe("", e.text) for e in examples], moral)
 
 
 # --- rounds ---------------------------------------------------------------------------------------
@@ -698,7 +686,9 @@ def _tuned(name: str, split: Round, run: TrainingRun) -> dict[str, Floats]:
 
 def _judged_logits(tuned: Tuned, pairs: Sequence[tuple[str, str]]) -> Floats:
     """The logits as the judge takes them: of two voices, the highest of their readings."""
-    read = [(i, (asked, each)) for i, (asked, text) in enumerate(pairs) for each in readings(asked, text)]
+    read = [
+        (i, (asked, each)) for i, (asked, text) in enumerate(pairs) for each in learned.readings(asked, text)
+    ]
     best: dict[int, PairLogits] = {}
     for (i, _), row in zip(read, tuned.logits([pair for _, pair in read]), strict=True):
         pair_logits = PairLogits(*map(float, row))
@@ -730,10 +720,10 @@ def fit_signs(data: AnswerFeatures) -> dict[str, Floats]:
         ]
     )
     problem = Regression(
-        scale(features, mean, deviation),
+        learned.scale(features, mean, deviation),
         np.concatenate([y, y[has_prompt], y]),
         weights / weights.sum(),
-        -PRIOR * np.array([row.margin for row in rows]),
+        -learned.PRIOR * np.array([row.margin for row in rows]),
     )
     fitted, bias = fit_logistic(problem, RIDGE["signs"])
     return {"features.mean": mean, "features.scale": deviation, "signs.weight": fitted, "signs.bias": bias}
