@@ -442,33 +442,6 @@ def _with_front(way_findings: Sequence[WayFinding], main_scope: str) -> list[Way
 
 
 _PILOT = 4  # steps, of which the first is not measured: it may compile and allocate
-
-
-def steps_within(
-    minutes: float, kind: str, settings: Mapping[str, object], data: Data, parent: Grown, store: Store
-) -> int:
-    """The steps of a recipe that take about this many minutes on this machine.
-
-    Raises the errors of the recipe, and Unavailable if it reports no step.
-    """
-    ticks: list[float] = []
-
-    def watch(progress: Progress) -> None:
-        if progress.step == "train":
-            ticks.append(time.monotonic())
-
-    made = recipe(kind, data=data, watch=watch, **{**settings, "steps": _PILOT})
-    if isinstance(made, ComputingRecipe):
-        made = made.on(store.device())
-    with tempfile.TemporaryDirectory(prefix="heredity-pace-") as folder:
-        (out := Path(folder) / "files").mkdir()
-        made.apply([store.whole(parent)], out)
-    if len(ticks) < 2:
-        raise Unavailable(f"'{kind}' reports no steps, so give `steps` in [budget].")
-    per_step = (ticks[-1] - ticks[0]) / (len(ticks) - 1)
-    return max(1, int(60 * minutes / max(per_step, 1e-6)))
-
-
 PLAN, ADAPTED = "adapt.json", "adapted.json"
 
 
@@ -657,11 +630,28 @@ def _planned(shop: _Workshop, lineage_run: LineageRun) -> tuple[AdaptFile, list[
 
 
 def _steps_in_budget(shop: _Workshop, way: str, kind: str) -> int:
-    """As many steps as fit into the minutes of the budget, measured on the first ones."""
+    """The steps of a way that take about the minutes of the budget on this machine.
+
+    Raises the errors of the recipe, and Unavailable if it reports no step.
+    """
+    ticks: list[float] = []
+
+    def watch(progress: Progress) -> None:
+        if progress.step == "train":
+            ticks.append(time.monotonic())
+
     shop.lineage.pull()
-    settings = {**shop.task.settings.get(way, {}), "batch_size": shop.task.budget.batch_size}
-    data, plain = shop.questions.data(shop.system), shop.lineage.models[PLAIN]
-    return steps_within(shop.task.budget.minutes, kind, settings, data, plain, shop.store)
+    settings = {**shop.task.settings.get(way, {}), "batch_size": shop.task.budget.batch_size, "steps": _PILOT}
+    made = recipe(kind, data=shop.questions.data(shop.system), watch=watch, **settings)
+    if isinstance(made, ComputingRecipe):
+        made = made.on(shop.store.device())
+    with tempfile.TemporaryDirectory(prefix="heredity-pace-") as folder:
+        (out := Path(folder) / "files").mkdir()
+        made.apply([shop.store.whole(shop.lineage.models[PLAIN])], out)
+    if len(ticks) < 2:
+        raise Unavailable(f"'{kind}' reports no steps, so give `steps` in [budget].")
+    per_step = (ticks[-1] - ticks[0]) / (len(ticks) - 1)
+    return max(1, int(60 * shop.task.budget.minutes / max(per_step, 1e-6)))
 
 
 def _forecast(shop: _Workshop, possible: Sequence[Task], log: Log) -> TaskForecast:

@@ -684,30 +684,22 @@ def forecast_task(
     )
 
 
-def lines(task_forecast: TaskForecast) -> list[str]:
+def lines(forecast: TaskForecast) -> list[str]:
     """The forecast in lines of at most 80 columns."""
-    holm = f" (Holm over {task_forecast.n_ways:,})" if task_forecast.n_ways > 1 else ""
-    lessons = f", {task_forecast.n_lessons:,} of the teacher" if task_forecast.n_lessons else ""
-    return [
-        *_training(task_forecast),
-        f"Answers except to probes: {task_forecast.n_answers:,} to test questions{lessons}; "
-        f"{time_words(task_forecast.seconds)}.",
-        f"What they can show of a way with {100 * POWER:g} % power{holm}:",
-        *map(_scope_line, task_forecast.scopes),
-        f"Guessed: equal ways differ on {100 * DISCORDANCE:.0f} % of the questions, and the time.",
-    ]
-
-
-def _training(forecast: TaskForecast) -> list[str]:
-    if not forecast.n_trained:
-        return []
-    models = plural(forecast.n_trained, "model")
-    if forecast.minutes:
-        return [f"Training: {models}, {forecast.minutes:g} min each."]
+    holm = f" (Holm over {forecast.n_ways:,})" if forecast.n_ways > 1 else ""
+    lessons = f", {forecast.n_lessons:,} of the teacher" if forecast.n_lessons else ""
+    training = f"{plural(forecast.steps, 'step')} of {plural(forecast.batch_size, 'row')} each"
     n_rows = forecast.n_trained * forecast.steps * forecast.batch_size
+    training = (
+        f"{forecast.minutes:g} min each" if forecast.minutes else f"{training}, {plural(n_rows, 'row')}"
+    )
     return [
-        f"Training: {models}, {plural(forecast.steps, 'step')} of {plural(forecast.batch_size, 'row')} each, "
-        f"{plural(n_rows, 'row')}."
+        *([f"Training: {plural(forecast.n_trained, 'model')}, {training}."] if forecast.n_trained else []),
+        f"Answers except to probes: {forecast.n_answers:,} to test questions{lessons}; "
+        f"{time_words(forecast.seconds)}.",
+        f"What they can show of a way with {100 * POWER:g} % power{holm}:",
+        *map(_scope_line, forecast.scopes),
+        f"Guessed: equal ways differ on {100 * DISCORDANCE:.0f} % of the questions, and the time.",
     ]
 
 
