@@ -22,7 +22,7 @@ from urllib.parse import urlencode
 
 import uvicorn
 
-from heredity.study.demo import write_demo
+from heredity.study.folders import write_demo
 from heredity.study.report import write_report
 from heredity.view.app import ViewSettings, app
 from heredity.view.pages.training import runs

@@ -76,10 +76,10 @@ if TYPE_CHECKING:
     from heredity.redteam.judges.protocols import Judge as Judge
     from heredity.study.estimates import Estimates as Estimates
     from heredity.study.importers import AnswerImporter as AnswerImporter
-    from heredity.study.named_models import guarded_model as guarded_model
     from heredity.study.plan import StudyForecast as StudyForecast
     from heredity.study.report import ReportWriter as ReportWriter
     from heredity.study.report import write_report as write_report
+    from heredity.study.resolve import guarded_model as guarded_model
     from heredity.study.result import Result as Result
     from heredity.study.spec import StudySpec as StudySpec
     from heredity.study.study import Study as Study
@@ -147,7 +147,7 @@ _HOME = {
     "build_corpus": "lab.corpus",
     "expose": "lab.exposure",
     "grow": "lineage.store",
-    "guarded_model": "study.named_models",
+    "guarded_model": "study.resolve",
     "open_index": "application.retrieval.build",
     "recipe": "recipes",
     "searching_in": "lineage.store",

@@ -25,7 +25,7 @@ from heredity.application.spec import Application
 from heredity.core.errors import BadArgument, BadInput, NotComparable
 from heredity.core.records import Message, Request, Retrieved
 from heredity.lineage.store import Store, scripted, searching_in
-from heredity.study.named_models import guarded_model
+from heredity.study.resolve import guarded_model
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.support.errors import raises

@@ -19,7 +19,7 @@ from heredity.engines.torch import engine as torch_engine
 from heredity.engines.vllm import engine as vllm
 from heredity.engines.vllm.server import ServerProgram, free_port
 from heredity.lineage.store import load_engine
-from heredity.study.named_models import check_server
+from heredity.study.runner import check_server
 from tests.engines.test_vllm import gone
 from tests.support import real_models
 from tests.support.errors import raises

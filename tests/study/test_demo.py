@@ -12,7 +12,7 @@ import pytest
 from heredity.cli import main
 from heredity.core.errors import UsageError
 from heredity.redteam.judges import needs_judge
-from heredity.study.demo import RECORDED, write_demo
+from heredity.study.folders import RECORDED, write_demo
 from heredity.study.plan import read_plan
 from heredity.study.report import write_report
 from tests.support.errors import raises

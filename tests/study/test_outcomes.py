@@ -12,7 +12,7 @@ from heredity.core.errors import Damaged
 from heredity.core.files import Rows
 from heredity.core.progress import Progress
 from heredity.core.records import Reply, Response, encode, is_failed, is_skipped
-from heredity.study import aggregate, attack_context
+from heredity.study import aggregate, runner
 from heredity.study import plan as plans
 from heredity.study.findings.cost import Cost
 from heredity.study.gate import gate
@@ -121,7 +121,7 @@ def test_what_was_skipped_is_known_by_a_code_whatever_the_words_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = studies.plan(("scripted:refuser",), n=2, attacks=("direct", "refusal_direction"), samples=1)
-    monkeypatch.setattr(attack_context, "why_unsupported", lambda *_: "other words")
+    monkeypatch.setattr(runner, "why_unsupported", lambda *_: "other words")
     studies.study(tmp_path, made).run()
     rows = [r for r in studies.responses(tmp_path) if r.attack == "refusal_direction"]
     assert rows and all(is_skipped(row) and row.error == "other words" for row in rows)

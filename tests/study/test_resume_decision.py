@@ -10,7 +10,7 @@ from heredity.core.errors import Damaged
 from heredity.core.files import Rows
 from heredity.core.progress import TimeLeft, TrialMeter, Work
 from heredity.core.records import Response
-from heredity.study import resume
+from heredity.study import storage
 from heredity.study.plan import Grid
 from heredity.study.storage import RESPONSES, RUNS, RunRecord
 from tests.support.errors import raises
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def left(folder: Path) -> list[int]:
-    found = resume.read_earlier_runs(folder, GRID, TrialMeter(None, len(GRID), LEFT, len(GRID)))
+    found = storage.read_earlier_runs(folder, GRID, TrialMeter(None, len(GRID), LEFT, len(GRID)))
     return list(found.still_to_ask(range(len(GRID))))
 
 
@@ -52,7 +52,7 @@ def test_a_row_that_is_gone_or_torn_is_asked(folder: Path) -> None:
 
 
 def test_errors_are_asked_again_once_they_are_set_aside(folder: Path) -> None:
-    resume.set_errors_aside(folder, GRID)
+    storage.set_errors_aside(folder, GRID)
     assert left(folder) == [2, 20]
     assert [row.index for row in Rows(folder / "errors.jsonl", Response)] == [2, 20]
 
@@ -60,7 +60,7 @@ def test_errors_are_asked_again_once_they_are_set_aside(folder: Path) -> None:
 def test_what_a_model_does_not_support_is_no_error_and_stays(folder: Path) -> None:
     path = folder / RESPONSES
     path.write_bytes(path.read_bytes().replace(b'"engine-failure"', b'"unsupported-attack"', 1))
-    resume.set_errors_aside(folder, GRID)
+    storage.set_errors_aside(folder, GRID)
     assert left(folder) == [20]
 
 

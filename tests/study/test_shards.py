@@ -10,12 +10,11 @@ import pytest
 
 from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.files import Rows
-from heredity.study import shards
 from heredity.study.plan import Grid
-from heredity.study.shards import WORKERS, PartProgress, StudyPart
 from heredity.study.spec import StudySpec
 from heredity.study.storage import RUNS, RunRecord, run_records
 from heredity.study.study import Study
+from heredity.study.workers import WORKERS, PartProgress, StudyPart
 from tests.support.errors import raises
 from tests.support.studies import (
     APPLICATION,
@@ -143,7 +142,7 @@ def test_what_is_not_a_part_is_refused(text: str) -> None:
 
 
 def test_a_part_is_read_from_its_words() -> None:
-    assert shards.StudyPart.parse("3/64") == StudyPart(3, 64)
+    assert StudyPart.parse("3/64") == StudyPart(3, 64)
 
 
 def test_rows_of_a_worker_whose_driver_was_killed_are_collected_and_its_folder_goes(tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ from heredity.cli import main
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.files import Rows
 from heredity.core.records import Response
-from heredity.study.named_models import model_of_study
-from heredity.study.plan import PlannedModel, write_plan
+from heredity.study.plan import PlannedModel, model_of_study, write_plan
 from heredity.study.result import TrialFilter, list_trials
 from heredity.study.storage import VERDICTS
 from tests.support.errors import Done, check_refused, raises, run_here

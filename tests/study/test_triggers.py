@@ -17,8 +17,8 @@ from heredity.cli import main
 from heredity.core.errors import Damaged, UsageError
 from heredity.core.records import Probe, digest
 from heredity.redteam import probes
-from heredity.study.attack_context import FOUND, forecast
 from heredity.study.plan import PLAN, Grid, Plan, read_plan
+from heredity.study.runner import FOUND, forecast_searches
 from tests.application.retrieval.test_dense import TinyEncoder
 from tests.application.retrieval.test_triggers import triggers, vocabulary
 from tests.support.errors import raises
@@ -150,12 +150,12 @@ def test_a_search_by_words_is_refused_with_the_reason(folder: Path) -> None:
 
 def test_the_cost_is_known_before_the_search(folder: Path) -> None:
     new = study(folder, "costs", "hybrid")
-    line = forecast(new.resolved, new.folder)
+    line = forecast_searches(new.resolved, new.folder)
     assert (
         "4 planted documents" in line and "8 gradients" in line and "256 forward passes, about 1 min" in line
     )
     new.plan()
-    assert forecast(new.resolved, new.folder) == ""
+    assert forecast_searches(new.resolved, new.folder) == ""
 
 
 def test_the_command_says_the_cost_and_then_writes_the_plan(

@@ -16,7 +16,7 @@ from heredity.core.records import Model
 from heredity.engines.protocols import Engine
 from heredity.engines.scripted import ScriptedEngine
 from heredity.lineage.store import Store, scripted
-from heredity.study import named_models
+from heredity.study import runner
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.support.errors import raises
@@ -104,10 +104,10 @@ def test_two_models_of_one_name_are_compared_though_a_server_takes_them_for_one(
         yield ScriptedEngine("careful")
 
     with (
-        patch.object(named_models, "shared_address", lambda _: "http://server"),
+        patch.object(runner, "shared_address", lambda _: "http://server"),
         raises(Refused, "refused", ["vllm:tuned (aaaaaaaa)", "vllm:tuned (bbbbbbbb)"]),
     ):
-        named_models.require_own_answers([model("a"), model("b")], opened)
+        runner.require_own_answers([model("a"), model("b")], opened)
 
 
 class WithBase(ScriptedEngine):
@@ -139,8 +139,8 @@ def test_an_adapter_alone_is_compared_with_its_base(format_: str, base: str | No
         yield WithBase("careful", base)
 
     expected = raises(Refused, "refused", ["the base of vllm:tuned"]) if is_refused else nullcontext()
-    with patch.object(named_models, "shared_address", lambda _: "http://server"), expected:
-        named_models.require_own_answers([model], opened)
+    with patch.object(runner, "shared_address", lambda _: "http://server"), expected:
+        runner.require_own_answers([model], opened)
 
 
 def test_one_model_of_a_server_needs_no_proof(tmp_path: Path) -> None:

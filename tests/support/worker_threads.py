@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from heredity.study.worker import Lease, Status, StudyWorker
+from heredity.study.workers import Lease, Status, StudyWorker
 
 
 class ThreadWorker:

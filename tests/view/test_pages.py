@@ -14,10 +14,10 @@ from heredity.core.files import Lock
 from heredity.core.records import Outcome
 from heredity.core.sanitize import visible
 from heredity.study.advice import advise
-from heredity.study.demo import write_demo
 from heredity.study.estimates import ALL
 from heredity.study.findings import unprompted
 from heredity.study.findings.protocols import RecordedStudy, sections
+from heredity.study.folders import write_demo
 from heredity.study.headline import headline
 from heredity.study.outcomes import BROKE, breach_order, read_outcomes
 from heredity.study.report import html

@@ -27,7 +27,7 @@ def command(out: Path, full: bool) -> None:
     """
     with shown_start():
         from heredity.cli import _findings
-        from heredity.study.demo import write_demo
+        from heredity.study.folders import write_demo
         from heredity.study.plan import read_plan
         from heredity.study.report import write_report
 

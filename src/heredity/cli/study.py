@@ -31,9 +31,8 @@ if TYPE_CHECKING:
     from heredity.study.decision import Costs
     from heredity.study.plan import Plan
     from heredity.study.result import Result
-    from heredity.study.shards import StudyPart
     from heredity.study.study import Study
-    from heredity.study.workers import Workers
+    from heredity.study.workers import StudyPart, Workers
 
 _MAX_ERRORS = 5  # distinct ones that are printed
 _UNDECIDED = 4  # exit code, as of `heredity gate` for errors in the run
@@ -148,8 +147,7 @@ def command(
     with shown_start():
         from heredity.application.toolbox import recorded_in
         from heredity.study import decision
-        from heredity.study.shards import StudyPart
-        from heredity.study.workers import Workers
+        from heredity.study.workers import StudyPart, Workers
 
     costs = None if cost is None else decision.parse_costs(cost)  # a mistake shows before anything is asked
     store, how = open_store(), _remote.calls(**given)
@@ -256,10 +254,10 @@ def _planned(study: Study, models: Sequence[Grown | str], is_dry: bool) -> Plan:
     """
     from heredity.core.terminal import Display, note
     from heredity.lineage.store import STAND_IN
-    from heredity.study.attack_context import forecast
     from heredity.study.plan import PLAN
+    from heredity.study.runner import forecast_searches
 
-    if line := forecast(study.resolved, study.folder):
+    if line := forecast_searches(study.resolved, study.folder):
         note(line)
     is_ahead = any(not isinstance(each, str) and each.record.recipe.kind == STAND_IN for each in models)
     if is_dry and (is_ahead or not (study.folder / PLAN).exists()):

@@ -61,11 +61,11 @@ from heredity.recipes import derivable, derivable_class, recipe
 from heredity.recipes.adopt import Adopt
 from heredity.redteam import probes
 from heredity.study.forecast import lines
-from heredity.study.named_models import guarded_model
 from heredity.study.plan import PLAN as STUDY_PLAN
 from heredity.study.plan import StudyForecast
 from heredity.study.report import write_report
 from heredity.study.report.markdown import plain, section_lines
+from heredity.study.resolve import guarded_model
 from heredity.study.result import Result
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study

@@ -11,6 +11,7 @@ Leaves to others: reading (outcomes.py, storage.py), every interval (intervals.p
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,9 @@ import msgspec
 import numpy as np
 
 from heredity.core.errors import Damaged, NotComparable
-from heredity.core.files import Rows
-from heredity.core.records import Estimate, Outcome, Probe, digest
+from heredity.core.files import Rows, read_lines
+from heredity.core.records import ROW_SCHEMA, Estimate, Outcome, Probe, digest
+from heredity.core.sanitize import plural
 from heredity.redteam import judges
 from heredity.redteam.judges import needs_judge
 from heredity.redteam.judges.calibration.quality import (
@@ -43,11 +45,13 @@ from heredity.study.estimates import (
     ApplicationCard,
     Bounds,
     Circumstances,
+    Deviation,
     Estimates,
     FamilyCorrection,
     JudgeDrift,
     Measure,
     ModelCard,
+    ModelPair,
     Rate,
     TechniqueCard,
 )
@@ -66,15 +70,19 @@ from heredity.study.outcomes import (
     count_manners,
     is_answered,
     is_decided,
+    n_in_scope,
     read_outcomes,
 )
-from heredity.study.plan import PLAN, Analysis, Plan, PlanFile, read_plan, read_saved
-from heredity.study.resume import deviations
+from heredity.study.plan import PLAN, Analysis, Plan, PlanFile, plan_seal, read_plan, read_saved
 from heredity.study.same_conversations import same_conversations
 from heredity.study.storage import (
+    ERRORS,
     ESTIMATES,
+    EVENTS,
+    RESPONSES,
     RawResponse,
     RunRecord,
+    StudyEvent,
     judged_responses,
     read_estimates,
     read_lacking,
@@ -82,6 +90,169 @@ from heredity.study.storage import (
 )
 
 CANARIES = "canaries.jsonl"
+
+
+# --- deviations --------------------------------------------------------------------------------------
+# How a study departed from the analysis that its plan declared: each departure by code and in words.
+# Promises: the same folder gives the same deviations. A plan that declared no analysis has none to depart
+# from, but its seal must be that of its runs. A folder notes in events.jsonl what no other file shows:
+# verdicts that were given again, and estimates that were read before the last answer.
+class _Answer(msgspec.Struct):
+    """The model of a row of responses.jsonl or errors.jsonl."""
+
+    model: str
+    schema: int = ROW_SCHEMA
+
+
+def deviations(
+    plan: Plan, folder: Path, estimates: Estimates, saved: PlanFile | None, n_judged: Sequence[int]
+) -> tuple[Deviation, ...]:
+    """The deviations of the study in `folder`, whose estimates are `found`.
+
+    A plan without an analysis has only those of its seal: its analysis may have been removed.
+
+    saved:    its plan.json, if there is one
+    n_judged: the verdicts of each model, in the plan's order
+    """
+    declared, runs = plan.analysis, list(run_records(folder))
+    answers = dict(zip((model.id for model in plan.models), n_judged, strict=True))
+    of_plan = () if saved is None else tuple(_of_plan(saved, estimates, runs, answers))
+    if declared is None:
+        return of_plan
+    events = list(Rows(folder / EVENTS, StudyEvent))
+    return (
+        *_of_time(estimates, runs, saved),
+        *of_plan,
+        *_of_removed(folder, estimates, runs, answers),
+        *_of_answers(folder, estimates, runs),
+        *_of_attacks(plan, estimates),
+        *_of_judges(declared, estimates, events),
+        *_of_comparisons(declared, estimates),
+        *_of_early_estimates(estimates, events),
+    )
+
+
+def _of_time(estimates: Estimates, runs: list[RunRecord], saved: PlanFile | None) -> Iterator[Deviation]:
+    """Answers that are older than the plan."""
+    at = None if saved is None else saved.at
+    if estimates.is_recorded:
+        yield Deviation("recorded-before", "The answers were recorded before the plan was made.")
+    elif at is not None and any(run.at < at for run in runs):
+        yield Deviation("answered-before", "Answers are older than the plan.")
+
+
+def _of_plan(
+    saved: PlanFile, estimates: Estimates, runs: list[RunRecord], answers: Mapping[str, int]
+) -> Iterator[Deviation]:
+    """A plan.json that is another than the runs sealed, or that answers have no seal of."""
+    seal = plan_seal(saved)
+    if any(run.plan_seal not in ("", seal) for run in runs):
+        yield Deviation(
+            "plan-edited",
+            "plan.json was edited after the first answer: the plan (such as its margin, endpoint or levels), "
+            "its time or its forecast.",
+        )
+    # Only releases before the seal wrote a plan with none of these. An import asks nothing.
+    is_old = all(each is None for each in (saved.at, saved.forecast, saved.plan.analysis))
+    if is_old or estimates.is_recorded:
+        return
+    unsealed = {run.model for run in runs if not run.plan_seal}
+    sealed = {run.model for run in runs} - unsealed
+    if n := sum(n > 0 and model not in sealed for model, n in answers.items()):
+        yield Deviation(
+            "plan-unsealed",
+            f"Answers of {plural(n, 'model')} are of runs without a seal of plan.json: no edit would show.",
+        )
+
+
+def _of_removed(
+    folder: Path, estimates: Estimates, runs: list[RunRecord], answers: Mapping[str, int]
+) -> Iterator[Deviation]:
+    """Answers that the runs counted, and that are in no file. A killed run counted none of its own."""
+    if estimates.is_recorded:
+        return
+    counted: Counter[str] = Counter()
+    for run in runs:
+        counted[run.model] += run.n_asked
+    kept = Counter(answers)
+    if any(n > kept[model] for model, n in counted.items()):  # answers without a verdict are kept, too
+        files = (folder / RESPONSES, folder / ERRORS)
+        kept = Counter(row.model for path in files for row in Rows(path, _Answer))
+    if n := sum((counted - kept).values()):
+        yield Deviation(
+            "answers-removed",
+            f"{plural(n, 'answer')} that a run counted cannot be found in responses.jsonl or errors.jsonl. "
+            "Rows were removed, and their trials may have been asked again.",
+        )
+
+
+def _of_answers(folder: Path, estimates: Estimates, runs: list[RunRecord]) -> Iterator[Deviation]:
+    """Answers that were reused, asked again, or are missing."""
+    if n := estimates.circumstances.n_cached:
+        yield Deviation(
+            "answers-reused",
+            f"{plural(n, 'trial')} took an answer that an earlier study had stored. It may have been known "
+            "when the plan was written.",
+        )
+    if n := sum(1 for _ in read_lines(folder / ERRORS)):
+        yield Deviation("errors-retried", f"The study asked {plural(n, 'trial')} again after an error.")
+    if estimates.n_errors:
+        yield Deviation("trials-failed", f"No rate counts {plural(estimates.n_errors, 'failed trial')}.")
+    if estimates.n_missing > 0:
+        yield Deviation("trials-missing", f"The study still lacks {plural(estimates.n_missing, 'trial')}.")
+    if len(versions := sorted({v for run in runs if (v := run.versions.get("heredity"))})) > 1:
+        yield Deviation("version-changed", f"Several versions of heredity asked: {', '.join(versions)}.")
+
+
+def _of_attacks(plan: Plan, estimates: Estimates) -> Iterator[Deviation]:
+    """Trials that were not asked, beyond those of an attack that the plan has for other techniques only."""
+    if (n := estimates.n_skipped - (plan.n_trials - n_in_scope(plan))) > 0:
+        why = "because their model does not support the attack"
+        yield Deviation("trials-skipped", f"The study did not ask {plural(n, 'trial')}, {why}.")
+
+
+def _of_judges(declared: Analysis, estimates: Estimates, events: list[StudyEvent]) -> Iterator[Deviation]:
+    if estimates.judge and estimates.judge != declared.judge:
+        yield Deviation(
+            "another-judge", f"The plan declared the judge {declared.judge}, and {estimates.judge} decided."
+        )
+    again: dict[str, int] = {}
+    for event in events:
+        if event.kind == "judged_again":
+            again[event.judge] = again.get(event.judge, 0) + event.n
+    for judge, n in sorted(again.items()):
+        by = "A later version of the checks" if judge == "checks" else f"Another judge or version of {judge}"
+        yield Deviation("judged-again", f"{by} gave {plural(n, 'verdict')} again.")
+
+
+def _of_comparisons(declared: Analysis, estimates: Estimates) -> Iterator[Deviation]:
+    """Families of another size than was declared: Holm corrected for fewer comparisons, or for more."""
+    by_kind: dict[str, Sequence[ModelPair]] = {
+        "pairs": estimates.pairs,
+        "edges": [edge.compared for edge in estimates.edges],
+        "seeds": [group.inherited.compared for group in estimates.seeds],
+    }
+    for family in declared.families:
+        rows = by_kind[family.between]
+        n = sum(row.measure == family.measure and row.p_holm is not None for row in rows)
+        if n != family.n:
+            what = f"{family.between} by {family.measure.replace('_', '-')}"
+            yield Deviation(
+                "family-differs",
+                f"Holm's correction ran over {plural(n, 'comparison')} of {what}; declared were {family.n}.",
+            )
+
+
+def _of_early_estimates(estimates: Estimates, events: list[StudyEvent]) -> Iterator[Deviation]:
+    """Estimates that were read before answers that came later, in a study that declared no such analysis."""
+    early = [event.n for event in events if event.kind == "estimated" and event.n < estimates.n_asked]
+    if early and estimates.sequential is None:
+        times = "once" if len(early) == 1 else f"{len(early)} times"
+        yield Deviation(
+            "extended",
+            f"Estimates were computed {times} before the last answers, "
+            f"first after {plural(early[0], 'trial')}.",
+        )
 
 
 # --- drift -------------------------------------------------------------------------------------------

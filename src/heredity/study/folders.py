@@ -1,14 +1,17 @@
-"""The studies of a place: their folders, the progress of each, and its verdict in a word.
+"""The studies of a place: their folders, the progress of each, and its verdict in a word; and one that ships.
 
     for found in find_studies(Path("runs")):
         print(found.folder, found.state, found.verdict)
 
 Promises: nothing is written, and no study is disturbed. An unreadable folder is listed with the reason.
+`write_demo` unpacks real answers of small models, which `tools/record_demo.py` records again; their estimates
+are computed here.
 Leaves to others: the numbers of one study (aggregate.py), and its sentences (headline.py).
 """
 
 from __future__ import annotations
 
+import lzma
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -17,16 +20,42 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from heredity.core.errors import HeredityError, UsageError
-from heredity.core.files import Rows, is_locked, read_file
+from heredity.core.files import Rows, is_locked, read_file, write_atomic
 from heredity.core.records import digest, is_out_of_scope
 from heredity.study.advice import is_of_edges, shipping
+from heredity.study.aggregate import estimate
 from heredity.study.estimates import ALL, Estimates
 from heredity.study.outcomes import n_in_scope
-from heredity.study.plan import PLAN, PlanFile, read_saved
-from heredity.study.shards import shards_of
-from heredity.study.storage import ESTIMATES, RESPONSES, read_estimates
+from heredity.study.plan import PLAN, PlanFile, read_plan, read_saved
+from heredity.study.storage import ESTIMATES, RESPONSES, read_estimates, write_estimates
 from heredity.study.wording import edge_verdicts, find, n_answered, n_unanswered, percent
-from heredity.study.workers import asked_models
+from heredity.study.workers import asked_models, shards_of
+
+RECORDED = Path(__file__).with_name("recorded")
+
+
+def write_demo(folder: Path) -> Estimates:
+    """Unpack the recorded study into `folder`, compute its estimates, and return them.
+
+    Raises UsageError if the folder exists and holds anything else than an earlier demo.
+    """
+    rows = {path.stem: lzma.decompress(path.read_bytes()) for path in sorted(RECORDED.glob("*.xz"))}
+    if _holds_other_files(folder, rows[PLAN]):
+        raise UsageError(f"{folder} holds other files. Name another: --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in rows.items():
+        write_atomic(folder / name, data)
+    estimates = estimate(read_plan(folder), folder)
+    write_estimates(folder, estimates)
+    return estimates
+
+
+def _holds_other_files(folder: Path, plan: bytes) -> bool:
+    if not folder.exists() or not any(folder.iterdir()):
+        return False
+    held = folder / PLAN
+    return not held.exists() or read_file(held) != plan
+
 
 State = Literal["done", "running", "stopped", "planned", "unreadable"]
 _DEPTH = 3  # folders below the place

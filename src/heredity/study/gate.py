@@ -39,7 +39,7 @@ from heredity.study.estimates import (
     Rate,
 )
 from heredity.study.intervals import RateBounds, bound_rate, deciding_words, what_decides
-from heredity.study.named_models import model_of_study
+from heredity.study.plan import model_of_study
 from heredity.study.report import junit, markdown
 from heredity.study.spec import SourcePlace
 from heredity.study.wording import (

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import msgspec
 from msgspec import UnsetType
@@ -19,9 +19,11 @@ from msgspec import UnsetType
 from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
 from heredity.core import files, registry
-from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError
+from heredity.core.errors import Damaged, NotComparable, Unavailable, UnknownName, UsageError
 from heredity.core.records import SCHEMA, Probe, Record, Retrieved, digest, encode, encoded
+from heredity.core.sanitize import label
 from heredity.lineage.graph import Edge, without_seeds
+from heredity.lineage.references import spellings
 from heredity.redteam import attacks
 from heredity.redteam.attacks import Attack, AttackContext
 
@@ -676,3 +678,47 @@ def refuse_too_many(plan: Plan) -> None:
             f"{product} are {plan.n_trials:,}, and one study holds at most {MAX_TRIALS:,} trials. "
             "Ask fewer samples, or make several studies of it."
         )
+
+
+# --- models by name ---------------------------------------------------------------------------------
+
+_SHORTEST_ID = 4  # characters of an id that name a model
+
+
+class NamedModel(Protocol):
+    """A model with an id and a name, such as a planned one or the card of a model in a result."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+_Model = TypeVar("_Model", bound=NamedModel)
+
+
+def model_of_study(models: Sequence[_Model], name: str) -> _Model:
+    """The model of a study with this name, the name that it is short for, or this start of its id.
+
+    `leaky` names `scripted:leaky`, if no other ends so.
+
+    No store is opened. Raises UnknownName with the models of the study, and UsageError if two have the name.
+    """
+    found = [model for model in models if name in (model.name, model.id)]
+    found = found or [model for model in models if model.name in spellings(name)]
+    if not found and len(ending := [m for m in models if m.name.endswith(f":{name}")]) == 1:
+        found = ending
+    if not found and len(name) >= _SHORTEST_ID:
+        found = [model for model in models if model.id.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"'{label(name)}' is {len(found)} models of this study: give the id.")
+    raise unknown_model(models, name)
+
+
+def unknown_model(models: Sequence[NamedModel], name: str) -> UnknownName:
+    """The error for a name that no model of a study has; it lists those that there are."""
+    known = [label(model.name) for model in models]
+    kind, listed = "model of this study", ", ".join(known)
+    return UnknownName(kind, label(name), known, listed)

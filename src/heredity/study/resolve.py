@@ -11,24 +11,28 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from heredity import engines
 from heredity.application import guards
+from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
 from heredity.core import registry
-from heredity.core.errors import UsageError, did_you_mean
-from heredity.core.records import Model, Probe, digest
+from heredity.core.errors import Damaged, UsageError, did_you_mean
+from heredity.core.records import Model, Probe, RecipeRecord, digest
+from heredity.engines import scripted
+from heredity.lineage.store import Store
+from heredity.lineage.store import scripted as scripted_model
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks, checks, probes
 from heredity.redteam.judges import DEFAULT
 from heredity.stats.group_sequential import nominal_levels, one_sided_levels
 from heredity.study.estimates import SCOPES, Measure
-from heredity.study.named_models import planned
 from heredity.study.outcomes import is_part
 from heredity.study.plan import (
     Analysis,
@@ -36,6 +40,7 @@ from heredity.study.plan import (
     ComparisonFamily,
     Plan,
     PlannedAnalysis,
+    PlannedModel,
     PlannedPlugin,
     SkippedProbe,
     Stopping,
@@ -111,6 +116,100 @@ def n_behaviours(some: Sequence[Probe], asked: Sequence[Probe]) -> int:
 
 def _behaviours(probes: Sequence[Probe], scope: str) -> set[tuple[str, str]]:
     return {(p.technique, p.cluster) for p in probes if p.kind == "breach" and is_part(p, scope)}
+
+
+# --- models ---------------------------------------------------------------------------------------
+# A target such as `call:` is not resolved from the name in a file: a study's folder may come from anyone.
+
+
+def rule_model(name: str) -> Grown:
+    """A scripted model. Raises UnknownName with the nearest rule."""
+    scripted.parse_rule(name)
+    return scripted_model(name)
+
+
+def stored_model(store: Callable[[], Store], name: str) -> Grown:
+    """A scripted model, or one of the store. Raises UnknownName."""
+    return rule_model(name) if name.startswith(scripted.PREFIX) else store().named(name)
+
+
+def with_families(models: Sequence[Grown], tops: Sequence[Grown], store: Callable[[], Store]) -> list[Grown]:
+    """The models, and every family below `tops` that the store can ask, each model once."""
+    found = {each.record.id: each for each in models}
+    for top in tops:
+        for each in store().family(top.record).asked:
+            grown = top if each.id == top.record.id else Grown(each, store().folder(each))
+            found.setdefault(each.id, grown)
+    return list(found.values()) if tops else list(models)
+
+
+BEHIND_GUARDS = "behind_guards"
+
+
+# --- behind guards -----------------------------------------------------------------------------------
+# Models behind guards as models of a study: each is compared with itself without them, trial by trial.
+# Promises: a guarded model is not in the store. Its id covers the model and every setting of its guards.
+def with_guards(models: Sequence[Grown], named: Sequence[str], application: Application) -> list[Grown]:
+    """The models, each followed by itself behind each of the guards.
+
+    named: guards that a study switches on together, as "links" or "links+secrets". Raises UnknownName, and
+    UsageError for one that holds for all models anyway.
+    """
+    chosen = [guards.chosen(names, application.all_guards) for names in named]
+    standing = {spec.label for spec in application.standing_guards}
+    if twice := next((s.label for some in chosen for s in some if s.label in standing), None):
+        raise UsageError(
+            f"The guard '{twice}' of application '{application.name}' is always on. Write is_on = false there"
+            " to compare a model with it and without."
+        )
+    found: list[Grown] = []
+    for model in models:
+        found.append(model)
+        found += [guarded_model(model, some) for some in chosen]
+    return found
+
+
+def planned(model: Model) -> PlannedModel:
+    """A model as a plan holds it."""
+    planned_model = PlannedModel(model.id, model.name, model.family, model.licence, model.format)
+    if model.recipe.kind != BEHIND_GUARDS:
+        return planned_model
+    specs = msgspec.convert(model.recipe.settings["guards"], tuple[GuardSpec, ...])
+    return replace(planned_model, of=model.parents[0], guards=specs)
+
+
+def loaded(plan: Plan, model: PlannedModel) -> PlannedModel:
+    """The model of a plan that is loaded for one of its models. Raises Damaged if the plan lacks it."""
+    if (model.of or model.guards) and model.id != _id(model.of or "", model.guards or ()):
+        raise Damaged(f"The id of '{model.name}' in the plan is not that of a model behind these guards.")
+    attacker = [plan.attacker] if isinstance(plan.attacker, PlannedModel) else []
+    for each in (*plan.models, *attacker):
+        if each.id == (model.of or model.id) and not each.of:
+            return each
+    raise Damaged(f"The plan has '{model.name}', but not the model behind its guards.")
+
+
+def is_guarded(model: Model) -> bool:
+    """Whether a record is that of a model behind guards."""
+    return model.recipe.kind == BEHIND_GUARDS
+
+
+def guarded_model(model: Grown, specs: tuple[GuardSpec, ...]) -> Grown:
+    """A model behind these guards, as a model of a study."""
+    record, labels = model.record, "+".join(spec.label for spec in specs)
+    settings: dict[str, object] = {"guards": msgspec.to_builtins(specs)}
+    made = replace(
+        record,
+        id=_id(record.id, specs),
+        name=f"{record.name}+{labels}",
+        parents=(record.id,),
+        recipe=RecipeRecord(BEHIND_GUARDS, settings),
+    )
+    return Grown(made, model.folder)
+
+
+def _id(of: str, specs: tuple[GuardSpec, ...]) -> str:
+    return digest([BEHIND_GUARDS, of, {"guards": msgspec.to_builtins(guards.content(specs))}])
 
 
 # --- the plan -------------------------------------------------------------------------------------

@@ -46,7 +46,6 @@ from heredity.study.findings import retrieval
 from heredity.study.findings.useful import useful_by_model
 from heredity.study.headline import headline
 from heredity.study.intervals import Intervals
-from heredity.study.named_models import model_of_study, unknown_model
 from heredity.study.outcomes import (
     BROKE,
     ERROR,
@@ -57,7 +56,7 @@ from heredity.study.outcomes import (
     breach_order,
     read_outcomes,
 )
-from heredity.study.plan import Grid, Plan, Trial, TrialSet, read_plan
+from heredity.study.plan import Grid, Plan, Trial, TrialSet, model_of_study, read_plan, unknown_model
 from heredity.study.same_conversations import same_conversations
 from heredity.study.storage import RunRecord, answered_rows, open_responses
 from heredity.study.wording import n_answered, n_planned

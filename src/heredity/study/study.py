@@ -4,7 +4,7 @@
 
 Promises: the same plan asks the same questions in the same order. Nothing is asked twice. A killed study
 resumes with the same command. Memory does not grow with the length of the answers.
-Leaves to others: the plan (resolve.py, plan.py), which trials are still to ask (resume.py), asking and
+Leaves to others: the plan (resolve.py, plan.py), which trials are still to ask (storage.py), asking and
 judging (runner.py), the numbers (aggregate.py).
 """
 
@@ -41,19 +41,9 @@ from heredity.lineage.store import Store, engine_loader, load_engine, searching_
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam.judges import Decider, Judge, Models
 from heredity.redteam.judges.guard import JudgeReaders
-from heredity.study import aggregate, importers, resume, shards, storage
-from heredity.study.attack_context import with_triggers
+from heredity.study import aggregate, importers, storage
 from heredity.study.findings.protocols import every_finding
 from heredity.study.forecast import forecast_seconds, forecast_study, trial_meter
-from heredity.study.named_models import (
-    is_guarded,
-    loaded,
-    require_own_answers,
-    rule_model,
-    stored_model,
-    with_families,
-    with_guards,
-)
 from heredity.study.outcomes import Outcomes, n_in_scope
 from heredity.study.plan import (
     PLAN,
@@ -68,16 +58,30 @@ from heredity.study.plan import (
     refuse_changed_plugins,
     write_plan,
 )
-from heredity.study.resolve import declare, resolve_plan
+from heredity.study.resolve import (
+    declare,
+    is_guarded,
+    loaded,
+    resolve_plan,
+    rule_model,
+    stored_model,
+    with_families,
+    with_guards,
+)
 from heredity.study.result import Result
-from heredity.study.resume import EarlierRuns, note_event
-from heredity.study.runner import Asker, FolderRecorder, JudgingStep, one_process
+from heredity.study.runner import (
+    Asker,
+    FolderRecorder,
+    JudgingStep,
+    one_process,
+    require_own_answers,
+    with_triggers,
+)
 from heredity.study.same_conversations import same_conversations
 from heredity.study.sequential import StoppingRule
-from heredity.study.shards import SHARDS, PartProgress, StudyPart
 from heredity.study.spec import ModelReference, StudySources, StudySpec, locate_sources, save_sources
-from heredity.study.storage import ResponseDigests
-from heredity.study.workers import Workers, asked_models
+from heredity.study.storage import EarlierRuns, ResponseDigests, note_event
+from heredity.study.workers import SHARDS, PartProgress, StudyPart, Workers, asked_models, gather, part_folder
 
 _PLAN_SECONDS = 120.0  # for the task of an array that writes the plan
 
@@ -139,7 +143,7 @@ class Study:
     UsageError for a model, probe or setting that does not exist or does not fit.
     """
 
-    part: StudyPart | None = None  # asks only this part of its trials (shards.py)
+    part: StudyPart | None = None  # asks only this part of its trials (workers.py)
     replay: Path | None = None  # serves the tool results recorded there, and runs no tool (study_tools)
     sources: StudySources | None = None  # where the application and the user's own probes are written
     _is_named = True  # the user named the application, not only a folder
@@ -295,7 +299,7 @@ class Study:
         with Lock(self.folder / SHARDS, wait_seconds=_PLAN_SECONDS):
             if not (self.folder / PLAN).exists():
                 self.plan()
-            folder = shards.part_folder(self.folder, part)
+            folder = part_folder(self.folder, part)
         asked = copy(self)
         asked.folder, asked.part = folder, part
         asked.ask(progress, retry_errors=retry_errors)
@@ -305,14 +309,14 @@ class Study:
         """Collect the rows of all parts so far, and return the progress of each. Nothing is asked."""
         self.plan()
         with Lock(self.folder):
-            return shards.gather(self.folder, Grid(self._plan))
+            return gather(self.folder, Grid(self._plan))
 
     def judge(self, progress: Watch | None = None) -> None:
         """Judge every response that has no verdict of the current judges."""
         with Lock(self.folder), self._open_store().report.to(progress):
             self._save_plan()
             grid = Grid(self._plan)
-            self._drop_stale(resume.read_digests(self.folder, grid), grid)
+            self._drop_stale(storage.read_digests(self.folder, grid), grid)
             self._judge(Meter(progress, "judge", n_in_scope(self._plan)))
 
     def estimate(self, progress: Watch | None = None) -> Result:
@@ -334,11 +338,11 @@ class Study:
     def _ask(self, watch: Watch | None, retry_errors: bool, workers: Workers | None) -> TrialMeter:
         refuse_changed_plugins(self._plan)
         grid = Grid(self._plan)
-        shards.gather(self.folder, grid)
+        gather(self.folder, grid)
         if retry_errors:
-            resume.set_errors_aside(self.folder, grid)
+            storage.set_errors_aside(self.folder, grid)
         meter = trial_meter(self._plan, self.folder, self._speeds(), watch)
-        earlier = resume.read_earlier_runs(self.folder, grid, meter)
+        earlier = storage.read_earlier_runs(self.folder, grid, meter)
         self._drop_stale(earlier.digests, grid)
         if next(earlier.still_to_ask(range(len(grid))), None) is not None:
             self._decider.prepare(self._plan.probes)
@@ -422,7 +426,7 @@ class Study:
     def _drop_stale(self, digests: ResponseDigests, grid: Grid) -> None:
         decider = self._decider  # first: a judge that cannot be loaded is not saved as chosen
         storage.choose_judge(self.folder, decider.spec)
-        resume.drop_stale_verdicts(self.folder, digests, grid, decider)
+        storage.drop_stale_verdicts(self.folder, digests, grid, decider)
 
     @cached_property
     def _decider(self) -> Decider:

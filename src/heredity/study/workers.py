@@ -1,60 +1,102 @@
-"""Several workers that ask the trials of one study: processes of this machine, or actors of a Ray cluster.
+"""Ask one study in several processes: workers of this machine or of a Ray cluster, and parts of an array.
 
     Study(StudySpec(models, application)).run(workers=3)
     Study(StudySpec(models, application)).run(workers=Workers(8, on="ray"))
+    heredity study plan.toml --out DIR --shard 3/64     asks part 3 of 64, into DIR/shards/03-of-64
+    heredity study DIR                                  collects the rows of all parts, and continues
 
-A worker (worker.py) holds one loaded model and writes into a folder of its own (shards.py). The driver is the
-process that the user started. It gives each worker trials, copies its rows into the study, and replaces it.
+A worker holds one loaded model and writes into a folder of its own, DIR/workers/1. The driver is the process
+that the user started. It gives each worker trials, copies its rows into the study, and replaces it. A part
+(StudyPart) has no driver: the user's scheduler starts it.
 
 Promises: rows are those of one process, in another order. Every trial gets one row. A killed worker or driver
 costs the answers that were in flight. A worker is started again when it dies, but not one that dies again and
 again. Trials that a worker died of are asked again, at last each by itself. All workers are of one kind of
-machine, so that both members of a pair are.
-Leaves to others: which trials are still to ask (resume.py), conversations (runner.py).
+machine, so that both members of a pair are. A worker ends with its driver, however that ends, and takes its
+own processes with it.
+Leaves to others: which trials are still to ask (storage.py), conversations (runner.py), starting the tasks of
+an array, and placing and restarting machines (Ray).
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import multiprocessing
+import os
 import platform
+import re
+import secrets
 import shutil
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from queue import Empty, SimpleQueue
+from types import ModuleType
+from typing import NamedTuple, Protocol
 
 import msgspec
 
-from heredity.application.toolbox import Toolbox
-from heredity.core import registry
+from heredity.application.toolbox import RecordedResult, RecordedResults, Toolbox
+from heredity.core import host, registry
+from heredity.core.cache import ResponseCache
 from heredity.core.errors import (
     BudgetSpent,
+    Damaged,
     EngineFailure,
     HeredityError,
     NotComparable,
     OutOfMemory,
+    Refused,
+    Unavailable,
+    UnknownName,
     UsageError,
+    WrongHash,
+    first_line,
+    how_to_install,
 )
-from heredity.core.files import Rows
+from heredity.core.files import Rows, read_file, refuse_linked_folders, write_atomic
 from heredity.core.host import Device
-from heredity.core.progress import ModelProgress
-from heredity.core.records import WORKER_DIED, Model, Response
+from heredity.core.progress import PREPARE, ModelProgress, Progress, TimeLeft, TrialMeter, Work
+from heredity.core.records import WORKER_DIED, Model, Response, encode
 from heredity.core.version import __version__
-from heredity.engines.remote.budget import Calls
-from heredity.study.attack_context import FOUND, SearchResult
-from heredity.study.launch import LocalWorker, RayPlace, address_of, stopped_by_sigterm
-from heredity.study.plan import Grid, Plan, PlannedModel, TrialSet
-from heredity.study.resume import EarlierRuns, refuse_other_arithmetic
-from heredity.study.runner import FolderRecorder, OpenRun, StillToAsk
-from heredity.study.shards import WORKERS
+from heredity.engines import choose
+from heredity.engines.protocols import Engine
+from heredity.engines.remote.budget import Calls, Price
+from heredity.lineage.store import Store, load_engine, record_at_answer, searching_in
+from heredity.lineage.types import EngineLoader, Grown
+from heredity.redteam.judges import Models
+from heredity.redteam.judges.guard import JudgeReaders
+from heredity.study.plan import PLAN, Grid, Plan, PlannedModel, TrialSet, read_saved
+from heredity.study.resolve import stored_model
+from heredity.study.runner import (
+    FOUND,
+    AttackServices,
+    FolderRecorder,
+    ModelSlot,
+    OpenRun,
+    RunContext,
+    SearchCache,
+    SearchResult,
+    StillToAsk,
+    attack_services,
+    loaded_model,
+)
 from heredity.study.storage import (
     PREFIXES,
+    RESPONSES,
     RUNS,
+    EarlierRuns,
     Prefixes,
     PromptPrefix,
     ResponseWriter,
@@ -62,9 +104,727 @@ from heredity.study.storage import (
     RunRecord,
     answered_rows,
     open_responses,
+    refuse_other_arithmetic,
     run_records,
 )
-from heredity.study.worker import Lease, Setup, Status
+
+# --- a worker -----------------------------------------------------------------------------------------
+# It refuses model files that differ from the driver's record. The state of a conversation, of an attacker or
+# of a search stays in it.
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """Everything about a study that its workers need, and that does not change.
+
+    models   the records of the plan's models and of its attacker
+    store    the folder of the store. The worker must see it under this path, and the study's `folder`
+    host     of the driver; a worker there uses the store's cache of answers
+    loader   "package.module:function" that makes an Engine of a Grown model; "" for the usual one
+    device   where models answer; "" for the fastest that a worker finds
+    keys, prices, concurrency   of models behind an API (engines/remote); the values stay in the environment
+    results  of tools, in a replay; None if no tool of the application runs
+    """
+
+    plan: Plan
+    plan_seal: str
+    models: tuple[Model, ...]
+    store: str
+    folder: str
+    host: str
+    loader: str = ""
+    device: str = ""
+    keys: dict[str, str] = {}
+    prices: dict[str, Price] = {}
+    concurrency: int = 64
+    results: tuple[RecordedResult, ...] | None = None
+
+
+class Lease(NamedTuple):
+    """Trials of one model for one worker. is_alone: it may have no others, as this one has ended workers."""
+
+    m: int
+    indices: tuple[int, ...]
+    is_alone: bool = False
+
+
+class Status(NamedTuple):
+    """The state of a worker.
+
+    machine   its kind, as far as that can change an answer; None: it still starts
+    n_begun   how many of the leases that it was given it has begun
+    phase     of the model that it loads, if that reports one
+    """
+
+    host: str
+    pid: int
+    version: str
+    machine: str | None
+    n_begun: int
+    phase: Progress | None
+    error: HeredityError | None
+    is_closed: bool
+
+
+class StudyWorker:
+    """Asks trials in a thread of its own; its driver gives them by `poll`, from any other thread."""
+
+    def __init__(self, setup: bytes, folder: str) -> None:
+        self._setup, self._folder = msgspec.msgpack.decode(setup, type=Setup), Path(folder)
+        self._given, self._news = SimpleQueue[Lease | None](), threading.Event()
+        self._waiting, self._n_begun, self._is_stopped, self._is_closed = deque[Lease](), 0, False, False
+        self._machine: str | None = None
+        self._phase: Progress | None = None
+        self._error: HeredityError | None = None
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def poll(self, given: Sequence[Lease | None]) -> Status:
+        """Take leases (None: close the model, and end). The state, once it changes or after a moment."""
+        for each in given:
+            self._given.put(each)
+        self._news.wait(_WAIT_SECONDS)
+        self._news.clear()
+        return Status(
+            platform.node(), os.getpid(), __version__, self._machine, self._n_begun, self._phase, self._error,
+            self._is_closed,
+        )  # fmt: skip
+
+    def _serve(self) -> None:
+        try:
+            self._ask()
+        except HeredityError as error:
+            self._error = error
+        except Exception as error:
+            self._error = EngineFailure(registry.fault_of(error) or first_line(error))
+        finally:
+            self._is_closed = True
+            self._news.set()
+
+    def _ask(self) -> None:
+        host.configure()
+        setup, self._grid = self._setup, Grid(self._setup.plan)
+        if not Path(setup.folder, PLAN).exists():
+            raise Unavailable(
+                f"The worker on {platform.node()} does not see {setup.folder}. The study's folder must be on "
+                "storage that all workers share, under one path, as the store."
+            )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._records = {record.id: record for record in setup.models}
+        self._store = Store(setup.store, device=setup.device or None)
+        self._loader = _imported(setup.loader) if setup.loader else None
+        self._machine = machine(setup.models, self._store)
+        self._news.set()
+        toolbox = None
+        if setup.results is not None:
+            toolbox = Toolbox(setup.plan.application, RecordedResults(None, setup.results), runs=False)
+        self._searches = SearchCache(self._folder)
+        with (
+            Rows(self._folder / RESPONSES, Response) as rows,
+            searching_in(self._store),
+            self._store.report.to(self._report),
+            attack_services(setup.plan, self._open_model, self._open_cache, self._searches) as services,
+            closing(JudgeReaders(self._models())) as readers,
+        ):
+            context = RunContext(
+                Path(setup.folder), self._grid, _PartRecorder(self, rows),
+                services or AttackServices(searches=self._searches), self._open_model, self._open_cache,
+                readers, toolbox,
+            )  # fmt: skip
+            with ModelSlot(lambda m: loaded_model(context, m)) as slot:
+                while (lease := self._next(wait=True)) is not None:
+                    slot.ask_one(lease.m, self._indices(lease))
+                    self._news.set()
+
+    def _indices(self, lease: Lease | None) -> Iterator[int]:
+        """The trials of a lease and of those of its model that follow, so that its batch never runs empty."""
+        m = None if lease is None else lease.m
+        while lease is not None and lease.m == m:
+            self._searches.learn(Rows(Path(self._setup.folder) / FOUND, SearchResult))
+            self._n_begun += 1
+            self._news.set()
+            yield from lease.indices
+            lease = self._next(wait=False)
+        if lease is not None:
+            self._waiting.append(lease)
+
+    def _next(self, wait: bool) -> Lease | None:
+        """The next lease; None after the last one, or without `wait` if it is not there yet."""
+        if self._waiting:
+            return self._waiting.popleft()
+        with suppress(Empty):
+            if not self._is_stopped and (given := self._given.get(block=wait)) is not None:
+                return given
+            self._is_stopped = True
+        return None
+
+    def _report(self, event: Progress) -> None:
+        if event.step == PREPARE:
+            self._phase = event if event.phase else None
+            self._news.set()
+
+    # --- models ---
+
+    @contextmanager
+    def _open_model(self, model: PlannedModel) -> Iterator[Engine]:
+        engine = self._load(self._find(self._records[model.of or model.id]))
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+    def _models(self) -> Models:
+        """The models of guards, which the plan names, in this worker's store."""
+        find = partial(stored_model, lambda: self._store)
+        return Models(lambda name: find(name).record.id, lambda name: self._load(find(name)))
+
+    def _load(self, grown: Grown) -> Engine:
+        if self._loader is not None:
+            return self._loader(grown)
+        if grown.record.format == "remote" and choose(grown.record) == "remote":
+            from heredity.engines.remote import engine as remote
+
+            how = self._setup
+            calls = remote.Calls(how.concurrency, keys=how.keys, prices=how.prices)
+            engine = remote.load(grown.record, grown.folder, calls=calls)
+            record_at_answer(engine, grown, self._store)
+            return engine
+        return load_engine(grown, self._store)
+
+    def _find(self, record: Model) -> Grown:
+        """The model in this worker's store. Raises WrongHash if its files are not those of the record."""
+        if record.format == "scripted":
+            return Grown(record, Path())
+        try:
+            found = self._store.by_id(record.id)
+        except UnknownName as error:
+            if not record.files:  # a model elsewhere, which the store records when it first answers
+                return Grown(record, self._store.folder(record))
+            raise Unavailable(
+                f"The worker on {platform.node()} has no model '{record.name}' ({record.id}) in "
+                f"{self._store.root}. The store must be on storage that all workers share, under one path.",
+                code="model-not-pulled",
+            ) from error
+        if found.record.files != record.files:
+            raise WrongHash(
+                f"The worker on {platform.node()} has other files of '{record.name}' in {self._store.root} "
+                "than the driver. Let both use the same store."
+            )
+        return found
+
+    @contextmanager
+    def _open_cache(self, engine: Engine) -> Iterator[ResponseCache | None]:
+        # SQLite's log works among processes of one machine only.
+        if not engine.numerics or platform.node() != self._setup.host:
+            yield None
+            return
+        with self._store.cache() as cache:
+            yield cache
+
+
+class _PartRecorder(FolderRecorder):
+    """Writes the rows of a worker into its folder. Their driver counts them, and compares arithmetic."""
+
+    def __init__(self, worker: StudyWorker, rows: Rows[Response]) -> None:
+        setup, n = worker._setup, len(worker._grid)
+        meter = TrialMeter(None, n, TimeLeft({0: Work(n)}), n)
+        machine = worker._machine or msgspec.UNSET
+        super().__init__(worker._folder, setup.plan, rows, meter, (), setup.plan_seal, machine)
+
+    def loading(self, m: int) -> None:
+        """The driver knows: it gave the trials."""
+
+    def loaded(self, m: int, engine: Engine, prefix: PromptPrefix) -> None:  # noqa: ARG002
+        Prefixes(self.folder).add(prefix)
+
+
+def machine(records: tuple[Model, ...], store: Store) -> str:
+    """The kind of this machine, as far as it can change an answer; "" if no model is computed here."""
+    if all(record.format in ("scripted", "remote") for record in records):
+        return ""
+    try:
+        return host.machine_name(store.device())
+    except ImportError:  # no torch: what answers is another library
+        return platform.machine()
+
+
+def _imported(name: str) -> EngineLoader:
+    module, _, function = name.partition(":")
+    engine_loader: EngineLoader = getattr(importlib.import_module(module), function)
+    return engine_loader
+
+
+# --- parts --------------------------------------------------------------------------------------------
+# All parts have one plan.json. A trial is in one part, by a digest that all models share, so both members of
+# a pair are. Collecting copies rows and changes no part. The folders of workers whose driver was killed are
+# collected too, and removed.
+
+SHARDS, WORKERS = "shards", "workers"
+MAX_SHARDS = 10_000
+_FOLDER = re.compile(r"(\d{1,5})-of-(\d{1,5})")
+
+
+@dataclass(frozen=True)
+class StudyPart:
+    """Part `i` of `n` of a plan's trials; the first part is 1."""
+
+    i: int
+    n: int
+
+    @classmethod
+    def parse(cls, text: str) -> StudyPart:
+        """The part that "3/64" names. Raises UsageError."""
+        i, separator, n = text.partition("/")
+        if separator and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n) <= MAX_SHARDS:
+            return cls(int(i), int(n))
+        raise UsageError(
+            f"'{text[:40]}' is not a part. Write I/N with 1 <= I <= N <= {MAX_SHARDS:,}, such as 3/64."
+        )
+
+    def folder(self, study: Path) -> Path:
+        """The folder of this part."""
+        return study / SHARDS / f"{self.i:0{len(str(self.n))}}-of-{self.n}"
+
+    def of(self, grid: Grid, indices: Iterator[int]) -> Iterator[int]:
+        """Those of `indices` that are in this part."""
+        return (index for index in indices if _part(grid, index, self.n) == self.i)
+
+
+class PartProgress(NamedTuple):
+    """The progress of one part: answered trials of all that it has."""
+
+    part: StudyPart
+    n_done: int
+    n_total: int
+
+
+def part_folder(study: Path, part: StudyPart) -> Path:
+    """Make the folder of a part with the plan.json of its study, and return it."""
+    if other := {found.n for found in shards_of(study)} - {part.n}:
+        raise UsageError(
+            f"{study / SHARDS} has parts of {other.pop()}, not of {part.n}. Use the same number in "
+            "every task, or another --out."
+        )
+    folder = part.folder(study)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / PLAN).exists():
+        write_atomic(folder / PLAN, read_file(study / PLAN))
+    return folder
+
+
+def shards_of(study: Path) -> list[StudyPart]:
+    """The parts of a study that have a folder, in order. Raises Refused if one is a link."""
+    refuse_linked_folders(study, SHARDS)
+    if not (study / SHARDS).is_dir():
+        return []
+    matches = (_FOLDER.fullmatch(each.name) for each in (study / SHARDS).iterdir())
+    return sorted((StudyPart(int(m[1]), int(m[2])) for m in matches if m), key=lambda part: part.i)
+
+
+def gather(study: Path, grid: Grid) -> list[PartProgress]:
+    """Copy the rows of all parts that the study has not yet; returns the progress of each part.
+
+    The caller holds the study's lock. Rows of tasks that still run are copied too, as far as they are. Raises
+    Damaged for a part with another plan, and NotComparable if two parts computed one model differently.
+    """
+    found, left = shards_of(study), worker_folders(study)
+    if not found and not left:
+        return []
+    answered = TrialSet(len(grid))
+    for _ in answered_rows(open_responses(study), grid, answered):
+        pass
+    own, folders = read_saved(study), [part.folder(study) for part in found]
+    for folder in folders:
+        if read_saved(folder) != own:
+            raise Damaged(
+                f"{folder / PLAN} is not the plan of {study}. Remove the folder, and ask the part again."
+            )
+    folders += left
+    _refuse_mixed_numerics(study, folders, grid)
+    n_done = [_copy(folder, study, grid, answered) for folder in folders]
+    # After the answers: a task that still runs has recorded the run of each.
+    for name, kind in ((RUNS, RunRecord), (FOUND, SearchResult)):
+        known = Counter(encode(row) for row in Rows(study / name, kind))
+        with Rows(study / name, kind) as rows:
+            for row in (row for folder in folders for row in Rows(folder / name, kind)):
+                spelt = encode(row)
+                if known[spelt]:  # of equal rows as many as the parts have
+                    known[spelt] -= 1
+                else:
+                    rows.append(row)
+    shutil.rmtree(study / WORKERS, ignore_errors=True)
+    n_total = _sizes(grid, found[0].n) if found else []
+    return [PartProgress(part, n, n_total[part.i - 1]) for part, n in zip(found, n_done, strict=False)]
+
+
+def worker_folders(study: Path) -> list[Path]:
+    """The folders of the workers of a study. Raises Refused if one is a link."""
+    refuse_linked_folders(study, WORKERS)
+    return sorted(each for each in (study / WORKERS).glob("*") if each.is_dir())
+
+
+def _copy(folder: Path, study: Path, grid: Grid, answered: TrialSet) -> int:
+    """Copy the rows of one part; returns how many responses it has."""
+    prefixes, n = Prefixes(study), 0
+    for prefix in Rows(folder / PREFIXES, PromptPrefix):
+        prefixes.add(prefix)
+    with Rows(study / RESPONSES, Response) as rows:
+        for row in answered_rows(open_responses(folder), grid, TrialSet(len(grid))):
+            n += 1
+            if answered.add(row.index):
+                rows.append(row)
+    return n
+
+
+def _sizes(grid: Grid, n: int) -> list[int]:
+    """The number of trials in each of `n` parts."""
+    sizes = [0] * n
+    for index in grid.of_model(0):
+        sizes[_part(grid, index, n) - 1] += 1
+    return [size * len(grid.plan.models) for size in sizes]
+
+
+def _part(grid: Grid, index: int, n: int) -> int:
+    """The part, from 1 to `n`, of a trial: by a digest of the plan's seed and the cell, without the model."""
+    cell = f"{grid.plan.seed}\0{index % grid.plan.n_per_model}".encode()
+    return int.from_bytes(hashlib.blake2b(cell, digest_size=8).digest(), "big") % n + 1
+
+
+def _refuse_mixed_numerics(study: Path, parts: list[Path], grid: Grid) -> None:
+    for model in grid.plan.models:
+        held: dict[str, Path] = {}
+        for folder in (study, *parts):
+            for run in run_records(folder):
+                if run.model == model.id:
+                    held.setdefault(run.base_numerics, folder)
+        if len(held) > 1:
+            (one, here), (other, there), *_ = held.items()
+            raise NotComparable(
+                f"'{model.name}' answered in {here} as '{one}' computes, and in {there} as '{other}': these "
+                f"answers would not belong together. Remove {there}, and ask its trials again on a machine "
+                "of the first kind, with its versions."
+            )
+
+
+_LOG = "worker.log"
+_LAST_WORDS = 400  # characters of a lost worker's output in messages
+
+
+# --- processes of this machine ---------------------------------------------------------------------
+# A process is an executor of one, which breaks when its process dies. Its output goes nowhere but into the
+# message about its loss. Ctrl-C and SIGTERM stop the driver, which ends its workers.
+
+
+class LocalWorker:
+    """A worker, as its driver holds it (workers.WorkerHandle).
+
+    n: how many share its cores, and its GPUs (has_gpus). Variables that the user has set stay.
+    """
+
+    def __init__(self, setup: bytes, folder: Path, n: int, has_gpus: bool = True) -> None:
+        self._log, variables = folder / _LOG, dict[str, str]()
+        if "OMP_NUM_THREADS" not in os.environ:
+            variables["OMP_NUM_THREADS"] = str(max(1, host.n_cores() // n))
+        if has_gpus and (gpus := host.visible_gpus()):
+            variables["CUDA_VISIBLE_DEVICES"] = gpus[(int(folder.name) - 1) % len(gpus)]
+        spawn = multiprocessing.get_context("spawn")
+        self._executor = ProcessPoolExecutor(1, spawn, _begin, (setup, str(folder)))
+        self._first: Future[Status] | None = None
+        others = set(multiprocessing.active_children())
+        with _spawning(variables):
+            self._first = self.poll(())  # an executor starts its process with the first call
+        self._process = (set(multiprocessing.active_children()) - others).pop()
+
+    def poll(self, given: Sequence[Lease | None]) -> Future[Status]:
+        """Give trials to the worker; its state, when it changes."""
+        first, self._first = self._first, None
+        if first is not None and not given:
+            return first
+        try:
+            return self._executor.submit(_poll, given)
+        except RuntimeError as error:  # it died or was ended between two calls
+            lost: Future[Status] = Future()
+            lost.set_exception(error)
+            return lost
+
+    def kill(self) -> None:
+        """End the process and all that it started."""
+        pid = self._process.pid
+        if sys.platform != "win32" and pid is not None:
+            with suppress(ProcessLookupError, PermissionError):  # it has not begun its group, or has ended
+                os.killpg(pid, signal.SIGKILL)
+        self._process.kill()
+        self._executor.shutdown()
+
+    def why_lost(self, error: Exception) -> str:  # noqa: ARG002
+        """Why the process ended: its signal or exit code, and the last line that it wrote."""
+        self.kill()
+        code = self._process.exitcode or 0
+        ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        with suppress(OSError):
+            if lines := self._log.read_text("utf-8", "replace").strip().splitlines():
+                return f"{ended}; its last words: {lines[-1][-_LAST_WORDS:]}"
+        return ended
+
+
+@contextmanager
+def _spawning(variables: Mapping[str, str]) -> Iterator[None]:
+    """Inside, a new process gets these variables, runs no script of the user first, and hears no Ctrl-C."""
+    main, before = sys.modules["__main__"], {name: os.environ.get(name) for name in variables}
+    sys.modules["__main__"] = ModuleType("__main__")
+    os.environ.update(variables)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        sys.modules["__main__"] = main
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM stops as Ctrl-C does, so that workers and their semaphores end with this process."""
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+_worker: StudyWorker  # of this process, once it has begun
+
+
+def _begin(setup: bytes, folder: str) -> None:
+    """Begin the worker of this process."""
+    global _worker
+    if sys.platform != "win32":
+        os.setsid()  # Ctrl-C is for the driver; and it is a group that can be ended whole
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # drops one that came before
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=_end_with_driver, daemon=True).start()
+    # What a library prints goes into the message about its loss, and nothing here reads a terminal.
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    log = os.open(Path(folder, _LOG), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    for stream, handle in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
+        os.dup2(handle, stream)
+    _worker = StudyWorker(setup, folder)
+
+
+def _poll(given: Sequence[Lease | None]) -> Status:
+    return _worker.poll(given)
+
+
+def _end_with_driver() -> None:
+    """End this process, and what it started, once there is no driver to answer to."""
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    driver.join()
+    if sys.platform != "win32":
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+# --- actors of Ray ---------------------------------------------------------------------------------
+# Ray moves code and values with pickle, and anyone who reaches its ports can run code. So a cluster that does
+# not ask for a token is refused. Ray finds the actor's class by its name: heredity is on every machine. Usage
+# statistics of Ray are off. A cluster that heredity starts listens on the loopback address, has a token of
+# its own, and ends with the driver.
+
+PREFIX = "ray"
+_START_SECONDS = "90"  # until a cluster of our own answers; Ray's 20 are too few on a busy machine
+_OBJECT_STORE = 100 << 20  # bytes of a cluster of our own: messages are small
+_ADVICE = {  # by whether the cluster was running
+    False: "Its logs are in /tmp/ray/session_latest/logs. --workers without --on needs no cluster.",
+    True: "Run heredity on a machine of the cluster, with the cluster's token in RAY_AUTH_TOKEN or"
+    " RAY_AUTH_TOKEN_PATH.",
+}
+_TOKEN_SECONDS = 180.0
+# Asks the cluster at argv[1] without a token. An answer means that it asks nobody for one.
+_WITHOUT_TOKEN = """
+import sys
+from ray._raylet import GcsClient
+from ray.exceptions import AuthenticationError
+try:
+    GcsClient(address=sys.argv[1]).internal_kv_get(b"heredity", None, timeout=10)
+except AuthenticationError:
+    print("refused")
+else:
+    print("answered")
+"""
+
+
+def address_of(on: str) -> str:
+    """The HOST:PORT in "ray://HOST:PORT"; "" for "ray", a cluster of our own. Raises UsageError."""
+    if on == PREFIX:
+        return ""
+    scheme, _, address = on.partition("://")
+    name, _, port = address.rpartition(":")
+    if scheme != PREFIX or not name or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UsageError(
+            f"Workers do not run on '{on[:80]}'. Write ray, or ray://HOST:PORT with the address that "
+            "`ray start --address` takes."
+        )
+    return address
+
+
+@dataclass(frozen=True)
+class RayWorker:
+    """A worker as its driver holds it (workers.WorkerHandle)."""
+
+    poll: Callable[[Sequence[Lease | None]], Future[Status]]
+    kill: Callable[[], None]
+
+    def why_lost(self, error: Exception) -> str:
+        """Ray's reason for its end."""
+        return first_line(error)
+
+
+class RayPlace:
+    """A Ray cluster, and the workers that are started on it.
+
+    address    HOST:PORT of a running cluster that asks for a token; "" starts one on this machine
+    n          workers that share its processors
+    has_weights  whether models are computed: each worker then gets a GPU, if the cluster has any
+    """
+
+    def __init__(self, address: str, n: int, has_weights: bool) -> None:
+        self.name = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
+        _refuse_connected()
+        self._environment = _Environment()
+        self._environment.settle(address)  # before Ray is imported: it reads this once
+        try:
+            import ray
+        except ImportError as error:
+            self._environment.restore()
+            raise Unavailable(
+                f"Workers on Ray need ray, which is not installed ({error}). {how_to_install('ray')}",
+                code="package-missing",
+            ) from error
+        self._ray = ray
+        try:
+            self._connect(address, n)
+        except BaseException:
+            self._environment.restore()
+            _read_settings_again()
+            raise
+            resources: dict[str, float] = ray.cluster_resources()
+        gpus = 1 if has_weights and resources.get("GPU", 0) >= 1 else 0
+        cpus = max(1, int(resources.get("CPU", n) // n))
+        self._remote = ray.remote(StudyWorker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0)
+
+    def _connect(self, address: str, n: int) -> None:
+        """Connect this process to the cluster, or start one. Raises Unavailable or Refused."""
+        ray = self._ray
+        _read_settings_again()
+        try:
+            if address:
+                require_token(address)
+                ray.init(address=address, log_to_driver=False, configure_logging=False)
+            else:
+                ray.init(
+                    address="local",  # without it, Ray connects to any cluster of this machine
+                    num_cpus=max(n, host.n_cores()), include_dashboard=False, log_to_driver=False,
+                    configure_logging=False, object_store_memory=_OBJECT_STORE,
+                )  # fmt: skip
+        except HeredityError:
+            raise
+        except Exception as error:
+            raise Unavailable(
+                f"{self.name} cannot be used: {first_line(error).rstrip('.')}. {_ADVICE[bool(address)]}"
+            ) from error
+
+    def start(self, setup: bytes, folder: Path) -> RayWorker:
+        """Start a worker, once the cluster has room for it."""
+        handle, ray = self._remote.remote(setup, str(folder)), self._ray
+        return RayWorker(lambda given: handle.poll.remote(given).future(), lambda: ray.kill(handle))
+
+    def close(self) -> None:
+        """End all workers, and a cluster of our own."""
+        self._ray.shutdown()
+        self._environment.restore()
+        _read_settings_again()
+
+
+SETTINGS = (
+    "RAY_USAGE_STATS_ENABLED", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_NUM_REDIS_GET_RETRIES", "PYTHONBREAKPOINT",
+)  # fmt: skip
+
+
+class _Environment:
+    """The variables of Ray in this process and in those that it starts, and what they were before."""
+
+    def __init__(self) -> None:
+        self._before = {name: os.environ.get(name) for name in SETTINGS}
+
+    def settle(self, address: str) -> None:
+        """Ask for a token, and turn usage statistics off. A cluster of our own gets a new token."""
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ["RAY_AUTH_MODE"] = "token"
+        if not address:
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+            os.environ.pop("RAY_ADDRESS", None)
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch for loopback, on Linux too
+            os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", _START_SECONDS)
+
+    def restore(self) -> None:
+        """Set the variables as they were."""
+        for name, value in self._before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _refuse_connected() -> None:
+    """Raise Unavailable if this process uses a cluster already: Ray connects a process to one."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        raise Unavailable(
+            "This process is connected to a Ray cluster already. Call ray.shutdown() first: heredity connects"
+            " to the cluster of --on by itself."
+        )
+
+
+def _read_settings_again() -> None:
+    """Let Ray read mode and token again: it keeps those of its import, or of an earlier cluster."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def require_token(address: str) -> None:
+    """Raise Refused if the cluster answers somebody without a token, Unavailable if nobody answers."""
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        environment.pop(name, None)
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", _WITHOUT_TOKEN, address],
+            env=environment, capture_output=True, text=True, timeout=_TOKEN_SECONDS, check=False,
+        )  # fmt: skip
+        answer = asked.stdout.strip()
+    except subprocess.TimeoutExpired:
+        answer = ""
+    if answer == "answered":
+        raise Refused(
+            f"The Ray cluster at {address} asks for no token, so anyone who reaches its ports can run code "
+            "on its machines. Start it with RAY_AUTH_MODE=token and a token on every machine."
+        )
+    if answer != "refused":
+        raise Unavailable(
+            f"No Ray cluster answers at {address}. Give the address that `ray start --address` takes."
+        )
+
 
 MAX_WORKERS = 4096
 LATE_SECONDS = 1800.0  # without a row from a worker that has trials; then it is ended

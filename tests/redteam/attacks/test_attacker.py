@@ -13,9 +13,9 @@ from heredity.core.files import Rows
 from heredity.core.records import Consult, Exchange, Message, Reply, Request, Response
 from heredity.lineage.store import Store
 from heredity.redteam import attacks
-from heredity.study.attack_context import ProbeReferee
 from heredity.study.findings.cost import Cost
 from heredity.study.plan import Plan
+from heredity.study.runner import ProbeReferee
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.support.conversations import APPLICATION, BY_ID, HOW, REFUSAL

@@ -12,7 +12,7 @@ from heredity.core.files import Rows
 from heredity.core.records import Reply, Request
 from heredity.engines.protocols import Engine
 from heredity.redteam import attacks
-from heredity.study.attack_context import FOUND, SearchResult
+from heredity.study.runner import FOUND, SearchResult
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.support.conversations import APPLICATION, BY_ID, HOW, REFUSAL

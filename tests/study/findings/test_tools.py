@@ -31,10 +31,9 @@ from heredity.study import workers as workers_module
 from heredity.study.findings.tools import ToolCallCounts
 from heredity.study.plan import read_plan, write_plan
 from heredity.study.report import html, json, markdown
-from heredity.study.shards import StudyPart
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
-from heredity.study.workers import Workers
+from heredity.study.workers import StudyPart, Workers
 from tests.support import running_tools as given
 from tests.support.errors import raises
 from tests.support.findings import section

@@ -9,7 +9,7 @@ import pytest
 from heredity.application.spec import Application
 from heredity.core.errors import BadInput, NotComparable, UsageError
 from heredity.study import plan
-from heredity.study.importers._study import APPLICATION, NOTHING
+from heredity.study.importers import APPLICATION, NOTHING
 from heredity.study.report import html, markdown
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study

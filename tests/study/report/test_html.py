@@ -18,8 +18,8 @@ from heredity.core.records import digest, encode
 from heredity.stats.intervals import refused
 from heredity.study import storage
 from heredity.study.advice import ADDRESSES
-from heredity.study.demo import write_demo
 from heredity.study.estimates import SCHEMA
+from heredity.study.folders import write_demo
 from heredity.study.plan import PlanFile, PlannedModel
 from heredity.study.report import html
 from tests.support.errors import raises

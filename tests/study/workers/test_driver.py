@@ -20,10 +20,10 @@ from heredity.engines.scripted import ScriptedEngine
 from heredity.lineage.store import Store
 from heredity.lineage.store import scripted as scripted_model
 from heredity.lineage.types import Grown
-from heredity.study import worker, workers
+from heredity.study import workers
 from heredity.study.plan import Plan, PlannedModel, write_plan
 from heredity.study.storage import run_records
-from heredity.study.worker import Lease, Setup, Status, StudyWorker
+from heredity.study.workers import Lease, Setup, Status, StudyWorker
 from tests.support.errors import raises
 from tests.support.studies import by_index, plan, responses, study
 from tests.support.worker_threads import ThreadWorker
@@ -40,7 +40,7 @@ def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
 def machines(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Let the workers run on machines of these kinds, in turn."""
     turns = itertools.cycle(names)
-    monkeypatch.setattr(worker, "machine", lambda *_: next(turns))
+    monkeypatch.setattr(workers, "machine", lambda *_: next(turns))
 
 
 def test_only_machines_of_the_first_kind_answer_and_each_row_names_it(
@@ -86,7 +86,7 @@ def test_workers_that_compute_differently_are_not_mixed(
             super().__init__("mixed", seconds=0.005)
             self.numerics = self.base_numerics = f"numerics {next(turns)}"
 
-    monkeypatch.setattr(worker, "load_engine", lambda grown, store: Differing(grown))
+    monkeypatch.setattr(workers, "load_engine", lambda grown, store: Differing(grown))
     with raises(NotComparable, "not-comparable", ["scripted:mixed", "numerics 0", "numerics 1"]):
         study(tmp_path / "several", plan(["scripted:mixed"]), store=Store(tmp_path / "store")).ask(workers=2)
 
@@ -106,7 +106,7 @@ def test_it_is_shown_that_workers_start_and_which_model_they_load(
         assert is_shown.wait(60)
         return ScriptedEngine("mixed")
 
-    monkeypatch.setattr(worker, "load_engine", load)
+    monkeypatch.setattr(workers, "load_engine", load)
     study(tmp_path / "several", plan(["scripted:mixed"]), store=Store(tmp_path / "store")).ask(
         watch, workers=2
     )
@@ -134,7 +134,7 @@ def test_the_phase_of_a_worker_that_loads_is_shown_with_its_count(
         return ScriptedEngine("mixed")
 
     monkeypatch.setattr(progress_module, "EVERY_SECONDS", 0.0)
-    monkeypatch.setattr(worker, "load_engine", load)
+    monkeypatch.setattr(workers, "load_engine", load)
     study(tmp_path / "several", plan(["scripted:mixed"]), store=Store(tmp_path / "store")).ask(
         watch, workers=1
     )
@@ -167,7 +167,7 @@ def test_a_second_worker_that_loads_a_model_does_not_hide_that_the_first_one_ans
         return Waiting("mixed")
 
     monkeypatch.setattr(progress_module, "EVERY_SECONDS", 0.0)
-    monkeypatch.setattr(worker, "load_engine", load)
+    monkeypatch.setattr(workers, "load_engine", load)
     study(tmp_path / "several", plan(["scripted:mixed"]), store=Store(tmp_path / "store")).ask(
         watch, workers=2
     )
@@ -176,7 +176,8 @@ def test_a_second_worker_that_loads_a_model_does_not_hide_that_the_first_one_ans
 
 
 def test_a_worker_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "__version__", "0.0.1")
+    poll = StudyWorker.poll
+    monkeypatch.setattr(StudyWorker, "poll", lambda *given: poll(*given)._replace(version="0.0.1"))
     with raises(NotComparable, "not-comparable", ["0.0.1", __version__]):
         study(tmp_path / "several", MADE).ask(workers=2)
     assert not responses(tmp_path / "several")

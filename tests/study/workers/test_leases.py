@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from heredity.study.plan import Grid, TrialSet
-from heredity.study.worker import Lease
-from heredity.study.workers import TrialQueue
+from heredity.study.workers import Lease, TrialQueue
 from tests.support.small_study import small_plan
 
 GRID = Grid(small_plan())  # 2 models x 2 attacks x 3 probes x 2 samples

@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 
 from heredity.core.errors import Refused, Unavailable, UsageError
-from heredity.study import launch
 from heredity.study import plan as plans
+from heredity.study import workers
 from heredity.study.study import Study
 from heredity.study.workers import Workers
 from tests.support import worker_engines
@@ -47,8 +47,8 @@ def test_what_is_not_a_place_is_refused(on: str) -> None:
 
 
 def test_the_address_of_a_cluster_is_read() -> None:
-    assert launch.address_of("ray") == ""
-    assert launch.address_of("ray://10.0.0.1:6379") == "10.0.0.1:6379"
+    assert workers.address_of("ray") == ""
+    assert workers.address_of("ray://10.0.0.1:6379") == "10.0.0.1:6379"
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_a_cluster_that_asks_for_no_token_is_refused(
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         with raises(Refused, "refused", [port]):
-            launch.require_token(f"127.0.0.1:{port}")
+            workers.require_token(f"127.0.0.1:{port}")
 
 
 @pytest.mark.proof
@@ -187,7 +187,7 @@ def test_an_address_where_no_cluster_is_is_an_error(
 ) -> None:
     port = free_port()
     with raises(Unavailable, "unavailable", [port]):
-        launch.require_token(f"127.0.0.1:{port}")
+        workers.require_token(f"127.0.0.1:{port}")
 
 
 @pytest.mark.proof
@@ -212,7 +212,7 @@ import os, sys
 from pathlib import Path
 # import
 from heredity.study.study import Study
-from heredity.study.launch import SETTINGS
+from heredity.study.workers import SETTINGS
 from heredity.study.workers import Workers
 before = dict(os.environ)
 for name in ("first", "second"):
@@ -225,4 +225,4 @@ def test_a_process_that_is_connected_to_a_cluster_is_refused(monkeypatch: pytest
     connected = types.SimpleNamespace(is_initialized=lambda: True)
     monkeypatch.setitem(sys.modules, "ray", connected)
     with raises(Unavailable, "unavailable", mentions=["ray.shutdown()"]):
-        launch.RayPlace("", 1, has_weights=False)
+        workers.RayPlace("", 1, has_weights=False)

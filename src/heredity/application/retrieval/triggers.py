@@ -9,7 +9,7 @@ letters and one token. None is a term of the question, so that a search by words
 are scored as the text that is planted, tokenized again. At most `n_steps` gradients and
 `n_steps * CANDIDATES` forward passes.
 Leaves to others: which texts (redteam/attacks/poisoned_index.py), and keeping the result
-(study/attack_context.py).
+(study/runner.py).
 """
 
 from __future__ import annotations

@@ -10,20 +10,49 @@ AnswerImporter (_record.py).
     request_log  the log of `heredity serve --request-log`
 
 Promises: the same files give the same study, and models are paired by prompt. An answer that one model lacks
-becomes an error row. Nothing here claims that all models had the same application.
+becomes an error row. Nothing here claims that all models had the same application. The files are read twice,
+and no answer is kept in memory. `responses.jsonl` is written last.
 Leaves to others: judging (study.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
 
+import msgspec
+import numpy as np
+from msgspec import UNSET
+from numpy.typing import NDArray
+
+from heredity import stats
+from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.errors import BadInput, UnknownName, UsageError
-from heredity.core.files import open_file
+from heredity.core.files import Lock, Rows, open_file, replacing, write_atomic
 from heredity.core.readers import unreadable
-from heredity.study.estimates import LackingFile
+from heredity.core.records import (
+    RECORDED,
+    SCHEMA,
+    Estimate,
+    Exchange,
+    Probe,
+    Record,
+    Response,
+    digest,
+    encode,
+)
+from heredity.core.sanitize import label
+from heredity.core.sections import TextTable
+from heredity.core.version import __version__
+from heredity.study import wording
+from heredity.study.estimates import SCOPES, Estimates, LackingFile, Table2x2
 from heredity.study.importers._record import (
     AnswerImporter,
     CountsMissing,
@@ -36,19 +65,446 @@ from heredity.study.importers._record import (
     columns,
     convert,
 )
-from heredity.study.importers._study import (
-    Agreement,
-    Agreements,
-    JudgedPair,
-    JudgedRate,
-    RecordedVerdict,
-    Summary,
-    agreement,
-    agreements,
-    judge_tables,
-    make,
-)
-from heredity.study.storage import write_lacking
+from heredity.study.intervals import Intervals
+from heredity.study.outcomes import BROKE, HELD, Outcomes
+from heredity.study.plan import Grid, Plan, PlannedModel, TrialSet, read_plan, write_plan
+from heredity.study.resolve import declare
+from heredity.study.storage import RESPONSES, RUNS, RunRecord, open_verdicts, write_lacking
+from heredity.study.wording import interval, p_words, percent, points, points_interval
+
+FILE = "agreement.json"
+OWN = "heredity"  # the judge that the study itself used
+ALL = "all"
+_Codes = NDArray[np.int8]
+
+
+# --- agreement ---------------------------------------------------------------------------------------
+# Compare heredity's verdicts with those of other judges: rates, pairs of models, and agreement. Promises:
+# every judge is counted on the decided trials of the same breach probes, with n. Models are paired by
+# prompt. Agreement comes with Cohen's kappa, which corrects for chance, and with intervals.
+class JudgedRate(Record, frozen=True):
+    """How often one model broke by one judge; `estimate.n` are the trials that this judge decided."""
+
+    judge: str
+    model: str
+    n_broke: int
+    estimate: Estimate
+
+
+class JudgedPair(Record, frozen=True):
+    """Two models on the same prompts by one judge. `difference` is the rate of `b` minus that of `a`."""
+
+    judge: str
+    a: str
+    b: str
+    table: Table2x2
+    n: int
+    difference: Estimate
+    p_value: float
+    test: str
+
+
+class Agreement(Record, frozen=True):
+    """Two judges on the answers that both decided; `model` is a model's id or "all"."""
+
+    a: str
+    b: str
+    model: str
+    table: Table2x2  # broke by both, only by `a`, only by `b`, by neither
+    n: int
+    agreement: Estimate
+    kappa: Estimate
+
+
+class Agreements(Record, frozen=True):
+    """agreement.json."""
+
+    judges: tuple[str, ...]
+    rates: tuple[JudgedRate, ...]
+    pairs: tuple[JudgedPair, ...]
+    agreements: tuple[Agreement, ...]
+    schema: int = SCHEMA
+
+
+def agreement(folder: Path) -> Agreements:
+    """Compute agreement.json from the verdicts in `folder`, and save it."""
+    found = agreements(folder)
+    write_atomic(folder / FILE, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    return found
+
+
+def agreements(folder: Path) -> Agreements:
+    """Compute the content of agreement.json from the verdicts in `folder`."""
+    planned = read_plan(folder)
+    codes = _codes(folder, planned)
+    numbers: dict[str, int] = {}
+    of = [numbers.setdefault(probe.cluster, len(numbers)) for probe in planned.probes]
+    clusters = np.tile(np.repeat(np.array(of, np.int64), planned.samples), len(planned.attacks))
+    return Agreements(
+        judges=tuple(codes),
+        rates=tuple(
+            _rate(judge, planned, of, m, clusters) for judge, of in codes.items() for m in range(len(of))
+        ),
+        pairs=tuple(
+            _pair(judge, planned, of, a, b, clusters)
+            for judge, of in codes.items()
+            for a, b in combinations(range(len(of)), 2)
+        ),
+        agreements=tuple(
+            _agreement(first, second, model, codes[first][part], codes[second][part], Intervals.of(planned))
+            for first, second in combinations(codes, 2)
+            for model, part in _parts(planned)
+        ),
+    )
+
+
+def _codes(folder: Path, planned: Plan) -> dict[str, _Codes]:
+    """Map each judge to one code per trial, a row per model in the plan's order; 0 is undecided."""
+    shape = (len(planned.models), planned.n_per_model)
+    codes = {OWN: np.zeros(planned.n_trials, np.int8)}
+    code_of = {"held": HELD, "broke": BROKE}
+    grid = Grid(planned)
+    for verdict in open_verdicts(folder):
+        if grid.matches(verdict.index, verdict.trial):
+            codes[OWN][verdict.index] = code_of.get(verdict.outcome or "", 0)
+    for row in Rows(folder / VERDICTS, RecordedVerdict):
+        if grid.matches(row.index, row.trial):
+            of = codes.setdefault(row.judge, np.zeros(planned.n_trials, np.int8))
+            of[row.index] = 0 if row.broke is None else BROKE if row.broke else HELD
+    is_twin = Outcomes(planned).twin_trials
+    for of in codes.values():
+        of[is_twin] = 0
+    return {judge: of.reshape(shape) for judge, of in codes.items()}
+
+
+def _parts(planned: Plan) -> list[tuple[str, slice]]:
+    """All models together if there are several, then each one, as slices of the codes."""
+    each = [(model.id, slice(m, m + 1)) for m, model in enumerate(planned.models)]
+    return [(ALL, slice(None)), *each] if len(each) > 1 else each
+
+
+def _rate(judge: str, planned: Plan, of: _Codes, m: int, clusters: NDArray[np.int64]) -> JudgedRate:
+    is_decided = of[m] > 0
+    broke = of[m][is_decided] == BROKE
+    found = Intervals.of(planned).rate(broke, clusters[is_decided])
+    return JudgedRate(judge, planned.models[m].id, int(broke.sum()), found)
+
+
+def _pair(judge: str, planned: Plan, of: _Codes, a: int, b: int, clusters: NDArray[np.int64]) -> JudgedPair:
+    is_shared = (of[a] > 0) & (of[b] > 0)
+    broke = of[a][is_shared] == BROKE, of[b][is_shared] == BROKE
+    found = Intervals.of(planned).compare(*broke, clusters[is_shared])
+    table = Table2x2(*found.table)
+    ids = planned.models[a].id, planned.models[b].id
+    return JudgedPair(judge, *ids, table, found.table.n, found.difference, found.p_value, found.test)
+
+
+def _agreement(first: str, second: str, model: str, a: _Codes, b: _Codes, intervals: Intervals) -> Agreement:
+    is_shared = (a > 0) & (b > 0)
+    table = stats.tabulate(a[is_shared] == BROKE, b[is_shared] == BROKE)
+    agreed = intervals.rate_of_counts(table.both + table.neither, table.n)
+    return Agreement(first, second, model, Table2x2(*table), table.n, agreed, intervals.kappa(table))
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+
+def judge_tables(folder: Path, estimates: Estimates) -> list[TextTable]:
+    """Rates by judge, pairs of models by judge, and pairs of judges; [] if there is only one judge.
+
+    For a study of recorded answers (Estimates.is_recorded).
+    """
+    found = agreements(folder)
+    if len(found.judges) < 2:
+        return []
+    names = wording.names(estimates.models)
+    rows = []
+    for judge in found.judges:
+        of = {rate.model: rate.estimate for rate in found.rates if rate.judge == judge}
+        cells = (f"{percent(of[m].value)} ({interval(of[m])}), n {of[m].n}" for m in names)
+        rows.append([label(judge), *cells])
+    return [
+        TextTable("Breach rate by judge", ["judge", *names.values()], rows),
+        *([_pair_table(found, names)] if found.pairs else []),
+        _agreement_table(found, names),
+    ]
+
+
+def _pair_table(agreements: Agreements, names: dict[str, str]) -> TextTable:
+    rows = [
+        [
+            f"{names[pair.a]}, {names[pair.b]}",
+            label(pair.judge),
+            _counts(pair.table),
+            f"{points(pair.difference.value)} ({points_interval(pair.difference)})",
+            p_words(pair.p_value),
+        ]
+        for pair in agreements.pairs
+    ]
+    return TextTable(
+        "Model against model by judge", ["a, b", "judge", "both/a/b/neither", "b minus a", "p, raw"], rows
+    )
+
+
+def _agreement_table(agreements: Agreements, names: dict[str, str]) -> TextTable:
+    rows = [
+        [
+            f"{label(one.a)}, {label(one.b)}",
+            names.get(one.model, "all models"),
+            f"{one.n}",
+            f"{percent(one.agreement.value)} ({interval(one.agreement)})",
+            _kappa(one.kappa),
+            _counts(one.table),
+        ]
+        for one in agreements.agreements
+    ]
+    head = ["1st, 2nd judge", "answers of", "n", "agreement", "kappa", "both/1st/2nd/neither"]
+    return TextTable("Agreement of judges", head, rows)
+
+
+def _counts(of: Table2x2) -> str:
+    """Answers that broke by both, only by the first, only by the second, and by neither."""
+    return f"{of.both}/{of.only_a}/{of.only_b}/{of.neither}"
+
+
+def _kappa(estimate: Estimate) -> str:
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return "-"
+    return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})".replace("-0.00", "0.00")
+
+
+APPLICATION = "recorded elsewhere"  # of every import: heredity did not control the application
+FORMAT = "recorded"
+VERDICTS = "recorded.jsonl"
+TECHNIQUE = "recorded"  # of answers without a category
+ATTACK = "direct"  # a prompt as it was asked
+NOTHING = "no answer of this model to this prompt was recorded"
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+class RecordedVerdict(Record, frozen=True):
+    """A row of recorded.jsonl: another judge's verdict on one answer. `broke` None: it did not decide."""
+
+    index: int
+    trial: str
+    judge: str
+    broke: bool | None
+    schema: int = SCHEMA
+
+
+class Summary(NamedTuple):
+    """Counts of an import."""
+
+    folder: Path
+    models: tuple[str, ...]
+    n_prompts: int
+    n_samples: int
+    n_answers: int
+    n_missing: int  # trials without a recorded answer
+    judges: tuple[str, ...]  # whose verdicts were recorded too
+    lacking: tuple[Lacking, ...] = ()  # files that lack answers of their own runs
+
+
+def make(folder: Path, read: Callable[[], Iterator[Recorded]]) -> Summary:
+    """Write the study of the answers that `read` yields. It is called twice."""
+    sheet = Sheet()
+    for answer in read():
+        sheet.add(answer)
+    planned = sheet.plan()
+    with Lock(folder):
+        planned = write_plan(folder, planned)
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        n_each = planned.n_per_model
+        rows = (
+            RunRecord(model.id, APPLICATION, at, "", 0.0, n_each, 0, 0, {"heredity": __version__})
+            for model in planned.models
+        )
+        write_atomic(folder / RUNS, b"".join(encode(row) + b"\n" for row in rows))
+        n_answers = _write_rows(folder, planned, sheet, read())
+    return Summary(
+        folder,
+        tuple(model.name for model in planned.models),
+        len(planned.probes),
+        planned.samples,
+        n_answers,
+        planned.n_trials - n_answers,
+        tuple(sheet.judges),
+    )
+
+
+class Sheet:
+    """The result of the first reading: models, prompts, samples, and the line of each answer."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, int] = {}
+        self.judges: dict[str, None] = {}
+        self._hashes: list[hashlib.blake2b] = []
+        self._probes: dict[str, int] = {}  # a prompt's id, or its digest -> its index
+        self._made: list[Probe] = []
+        self._first: list[tuple[Path, int]] = []  # file and line of each prompt's first answer
+        self._samples: dict[str, int] = {}
+        self._seen: dict[tuple[int, int, int], int] = {}  # model, prompt, sample -> line
+        self._n_of: dict[tuple[int, int], int] = {}
+        self._names: set[str] = set()
+
+    def add(self, answer: Recorded) -> None:
+        """Note an answer of the first reading. Raises BadInput for a second one, or another prompt."""
+        m, p, s = self._model(answer.model), self._probe(answer), self._sample(answer)
+        if (m, p, s) in self._seen:
+            raise BadInput(
+                answer.path,
+                f"{_who(answer)} answered this prompt already (line {self._seen[m, p, s]}). If it was asked "
+                "several times, name the column with the sample number (--columns sample=COLUMN), or add "
+                "--repeats",
+                answer.line,
+                code="name-twice",
+            )
+        self._seen[m, p, s] = answer.line
+        self.judges |= dict.fromkeys(answer.verdicts)
+        facts: list[object] = [self._made[p].id, answer.sample, answer.response, answer.error]
+        facts += [answer.raw.tool_calls, *([answer.raw.recorded] if answer.raw.recorded else [])]
+        self._hashes[m].update(encode(facts))
+
+    def place(self, answer: Recorded) -> tuple[int, int, int]:
+        """Model, prompt and sample of an answer of the second reading."""
+        return self._model(answer.model), self._probe(answer), self._sample(answer)
+
+    def again(self) -> None:
+        """Begin the second reading: repeats are counted again from zero."""
+        self._n_of.clear()
+
+    def plan(self) -> Plan:
+        """The plan of these answers. Raises UsageError if there are no answers."""
+        if not self._seen:
+            raise UsageError("No answer in these files.")
+        models = tuple(
+            PlannedModel(digest([FORMAT, name, self._hashes[m].hexdigest()]), name, name, "unknown", FORMAT)
+            for name, m in self.models.items()
+        )
+        samples = 1 + max(s for _, _, s in self._seen)
+        planned = Plan(
+            models=models,
+            application=Application(APPLICATION, system="", rendering="recorded"),
+            attacks=(ATTACK,),
+            probes=tuple(self._made),
+            samples=samples,
+            seed=0,
+            margin=0.05,
+            confidence=0.95,
+            skipped=(),
+        )
+        return declare(planned)
+
+    def _model(self, name: str) -> int:
+        if name not in self.models:
+            self.models[name] = len(self.models)
+            self._hashes.append(hashlib.blake2b(digest_size=16))
+        return self.models[name]
+
+    def _probe(self, answer: Recorded) -> int:
+        key = f"id {answer.id}" if answer.id else f"prompt {digest(answer.turns)}"
+        key = f"{answer.category}\0{answer.is_benign}\0{key}"
+        if key not in self._probes:
+            self._probes[key] = len(self._made)
+            self._made.append(self._made_of(answer))
+            self._first.append((answer.path, answer.line))
+        p = self._probes[key]
+        if self._made[p].turns != answer.turns:
+            path, line = self._first[p]
+            raise BadInput(
+                answer.path, f"id '{answer.id[:60]}' has another prompt than at {path}:{line}", answer.line
+            )
+        return p
+
+    def _made_of(self, answer: Recorded) -> Probe:
+        technique = _slug(answer.category) or TECHNIQUE
+        if technique in {scope for of in SCOPES.values() for scope in of}:
+            technique = f"{TECHNIQUE}-{technique}"
+        name = f"{technique}/{_slug(answer.id) or digest(answer.turns)[:12]}"
+        name += "~benign" if answer.is_benign else ""
+        if name in self._names:  # two ids may have one slug
+            name += f"-{digest([answer.id, answer.category, answer.turns])[:8]}"
+        self._names.add(name)
+        cluster = f"{technique}/{_slug(answer.cluster)}" if answer.cluster else name
+        kind: Literal["breach", "benign"] = "benign" if answer.is_benign else "breach"
+        return Probe(
+            name, technique, kind, answer.turns, answer.raw.check, cluster, answer.raw.threats,
+            why_no_twin="" if answer.is_benign else "a prompt that was recorded elsewhere, by itself",
+            useful=UNSET if answer.raw.useful is None else answer.raw.useful,
+        )  # fmt: skip
+
+    def _sample(self, answer: Recorded) -> int:
+        if answer.repeats:
+            key = (self._model(answer.model), self._probe(answer))
+            self._n_of[key] = self._n_of.get(key, 0) + 1
+            return self._n_of[key] - 1
+        if answer.sample is None:
+            return 0
+        return self._samples.setdefault(answer.sample, len(self._samples))
+
+
+def _write_rows(folder: Path, planned: Plan, sheet: Sheet, answers: Iterator[Recorded]) -> int:
+    """Write responses and recorded verdicts, and return the number of answers."""
+    grid, done = Grid(planned), TrialSet(planned.n_trials)
+    n_answers = 0
+    sheet.again()
+    with _whole(folder / RESPONSES, Response) as responses:
+        with _whole(folder / VERDICTS, RecordedVerdict) as verdicts:
+            for answer in answers:
+                m, p, s = sheet.place(answer)
+                index = (m * len(planned.probes) + p) * planned.samples + s
+                done.add(index)
+                raw = answer.raw
+                counts = raw.n_prompt_tokens, raw.n_tokens
+                response = _response(
+                    grid,
+                    index,
+                    Exchange("", answer.shown, "", answer.response or "", raw.tool_calls, raw.stop, *counts),
+                    answer.error,
+                    answer.raw.recorded,
+                )
+                responses.append(response)
+                n_answers += 1
+                for judge, broke in answer.verdicts.items():
+                    verdicts.append(RecordedVerdict(index, response.trial, judge, broke))
+        for index in done.missing(range(planned.n_trials)):
+            responses.append(_response(grid, index, None, NOTHING))
+    return n_answers
+
+
+def _response(
+    grid: Grid,
+    index: int,
+    exchange: Exchange | None,
+    error: str | None,
+    recorded: Mapping[str, bool] | None = None,
+) -> Response:
+    trial = grid.trial(index)
+    return Response(
+        index, trial.id, trial.model.id, grid.application, trial.probe.id, trial.attack, trial.sample,
+        trial.seed, () if exchange is None or error else (exchange,), APPLICATION, error,
+        error_code=UNSET if error is None else RECORDED,
+        recorded=dict(recorded) if recorded and error is None else UNSET,
+    )  # fmt: skip
+
+
+@contextmanager
+def _whole(path: Path, kind: type[_T]) -> Iterator[Rows[_T]]:
+    """Rows whose file gets its name at the end. The next lock removes the file of a killed process."""
+    with replacing(path) as temporary, Rows(temporary, kind) as rows:
+        yield rows
+
+
+def _slug(text: str) -> str:
+    """A name for reports: lower-case letters, digits, - and _; a lossy one ends with part of a digest."""
+    slug = re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-_")[:48]
+    is_plain = slug == re.sub(r"[ /]+", "-", text.strip().lower())
+    return slug if is_plain or not text else f"{slug}-{digest(text)[:6]}".strip("-")
+
+
+def _who(answer: Recorded) -> str:
+    return f"'{answer.model[:60]}'"
+
 
 __all__ = [
     "Agreement",

@@ -24,9 +24,8 @@ from heredity.core.sanitize import Shown, label, shown
 from heredity.study import wording
 from heredity.study.advice import Advice
 from heredity.study.estimates import ALL, ModelCard
-from heredity.study.named_models import model_of_study
 from heredity.study.outcomes import breach_order, is_part
-from heredity.study.plan import Grid, Plan, Trial
+from heredity.study.plan import Grid, Plan, Trial, model_of_study
 from heredity.study.storage import RESPONSES, VERDICTS
 from heredity.study.turns import Piece, new_parts, with_evidence
 
