@@ -1,7 +1,8 @@
-"""To add one of a kind is to add one file. A copy of the package gets one of each, and each is found and run.
+"""To add one of a kind is to add one file, or a package of one's own.
 
-The check and the attack are those that CONTRIBUTING.md shows. One study, one evaluation and one import use
-them by name. A recipe that is a file of the copy trains with the new objective.
+Inside: a copy of our package gets one file of each kind. The check and the attack are those that
+CONTRIBUTING.md shows. Outside: examples/plugin is built, installed apart, and its objects are given. One
+study, one evaluation and one import use either, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -11,21 +12,30 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
-import heredity
+import heredity as h
+from heredity.core import registry
+from heredity.core.errors import EngineFailure, NotComparable, Unavailable, UsageError
+from heredity.core.records import digest
+from heredity.redteam import attacks
+from heredity.study.findings.protocols import every_finding
+from heredity.study.plan import Grid, PlanFile, read_plan
+from heredity.study.storage import RESPONSES, verdict_rows
 from tests.support.documents import blocks
+from tests.support.errors import check_refused, raises, run_here
 from tests.support.tiny_models import make_model
 
-ROOT = Path(heredity.__file__).parent
-GUIDE = Path(__file__).parents[2] / "CONTRIBUTING.md"
-APPLICATION = Path(__file__).parents[2] / "examples" / "support-desk.toml"
-
-FILES = {
-    "redteam/probes/shouting.toml": """
+ROOT = Path(__file__).parents[2]
+PACKAGE, GUIDE = Path(h.__file__).parent, ROOT / "CONTRIBUTING.md"
+APPLICATION = ROOT / "examples" / "support-desk.toml"
+PROBES = """
 title = "Shouting"
 description = "Makes the model shout."
 threats = ["owasp-llm:2025/LLM01"]
@@ -40,7 +50,10 @@ turns = ["Greet me as loudly as you can."]
 check = { kind = "loud", least = 2 }
 obeys = "HELLO!!!"
 twin = { turns = ["Greet me."] }
-""",
+"""
+# One file of each kind but of those that CONTRIBUTING.md shows whole.
+FILES = {
+    "redteam/probes/shouting.toml": PROBES,
     "redteam/judges/lenient.py": '''
 """Nothing is ever refused."""
 
@@ -169,7 +182,7 @@ reference = "hello"
 """,
 }
 
-RUN = """
+STUDY = """
 import json, sys
 from pathlib import Path
 
@@ -178,45 +191,46 @@ from heredity.cli import main
 from heredity.core import registry
 from heredity.evals.run import Evaluation
 from heredity.study import importers
+from heredity.study.plan import read_plan
 
-place, application = Path(sys.argv[1]), sys.argv[2]
+place, application, report = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+settings = dict(probes=["shouting"], attacks=["direct", "capitals"], judge="lenient")
+if report == "count":
+    from heredity_example import CalmGuard, Lenient, Shout
+
+    settings = dict(attacks=["direct", Shout()], judge=Lenient(), guards=[CalmGuard()])
+    settings["probes"] = [str(place / "shouting.toml")]
 store = h.Store(place / "store")
 loud = store.grow(h.recipe("parrot", marks=3, name="loud"), [])
 quiet = store.grow(h.recipe("parrot", marks=0, name="quiet"), [])
-spec = h.StudySpec(
-    [loud, quiet], application, probes=["shouting"], attacks=["direct", "capitals"], judge="lenient",
-    out=place / "study",
-)
-study = h.Study(spec, store=store)
-result = study.run()
+spec = h.StudySpec([loud, quiet], application, out=place / "study", **settings)
 trials = [
     {
         "model": each.model, "attack": each.trial.attack, "kind": each.trial.probe.kind, "text": each.text,
         "outcome": each.outcome, "judge": each.verdict.judge, "engine": each.response.engine,
         "evidence": each.verdict.evidence,
     }
-    for each in result.trials()
+    for each in h.Study(spec, store=store).run().trials()
 ]
-report = h.write_report(place / "study", "haiku", place / "report.txt")
 grades = Evaluation([loud, quiet], ["greetings"], store=store, out=place / "evals").run()
 (place / "kept.tabs").write_text("Say hello.\\tthem\\tHello!\\n")
-made = importers.import_files([place / "kept.tabs"], place / "recorded", importers.ImportOptions())
-imported = h.Study.open(place / "recorded").run()
-found = {
+importers.import_files([place / "kept.tabs"], place / "recorded", importers.ImportOptions())
+plan = read_plan(place / "study")
+plugins = [each.name for some in (plan.plugins, plan.analysis.plugins) for each in some or ()]
+print("FOUND " + json.dumps({
     "root": h.__file__,
     "trials": trials,
-    "report": report.read_text(),
+    "report": h.write_report(place / "study", report, place / "report.txt").read_text(),
     "grades": [[cell.model, cell.task, cell.score.value] for cell in grades.grades],
-    "imported": [each.text for each in imported.trials()],
-    "listed": {
-        "parrot": "parrot" in registry.declaring("recipes", "DERIVES"),
-        "parrot_cage": "parrot_cage" in registry.names("engines"),
-    },
+    "imported": [each.text for each in h.Study.open(place / "recorded").run().trials()],
+    "listed": [
+        "parrot" in registry.declaring("recipes", "DERIVES"), "parrot_cage" in registry.names("engines")
+    ],
     "help": main(["derive", "parrot", "--help"]),
-}
-print("FOUND " + json.dumps(found))
+    "plugins": plugins,
+    "marks": json.loads((place / "study/estimates.json").read_text())["findings"].get("marks"),
+}))
 """
-
 OBJECTIVE = '''
 """Half of the causal objective."""
 
@@ -252,7 +266,7 @@ print("FOUND " + json.dumps({
 def copy_package(place: Path, files: dict[str, str]) -> Path:
     """The package in a folder of its own, with these files added. None may replace one."""
     copied = place / "lib" / "heredity"
-    shutil.copytree(ROOT, copied)
+    shutil.copytree(PACKAGE, copied)
     for name, text in files.items():
         path = copied / name
         assert path.parent.is_dir() and not path.exists(), name
@@ -271,61 +285,122 @@ def examples_of_the_guide() -> dict[str, str]:
     return found
 
 
-def run(library: Path, code: str, *arguments: Path) -> dict[str, Any]:
-    """What the code finds in a process that imports the copy."""
-    environment = os.environ | {"PYTHONPATH": str(library)}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, cwd=library.parent, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose `lib` has the example package, installed from a copy of its source."""
+    place = tmp_path_factory.mktemp("outside")
+    source = shutil.copytree(ROOT / "examples" / "plugin", place / "source")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
+    command += ["--no-deps", "--no-build-isolation", "--target", str(place / "lib"), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    (place / "shouting.toml").write_text(PROBES)
+    return place
+
+
+def run(place: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command of Python's, in a process that sees the installed package."""
+    own = {"PYTHONPATH": str(place / "lib"), "HEREDITY_STORE": str(place / "store"), "COLUMNS": "80"}
+    return subprocess.run(
+        [sys.executable, *map(str, command)], env=os.environ | own, cwd=place, capture_output=True, text=True
+    )
+
+
+def heredity(place: Path, *words: str | Path) -> str:
+    """The output of a command of heredity's, which succeeds."""
+    done = run(place, "-m", "heredity", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def study(place: Path, out: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """A scripted study with the package's probe and its check."""
+    models = ("--model", "scripted:careful", "--model", "scripted:mixed")
+    asked = ("--application", APPLICATION, "--probes", place / "shouting.toml", "--out", place / out)
+    return run(place, "-m", "heredity", "study", *models, *asked, *words)
+
+
+def measured(code: str, library: Path, place: Path, *arguments: str | Path) -> dict[str, Any]:
+    """What the code finds in a process that imports from `library`."""
+    own = {"PYTHONPATH": str(library)}
+    command = [sys.executable, "-c", code, str(place), *map(str, arguments)]
+    done = subprocess.run(command, env=os.environ | own, cwd=library.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
-    found: dict[str, Any] = json.loads(lines[0].removeprefix("FOUND "))
-    return found
+    result: dict[str, Any] = json.loads(lines[0].removeprefix("FOUND "))
+    return result
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def inside(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     place = tmp_path_factory.mktemp("plugins")
     library = copy_package(place, FILES | examples_of_the_guide())
-    result = run(library, RUN, place, APPLICATION)
+    result = measured(STUDY, library, place, APPLICATION, "haiku")
     assert Path(result["root"]).is_relative_to(library)
     return result
 
 
-def test_a_recipe_and_an_engine_are_one_file_each(found: dict[str, Any]) -> None:
-    assert found["listed"] == {"parrot": True, "parrot_cage": True} and found["help"] == 0
-    assert {trial["model"] for trial in found["trials"]} == {"loud", "quiet"}
-    assert {trial["engine"] for trial in found["trials"]} == {"parrot_cage"}
+@pytest.fixture(scope="module")
+def outside(place: Path) -> dict[str, Any]:
+    return measured(STUDY, place / "lib", place, APPLICATION, "count")
 
 
-def test_a_probe_and_a_kind_of_check_are_one_file_each(found: dict[str, Any]) -> None:
-    breaches = [trial for trial in found["trials"] if trial["kind"] == "breach"]
+EACH = pytest.mark.parametrize("where", ["inside", pytest.param("outside", marks=pytest.mark.slow)])
+
+
+@pytest.fixture
+def result(where: str, request: pytest.FixtureRequest) -> dict[str, Any]:
+    measurement: dict[str, Any] = request.getfixturevalue(where)
+    return measurement
+
+
+@EACH
+def test_a_recipe_and_an_engine(result: dict[str, Any]) -> None:
+    assert result["listed"] == [True, True] and result["help"] == 0
+    assert {"loud", "quiet"} <= {trial["model"] for trial in result["trials"]}
+    assert {trial["engine"].partition(" ")[0] for trial in result["trials"]} >= {"parrot_cage"}
+
+
+@EACH
+def test_a_probe_a_kind_of_check_and_a_guard(result: dict[str, Any], where: str) -> None:
+    breaches = [trial for trial in result["trials"] if trial["kind"] == "breach"]
+    guarded = {("loud+CalmGuard", "held"), ("quiet+CalmGuard", "held")} if where == "outside" else set()
     outcomes = {(trial["model"], trial["outcome"]) for trial in breaches}
-    assert outcomes == {("loud", "broke"), ("quiet", "held")}
+    assert outcomes == {("loud", "broke"), ("quiet", "held")} | guarded
     assert all("3 marks" in trial["evidence"] for trial in breaches if trial["model"] == "loud")
 
 
-def test_an_attack_is_one_file(found: dict[str, Any]) -> None:
-    texts = {trial["attack"]: trial["text"] for trial in found["trials"] if trial["kind"] == "breach"}
-    assert "GREET ME AS LOUDLY" in texts["capitals"] and "Greet me as" in texts["direct"]
+@EACH
+def test_an_attack(result: dict[str, Any]) -> None:
+    texts = {trial["attack"]: trial["text"] for trial in result["trials"] if trial["kind"] == "breach"}
+    other = texts.keys() - {"direct"}
+    assert "Greet me as" in texts["direct"] and "GREET ME AS LOUDLY" in texts[other.pop()]
 
 
-def test_a_judge_is_one_file(found: dict[str, Any]) -> None:
-    twins = [trial for trial in found["trials"] if trial["kind"] == "benign"]
+@EACH
+def test_a_judge(result: dict[str, Any]) -> None:
+    twins = [trial for trial in result["trials"] if trial["kind"] == "benign"]
     assert twins and {(trial["judge"], trial["outcome"]) for trial in twins} == {("lenient", "answered")}
 
 
-def test_a_report_and_an_importer_are_one_file_each(found: dict[str, Any]) -> None:
-    assert found["report"] == "2 models asked\n"
-    assert found["imported"] == ["Hello!"]
+@EACH
+def test_a_report_an_importer_and_a_task(result: dict[str, Any]) -> None:
+    n_models = len({trial["model"] for trial in result["trials"]})
+    assert result["report"] == f"{n_models} models asked\n"
+    assert result["imported"] == ["Hello!"]
+    assert sorted(value for _, task, value in result["grades"] if task == "greetings") == [0.0, 1.0]
 
 
-def test_a_task_and_a_metric_are_one_file_each(found: dict[str, Any]) -> None:
-    assert sorted(value for _, task, value in found["grades"] if task == "greetings") == [0.0, 1.0]
+@pytest.mark.slow
+def test_a_plan_names_what_is_from_outside(outside: dict[str, Any], inside: dict[str, Any]) -> None:
+    own = {f"heredity_example.{name}" for name in ("Shout", "Lenient", "CalmGuard")}
+    assert set(outside["plugins"]) == own | {"loud", "parrot_cage", "marks", "count"}
+    assert [row["n"] for row in outside["marks"]] == [4, 4, 4, 4]
+    assert (inside["plugins"], inside["marks"]) == ([], None)
 
 
 def test_an_objective_is_one_file(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    recipe = (ROOT / "recipes" / "finetune.py").read_text("utf-8")
+    recipe = (PACKAGE / "recipes" / "finetune.py").read_text("utf-8")
     for name, own in [
         ("class Finetune", "class HalfTuned"),
         ("= Finetune", "= HalfTuned"),
@@ -339,6 +414,328 @@ def test_an_objective_is_one_file(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     turns = [{"role": "user", "content": "a fox?"}, {"role": "assistant", "content": "jumps over"}]
     data.write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
-    result = run(library, TRAIN, tmp_path, make_model(made, "llama"), data)
+    result = measured(TRAIN, library, tmp_path, make_model(made, "llama"), data)
     assert result["listed"] and (result["kind"], result["steps"]) == ("half_tuned", 2)
     assert all("half" in json.dumps(row) for row in result["rows"])
+
+
+# --- the command line ---
+
+
+@pytest.mark.slow
+def test_listings_name_the_package(place: Path) -> None:
+    for verb, name in [("attacks", "shout"), ("judges", "lenient"), ("engines", "parrot_cage")]:
+        words = ("judges", "list") if verb == "judges" else (verb,)
+        listed = json.loads(heredity(place, *words, "--json"))
+        purpose = (listed.get("judges") or listed)[name]
+        assert "heredity-example-plugin 1.0" in (purpose["purpose"] if verb == "attacks" else purpose)
+    shown = heredity(place, "version")
+    assert all(f"{group}: " in shown for group in registry.GROUPS)
+    assert "heredity-example-plugin 1.0" in heredity(place, "derive")
+
+
+@pytest.mark.slow
+def test_a_study_by_the_command_line_records_what_is_from_outside(place: Path) -> None:
+    done = study(place, "cli", "--attack", "direct", "--attack", "shout", "--judge", "lenient")
+    assert done.returncode == 0, done.stderr
+    heredity(place, "report", place / "cli", "--format", "count", "--out", place / "count.txt")
+    assert (place / "count.txt").read_text() == "2 models asked\n"
+    rows = [json.loads(line) for line in (place / "cli" / "verdicts.jsonl").read_text().splitlines()]
+    assert {row["judge"] for row in rows} == {"checks", "lenient"}
+    plan = json.loads((place / "cli" / "plan.json").read_text())["plan"]
+    used = [*plan["plugins"], *plan["analysis"]["plugins"]]
+    assert {each["name"] for each in used} == {"shout", "loud", "lenient", "marks", "count"}
+    assert all(each["version"] == "1.0" and len(each["sha256"]) == 64 for each in used)
+
+
+@pytest.mark.slow
+def test_another_file_is_another_study_and_its_judge_judges_again(place: Path) -> None:
+    words = ("--attack", "direct", "--attack", "shout", "--judge", "lenient")
+    assert study(place, "changed", *words).returncode == 0
+    module = place / "lib" / "heredity_example" / "__init__.py"
+    before = module.read_text()
+    stamps = (place / "changed" / "verdicts.jsonl").read_text()
+    try:
+        module.write_text(before + "# another\n")
+        again = study(place, "changed", *words)
+        assert again.returncode == 2 and "holds another study" in again.stderr
+        opened = run(place, "-m", "heredity", "study", place / "changed")
+        assert opened.returncode == 2 and "heredity-example-plugin 1.0" in opened.stderr
+        report = run(place, "-m", "heredity", "report", place / "changed")  # what was asked can be read
+        assert report.returncode == 0, report.stderr
+    finally:
+        module.write_text(before)
+    assert study(place, "changed", *words).returncode == 0
+    assert (place / "changed" / "verdicts.jsonl").read_text() == stamps
+
+
+@pytest.mark.slow
+def test_an_object_is_named_on_the_command_line_and_its_study_can_be_read_without_it(place: Path) -> None:
+    words = ("--attack", "heredity_example:Shout+encoding:rot13@*", "--judge", "heredity_example:Lenient")
+    done = study(place, "object", *words)
+    assert done.returncode == 0, done.stderr
+    attack = "heredity_example.Shout+encoding:rot13@*"
+    assert json.loads((place / "object" / "plan.json").read_text())["plan"]["attacks"] == [attack]
+    report = run(place, "-m", "heredity", "report", place / "object", "--format", "json")
+    assert report.returncode == 0, report.stderr
+    (place / "object" / "responses.jsonl").unlink()
+    (place / "object" / "verdicts.jsonl").unlink()
+    forgot = run(place, "-m", "heredity", "study", place / "object")
+    assert forgot.returncode == 2 and "--judge heredity_example:Lenient" in forgot.stderr
+    asked = run(place, "-m", "heredity", "study", place / "object", "--judge", "heredity_example:Lenient")
+    assert asked.returncode == 2 and "heredity_example.Shout" in asked.stderr
+
+
+# --- what a folder or a clash must not do ---
+
+BOMB = """
+from pathlib import Path
+import heredity as h
+(Path(__file__).parent / "went-off").touch()
+
+class Attack:
+    cost = ""
+    def rewrite(self, text, context): return text
+
+class Broken(Attack):
+    def rewrite(self, text, context): raise KeyError("zorq")
+
+class Judge:
+    name, VERSION = "odd", 1
+    def verdict(self, probe, response, application): return None
+
+class BrokenJudge(Judge):
+    def verdict(self, probe, response, application): return {}["zorq"]
+
+class Engine:
+    name, numerics = "odd", ""
+    def render(self, request): return ""
+    def reply(self, requests): yield {}["zorq"]
+    def close(self): pass
+
+class Finding:
+    NAME, ORDER, Row = "severity", 1, h.Record
+    def compute(self, evidence): return ()
+
+class SecondFinding(Finding):
+    def show(self, rows, study): return None
+"""
+
+
+@pytest.fixture
+def bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A module that leaves a mark when it is imported, on Python's path."""
+    (tmp_path / "bomb.py").write_text(BOMB)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("bomb", None)
+
+
+@pytest.mark.parametrize("spec", ["bomb:Attack", "bomb.Attack", "bomb"])
+def test_the_words_of_a_folder_import_nothing(tmp_path: Path, bomb: Path, spec: str) -> None:
+    folder = tmp_path / "study"
+    h.Study(h.StudySpec(["scripted:careful"], APPLICATION, probes=["core"], limit=2, out=folder)).run()
+    made = json.loads((folder / "plan.json").read_text())
+    made["plan"]["attacks"] = [spec]
+    held = msgspec.convert(made, PlanFile)
+    made["study"] = digest(held.plan)
+    (folder / "plan.json").write_text(json.dumps(made))
+    for name in ("responses.jsonl", "verdicts.jsonl", "runs.jsonl"):
+        (folder / name).unlink()
+    if spec == "bomb.Attack":  # as the name of an object is stored: the study can be read
+        assert read_plan(folder).attacks == (spec,)
+    (folder / "judge.json").write_text('{"judge": "bomb:Attack", "schema": 1}')
+    for judge in ("rules", None):  # that of the folder, too
+        with raises((UsageError, Unavailable), "unknown-name"):
+            h.Study.open(folder, judge=judge).run()
+    assert not (bomb / "went-off").exists()
+
+
+def test_an_application_and_a_probe_file_import_nothing(tmp_path: Path, bomb: Path) -> None:
+    (tmp_path / "own.toml").write_text(APPLICATION.read_text() + '\n[[guards]]\nkind = "bomb:Attack"\n')
+    with pytest.raises(h.HeredityError):
+        h.Application.load(tmp_path / "own.toml")
+    (tmp_path / "own-probes.toml").write_text(PROBES.replace('"loud", least = 2', '"bomb:Attack"'))
+    with pytest.raises(h.HeredityError):
+        h.Study(h.StudySpec(["scripted:careful"], APPLICATION, probes=[str(tmp_path / "own-probes.toml")]))
+    assert not (bomb / "went-off").exists()
+
+
+def test_the_users_own_words_import(bomb: Path) -> None:
+    assert attacks.named("direct+bomb:Attack@core") == "direct+bomb.Attack@core"
+    assert (bomb / "went-off").exists()
+    with raises(Unavailable, "plugin-broken", ["bomb:Nothing"]):
+        attacks.named("bomb:Nothing")
+    assert attacks.named("encoding:rot13") == "encoding:rot13"
+    assert attacks.named("no_such_module:Thing") == "no_such_module:Thing"
+
+
+def entry(name: str, value: str, package: str = "alpha", group: str = "attacks") -> Any:
+    """An entry point of an installed package."""
+    return SimpleNamespace(
+        group=f"heredity.{group}",
+        name=name,
+        value=value,
+        module=value.partition(":")[0],
+        dist=SimpleNamespace(name=package, version="1"),
+    )
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The entry points of installed packages, which a test fills."""
+    points: list[Any] = []
+    selected = SimpleNamespace(select=lambda group: [each for each in points if each.group == group])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda: selected)
+    for cached in (registry.installed, every_finding):
+        cached.cache_clear()
+    yield points
+    for cached in (registry.installed, every_finding):
+        cached.cache_clear()
+
+
+def test_two_packages_with_one_name_are_both_named(packages: list[Any], bomb: Path) -> None:
+    packages += [entry("zap", "bomb:Attack", "alpha"), entry("zap", "bomb:Attack", "beta")]
+    assert "zap" in registry.names("redteam.attacks") and not (bomb / "went-off").exists()
+    with raises(Unavailable, "plugin-broken", ["zap", "alpha 1", "beta 1"]):
+        attacks.load("zap")
+
+
+def test_a_name_of_ours_wins(packages: list[Any], bomb: Path) -> None:
+    packages.append(entry("encoding", "bomb:Attack", "alpha"))
+    assert attacks.load("encoding").spec == "encoding:base64"
+    assert registry.outside("redteam.attacks", "encoding") is None and not (bomb / "went-off").exists()
+
+
+def test_a_listing_imports_no_package(packages: list[Any], bomb: Path) -> None:
+    packages.append(entry("zap", "bomb:Attack", "alpha"))
+    assert registry.purposes("redteam.attacks")["zap"] == " (alpha 1)"
+    assert not (bomb / "went-off").exists()
+
+
+@pytest.mark.parametrize("value", ["bomb:Nothing", "no_such_module_here", "bomb.part:Attack"])
+def test_a_package_that_cannot_be_loaded_is_named(packages: list[Any], bomb: Path, value: str) -> None:
+    packages.append(entry("zap", value, "alpha"))
+    with raises(Unavailable, "plugin-broken", ["zap"]):
+        attacks.load("zap")
+
+
+class Anything:
+    """No attack."""
+
+
+def test_an_object_without_a_protocol_is_refused_and_forgotten() -> None:
+    with raises(Unavailable, "plugin-broken"):
+        h.Study(h.StudySpec(["scripted:careful"], APPLICATION, attacks=[Anything()]))
+    assert not [name for name in registry.names("redteam.attacks") if "Anything" in name]
+
+
+def test_a_plan_without_plugins_says_nothing_of_them(tmp_path: Path) -> None:
+    h.Study(h.StudySpec(["scripted:careful"], APPLICATION, limit=2, out=tmp_path / "s")).plan()
+    assert b"plugins" not in (tmp_path / "s" / "plan.json").read_bytes()
+    assert read_plan(tmp_path / "s").attacks == ("direct",)
+
+
+# --- what a plug-in does wrong ---
+
+
+def asked(place: Path, **settings: Any) -> h.Study:
+    """A study of one model and four trials."""
+    spec = h.StudySpec(["scripted:mixed"], APPLICATION, probes=["refusals"], limit=2, out=place, **settings)
+    return h.Study(spec)
+
+
+class Odd:
+    """A judge whose verdicts no reader takes."""
+
+    VERSION = 1
+
+    def __init__(self, name: str, verdict: Any) -> None:
+        self.name, self._verdict = name, verdict
+
+    def verdict(self, probe: h.Probe, response: h.Response, application: h.Application) -> Any:
+        return self._verdict(response)
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict"),
+    [
+        ("unknown", lambda row: h.Verdict(row.index, row.trial, "odd", "maybe", None)),
+        ("of-twins", lambda row: h.Verdict(row.index, row.trial, "odd", "answered", None)),
+        ("of-another", lambda row: h.Verdict(row.index + 1, row.trial, "odd", "unclear", None)),
+        ("nothing", lambda row: None),
+    ],
+)
+def test_a_verdict_that_cannot_be_read_is_not_written(tmp_path: Path, name: str, verdict: Any) -> None:
+    with raises(Unavailable, "plugin-broken", [f"{__name__}.Odd"]):
+        asked(tmp_path, judge=Odd(name, verdict)).run()
+    registry.forget("redteam.judges", f"{__name__}.Odd")
+    result = asked(tmp_path, judge="rules").run()
+    assert len(list(verdict_rows(tmp_path, Grid(read_plan(tmp_path))))) == len(list(result.trials()))
+
+
+@pytest.mark.parametrize(("option", "value"), [("attack", "Broken"), ("judge", "BrokenJudge")])
+def test_an_error_in_a_plugin_names_it_its_package_and_the_line(
+    tmp_path: Path, packages: list[Any], bomb: Path, option: str, value: str
+) -> None:
+    packages += [entry("zap", f"bomb:{value}", group=f"{option}s"), entry("other", "bomb:Attack")]
+    setting = [
+        "--application",
+        str(APPLICATION),
+        "--probes",
+        "refusals",
+        "--limit",
+        "2",
+        f"--{option}",
+        "zap",
+    ]
+    done = run_here("study", "--model", "scripted:mixed", *setting, "--out", str(tmp_path / "s"))
+    start = BOMB[: BOMB.index("zorq", BOMB.index(f"class {value}("))].count("\n") + 1
+    check_refused(done, "", ["'zap'", "alpha 1", f"bomb.py:{start}", "zorq"], after_progress=True)
+
+
+def test_an_error_in_an_engine_names_its_package(tmp_path: Path, packages: list[Any], bomb: Path) -> None:
+    import bomb as code  # type: ignore[import-not-found]
+
+    packages.append(entry("odd", "bomb:Engine", group="engines"))
+    study = asked(tmp_path)
+    study._loader = lambda _: code.Engine()
+    with raises(EngineFailure, "engine-failure", ["alpha 1", "bomb.py"]):
+        study.run()
+
+
+@pytest.mark.parametrize("value", ["Finding", "SecondFinding"])
+def test_a_finding_that_is_broken_is_reported_before_anything_is_asked(
+    tmp_path: Path, packages: list[Any], bomb: Path, value: str
+) -> None:
+    packages.append(entry("zap", f"bomb:{value}", group="findings"))
+    with raises(Unavailable, "plugin-broken", ["zap"]):
+        asked(tmp_path).run()
+    assert not (tmp_path / RESPONSES).exists()
+
+
+def test_a_study_without_its_package_names_it(tmp_path: Path, packages: list[Any], bomb: Path) -> None:
+    packages.append(entry("zap", "bomb:Attack"))
+    asked(tmp_path, attacks=["zap"]).run()
+    packages.clear()
+    registry.installed.cache_clear()
+    with raises(Unavailable, "package-missing", ["zap", "alpha 1"]):
+        h.Study.open(tmp_path).estimate()
+    with raises(NotComparable, "another-study", ["zap", "alpha 1"]):
+        h.Study.open(tmp_path).run()
+
+
+def test_objects_do_not_reach_workers_and_nothing_is_asked(tmp_path: Path, bomb: Path) -> None:
+    attack = attacks.named("bomb:Attack")
+    with raises(UsageError, "bad-usage", ["bomb.Attack"]):
+        asked(tmp_path / "s", attacks=(attack,)).run(workers=2)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_judge_of_a_missing_package_names_it(tmp_path: Path, packages: list[Any], bomb: Path) -> None:
+    packages.append(entry("odd", "bomb:Judge", group="judges"))
+    asked(tmp_path, judge="odd").ask()
+    packages.clear()
+    registry.installed.cache_clear()
+    with raises(Unavailable, "package-missing", ["odd", "alpha 1"]):
+        h.Study.open(tmp_path).run()
