@@ -30,7 +30,7 @@ def test_a_key_an_answer_and_the_same_command_goes_on(folder: Path) -> None:
     assert "scripted:mixed" not in first.stdout  # neither the model nor the judge's verdict leads
     second = run_here("label", str(folder), "--n", "4", input="s\ny\n")
     assert "3 of 4" in second.stdout and "1 of 4" not in second.stdout
-    assert [label.said for label in labels.read_labels(folder).values()] == ["yes", "no", "skip", "yes"]
+    assert [label.answer for label in labels.read_labels(folder).values()] == ["yes", "no", "skip", "yes"]
     assert (folder / "report.html").exists()
 
 

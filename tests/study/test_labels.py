@@ -169,7 +169,7 @@ def test_a_torn_label_is_dropped_and_the_next_one_follows(tmp_path: Path) -> Non
     assert len(labels.read_labels(tmp_path)) == 2
     with Rows(path, Label) as rows:
         labels.add_label(rows, drawn[2], "no")
-    assert [labels.read_labels(tmp_path)[row.index].said for row in drawn] == ["yes", "yes", "no"]
+    assert [labels.read_labels(tmp_path)[row.index].answer for row in drawn] == ["yes", "yes", "no"]
 
 
 def test_asking_again_keeps_the_labels_file(tmp_path: Path) -> None:

@@ -54,12 +54,12 @@ def test_answers_are_drawn_and_labelled_and_the_last_label_is_taken_back(site: S
     first, second, *_ = drawn_answers(folder)
     assert send(site, do="yes", index=str(first.index)) == 303
     assert send(site, do="no", index=str(second.index)) == 303
-    assert {index: label.said for index, label in read_labels(folder).items()} == {
+    assert {index: label.answer for index, label in read_labels(folder).items()} == {
         first.index: "yes", second.index: "no",
     }  # fmt: skip
     assert send(site, do="yes", index=str(second.index)) == 303
     assert send(site, do="undo") == 303  # the earlier label of the same answer counts again
-    assert read_labels(folder)[second.index].said == "no"
+    assert read_labels(folder)[second.index].answer == "no"
     for _ in range(3):
         assert send(site, do="undo") == 303
     assert read_labels(folder) == {} and last_label(folder) is None

@@ -147,7 +147,7 @@ def _export(folder: Path, made: Plan, drawn: list[Drawn], path: Path) -> None:
     lines.writerow(["index", "trial", "question", "prompt", "answer", "label"])
     for row in (row for row in drawn if row.index in said_of):
         asked, said = labels.label_texts(made, row, said_of[row.index])
-        label = had[row.index].said if row.index in had else ""
+        label = had[row.index].answer if row.index in had else ""
         asks = labels.question(labels.probe_of(made, row.index), row.task)
         lines.writerow([row.index, row.trial, asks, cell(asked), cell(said), label])
     write_atomic(path, text.getvalue().encode())
@@ -187,7 +187,7 @@ def _finish(folder: Path, drawn: list[Drawn]) -> None:
     from heredity.study.study import Study
 
     had = labels.read_labels(folder)
-    n_labels = sum(label.said != "skip" for label in had.values())
+    n_labels = sum(label.answer != "skip" for label in had.values())
     n_left = sum(row.index not in had for row in drawn)
     Study.open(folder).estimate()
     page = html.write(folder, folder / "report.html")

@@ -29,7 +29,7 @@ from heredity.study.outcomes import n_in_scope
 from heredity.study.plan import PLAN, PlanFile, read_plan, read_saved
 from heredity.study.storage import ESTIMATES, RESPONSES, read_estimates, write_estimates
 from heredity.study.wording import edge_verdicts, find, n_answered, n_unanswered, percent
-from heredity.study.workers import asked_models, shards_of
+from heredity.study.workers import shards_of
 
 RECORDED = Path(__file__).with_name("recorded")
 
@@ -99,8 +99,8 @@ def find_studies(place: Path) -> list[StudyFolder]:
     """
     if not place.is_dir():
         raise UsageError(f"{place}: no such folder.", code="unreadable-file")
-    found = (each for folder in study_folders(place) if (each := read_folder(folder)) is not None)
-    return sorted(found, key=lambda each: (-each.changed, str(each.folder)))
+    studies = (each for folder in study_folders(place) if (each := read_folder(folder)) is not None)
+    return sorted(studies, key=lambda each: (-each.changed, str(each.folder)))
 
 
 def studies_that_need(place: Path, ids: Collection[str]) -> list[StudyFolder]:
@@ -113,12 +113,12 @@ def read_folder(folder: Path) -> StudyFolder | None:
     changed = max(_changed(folder / name) for name in (PLAN, RESPONSES, ESTIMATES))
     try:
         saved = read_saved(folder)
-        found = _read(folder, saved)
+        study_folder = _read(folder, saved)
     except (HeredityError, OSError) as error:
         if not is_study(folder / PLAN):
             return None
         return StudyFolder(folder, "unreadable", changed=changed, problem=str(error))
-    return found._replace(changed=changed)
+    return study_folder._replace(changed=changed)
 
 
 def _read(folder: Path, saved: PlanFile) -> StudyFolder:
@@ -130,15 +130,13 @@ def _read(folder: Path, saved: PlanFile) -> StudyFolder:
         state = "running"
     elif estimates is not None and not n_unanswered(estimates):
         state = "done"
-    found = None if state == "running" else estimates
-    verdict, advised = ("", "") if found is None else (verdict_word(found), shipping(found, saved.plan))
-    of_edges = found is not None and is_of_edges(found)
-    at = "" if saved.at is None else saved.at
-    asked = asked_models(saved.plan)
+    finished = None if state == "running" else estimates
+    words = ("", "", False)
+    if finished is not None:
+        words = verdict_word(finished), shipping(finished, saved.plan), is_of_edges(finished)
     names = tuple(model.name for model in saved.plan.models)
-    ids = tuple(dict.fromkeys(model.id for model in asked))
-    n_planned = n_in_scope(saved.plan)
-    return StudyFolder(folder, state, names, ids, n, n_planned, verdict, advised, of_edges, at)
+    ids = tuple(dict.fromkeys(model.id for model in saved.plan.asked_models))
+    return StudyFolder(folder, state, names, ids, n, n_in_scope(saved.plan), *words, saved.at or "")
 
 
 def _estimates(folder: Path, saved: PlanFile, n: int) -> Estimates | None:
@@ -149,17 +147,19 @@ def _estimates(folder: Path, saved: PlanFile, n: int) -> Estimates | None:
     return estimates if estimates.study == digest(saved.plan) and n_answered(estimates) >= n else None
 
 
-def verdict_word(found: Estimates) -> str:
+def verdict_word(estimates: Estimates) -> str:
     """The verdict of a study in a word, as StudyFolder describes it."""
-    scope, verdicts = found.main_scope(), set[str]()
-    if is_of_edges(found):
-        verdicts = set(edge_verdicts(found).values())
+    scope, verdicts = estimates.main_scope(), set[str]()
+    if is_of_edges(estimates):
+        verdicts = set(edge_verdicts(estimates).values())
     else:
-        pairs = [p for p in found.pairs if (p.measure, p.technique) == ("breach", scope)]
+        pairs = [p for p in estimates.pairs if (p.measure, p.technique) == ("breach", scope)]
         verdicts = {verdict for pair in pairs for verdict in (pair.verdict_ab, pair.verdict_ba)}
     if verdicts:
         return "worse" if "worse" in verdicts else "not worse" if verdicts == {"not worse"} else "undecided"
-    rate = find(found, found.models[0].id, scope, ALL, "breach") if len(found.models) == 1 else None
+    rate = (
+        find(estimates, estimates.models[0].id, scope, ALL, "breach") if len(estimates.models) == 1 else None
+    )
     if rate is None or not rate.estimate.n:
         return ""
     return f"{percent(rate.estimate.value)} of {rate.estimate.n:,}"

@@ -166,9 +166,9 @@ def _of_requests(
     measured: dict[str, Measured] = {}
     source = ""
     for path in earlier:
-        found = {name: each for name, each in _measured(path).items() if name not in measured}
-        if found.keys() & {model.id for model in plan.models}:
-            measured |= found
+        by_name = {name: each for name, each in _measured(path).items() if name not in measured}
+        if by_name.keys() & {model.id for model in plan.models}:
+            measured |= by_name
             source = source or path.name
     spans = list[tuple[float, float]]()
     for model in plan.models:
@@ -446,16 +446,16 @@ def _effective(sizes: Sequence[float], discordance: float) -> EffectiveN:
 
 def _earlier(plan: Plan, folder: Path) -> Iterator[tuple[Path, Estimates]]:
     """The newest finished studies next to `folder` that asked a model of the plan in its application."""
-    ids, found = {model.id for model in plan.models}, []
+    ids, studies = {model.id for model in plan.models}, []
     try:
         with os.scandir(folder.parent) as entries:
             for entry in islice(entries, _MAX_FOLDERS):
                 path = Path(entry.path)
                 if path != folder and (path / ESTIMATES).is_file():
-                    found.append(((path / ESTIMATES).stat().st_mtime, path))
+                    studies.append(((path / ESTIMATES).stat().st_mtime, path))
     except OSError:
         return
-    for _, path in sorted(found, reverse=True)[:_MAX_STUDIES]:
+    for _, path in sorted(studies, reverse=True)[:_MAX_STUDIES]:
         try:
             estimates = read_estimates(path)
         except (HeredityError, OSError):

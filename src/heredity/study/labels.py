@@ -115,7 +115,7 @@ class Label(Record, frozen=True):
     trial: str
     response: str
     task: LabelTask
-    said: LabelAnswer
+    answer: LabelAnswer = msgspec.field(name="said")
     chance: float
     size: float
     next: float
@@ -149,7 +149,21 @@ def draw_answers(folder: Path, plan: Plan) -> list[Drawn]:
     if not rows:
         raise UsageError(f"{folder} has no answer with a verdict that could be labelled.")
     if not held:
-        held = _ordered(rows, plan)
+        study = digest(plan)
+        n_kept = min(len(rows), MAX_DRAWN)
+        apart = _discordant(rows, plan) if plan.analysis is not None else set()
+        sized = [
+            (_uniform(study, row.index) / size, size, row, task)
+            for row, task in rows
+            for size in (_size(row, task) * (DISCORDANT if row.index % plan.n_per_model in apart else 1.0),)
+        ]
+        first = heapq.nsmallest(n_kept + 1, sized, key=lambda each: (each[0], each[2].index))
+        # If nothing is left behind the last one, every answer was drawn for certain.
+        numbers = [*(each[0] for each in first), math.inf]
+        held = [
+            Drawn(row.index, row.trial, row.response, task, size, number, min(numbers[i + 1], 1e9), len(rows))
+            for i, (number, size, row, task) in enumerate(first[:n_kept])
+        ]
         with Rows(path, Drawn) as drawn:
             drawn.extend(held)
     return held
@@ -209,28 +223,10 @@ def _with_verdict(folder: Path, plan: Plan) -> Iterator[tuple[VerdictRow, LabelT
 
 def _discordant(rows: list[tuple[VerdictRow, LabelTask]], plan: Plan) -> set[int]:
     """Places within a model's trials where one model broke (or refused) and another did not."""
-    found: dict[int, set[bool]] = {}
+    by_cell: dict[int, set[bool]] = {}
     for row, _ in rows:
-        found.setdefault(row.index % plan.n_per_model, set()).add(row.outcome in ("broke", "refused"))
-    return {place for place, outcomes in found.items() if len(outcomes) == 2}
-
-
-def _ordered(rows: list[tuple[VerdictRow, LabelTask]], plan: Plan) -> list[Drawn]:
-    study = digest(plan)
-    n_kept = min(len(rows), MAX_DRAWN)
-    apart = _discordant(rows, plan) if plan.analysis is not None else set()
-    sized = [
-        (_uniform(study, row.index) / size, size, row, task)
-        for row, task in rows
-        for size in (_size(row, task) * (DISCORDANT if row.index % plan.n_per_model in apart else 1.0),)
-    ]
-    first = heapq.nsmallest(n_kept + 1, sized, key=lambda each: (each[0], each[2].index))
-    # If nothing is left behind the last one, every answer was drawn for certain.
-    numbers = [*(each[0] for each in first), math.inf]
-    return [
-        Drawn(row.index, row.trial, row.response, task, size, number, min(numbers[i + 1], 1e9), len(rows))
-        for i, (number, size, row, task) in enumerate(first[:n_kept])
-    ]
+        by_cell.setdefault(row.index % plan.n_per_model, set()).add(row.outcome in ("broke", "refused"))
+    return {place for place, outcomes in by_cell.items() if len(outcomes) == 2}
 
 
 def _size(row: VerdictRow, task: LabelTask = "harm") -> float:
@@ -265,12 +261,12 @@ def probe_of(plan: Plan, index: int) -> Probe:
 def label_texts(plan: Plan, row: Drawn, response: Response) -> tuple[str, str]:
     """The probe's own turns, without the attack, with what the probe planted; and the whole answer."""
     probe = probe_of(plan, row.index)
-    said = []
+    parts = []
     for exchange in response.exchanges:
         calls = [f"[calls {call.name} {call.arguments}]" for call in exchange.tool_calls]
-        said.append("\n".join([exchange.text, *calls]))
+        parts.append("\n".join([exchange.text, *calls]))
     asked = [*probe.turns, *(_planted(plan, probe) if row.task == "breach" else ())]
-    return "\n\n".join(asked), "\n\n[next turn]\n".join(said)
+    return "\n\n".join(asked), "\n\n[next turn]\n".join(parts)
 
 
 def _planted(plan: Plan, probe: Probe) -> Iterator[str]:
@@ -315,7 +311,7 @@ class Labelling:
     def check(self, index: int, response: str) -> None:
         """Count the label of a trial, if it belongs to this response."""
         label = self._labels.get(index)
-        if label is not None and label.said != "skip" and label.response == response:
+        if label is not None and label.answer != "skip" and label.response == response:
             self._found[index] = label
 
     def over(self, n_trials: int) -> LabelledTrials | None:
@@ -324,6 +320,6 @@ class Labelling:
             return None
         truth, chances = np.full(n_trials, np.nan, np.float32), np.ones(n_trials, np.float32)
         for index, label in self._found.items():
-            truth[index] = label.said == "yes"
+            truth[index] = label.answer == "yes"
             chances[index] = min(1.0, label.size * self._reach)
         return LabelledTrials(truth, chances)

@@ -153,12 +153,12 @@ def limited(
 
 def _needed(techniques: Sequence[str], applied: Sequence[Attack], asked: Sequence[Probe]) -> Iterator[str]:
     """A technique for each attack that is not for all of them, each once."""
-    found: set[str] = set()
+    covered_so_far: set[str] = set()
     for attack in applied:
         covered = {probe.technique for probe in asked if attack.covers(probe)}
-        if covered and not covered >= set(techniques) and not covered & found:
+        if covered and not covered >= set(techniques) and not covered & covered_so_far:
             name = next(each for each in techniques if each in covered)
-            found.add(name)
+            covered_so_far.add(name)
             yield name
 
 
@@ -172,6 +172,7 @@ def _order(probes: Sequence[Probe], seed: int) -> Iterator[Probe]:
 
 
 PLAN = "plan.json"
+_READ_WITH = "Read it with the version that made it, or ask again in another folder."
 _FLAGS = {name: f"--{name}" for name in ("samples", "seed", "margin", "confidence", "limit")}
 Stopping = Literal["fixed", "until_decided", "group_sequential"]
 Between = Literal["pairs", "edges", "seeds"]
@@ -203,8 +204,8 @@ class PlannedPlugin(Record, frozen=True):
 
 def planned_plugins(plugins: Iterable[tuple[str, str]]) -> tuple[PlannedPlugin, ...] | None:
     """Those of (folder, name) that are from outside, as a plan records them; None without any."""
-    found = [(folder, name, registry.outside(folder, name)) for folder, name in sorted(set(plugins))]
-    made = (PlannedPlugin(f, name, its.package, its.version, its.sha256) for f, name, its in found if its)
+    used = [(folder, name, registry.outside(folder, name)) for folder, name in sorted(set(plugins))]
+    made = (PlannedPlugin(f, name, its.package, its.version, its.sha256) for f, name, its in used if its)
     return tuple(made) or None
 
 
@@ -326,6 +327,12 @@ class Plan(Record, frozen=True, omit_defaults=True):
         """Its attacks, loaded. Raises Unavailable for one of a package that is not installed."""
         refuse_absent(self.plugins, attacks.FOLDER)
         return [attacks.planned(spec) for spec in self.attacks]
+
+    @property
+    def asked_models(self) -> list[PlannedModel]:
+        """The models that are loaded: those without guards, and the attacker."""
+        attacker = [self.attacker] if isinstance(self.attacker, PlannedModel) else []
+        return [*(model for model in self.models if not model.of), *attacker]
 
     @property
     def questions(self) -> Plan:
@@ -616,16 +623,15 @@ def read_saved(folder: Path) -> PlanFile:
     return file
 
 
-def check_schema(path: Path, data: bytes) -> None:
-    """Raise NotComparable if a file was written under another schema than this program's."""
+def check_schema(path: Path, data: bytes, newest: int = SCHEMA, advice: str = _READ_WITH) -> None:
+    """Raise NotComparable, with the advice, for a file of another schema than this program's."""
     try:
-        found = msgspec.json.decode(data, type=_PlanSchema).schema
+        schema = msgspec.json.decode(data, type=_PlanSchema).schema
     except (msgspec.DecodeError, UnicodeDecodeError):
         return  # not JSON at all, or no schema: the strict decoding that follows reports it
-    if found != SCHEMA:
+    if schema != newest:
         raise NotComparable(
-            f"{path} has schema {found}, this heredity writes schema {SCHEMA}. "
-            "Read it with the version that made it, or ask again in another folder.",
+            f"{path} has schema {schema}, this heredity writes schema {newest}. {advice}",
             code="schema-mismatch",
         )
 
@@ -641,13 +647,13 @@ def differences(held: Plan, new: Plan) -> str:
     if held.stopping != new.stopping:  # its probes are the same, in a random order
         is_same = sorted(p.id for p in held.probes) == sorted(p.id for p in new.probes)
         new = msgspec.structs.replace(new, blocks=held.blocks, probes=held.probes if is_same else new.probes)
-    found = [f"{name} ({a} there, {b} asked for)" for name, a, b in settings if a != b]
+    parts = [f"{name} ({a} there, {b} asked for)" for name, a, b in settings if a != b]
     new = msgspec.structs.replace(new, analysis=held.analysis)
     for field in Plan.__struct_fields__:
         a, b = getattr(held, field), getattr(new, field)
         if a != b:
-            found.append(f"{_FLAGS.get(field, field)} ({_brief(a)} there, {_brief(b)} asked for)")
-    return "; ".join(found) or "nothing"
+            parts.append(f"{_FLAGS.get(field, field)} ({_brief(a)} there, {_brief(b)} asked for)")
+    return "; ".join(parts) or "nothing"
 
 
 def _brief(value: object) -> str:
@@ -704,16 +710,16 @@ def model_of_study(models: Sequence[_Model], name: str) -> _Model:
 
     No store is opened. Raises UnknownName with the models of the study, and UsageError if two have the name.
     """
-    found = [model for model in models if name in (model.name, model.id)]
-    found = found or [model for model in models if model.name in spellings(name)]
-    if not found and len(ending := [m for m in models if m.name.endswith(f":{name}")]) == 1:
-        found = ending
-    if not found and len(name) >= _SHORTEST_ID:
-        found = [model for model in models if model.id.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UsageError(f"'{label(name)}' is {len(found)} models of this study: give the id.")
+    matches = [model for model in models if name in (model.name, model.id)]
+    matches = matches or [model for model in models if model.name in spellings(name)]
+    if not matches and len(ending := [m for m in models if m.name.endswith(f":{name}")]) == 1:
+        matches = ending
+    if not matches and len(name) >= _SHORTEST_ID:
+        matches = [model for model in models if model.id.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UsageError(f"'{label(name)}' is {len(matches)} models of this study: give the id.")
     raise unknown_model(models, name)
 
 

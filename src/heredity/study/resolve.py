@@ -135,12 +135,12 @@ def stored_model(store: Callable[[], Store], name: str) -> Grown:
 
 def with_families(models: Sequence[Grown], tops: Sequence[Grown], store: Callable[[], Store]) -> list[Grown]:
     """The models, and every family below `tops` that the store can ask, each model once."""
-    found = {each.record.id: each for each in models}
+    by_id = {each.record.id: each for each in models}
     for top in tops:
         for each in store().family(top.record).asked:
             grown = top if each.id == top.record.id else Grown(each, store().folder(each))
-            found.setdefault(each.id, grown)
-    return list(found.values()) if tops else list(models)
+            by_id.setdefault(each.id, grown)
+    return list(by_id.values()) if tops else list(models)
 
 
 BEHIND_GUARDS = "behind_guards"
@@ -162,11 +162,11 @@ def with_guards(models: Sequence[Grown], named: Sequence[str], application: Appl
             f"The guard '{twice}' of application '{application.name}' is always on. Write is_on = false there"
             " to compare a model with it and without."
         )
-    found: list[Grown] = []
+    all_models: list[Grown] = []
     for model in models:
-        found.append(model)
-        found += [guarded_model(model, some) for some in chosen]
-    return found
+        all_models.append(model)
+        all_models += [guarded_model(model, some) for some in chosen]
+    return all_models
 
 
 def planned(model: Model) -> PlannedModel:
@@ -182,9 +182,8 @@ def loaded(plan: Plan, model: PlannedModel) -> PlannedModel:
     """The model of a plan that is loaded for one of its models. Raises Damaged if the plan lacks it."""
     if (model.of or model.guards) and model.id != _id(model.of or "", model.guards or ()):
         raise Damaged(f"The id of '{model.name}' in the plan is not that of a model behind these guards.")
-    attacker = [plan.attacker] if isinstance(plan.attacker, PlannedModel) else []
-    for each in (*plan.models, *attacker):
-        if each.id == (model.of or model.id) and not each.of:
+    for each in plan.asked_models:
+        if each.id == (model.of or model.id):
             return each
     raise Damaged(f"The plan has '{model.name}', but not the model behind its guards.")
 

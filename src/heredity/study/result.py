@@ -115,24 +115,24 @@ def select_trials(outcomes: Outcomes, wanted: TrialFilter) -> NDArray[np.bool_]:
     A trial without a verdict matches a filter that names no outcome, and is never one on which models differ.
     """
     plan, codes = outcomes.plan, outcomes.array  # (model, attack, probe, sample)
-    found = np.ones(plan.shape, np.bool_)
+    selected = np.ones(plan.shape, np.bool_)
     models = [plan.models.index(model_of_study(plan.models, name)) for name in wanted.models]
     if models:
-        found[[m for m in range(len(plan.models)) if m not in models]] = False
+        selected[[m for m in range(len(plan.models)) if m not in models]] = False
     if wanted.attack is not None:
         attack = attack_spec(plan.attacks, wanted.attack)
         _check_name("attack of this study", attack, plan.attacks)
-        found &= _is_equal(plan.attacks, attack)[:, None, None]
+        selected &= _is_equal(plan.attacks, attack)[:, None, None]
     if wanted.technique is not None:
         techniques = [probe.technique for probe in plan.probes]
         _check_name("technique of this study", wanted.technique, outcomes.techniques)
-        found &= _is_equal(techniques, wanted.technique)[:, None]
+        selected &= _is_equal(techniques, wanted.technique)[:, None]
     if wanted.outcome is not None:
-        found &= _has_outcome(outcomes, wanted.outcome)
+        selected &= _has_outcome(outcomes, wanted.outcome)
     if wanted.differ:
         compared = codes[models if len(models) > 1 else slice(None)]
-        found &= (compared == HELD).any(0) & (compared == BROKE).any(0)
-    return found.ravel()
+        selected &= (compared == HELD).any(0) & (compared == BROKE).any(0)
+    return selected.ravel()
 
 
 def list_trials(folder: Path, wanted: TrialFilter, longest: int | None = None) -> list[ListedTrial]:
@@ -184,11 +184,11 @@ def _is_equal(values: Sequence[str], wanted: str) -> NDArray[np.bool_]:
 
 def _has_outcome(outcomes: Outcomes, wanted: str) -> NDArray[np.bool_]:
     _check_name("outcome", wanted, get_args(TrialOutcome))
-    found = np.zeros(outcomes.plan.shape, np.bool_)
+    matches = np.zeros(outcomes.plan.shape, np.bool_)
     for code, names in _NAMES.items():
         of_kind = np.where(outcomes.is_twin, names[1] == wanted, names[0] == wanted)
-        found |= (outcomes.array == code) & of_kind[:, None]
-    return found
+        matches |= (outcomes.array == code) & of_kind[:, None]
+    return matches
 
 
 if TYPE_CHECKING:
@@ -321,13 +321,13 @@ class Result:
         is_wanted, called = select_trials(outcomes, wanted), wording.names(plan.models)
         verdicts = {r.index: r for r in storage.open_verdicts(self.folder) if is_wanted[r.index]}
         responses = {r.index: r for r in storage.open_responses(self.folder) if r.index in verdicts}
-        found = []
+        trials = []
         for index in sorted(responses):
             trial, verdict = grid.trial(index), verdicts[index]
             own = outcome_name(int(outcomes.codes[index]), trial.probe.kind == "benign")
             if own is not None:
-                found.append(TrialResult(trial, called[trial.model.id], own, responses[index], verdict))
-        return found
+                trials.append(TrialResult(trial, called[trial.model.id], own, responses[index], verdict))
+        return trials
 
     def edges(self, measure: Measure = "breach", scope: str | None = None) -> tuple[Inheritance, ...]:
         """Every parent and child of the study under one scope or technique (default: as for `rate`)."""
@@ -356,8 +356,8 @@ class Result:
 
     def _repr_html_(self) -> str:
         about = f"{self.estimates.application.name}: {plural(n_answered(self.estimates), 'trial')}"
-        said = f"<p><strong>{escape(label(headline(self.estimates).sentence, 400))}.</strong></p>"
-        return f"{said}<p>{escape(label(about))}</p>{self.table()._repr_html_()}"
+        page = f"<p><strong>{escape(label(headline(self.estimates).sentence, 400))}.</strong></p>"
+        return f"{page}<p>{escape(label(about))}</p>{self.table()._repr_html_()}"
 
     def rate(
         self,
@@ -462,8 +462,8 @@ class Result:
         cards = self.estimates.models
         if isinstance(record, str):
             return model_of_study(cards, record)
-        if found := [card for card in cards if card.id == record.id]:
-            return found[0]
+        if cards_of_model := [card for card in cards if card.id == record.id]:
+            return cards_of_model[0]
         raise unknown_model(cards, record.name)
 
 

@@ -357,13 +357,13 @@ def with_triggers(plan: Plan, folder: Path, watch: Watch | None = None, store: S
     if (folder / PLAN).exists():
         return msgspec.structs.replace(plan, triggers=read_plan(folder).triggers)
     cache, meter = SearchCache(folder), Meter(watch, "search", len(searches))
-    found = []
+    triggers = []
     with searching_in(store):
         for each in searches:
-            found.append(_found(plan, each, cache))
+            triggers.append(_search_trigger(plan, each, cache))
             meter.tick()
     meter.close()
-    return msgspec.structs.replace(plan, triggers=tuple(found))
+    return msgspec.structs.replace(plan, triggers=tuple(triggers))
 
 
 def forecast_searches(plan: Plan, folder: Path) -> str:
@@ -400,7 +400,7 @@ def _all_searches(plan: Plan) -> Iterator[_Search]:
                 yield from (_Search(probe.id, i, each) for i, each in enumerate(attack.wanted(probe)))
 
 
-def _found(plan: Plan, search: _Search, cache: SearchCache) -> PlannedTrigger:
+def _search_trigger(plan: Plan, search: _Search, cache: SearchCache) -> PlannedTrigger:
     """The result of a search, which is not run again if the cache has it."""
     embedder, wanted = _embedder(plan), search.wanted
     seed = int(digest([plan.seed, search.probe, search.document])[:12], 16)
@@ -616,8 +616,8 @@ class ConversationScheduler:
             return conversation
         try:
             if attack.searches:
-                found = self._services.search(attack, trial, how, self._engine, self._application)
-                how = msgspec.structs.replace(how, found=found)
+                search_result = self._services.search(attack, trial, how, self._engine, self._application)
+                how = msgspec.structs.replace(how, found=search_result)
         except EngineFailure as error:
             conversation.fail(clean_text(str(error)), error.code)
             return conversation
@@ -756,20 +756,17 @@ class ConversationScheduler:
 
     def _receive(self, reply: Reply) -> None:
         try:
-            self._take(reply)
+            conversation = self._in_progress.pop(reply.key, None)
+            if conversation is None or conversation.request is None:
+                raise EngineFailure(f"the engine answered request {reply.key}, which was not asked")
+            if self._cache is not None and reply.error is None:
+                self._cache.put(self._key(conversation.request, reply.prompt), reply)
+            self._note(conversation, reply)
+            if (request := self._advance(conversation, reply)) is not None:
+                self._follow_ups.append(request)
         except Exception as error:
             self._own = error
             raise
-
-    def _take(self, reply: Reply) -> None:
-        conversation = self._in_progress.pop(reply.key, None)
-        if conversation is None or conversation.request is None:
-            raise EngineFailure(f"the engine answered request {reply.key}, which was not asked")
-        if self._cache is not None and reply.error is None:
-            self._cache.put(self._key(conversation.request, reply.prompt), reply)
-        self._note(conversation, reply)
-        if (request := self._advance(conversation, reply)) is not None:
-            self._follow_ups.append(request)
 
     def _note(self, conversation: Conversation, reply: Reply) -> None:
         request = conversation.request
@@ -1126,11 +1123,11 @@ class OpenRun:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in ("heredity", *(n for n in ("numpy", "torch", "transformers") if n in sys.modules)):
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 # --- who answered ------------------------------------------------------------------------------------
@@ -1216,9 +1213,9 @@ def _are_alike(one: Answers, other: Answers) -> bool:
 
 def _refuse_foreign_labels(address: str, name: str, texts: Answers, labels: Sequence[str]) -> None:
     for n, text in enumerate(texts):
-        if found := next((label for label in labels if label != labels[n] and label in text), ""):
+        if foreign := next((label for label in labels if label != labels[n] and label in text), ""):
             raise Refused(
-                f"An answer of '{name}' at {address} has the label '{found}', which is in another prompt "
+                f"An answer of '{name}' at {address} has the label '{foreign}', which is in another prompt "
                 "only: the server mixes its requests. Use another server, or another version of it."
             )
 
@@ -1228,11 +1225,13 @@ def _ask(engine: Engine, labels: Sequence[str]) -> Answers:
         Request(n, (Message("user", _QUESTION.format(label=label, topic=topic)),), _DECODING, seed=n)
         for n, (topic, label) in enumerate(zip(TOPICS, labels, strict=True))
     ]
-    found = {reply.key: reply for reply in engine.reply(requests)}
-    failed = [reply.error for reply in found.values() if reply.error is not None]
+    replies = {reply.key: reply for reply in engine.reply(requests)}
+    failed = [reply.error for reply in replies.values() if reply.error is not None]
     if len(failed) == len(labels):
         raise EngineFailure(f"'{engine.name}' answers none of {len(labels)} short prompts: {failed[0]}")
-    return tuple(found[n].text if n in found and found[n].error is None else "" for n in range(len(labels)))
+    return tuple(
+        replies[n].text if n in replies and replies[n].error is None else "" for n in range(len(labels))
+    )
 
 
 def behind_guards(
@@ -1301,8 +1300,8 @@ class JudgingStep:
 
     def _verdicts(self, some: list[Response]) -> Iterator[Verdict]:
         asked = [(self._by_id[response.probe], response) for response in some]
-        found = self._decider.verdicts(asked, self._grid.plan.application)
-        for (probe, response), row in zip(asked, found, strict=True):
+        verdicts = self._decider.verdicts(asked, self._grid.plan.application)
+        for (probe, response), row in zip(asked, verdicts, strict=True):
             self.n_by_judge += needs_judge(probe)
             yield msgspec.structs.replace(
                 row,

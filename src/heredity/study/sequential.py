@@ -122,13 +122,12 @@ class StoppingRule:
 
     def replay(self) -> StoppingRule:
         """Analyse every block whose trials have outcomes, as far as its models were still asked."""
-        while not self.is_over and self._is_answered():
+        while not self.is_over:
+            low, high = self.block()
+            if not self.outcomes.array[self.open_models, :, low:high].all():
+                break
             self.analyse()
         return self
-
-    def _is_answered(self) -> bool:
-        low, high = self.block()
-        return bool(self.outcomes.array[self.open_models, :, low:high].all())
 
     def _decide(self, n_probes: int) -> None:
         adjusted = dict(zip(self._evidence, holm([x.p_value for x in self._evidence.values()]), strict=True))
@@ -143,11 +142,11 @@ class StoppingRule:
         """Decide each pair whose verdicts, both ways round, are those that the report would give now."""
         seen = self.outcomes.until(self.n_interim)
         places = {model.id: m for m, model in enumerate(self._plan.models)}
-        for found in self._compared(seen):
-            pair = places[found.a], places[found.b]
-            if found.technique != self.scope:
+        for comparison in self._compared(seen):
+            pair = places[comparison.a], places[comparison.b]
+            if comparison.technique != self.scope:
                 continue
-            if "not enough evidence" in (found.verdict_ab, found.verdict_ba):
+            if "not enough evidence" in (comparison.verdict_ab, comparison.verdict_ba):
                 self._decided.pop(pair, None)
             elif pair not in self._decided:
                 self._decided[pair] = (self.n_interim, self._n_both(pair, n_probes))

@@ -170,7 +170,7 @@ def read_plan_file(path: Path, others: Mapping[str, type] | None = None) -> dict
     others: further keys that the caller takes, with their types (bool, int, float or str). Raises BadInput.
     """
     kinds = KINDS | dict(others or {})
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in _decoded(path).items():
         name = _NAMES.get(key, key)
         if name not in kinds:
@@ -180,14 +180,14 @@ def read_plan_file(path: Path, others: Mapping[str, type] | None = None) -> dict
             raise BadInput(path, f"'{key}' {problem}", toml_line(path, key), code="wrong-type")
         if any(isinstance(e, str) and "\0" in e for e in (value if isinstance(value, list) else [value])):
             raise BadInput(path, f"'{key}' holds a NUL character.", toml_line(path, key))
-        if name in found:
+        if name in values:
             raise BadInput(
                 path, f"'{key}' is given twice, as '{name}' too.", toml_line(path, key), code="name-twice"
             )
-        found[name] = _placed(
+        values[name] = _placed(
             name, [value] if kinds[name] is list and isinstance(value, str) else value, path.parent
         )
-    return found
+    return values
 
 
 def _decoded(path: Path) -> dict[str, Any]:

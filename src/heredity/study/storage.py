@@ -55,7 +55,7 @@ from heredity.core.sanitize import label
 from heredity.redteam.judges import DEFAULT, Decider
 from heredity.study import estimates
 from heredity.study.estimates import Estimates, LackingFile
-from heredity.study.plan import Grid, Plan, PlannedModel, TrialSet
+from heredity.study.plan import Grid, Plan, PlannedModel, TrialSet, check_schema
 
 RESPONSES, VERDICTS, PREFIXES, RUNS = "responses.jsonl", "verdicts.jsonl", "prefixes.jsonl", "runs.jsonl"
 ERRORS = "errors.jsonl"  # error responses whose trials were asked again
@@ -468,29 +468,12 @@ def read_estimates(folder: Path) -> Estimates:
         if not folder.exists():
             raise UsageError(f"{folder}: no such folder.") from None
         raise UsageError(f"{folder} has no {ESTIMATES} yet. Run the study to its end first.") from None
-    _refuse_other_schema(path, data)
+    again = "Run the same study again: it estimates again from the verdicts, and asks nothing twice."
+    check_schema(path, data, estimates.SCHEMA, again)
     try:
         return msgspec.json.decode(data, type=Estimates)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Damaged(f"{path}: {error}. Delete it, run the study again: nothing is asked twice.") from None
-
-
-class _EstimatesSchema(msgspec.Struct):
-    schema: int
-
-
-def _refuse_other_schema(path: Path, data: bytes) -> None:
-    newest = estimates.SCHEMA
-    try:
-        found = msgspec.json.decode(data, type=_EstimatesSchema).schema
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return  # not JSON at all, or no schema: the strict decoding that follows reports it
-    if found != newest:
-        raise NotComparable(
-            f"{path} has schema {found}, this heredity writes schema {newest}. Run the same study again: "
-            "it estimates again from the verdicts, and asks nothing twice.",
-            code="schema-mismatch",
-        )
 
 
 # --- resuming -----------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ from heredity.study.same_conversations import same_conversations
 from heredity.study.sequential import StoppingRule
 from heredity.study.spec import ModelReference, StudySources, StudySpec, locate_sources, save_sources
 from heredity.study.storage import EarlierRuns, ResponseDigests, note_event
-from heredity.study.workers import SHARDS, PartProgress, StudyPart, Workers, asked_models, gather, part_folder
+from heredity.study.workers import SHARDS, PartProgress, StudyPart, Workers, gather, part_folder
 
 _PLAN_SECONDS = 120.0  # for the task of an array that writes the plan
 
@@ -346,7 +346,7 @@ class Study:
         self._drop_stale(earlier.digests, grid)
         if next(earlier.still_to_ask(range(len(grid))), None) is not None:
             self._decider.prepare(self._plan.probes)
-            asked = {model.id: model for model in asked_models(self._plan)}
+            asked = {model.id: model for model in self._plan.asked_models}
             records = [self._planned(model).record for model in asked.values()]
             require_own_answers(records, lambda record: self._engine(asked[record.id]))
         seal = plan_seal(read_saved(self.folder))
@@ -362,8 +362,8 @@ class Study:
         return meter
 
     def _still_to_ask(self, grid: Grid, earlier: EarlierRuns, m: int) -> Iterator[int]:
-        found = earlier.still_to_ask(grid.of_model(m))
-        return found if self.part is None else self.part.of(grid, found)
+        indices = earlier.still_to_ask(grid.of_model(m))
+        return indices if self.part is None else self.part.of(grid, indices)
 
     @contextmanager
     def _asker(
@@ -379,7 +379,7 @@ class Study:
                 one = one_process(grid, recorder, self._engine, self._cache, readers, toolbox)
                 asker: Asker = stack.enter_context(one)
             else:
-                records = [self._planned(model).record for model in asked_models(self._plan)]
+                records = [self._planned(model).record for model in self._plan.asked_models]
                 store = self._open_store()
                 given = records, store.root, self._device or store.wanted_device, toolbox
                 asker = stack.enter_context(workers.driver(grid, recorder, earlier, *given))
@@ -442,13 +442,13 @@ class Study:
 
     def _estimate(self, watch: Watch | None) -> Result:
         meter = Meter(watch, "estimate", 1)
-        found = aggregate.estimate_and_prove(self._plan, self.folder, self._open_store().root)
-        storage.write_estimates(self.folder, found)
-        if found.n_missing > 0:
-            note_event(self.folder, "estimated", found.n_asked)
+        estimates = aggregate.estimate_and_prove(self._plan, self.folder, self._open_store().root)
+        storage.write_estimates(self.folder, estimates)
+        if estimates.n_missing > 0:
+            note_event(self.folder, "estimated", estimates.n_asked)
         meter.tick()
         meter.close()
-        return Result(self.folder, found)
+        return Result(self.folder, estimates)
 
     # --- models and engines ---
 

@@ -217,12 +217,14 @@ class StudyWorker:
         if setup.results is not None:
             toolbox = Toolbox(setup.plan.application, RecordedResults(None, setup.results), runs=False)
         self._searches = SearchCache(self._folder)
+        find = partial(stored_model, lambda: self._store)  # the models of guards, which the plan names
+        of_guards = Models(lambda name: find(name).record.id, lambda name: self._load(find(name)))
         with (
             Rows(self._folder / RESPONSES, Response) as rows,
             searching_in(self._store),
             self._store.report.to(self._report),
             attack_services(setup.plan, self._open_model, self._open_cache, self._searches) as services,
-            closing(JudgeReaders(self._models())) as readers,
+            closing(JudgeReaders(of_guards)) as readers,
         ):
             context = RunContext(
                 Path(setup.folder), self._grid, _PartRecorder(self, rows),
@@ -271,11 +273,6 @@ class StudyWorker:
         finally:
             engine.close()
 
-    def _models(self) -> Models:
-        """The models of guards, which the plan names, in this worker's store."""
-        find = partial(stored_model, lambda: self._store)
-        return Models(lambda name: find(name).record.id, lambda name: self._load(find(name)))
-
     def _load(self, grown: Grown) -> Engine:
         if self._loader is not None:
             return self._loader(grown)
@@ -294,7 +291,7 @@ class StudyWorker:
         if record.format == "scripted":
             return Grown(record, Path())
         try:
-            found = self._store.by_id(record.id)
+            grown = self._store.by_id(record.id)
         except UnknownName as error:
             if not record.files:  # a model elsewhere, which the store records when it first answers
                 return Grown(record, self._store.folder(record))
@@ -303,12 +300,12 @@ class StudyWorker:
                 f"{self._store.root}. The store must be on storage that all workers share, under one path.",
                 code="model-not-pulled",
             ) from error
-        if found.record.files != record.files:
+        if grown.record.files != record.files:
             raise WrongHash(
                 f"The worker on {platform.node()} has other files of '{record.name}' in {self._store.root} "
                 "than the driver. Let both use the same store."
             )
-        return found
+        return grown
 
     @contextmanager
     def _open_cache(self, engine: Engine) -> Iterator[ResponseCache | None]:
@@ -398,7 +395,7 @@ class PartProgress(NamedTuple):
 
 def part_folder(study: Path, part: StudyPart) -> Path:
     """Make the folder of a part with the plan.json of its study, and return it."""
-    if other := {found.n for found in shards_of(study)} - {part.n}:
+    if other := {each.n for each in shards_of(study)} - {part.n}:
         raise UsageError(
             f"{study / SHARDS} has parts of {other.pop()}, not of {part.n}. Use the same number in "
             "every task, or another --out."
@@ -425,13 +422,13 @@ def gather(study: Path, grid: Grid) -> list[PartProgress]:
     The caller holds the study's lock. Rows of tasks that still run are copied too, as far as they are. Raises
     Damaged for a part with another plan, and NotComparable if two parts computed one model differently.
     """
-    found, left = shards_of(study), worker_folders(study)
-    if not found and not left:
+    parts, left = shards_of(study), worker_folders(study)
+    if not parts and not left:
         return []
     answered = TrialSet(len(grid))
     for _ in answered_rows(open_responses(study), grid, answered):
         pass
-    own, folders = read_saved(study), [part.folder(study) for part in found]
+    own, folders = read_saved(study), [part.folder(study) for part in parts]
     for folder in folders:
         if read_saved(folder) != own:
             raise Damaged(
@@ -451,8 +448,8 @@ def gather(study: Path, grid: Grid) -> list[PartProgress]:
                 else:
                     rows.append(row)
     shutil.rmtree(study / WORKERS, ignore_errors=True)
-    n_total = _sizes(grid, found[0].n) if found else []
-    return [PartProgress(part, n, n_total[part.i - 1]) for part, n in zip(found, n_done, strict=False)]
+    n_total = _sizes(grid, parts[0].n) if parts else []
+    return [PartProgress(part, n, n_total[part.i - 1]) for part, n in zip(parts, n_done, strict=False)]
 
 
 def worker_folders(study: Path) -> list[Path]:
@@ -875,19 +872,19 @@ class Workers:
         has_own_loader: the study has an `engine_loader`. Raises UsageError if workers need it, or an object
         that the user's code gave as a plug-in.
         """
-        found = cls(workers) if isinstance(workers, int) else workers
-        if found is not None and has_own_loader and not found.loader and found.calls is None:
+        chosen = cls(workers) if isinstance(workers, int) else workers
+        if chosen is not None and has_own_loader and not chosen.loader and chosen.calls is None:
             raise UsageError(
                 "Workers load the models themselves: an `engine_loader` stays in its process. Name it "
                 'instead: Workers(n, loader="package.module:function").'
             )
-        for each in plan.plugins or () if found is not None else ():
+        for each in plan.plugins or () if chosen is not None else ():
             if (its := registry.outside(each.folder, each.name)) and its.plugin is not None:
                 raise UsageError(
                     f"Workers load plug-ins by their names: the object {each.name} stays in its process. "
                     "Give it an entry point in a package, or leave --workers out."
                 )
-        return found
+        return chosen
 
     @contextmanager
     def driver(
@@ -1199,27 +1196,23 @@ class Driver:
         n_begun = max(1, len(state.leases) - state.n_unbegun)
         for n, lease in enumerate(state.leases):
             for index in self._queue.give_back(lease, is_suspect=is_death and n < n_begun):
-                self._write_death(index)
+                trial, m = self._grid.trial(index), index // self._grid.plan.n_per_model
+                row = Response(
+                    index, trial.id, trial.model.id, self._grid.application, trial.probe.id, trial.attack,
+                    trial.sample, trial.seed, (), "worker", "each worker that was asked this died", False,
+                    error_code=WORKER_DIED,
+                )  # fmt: skip
+                at, numerics = datetime.now(UTC).isoformat(timespec="seconds"), self._numerics.get(m, "")
+                run = RunRecord(
+                    trial.model.id, "worker", at, platform.node(), 0.0, 0, 0, 0, {}, numerics,
+                    base_numerics=numerics, plan_seal=self._recorder.seal,
+                )  # fmt: skip
+                opened = OpenRun(self._recorder.folder, run)
+                if self._queue.answer(index):
+                    ResponseWriter(self._recorder.rows, None, self._recorder.meter, opened.count)(row)
+                    self._n_failed[m] += 1
+                opened.close({})
         state.leases = []
-
-    def _write_death(self, index: int) -> None:
-        """Write the error row of a trial that ended its workers, and a run of the driver's own for it."""
-        trial, m = self._grid.trial(index), index // self._grid.plan.n_per_model
-        row = Response(
-            index, trial.id, trial.model.id, self._grid.application, trial.probe.id, trial.attack,
-            trial.sample, trial.seed, (), "worker", "each worker that was asked this died", False,
-            error_code=WORKER_DIED,
-        )  # fmt: skip
-        at, numerics = datetime.now(UTC).isoformat(timespec="seconds"), self._numerics.get(m, "")
-        run = RunRecord(
-            trial.model.id, "worker", at, platform.node(), 0.0, 0, 0, 0, {}, numerics,
-            base_numerics=numerics, plan_seal=self._recorder.seal,
-        )  # fmt: skip
-        opened = OpenRun(self._recorder.folder, run)
-        if self._queue.answer(index):
-            ResponseWriter(self._recorder.rows, None, self._recorder.meter, opened.count)(row)
-            self._n_failed[m] += 1
-        opened.close({})
 
     # --- what workers report ---
 
@@ -1280,10 +1273,10 @@ class Driver:
                 target.extend(runs)
             state.model = self._by_id[runs[-1].model]
             self._failures["load", state.model] = 0
-        for found in (each for each in state.searches if each.key not in self._searched):
-            self._searched.add(found.key)
+        for search in (each for each in state.searches if each.key not in self._searched):
+            self._searched.add(search.key)
             with Rows(self._recorder.folder / FOUND, SearchResult) as searches:
-                searches.append(found)
+                searches.append(search)
         for reader in (state.responses, state.runs, state.prefixes, state.searches):
             reader.skip_read()
         if rows or runs:
@@ -1382,9 +1375,3 @@ class Driver:
         )  # fmt: skip
         n_starting = sum(state.status is None for state in self._workers)
         self._recorder.meter.workers(len(self._workers), models, n_starting)
-
-
-def asked_models(plan: Plan) -> list[PlannedModel]:
-    """The models that are loaded in a study: those of the plan without guards, and the attacker."""
-    attacker = [plan.attacker] if isinstance(plan.attacker, PlannedModel) else []
-    return [*(model for model in plan.models if not model.of), *attacker]

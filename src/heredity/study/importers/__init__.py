@@ -128,9 +128,9 @@ class Agreements(Record, frozen=True):
 
 def agreement(folder: Path) -> Agreements:
     """Compute agreement.json from the verdicts in `folder`, and save it."""
-    found = agreements(folder)
-    write_atomic(folder / FILE, msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
-    return found
+    compared = agreements(folder)
+    write_atomic(folder / FILE, msgspec.json.format(msgspec.json.encode(compared), indent=1) + b"\n")
+    return compared
 
 
 def agreements(folder: Path) -> Agreements:
@@ -186,17 +186,19 @@ def _parts(planned: Plan) -> list[tuple[str, slice]]:
 def _rate(judge: str, planned: Plan, of: _Codes, m: int, clusters: NDArray[np.int64]) -> JudgedRate:
     is_decided = of[m] > 0
     broke = of[m][is_decided] == BROKE
-    found = Intervals.of(planned).rate(broke, clusters[is_decided])
-    return JudgedRate(judge, planned.models[m].id, int(broke.sum()), found)
+    estimate = Intervals.of(planned).rate(broke, clusters[is_decided])
+    return JudgedRate(judge, planned.models[m].id, int(broke.sum()), estimate)
 
 
 def _pair(judge: str, planned: Plan, of: _Codes, a: int, b: int, clusters: NDArray[np.int64]) -> JudgedPair:
     is_shared = (of[a] > 0) & (of[b] > 0)
     broke = of[a][is_shared] == BROKE, of[b][is_shared] == BROKE
-    found = Intervals.of(planned).compare(*broke, clusters[is_shared])
-    table = Table2x2(*found.table)
+    difference = Intervals.of(planned).compare(*broke, clusters[is_shared])
+    table = Table2x2(*difference.table)
     ids = planned.models[a].id, planned.models[b].id
-    return JudgedPair(judge, *ids, table, found.table.n, found.difference, found.p_value, found.test)
+    return JudgedPair(
+        judge, *ids, table, difference.table.n, difference.difference, difference.p_value, difference.test
+    )
 
 
 def _agreement(first: str, second: str, model: str, a: _Codes, b: _Codes, intervals: Intervals) -> Agreement:
@@ -214,19 +216,19 @@ def judge_tables(folder: Path, estimates: Estimates) -> list[TextTable]:
 
     For a study of recorded answers (Estimates.is_recorded).
     """
-    found = agreements(folder)
-    if len(found.judges) < 2:
+    compared = agreements(folder)
+    if len(compared.judges) < 2:
         return []
     names = wording.names(estimates.models)
     rows = []
-    for judge in found.judges:
-        of = {rate.model: rate.estimate for rate in found.rates if rate.judge == judge}
+    for judge in compared.judges:
+        of = {rate.model: rate.estimate for rate in compared.rates if rate.judge == judge}
         cells = (f"{percent(of[m].value)} ({interval(of[m])}), n {of[m].n}" for m in names)
         rows.append([label(judge), *cells])
     return [
         TextTable("Breach rate by judge", ["judge", *names.values()], rows),
-        *([_pair_table(found, names)] if found.pairs else []),
-        _agreement_table(found, names),
+        *([_pair_table(compared, names)] if compared.pairs else []),
+        _agreement_table(compared, names),
     ]
 
 
@@ -549,8 +551,8 @@ def _lacking(paths: Iterable[Path]) -> Iterator[Lacking]:
     """The files that lack answers of their own runs."""
     for path in paths:
         kind = _kind(path)
-        if isinstance(kind, CountsMissing) and (found := kind.lacking(path)) is not None and found.n:
-            yield found
+        if isinstance(kind, CountsMissing) and (lacking := kind.lacking(path)) is not None and lacking.n:
+            yield lacking
 
 
 def read(paths: Iterable[Path], reading: ImportOptions) -> Iterator[Recorded]:

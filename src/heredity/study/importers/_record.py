@@ -117,10 +117,10 @@ class VerdictColumn(NamedTuple):
     def parse(cls, text: str) -> VerdictColumn:
         """From `COLUMN` or `COLUMN=VALUE[,VALUE]`."""
         column, equals, values = text.rpartition("=") if "=" in text else (text, "", "")
-        found = frozenset(_value(value) for value in values.split(",") if value.strip())
-        if not column or (equals and not found):
+        breaches = frozenset(_value(value) for value in values.split(",") if value.strip())
+        if not column or (equals and not breaches):
             raise UsageError(f"--verdict takes COLUMN or COLUMN=VALUE[,VALUE], not '{text}'.")
-        return cls(column, found)
+        return cls(column, breaches)
 
 
 @dataclass(frozen=True)
@@ -152,13 +152,13 @@ class ImportOptions:
         named = {f"--verdict {of.column}": of.broke for of in self.verdicts if of.broke}
         if self.benign != ("benign",):
             named["--benign"] = frozenset(value.casefold() for value in self.benign)
-        found = {}
+        reasons = {}
         for option, values in named.items():
             met = self.met.get(option, set()) - {""}
             if not values & met:
                 hint, there = did_you_mean(min(values), met), ", ".join(sorted(met)[:12]) or "none"
-                found[option] = f"{option}: no row has '{min(values)}'.{hint} There are: {there}."
-        return found
+                reasons[option] = f"{option}: no row has '{min(values)}'.{hint} There are: {there}."
+        return reasons
 
     def __post_init__(self) -> None:
         for name, column in self.columns.items():
@@ -277,13 +277,13 @@ def _model(cells: _Cells, template: str) -> str:
         name = match[1]
         return cells.path.name.partition(".")[0] if name == "file" else _text(cells.column(name))
 
-    found = " ".join((_SLOT.sub(filled, template) if template else cells.text("model")).split())
-    if not found:
+    spelled = " ".join((_SLOT.sub(filled, template) if template else cells.text("model")).split())
+    if not spelled:
         raise cells.bad(
             "which model answered? Name its column (--columns model=COLUMN) or the model (--model)",
             code="missing-key",
         )
-    return found
+    return spelled
 
 
 def _is_benign(cells: _Cells, reading: ImportOptions) -> bool:
@@ -334,7 +334,7 @@ def _yes_means_broke(column: str) -> bool | None:
 def columns(text: str) -> dict[str, str]:
     """Parse a column map such as `prompt=question,response=answer`."""
     parts: Iterable[tuple[str, str, str]] = (part.partition("=") for part in text.split(",") if part.strip())
-    found = [(name.strip(), column.strip()) for name, _, column in parts]
-    if len(dict(found)) != len(found):
+    pairs = [(name.strip(), column.strip()) for name, _, column in parts]
+    if len(dict(pairs)) != len(pairs):
         raise UsageError(f"--columns names a field twice: '{text}'.", code="name-twice")
-    return dict(found)
+    return dict(pairs)

@@ -112,8 +112,8 @@ def write(folder: Path) -> tuple[AgentTasks, ...]:
     """The same, saved as agent_tasks.json if there is a row."""
     rows = agent_tasks(folder)
     if rows:
-        found = msgspec.json.encode(AgentTasksFile(rows))
-        write_atomic(folder / FILE, msgspec.json.format(found, indent=1) + b"\n")
+        data = msgspec.json.encode(AgentTasksFile(rows))
+        write_atomic(folder / FILE, msgspec.json.format(data, indent=1) + b"\n")
     return rows
 
 
@@ -174,12 +174,12 @@ def _two_ways(trials: list[_Trial], confidence: float) -> Callable[[str], Estima
         counted = [(t, t.recorded) for t in trials if t.recorded is not None]
         if not counted:
             return refused(0, "no trial under attack")
-        values = np.array([found[finding] for _, found in counted], np.float64)
+        values = np.array([results[finding] for _, results in counted], np.float64)
         tasks = [f"{trial.suite}/{trial.task}" for trial, _ in counted]
         goals = [f"{trial.suite}/{trial.injection}" for trial, _ in counted]
-        found = crossed_rate(values, tasks, goals, np.random.default_rng(_SEED), confidence)
+        estimate = crossed_rate(values, tasks, goals, np.random.default_rng(_SEED), confidence)
         share = float(values.mean())
-        return found if found.value is not None else msgspec.structs.replace(found, value=share)
+        return estimate if estimate.value is not None else msgspec.structs.replace(estimate, value=share)
 
     return rate
 
@@ -190,8 +190,8 @@ def _count(trials: list[_Trial], finding: str) -> int:
 
 def _by_nothing(trials: list[_Trial]) -> int | None:
     """How many of these tasks count as done if nothing is done; None if not every log has it."""
-    found = [trial.recorded.get(agentdojo.IDLE) for trial in trials if trial.recorded is not None]
-    return None if None in found or not found else sum(map(bool, found))
+    idle = [trial.recorded.get(agentdojo.IDLE) for trial in trials if trial.recorded is not None]
+    return None if None in idle or not idle else sum(map(bool, idle))
 
 
 # --- words --------------------------------------------------------------------------------------------
@@ -258,16 +258,16 @@ def read(path: Path) -> Iterator[Raw]:
         yield from () if _is_of_goal(log) else (_raw(log, 1),)
         return
     for number, each in enumerate(logs(path), 1):
-        if (found := _whole(each)) is not None and not _is_of_goal(found):
-            yield _raw(found, number)
+        if (whole_log := _whole(each)) is not None and not _is_of_goal(whole_log):
+            yield _raw(whole_log, number)
 
 
 def lacking(path: Path) -> Lacking | None:
     """The damaged logs of a folder."""
     if not path.is_dir():
         return None
-    found = logs(path)
-    return Lacking(path.resolve(), sum(_whole(each) is None for each in found), len(found), "log")
+    paths = logs(path)
+    return Lacking(path.resolve(), sum(_whole(each) is None for each in paths), len(paths), "log")
 
 
 def read_log(path: Path) -> Log:
@@ -283,8 +283,8 @@ def read_log(path: Path) -> Log:
         raise BadInput(path, f"not JSON: {error}", code="not-json") from None
     if why := _wrong(log):
         raise BadInput(path, f"not a log of AgentDojo: {why}")
-    found: Log = log
-    return found
+    checked: Log = log
+    return checked
 
 
 def _whole(path: Path) -> Log | None:

@@ -36,8 +36,8 @@ def read(path: Path) -> Iterator[Raw]:
         if kind == "start_run setup":
             names = ("plugins.target_name", "plugins.model_name", "plugins.target_type", "plugins.model_type")
             model = next((str(entry[name]) for name in names if entry.get(name)), "") or model
-            found = entry.get("run.eval_threshold")
-            threshold = float(found) if isinstance(found, (int, float)) else threshold
+            level = entry.get("run.eval_threshold")
+            threshold = float(level) if isinstance(level, (int, float)) else threshold
         elif kind == "init":
             version = clean_text(str(entry.get("garak_version") or ""))
         elif kind == "attempt" and _is_complete(entry):
@@ -92,9 +92,9 @@ def _is_complete(entry: Mapping[str, object]) -> bool:
 
 def _threats(intent: object, version: str) -> tuple[str, ...]:
     """The intents of an attempt, with the version of garak whose typology they are of."""
-    found = intent if isinstance(intent, list) else [intent]
+    intents = intent if isinstance(intent, list) else [intent]
     scheme = f"garak:{version}/" if version else "garak:"
-    return tuple(scheme + clean_text(each) for each in found if isinstance(each, str) and each)
+    return tuple(scheme + clean_text(each) for each in intents if isinstance(each, str) and each)
 
 
 def _prompt(prompt: Any) -> Any:
@@ -105,9 +105,9 @@ def _prompt(prompt: Any) -> Any:
 
 
 def _hits(scores: dict[str, Any], place: int, threshold: float) -> dict[str, bool]:
-    found = {}
+    hits = {}
     for detector, values in scores.items():
         value = values[place] if isinstance(values, list) and place < len(values) else None
         if isinstance(value, (int, float)):
-            found[str(detector)] = value >= threshold
-    return found
+            hits[str(detector)] = value >= threshold
+    return hits

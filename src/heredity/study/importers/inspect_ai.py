@@ -115,12 +115,12 @@ def _json(path: Path, log: zipfile.ZipFile, name: str) -> dict[str, Any]:
         data = _unpacked(path, info) if is_foreign else log.read(info)
         if sum(map(data.count, (b",", b"[", b"{"))) > MAX_VALUES:
             raise BadInput(path, f"{name[:80]} has too many values to read")
-        found = json.loads(data)
+        decoded = json.loads(data)
     except (ValueError, RecursionError, NotImplementedError, EOFError) as error:
         raise BadInput(path, f"{name[:80]} is not JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(decoded, dict):
         raise BadInput(path, f"{name[:80]} is not a JSON object")
-    return found
+    return decoded
 
 
 def _unpacked(path: Path, info: zipfile.ZipInfo) -> bytes:

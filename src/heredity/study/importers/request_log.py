@@ -74,7 +74,7 @@ def _raw(path: Path, line: int, row: dict[str, object]) -> Raw:
         raise BadInput(
             path, f"a row of version {row.get('request_log')!r}; this heredity reads {VERSION}", line
         )  # fmt: skip
-    calls = found if isinstance(found := row.get("tool_calls"), list) else []
+    calls = listed if isinstance(listed := row.get("tool_calls"), list) else []
     asked = json.dumps([row.get("model"), row.get("prompt")])  # ASCII: a text may be no Unicode
     cluster = digest(asked)[:16]
     return Raw(
