@@ -141,23 +141,11 @@ class ChatFormat:
 
     def piece(self, number: int, text: str, is_first: bool) -> Iterator[bytes]:
         """Yield the next part of an answer."""
-        delta = {"role": "assistant", "content": text} if is_first else {"content": text}
-        yield self._event({"index": number, "delta": delta, "finish_reason": None})
+        yield self._event(self._piece(number, text, is_first))
 
     def last(self, number: int, answer: FinishedAnswer, reply: Reply) -> Iterator[bytes]:  # noqa: ARG002
         """Yield the end of an answer: its calls and its finish reason."""
-        calls = [{"index": i, **each} for i, each in enumerate(self._calls(number, answer))]
-        yield self._event(
-            (
-                {
-                    "index": number,
-                    "delta": {"tool_calls": calls} if calls else {},
-                    "logprobs": _logprobs(answer.logs),
-                    "finish_reason": answer.reason,
-                }
-            ),
-            **self._cited,
-        )
+        yield self._event(self._last(number, answer), **self._cited)
 
     def ended(self, replies: Sequence[Reply]) -> Iterator[bytes]:
         """Yield the events after the last answer."""
@@ -171,6 +159,19 @@ class ChatFormat:
 
     def _event(self, *choices: dict[str, object], **more: object) -> bytes:
         return sent({"object": self.chunk, **self._head, "choices": list(choices), **more})
+
+    def _piece(self, number: int, text: str, is_first: bool) -> dict[str, object]:
+        delta = {"role": "assistant", "content": text} if is_first else {"content": text}
+        return {"index": number, "delta": delta, "finish_reason": None}
+
+    def _last(self, number: int, answer: FinishedAnswer) -> dict[str, object]:
+        calls = [{"index": i, **each} for i, each in enumerate(self._calls(number, answer))]
+        return {
+            "index": number,
+            "delta": {"tool_calls": calls} if calls else {},
+            "logprobs": _logprobs(answer.logs),
+            "finish_reason": answer.reason,
+        }
 
     def _choice(self, number: int, answer: FinishedAnswer) -> dict[str, object]:
         content = answer.text if answer.text or not answer.calls else None

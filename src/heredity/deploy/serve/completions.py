@@ -105,10 +105,11 @@ class TextFormat(ChatFormat):
         return {"index": number, "text": text, "logprobs": None, "finish_reason": None}
 
     def _last(self, number: int, answer: FinishedAnswer) -> dict[str, object]:
+        return self._choice(number, answer) | {"text": ""}
+
+    def _choice(self, number: int, answer: FinishedAnswer) -> dict[str, object]:
         logs = _logprobs(answer.logs)
-        return {"index": number, "text": answer.text, "logprobs": logs, "finish_reason": answer.reason} | {
-            "text": ""
-        }
+        return {"index": number, "text": answer.text, "logprobs": logs, "finish_reason": answer.reason}
 
 
 def _logprobs(logs: Sequence[TokenLog] | None) -> dict[str, object] | None:
