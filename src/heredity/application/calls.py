@@ -127,11 +127,11 @@ def parse_tool_calls(text: str, names: Sequence[str]) -> tuple[ToolCall, ...]:
     folded = text.casefold()
     if not any(each in folded for each in tools.hints):
         return ()
-    found: dict[tuple[int, int], ToolCall] = {}  # by place: what fits two formats is one call
+    calls: dict[tuple[int, int], ToolCall] = {}  # by place: what fits two formats is one call
     for read in (_written_calls, _tagged_calls, _json_calls):
         for at, number, call in read(text, tools):
-            found.setdefault((at, number), call)
-    return tuple(found[at] for at in sorted(found))
+            calls.setdefault((at, number), call)
+    return tuple(calls[at] for at in sorted(calls))
 
 
 def attempted_call(text: str, names: Sequence[str]) -> str:
@@ -143,10 +143,10 @@ def attempted_call(text: str, names: Sequence[str]) -> str:
     if not names:
         return ""
     text = text[:_LONGEST]
-    for found in islice(_tools(tuple(names)).attempt.finditer(text), _TRIES):
-        body = found["body"]
-        if (body is None or _is_filled(body[1:-1])) and not _is_talk(text, found.start()):
-            return found[0].strip()
+    for match in islice(_tools(tuple(names)).attempt.finditer(text), _TRIES):
+        body = match["body"]
+        if (body is None or _is_filled(body[1:-1])) and not _is_talk(text, match.start()):
+            return match[0].strip()
     return ""
 
 
@@ -279,10 +279,10 @@ def _is_filled(body: str) -> bool:
 
 
 def _is_value(name: str, written: str) -> bool:
-    said = written.strip("\"'").strip().casefold()
-    if not said or said == name.casefold() or _PLACEHOLDER.fullmatch(said):
+    word = written.strip("\"'").strip().casefold()
+    if not word or word == name.casefold() or _PLACEHOLDER.fullmatch(word):
         return False
-    return written[0] in "\"'[" or any(map(str.isdigit, said)) or said in ("true", "false", "null", "none")
+    return written[0] in "\"'[" or any(map(str.isdigit, word)) or word in ("true", "false", "null", "none")
 
 
 def _is_talk(text: str, at: int) -> bool:
@@ -341,11 +341,11 @@ def _arguments_at(text: str, at: int) -> tuple[dict[str, object], int]:
     given, end = _json_at(text, at) if text.startswith("{", at) else (None, at)
     if isinstance(given, dict):
         return given, end
-    found: dict[str, object] = {}
+    arguments: dict[str, object] = {}
     while (parameter := _PARAMETER.match(text, at)) is not None:
         name, value = (group for group in parameter.groups() if group is not None)
-        found[name], at = value.strip(), parameter.end()
-    return found, at
+        arguments[name], at = value.strip(), parameter.end()
+    return arguments, at
 
 
 def _json_calls(text: str, tools: _ToolNames) -> Iterator[_ReadCall]:

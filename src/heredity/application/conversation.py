@@ -117,18 +117,18 @@ class ApplicationSession:
         Results that the model has not read then come with the next turn.
         """
         application, prefill = self._application, turn.prefill
-        found = self.retrieve(turn.text, probe.planted)
-        chat.add(turn, () if isinstance(found, UnsetType) else found)
+        passages = self.retrieve(turn.text, probe.planted)
+        chat.add(turn, () if isinstance(passages, UnsetType) else passages)
         messages, is_shared = chat.messages, probe.tool_description is UNSET
         for _ in range(application.max_turns):
             request = application.request(messages, prefill, seed, turn.decoding, is_shared)
-            reply = yield msgspec.structs.replace(request, retrieved=found, planted=probe.planted)
-            found = UNSET  # later replies to the turn answer the results of tools
+            reply = yield msgspec.structs.replace(request, retrieved=passages, planted=probe.planted)
+            passages = UNSET  # later replies to the turn answer the results of tools
             if reply.error is not None:
                 return reply, None
             meter.add(reply)
             calls = application.calls(prefill, reply)
-            messages.append(application.said(prefill + reply.text, calls))
+            messages.append(application.answer_message(prefill + reply.text, calls))
             prefill = ""
             if not calls or application.rendering == "theirs":  # their application answers its own calls
                 return reply, None
@@ -320,7 +320,7 @@ def replies(
             yield request, reply
             request = conversation.send(reply)
     except StopIteration as end:
-        found: T = end.value
-        return found
+        result: T = end.value
+        return result
     finally:
         conversation.close()

@@ -65,10 +65,10 @@ class DescribedFunction:
         except msgspec.ValidationError as error:
             return Answer(str(error), "arguments-invalid")
         named = {name: getattr(arguments, name) for name in self._arguments.__struct_fields__}
-        found = self._function(**named)
-        if inspect.isawaitable(found):
-            found = asyncio.run(_awaited(found))
-        return Answer(_text(found))
+        value = self._function(**named)
+        if inspect.isawaitable(value):
+            value = asyncio.run(_awaited(value))
+        return Answer(_text(value))
 
 
 def find(name: str, folder: str = "") -> DescribedFunction:
@@ -83,13 +83,13 @@ def find(name: str, folder: str = "") -> DescribedFunction:
         module = _module(module_name, folder)
     except BaseException as error:  # a module may raise anything, and exit
         raise UsageError(f"{module_name} does not import: {raised(error)}") from None
-    found: object = module
+    target: object = module
     for part in inner.split("."):
-        if (found := getattr(found, part, None)) is None:
+        if (target := getattr(target, part, None)) is None:
             raise UsageError(f"{module_name} has no '{inner[:80]}'")
-    if not callable(found):
+    if not callable(target):
         raise UsageError(f"'{inner[:80]}' of {module_name} is not a function")
-    return DescribedFunction(name, found, module)
+    return DescribedFunction(name, target, module)
 
 
 def _module(name: str, folder: str) -> ModuleType:
@@ -150,10 +150,10 @@ def _always(value: object) -> Callable[[], object]:
 
 def _schema(name: str, arguments: type[msgspec.Struct]) -> dict[str, object]:
     try:
-        found = msgspec.json.schema(arguments)
+        schema = msgspec.json.schema(arguments)
     except (TypeError, ValueError) as error:
         raise UsageError(f"the parameters of '{name}' make no JSON schema: {raised(error)}") from None
-    others = dict(found["$defs"])
+    others = dict(schema["$defs"])
     own = others.pop("Arguments")
     del own["title"]
     return {**own, "$defs": others} if others else own
@@ -172,17 +172,17 @@ def _code(module: ModuleType | None) -> str:
         return ""
 
 
-def _text(found: object) -> str:
-    if isinstance(found, str):
-        return found
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
     try:
-        return "" if found is None else msgspec.json.encode(found).decode()
+        return "" if value is None else msgspec.json.encode(value).decode()
     except (TypeError, ValueError, RecursionError, OverflowError):
-        return str(found)
+        return str(value)
 
 
-async def _awaited(found: Awaitable[object]) -> object:
-    return await found
+async def _awaited(result: Awaitable[object]) -> object:
+    return await result
 
 
 class _Functions:
@@ -190,21 +190,21 @@ class _Functions:
 
     def __init__(self, folder: str, names: Iterable[str]) -> None:
         self._folder, self._names = folder, list(names)
-        self._found: dict[str, DescribedFunction] = {}
+        self._by_name: dict[str, DescribedFunction] = {}
 
     def open(self) -> Opened | NotOpened:
         """Import and describe all of them."""
         if self._folder:
             sys.path.insert(0, self._folder)
         try:
-            self._found = {name: find(name, self._folder) for name in self._names}
+            self._by_name = {name: find(name, self._folder) for name in self._names}
         except UsageError as error:
             return NotOpened(str(error))
-        return Opened(tuple(each.offered for each in self._found.values()))
+        return Opened(tuple(each.offered for each in self._by_name.values()))
 
     def call(self, call: Call) -> Answer:
         """Call the function of this name."""
-        return self._found[call.tool].call(call.arguments)
+        return self._by_name[call.tool].call(call.arguments)
 
 
 # --- this side of the pipe ---
@@ -231,8 +231,8 @@ class FunctionSource:
 
     def open(self, process: ToolProcess) -> None:
         """Start a process of `process()`. Raises ToolFailure if a file has changed."""
-        for (name, code), found in zip(self.functions, process.open().tools, strict=True):
-            if found.code != code:
+        for (name, code), offered in zip(self.functions, process.open().tools, strict=True):
+            if offered.code != code:
                 process.refuse_changed(f"the file of {name} was changed since the application was read")
 
     def name_of(self, tool: Tool) -> str:
@@ -275,15 +275,15 @@ def tool(
     if module.__name__ == "__main__":
         path = Path(inspect.getfile(function)).absolute()
         named, home = f"{path.name}:{inner}", str(path.parent)
-    found = DescribedFunction(named, function, module).offered
+    offered = DescribedFunction(named, function, module).offered
     return Tool(
-        name or found.name,
-        found.description,
+        name or offered.name,
+        offered.description,
         is_forbidden=is_forbidden,
         effects=tuple(effects) or None,
-        schema=found.schema,
+        schema=offered.schema,
         function=named,
-        code=found.code,
+        code=offered.code,
         home=home,
         is_stateful=is_stateful or None,
     )

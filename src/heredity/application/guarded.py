@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from threading import Lock
 from typing import NamedTuple, TypeVar
 
@@ -65,13 +66,13 @@ def _identified(spec: GuardSpec, readers: GuardReaders) -> GuardSpec:
 
 
 def _identity(rule: ModelGuard, readers: GuardReaders) -> str:
-    found = readers.identify(rule.model, rule.sides)
-    if rule.identity not in ("", found):
+    identity = readers.identify(rule.model, rule.sides)
+    if rule.identity not in ("", identity):
         raise NotComparable(
-            f"The guard model '{rule.model}' is {found} here, and the application has "
+            f"The guard model '{rule.model}' is {identity} here, and the application has "
             f"{rule.identity[:40]!r}. Restore that model, or start a new study."
         )
-    return found
+    return identity
 
 
 class ModelReads:
@@ -97,14 +98,14 @@ class ModelReads:
         texts = [ReadText(each.side, clean_text(each.question), clean_text(each.text)) for each in texts]
         keys = [digest([rule.model, *text]) for text in texts]
         with self._lock:
-            found = {key: self._kept[key] for key in keys if key in self._kept}
-        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
+            by_key = {key: self._kept[key] for key in keys if key in self._kept}
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in by_key}
         if new:
             scores = self._readers[rule.model].scores(list(new.values()))
             fresh = dict(zip(new, scores, strict=True))
-            found |= fresh
+            by_key |= fresh
             self._keep({key: score for key, score in fresh.items() if score.score is not None})
-        return [found[key] for key in keys]
+        return [by_key[key] for key in keys]
 
     def _keep(self, scores: dict[str, ModelScore]) -> None:
         with self._lock:
@@ -191,9 +192,9 @@ class GuardChain:
 
     def admit(self, request: Request) -> Admission:
         """The request for the model. It is blocked if a guard blocks one of the newest messages."""
-        found = [self._filtered(text, side) for text, side in self._newest(request)]
-        notes = tuple(dict.fromkeys(note for each in found for note in each.notes))
-        return Admission(request, self.prepared(request), notes, any(each.is_blocked for each in found))
+        parts = [self._filtered(text, side) for text, side in self._newest(request)]
+        notes = tuple(dict.fromkeys(note for each in parts for note in each.notes))
+        return Admission(request, self.prepared(request), notes, any(each.is_blocked for each in parts))
 
     def _newest(self, request: Request) -> list[tuple[str, Side]]:
         """The parts of the messages since the last answer."""
@@ -235,9 +236,9 @@ class GuardChain:
         called = self._filtered_calls(self._application.calls(request.prefill, reply, names))
         asked = asked_text(request)
         is_cut = reply.stop == "length"
-        found = self._filtered(request.prefill + reply.text, "answer", start, asked, is_cut)
-        text, calls, stop = found.text[start:], reply.tool_calls, reply.stop
-        is_blocked = called.is_blocked or found.is_blocked or (text != reply.text and is_removed(text))
+        answer = self._filtered(request.prefill + reply.text, "answer", start, asked, is_cut)
+        text, calls, stop = answer.text[start:], reply.tool_calls, reply.stop
+        is_blocked = called.is_blocked or answer.is_blocked or (text != reply.text and is_removed(text))
         notes = called.notes
         if not is_blocked and (
             left := self._application.calls(request.prefill, replace(reply, text=text), names)
@@ -245,10 +246,10 @@ class GuardChain:
             # A tool would get these values, which JSON may have spelt otherwise in the text.
             values = self._filtered("\n".join(_values(left)), "answer", 0, asked)
             is_blocked, notes = values.is_changed, (*notes, *values.notes)
-        every = tuple(dict.fromkeys((*admitted.notes, *notes, *found.notes)))
+        every = tuple(dict.fromkeys((*admitted.notes, *notes, *answer.notes)))
         if is_blocked:
             text, calls, stop = BLOCKED, (), "filter"
-        elif not found.is_changed:
+        elif not answer.is_changed:
             return replace(reply, guarded=every) if every else reply
         return replace(
             reply, text=text, tool_calls=calls, stop=stop, tokens=(), n_tokens=reply.n_answer_tokens,
@@ -280,12 +281,13 @@ class GuardChain:
             if side not in guard.SIDES:
                 continue
             nothing: Sequence[GuardSpan] = ()
-            found, error = self._tried(lambda: self._found(guard, text, side, question, is_cut), nothing)  # noqa: B023
+            check = partial(self._findings, guard, text, side, question, is_cut)
+            findings, error = self._tried(check, nothing)
             if error:
                 notes.append(self._note(spec, "", error))
                 if spec.fails == "closed":
                     return _Filtered(REMOVED, True, tuple(notes), True)
-            spans = [span._replace(start=max(span.start, start)) for span in found if span.end > start]
+            spans = [span._replace(start=max(span.start, start)) for span in findings if span.end > start]
             if not spans:
                 continue
             notes += dict.fromkeys(self._note(spec, span.why) for span in spans)
@@ -294,16 +296,16 @@ class GuardChain:
             text, is_changed = without_spans(text, spans), True
         return _Filtered(text, False, tuple(notes), is_changed)
 
-    def _found(
+    def _findings(
         self, guard: GuardRule, text: str, side: Side, question: str, is_cut: bool
     ) -> Sequence[GuardSpan]:
         """The findings of a guard in a text, by itself or by its model."""
         if not isinstance(guard, ModelGuard):
-            found = guard.find(text, side, self._application.facts)
-            return apart([*found, *guard.find_cut(text, self._application.facts)]) if is_cut else found
+            spans = guard.find(text, side, self._application.facts)
+            return apart([*spans, *guard.find_cut(text, self._application.facts)]) if is_cut else spans
         if side not in guard.sides or not text.strip():
             return ()
-        return guard.found(text, self._reads.score(guard, ReadText(side, question, text)))
+        return guard.spans(text, self._reads.score(guard, ReadText(side, question, text)))
 
     def _tried(self, check: Callable[[], T], passing: T) -> tuple[T, str]:
         """The result of a guard's check, and the kind of its error."""
@@ -365,11 +367,11 @@ def _values(calls: Sequence[ToolCall]) -> Iterator[str]:
 
 def without_spans(text: str, spans: Sequence[GuardSpan]) -> str:
     """A text with REMOVED in place of the spans."""
-    found, at = "", 0
+    kept, at = "", 0
     for span in spans:
-        found += text[at : span.start] + REMOVED
+        kept += text[at : span.start] + REMOVED
         at = span.end
-    return found + text[at:]
+    return kept + text[at:]
 
 
 GUARD_SECONDS, GUARD_ANSWERS = "guard_seconds", "n_guarded_answers"  # of an account
@@ -402,7 +404,7 @@ def guarded(
 class _Admitted(NamedTuple):
     """A request behind guards. If the model is not asked: the reply to a blocked one, or the known answer."""
 
-    found: Admission
+    admission: Admission
     refused: Reply | None = None
     known: Reply | None = None
 
@@ -464,13 +466,12 @@ class GuardedEngine:
         n_at_once = self._guards.n_at_once("answer")
         while not stream.is_over:
             with closing(_generator(self._inner.reply(stream.passed()))) as replies:
-                for found in replies:
-                    admitted = stream.asked(found.key)
-                    reply = found
+                for reply in replies:
+                    admitted = stream.asked(reply.key)
                     if self._answers is not None:
-                        reply = clean(reply)
-                        self._answers.cache.put(self._key(admitted.prepared, reply.prompt), reply)
-                    stream.answered.append((admitted, found))
+                        kept = clean(reply)
+                        self._answers.cache.put(self._key(admitted.prepared, kept.prompt), kept)
+                    stream.answered.append((admitted, reply))
                     if len(stream.answered) >= n_at_once:
                         yield from self._checked(stream)
                     yield from stream.blocked()
@@ -495,18 +496,18 @@ class GuardedEngine:
         """The answers so far, checked."""
         answered, stream.answered = stream.answered, []
         self._guards.read_replies(answered)
-        for admitted, found in answered:
-            yield self._guards.check(admitted, found)
+        for admitted, reply in answered:
+            yield self._guards.check(admitted, reply)
 
     def _admitted(self, request: Request) -> _Admitted:
         """The request for the model, or a reply in its place: a guard blocks it, or the answer is known."""
-        found = self._guards.admit(request)
-        if not found.is_blocked:
-            return _Admitted(found, known=self._known(found.prepared))
+        admission = self._guards.admit(request)
+        if not admission.is_blocked:
+            return _Admitted(admission, known=self._known(admission.prepared))
         prompt = ""
         with suppress(EngineFailure):  # a prompt that does not fit, of a question that is not asked
-            prompt = self._inner.render(found.prepared)
-        return _Admitted(found, found.refused(prompt))
+            prompt = self._inner.render(admission.prepared)
+        return _Admitted(admission, admission.refused(prompt))
 
     # --- the model's own answers ---
 
@@ -518,8 +519,8 @@ class GuardedEngine:
             prompt = clean_text(self._inner.render(request))
         except EngineFailure:  # the engine reports it
             return None
-        found = self._answers.cache.get(self._key(request, prompt))
-        return None if found is None else replace(found, key=request.key)
+        reply = self._answers.cache.get(self._key(request, prompt))
+        return None if reply is None else replace(reply, key=request.key)
 
     def _key(self, request: Request, prompt: str) -> str:
         """The key of the model without guards, as a study has it."""
@@ -549,14 +550,14 @@ class _Stream:
                     return
                 yield None
                 continue
-            found, refused, known = self._admit(request)
+            admission, refused, known = self._admit(request)
             if refused is not None:
                 self._blocked.append(refused)
             elif known is not None:
-                self.answered.append((found, known))
+                self.answered.append((admission, known))
             else:
-                self._asked[request.key] = found
-                yield found.prepared
+                self._asked[request.key] = admission
+                yield admission.prepared
                 continue
             if self._n_ready >= _AT_ONCE and not self._asked:
                 return
@@ -569,9 +570,9 @@ class _Stream:
 
     def asked(self, key: int) -> Admission:
         """The request of a reply of the engine. Raises EngineFailure for one that was not asked."""
-        if (found := self._asked.pop(key, None)) is None:
+        if (admission := self._asked.pop(key, None)) is None:
             raise EngineFailure(f"the engine answered request {key}, which was not asked")
-        return found
+        return admission
 
     def blocked(self) -> Iterator[Reply]:
         """The replies of blocked questions so far."""

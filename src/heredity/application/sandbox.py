@@ -176,7 +176,7 @@ class ToolProcess(Closable):
             return self.opened
         self._start()
         try:
-            found = msgspec.json.decode(self._receive(START_SECONDS, MAX_LISTED), type=Opened | NotOpened)
+            first = msgspec.json.decode(self._receive(START_SECONDS, MAX_LISTED), type=Opened | NotOpened)
         except (EOFError, OverflowError, msgspec.DecodeError) as error:
             is_late = self._is_late
             self.close()
@@ -184,11 +184,11 @@ class ToolProcess(Closable):
             if isinstance(error, OverflowError):
                 what = f"describes its tools in more than {MAX_LISTED:,} bytes"
             raise ToolFailure(f"the process of the tools {what}") from None
-        if isinstance(found, NotOpened):
+        if isinstance(first, NotOpened):
             self.close()
-            raise ToolFailure(found.text)
-        self.opened = found
-        return found
+            raise ToolFailure(first.text)
+        self.opened = first
+        return first
 
     def call(self, call: Call) -> Answer:
         """Run a call. Raises ToolFailure only if the process cannot start."""

@@ -119,8 +119,8 @@ class McpServer(Record, frozen=True, omit_defaults=True):
         wanted = tuple(by_name) if self.tools is None else self.tools
         if missing := next((name for name in wanted if name not in by_name), None):
             raise self._refused(f"lists no tool '{visible(missing[:80])}'")
-        found = tuple(by_name[name] for name in wanted)
-        for each in found:
+        accepted = tuple(by_name[name] for name in wanted)
+        for each in accepted:
             if not _NAME.fullmatch(each.name):
                 raise self._refused(f"lists a tool with the name '{visible(each.name[:80])}'")
             if len(each.description) > MAX_DESCRIPTION:
@@ -130,7 +130,7 @@ class McpServer(Record, frozen=True, omit_defaults=True):
                 raise self._refused(
                     f"describes the tool '{each.name}' with characters that hide, reorder or control"
                 )
-        return found
+        return accepted
 
     def _refused(self, what: str) -> BadArgument:
         return BadArgument(
@@ -162,10 +162,10 @@ class ServerSource:
         if is_open:
             return
         try:
-            found = digest_listed(opened.identity, self.server.accepted(opened))
+            listed = digest_listed(opened.identity, self.server.accepted(opened))
         except BadArgument:
-            found = ""
-        if found != self.listed:
+            listed = ""
+        if listed != self.listed:
             process.refuse_changed(
                 f"the MCP server '{self.server.name}' lists other tools, or has another version, than as the "
                 "application was read"
@@ -293,28 +293,28 @@ class _Connection:
         self._is_changed |= type(message).__name__ == "ToolListChangedNotification"
 
     async def _list(self) -> Opened:
-        found: list[Offered] = []
+        tools: list[Offered] = []
         cursor: str | None = None
         for _ in range(_MAX_PAGES):
             page = await self._session.list_tools(cursor=cursor)
-            found += (
+            tools += (
                 Offered(each.name, each.description or "", dict(each.input_schema)) for each in page.tools
             )
             cursor = page.next_cursor
-            if cursor is None or len(found) > MAX_TOOLS:
+            if cursor is None or len(tools) > MAX_TOOLS:
                 break
-        if cursor is not None or len(found) > MAX_TOOLS:
+        if cursor is not None or len(tools) > MAX_TOOLS:
             raise ValueError(f"it lists more than {MAX_TOOLS} tools")
         info = self._session.server_info
-        return Opened(tuple(found), "" if info is None else f"{info.name} {info.version}")
+        return Opened(tuple(tools), "" if info is None else f"{info.name} {info.version}")
 
     async def _call(self, call: Call) -> Answer:
-        found = await self._session.call_tool(call.tool, call.arguments)
-        parts = [each.text if each.type == "text" else f"[{each.type} left out]" for each in found.content]
+        result = await self._session.call_tool(call.tool, call.arguments)
+        parts = [each.text if each.type == "text" else f"[{each.type} left out]" for each in result.content]
         text = "\n".join(parts)
-        if not parts and found.structured_content is not None:
-            text = msgspec.json.encode(found.structured_content).decode()
-        return Answer(text, "tool-raised" if found.is_error else "")
+        if not parts and result.structured_content is not None:
+            text = msgspec.json.encode(result.structured_content).decode()
+        return Answer(text, "tool-raised" if result.is_error else "")
 
 
 class _TooDeep(BaseException):

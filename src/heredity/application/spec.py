@@ -260,7 +260,7 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
         plain = parse_tool_calls(prefill + reply.text, names) if names else ()
         return plain + tuple(call for call in reply.tool_calls if call not in plain)
 
-    def said(self, text: str, calls: tuple[ToolCall, ...] = ()) -> Message:
+    def answer_message(self, text: str, calls: tuple[ToolCall, ...] = ()) -> Message:
         """The model's text as a message of the conversation."""
         return Message("assistant", text, calls if self.rendering == "native" else ())
 
@@ -269,12 +269,12 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
         if self.rendering == "native":
             return [Message("tool", result) for _, result in named]
         # One user message: not every template has a tool role, and the layer must be the same for all.
-        said, spans = "", []
+        text, spans = "", []
         for name, result in named:
-            said += ("\n\n" if said else "") + f"Result of {name}:\n"
-            spans.append((len(said), len(said) + len(result)))
-            said += result
-        return [Message("user", said, data=tuple(spans))] if named else []
+            text += ("\n\n" if text else "") + f"Result of {name}:\n"
+            spans.append((len(text), len(text) + len(result)))
+            text += result
+        return [Message("user", text, data=tuple(spans))] if named else []
 
 
 def _with_index(retrieval: Retrieval, path: Path | str) -> Retrieval:
@@ -325,12 +325,12 @@ def check_decoding(decoding: Decoding) -> None:
 
 def _check_schema(schema: str) -> None:
     try:
-        found = msgspec.json.decode(schema)
+        value = msgspec.json.decode(schema)
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadArgument(
             f"decoding.json_schema is not JSON: {error}", code="not-json", key="decoding.json_schema"
         ) from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise BadArgument("decoding.json_schema must be a JSON object", key="decoding.json_schema")
 
 
@@ -420,14 +420,14 @@ def _tool_table(table: object, folder: Path) -> object:
     if not isinstance(table, dict) or not isinstance(table.get("schema"), str):
         return table
     try:
-        found = msgspec.json.decode(str(_schema_text(table["schema"], folder, "schema")))
+        schema = msgspec.json.decode(str(_schema_text(table["schema"], folder, "schema")))
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadArgument(
             f"the schema of a tool is not JSON: {error}",
             code="not-json",
             table=str(table.get("name", "")),
         ) from None
-    return {**table, "schema": found}
+    return {**table, "schema": schema}
 
 
 def _schema_text(given: object, folder: Path, key: str) -> object:
@@ -451,11 +451,11 @@ def _with_functions(tables: list[object], folder: Path) -> list[object]:
     if not named:
         return tables
     try:
-        found = dict(zip(named, functions.described(named, folder), strict=True))
+        described = dict(zip(named, functions.described(named, folder), strict=True))
     except ToolFailure as error:
         raise BadArgument(str(error), code=error.code, key="tools") from None
     return [
-        _of_function(each, found[str(each["function"])], folder) if _has_function(each) else each
+        _of_function(each, described[str(each["function"])], folder) if _has_function(each) else each
         for each in tables
     ]
 
@@ -464,7 +464,7 @@ def _with_servers(data: dict[str, object], tables: list[object], folder: Path) -
     """The tables with the tools that MCP servers list, each with what the file says of it."""
     given = data.get("tools")
     tools: list[object] = given if isinstance(given, list) else []
-    found: list[object] = []
+    servers: list[object] = []
     for table in tables:
         server = msgspec.convert(table, McpServer)
         if server.home or server.identity:
@@ -472,8 +472,8 @@ def _with_servers(data: dict[str, object], tables: list[object], folder: Path) -
         server = msgspec.structs.replace(server, home=str(folder))
         identity, offered = listed(server)
         tools = _joined(server, tools, {each.name: each for each in offered})
-        found.append(msgspec.to_builtins(msgspec.structs.replace(server, identity=identity)))
-    return {**data, "tools": tools, "mcp": found}
+        servers.append(msgspec.to_builtins(msgspec.structs.replace(server, identity=identity)))
+    return {**data, "tools": tools, "mcp": servers}
 
 
 def _joined(server: McpServer, tables: list[object], offered: dict[str, Offered]) -> list[object]:

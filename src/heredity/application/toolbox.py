@@ -69,18 +69,18 @@ def sources_of(
 ) -> dict[str, ToolSource]:
     """The source of each tool that runs, by the tool's name."""
     functions = [tool for tool in tools if tool.function is not None]
-    found: dict[str, ToolSource] = {}
+    by_tool: dict[str, ToolSource] = {}
     for folder in dict.fromkeys(tool.home or "" for tool in functions):
         own = [tool for tool in functions if (tool.home or "") == folder]
         named = tuple((str(tool.function), tool.code or "") for tool in own)
         source = FunctionSource(folder, named, limits)
-        found.update((tool.name, source) for tool in own)
+        by_tool.update((tool.name, source) for tool in own)
     for server in servers:
         own = [tool for tool in tools if tool.server == server.name]
         offered = [Offered(tool.name, tool.description, tool.schema or {}) for tool in own]
         listed = ServerSource(server, digest_listed(server.identity or "", offered), limits)
-        found.update((tool.name, listed) for tool in own)
-    return found
+        by_tool.update((tool.name, listed) for tool in own)
+    return by_tool
 
 
 class ToolProcessPool(Closable):
@@ -140,10 +140,10 @@ class ToolProcessPool(Closable):
                     self._free.append(self._all[-1])
                 else:
                     self._changed.wait(PATIENCE)
-            found = next((each for each in self._free if each.opened is not None), self._free[-1])
-            self._free.remove(found)
-            self._since[found] = math.inf
-            return found
+            process = next((each for each in self._free if each.opened is not None), self._free[-1])
+            self._free.remove(process)
+            self._since[process] = math.inf
+            return process
 
 
 TOOL_RESULTS = "tool_results.jsonl"
@@ -291,8 +291,8 @@ class Toolbox(Closable):
     def end(self, session: ToolSession) -> None:
         """End the processes of a conversation."""
         with self._lock:
-            found = self._own.pop(session, {})
-        for own in found.values():
+            processes = self._own.pop(session, {})
+        for own in processes.values():
             own.process.close()
 
     def run(self, session: ToolSession, tool: Tool, call: Call, before: Sequence[Call]) -> Answer:
@@ -396,8 +396,8 @@ class ToolSession:
 
     def taken(self) -> tuple[ToolOutcome, ...]:
         """The outcomes of the calls since the last time."""
-        found, self._outcomes = tuple(self._outcomes), []
-        return found
+        outcomes, self._outcomes = tuple(self._outcomes), []
+        return outcomes
 
     def close(self) -> None:
         """End the processes of this conversation."""

@@ -118,10 +118,10 @@ class World:
         """The table that holds the last key."""
         table = self.state
         for key in keys[:-1]:
-            found = table.get(key)
-            if not isinstance(found, dict):
+            inner = table.get(key)
+            if not isinstance(inner, dict):
                 raise _Impossible(f"there is no {'/'.join(keys)}")
-            table = found
+            table = inner
         return table, keys[-1]
 
 
@@ -406,12 +406,12 @@ class _Checker:
     def error(self, arguments: Mapping[str, object]) -> str:
         """The first thing that is wrong with the arguments, in a few words; "" for nothing."""
         try:
-            found = self._first(self._validator, arguments)
+            first = self._first(self._validator, arguments)
         except _Exhausted:
             return "the arguments cannot be checked: the schema takes too long"
         except _SchemaError as error:
             return f"the arguments cannot be checked: {error}"
-        return "" if found is None else _what(found)
+        return "" if first is None else _what(first)
 
     def read(self, name: str, value: object) -> object:
         """A value, read as JSON if the schema wants that rather than a text."""

@@ -189,8 +189,8 @@ def code_of(error: BaseException) -> str:
     """
     if (own := origin_of(error)) is not None:
         return own.code
-    found = (code for start, code in OF_MSGSPEC.items() if str(error).startswith(start))
-    return next(found, BadArgument.code)
+    codes = (code for start, code in OF_MSGSPEC.items() if str(error).startswith(start))
+    return next(codes, BadArgument.code)
 
 
 OF_MSGSPEC = {

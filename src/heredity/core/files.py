@@ -95,15 +95,15 @@ def read_lines(path: Path, start: int = 0) -> Iterator[bytes]:
 def refuse_linked_folders(folder: Path, *names: str) -> None:
     """Raise Refused if one of these in `folder`, or a folder below, is a link: its files lie elsewhere."""
     for top in (folder / name for name in names):
-        below = (Path(parent, name) for parent, found, _ in os.walk(top) for name in found)
+        below = (Path(parent, name) for parent, names, _ in os.walk(top) for name in names)
         for path in itertools.chain([top], below):
             if path.is_symlink():
                 _refuse_entry(path)
 
 
-def _check_plain(path: Path, found: os.stat_result, flags: int) -> None:
+def _check_plain(path: Path, status: os.stat_result, flags: int) -> None:
     is_written = flags & (os.O_WRONLY | os.O_RDWR)
-    if not stat.S_ISREG(found.st_mode) or (is_written and found.st_nlink > 1):
+    if not stat.S_ISREG(status.st_mode) or (is_written and status.st_nlink > 1):
         _refuse_entry(path)
 
 
@@ -130,8 +130,8 @@ def hash_file(path: Path) -> str:
 
 def stamp_file(path: Path) -> list[int]:
     """The size, times in ns and inode of a file: writing or replacing it changes them. Cheap."""
-    found = path.lstat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    status = path.lstat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 @contextmanager
@@ -463,8 +463,8 @@ def _end_of_whole_lines(handle: int) -> int:
     while end > 0:
         start = max(0, end - _BLOCK)
         os.lseek(handle, start, os.SEEK_SET)
-        if (found := os.read(handle, end - start).rfind(b"\n")) >= 0:
-            return start + found + 1
+        if (at := os.read(handle, end - start).rfind(b"\n")) >= 0:
+            return start + at + 1
         end = start
     return 0
 

@@ -185,12 +185,12 @@ def choose_device(wanted: Device | None = None, turn: int = 0) -> Device:
     wanted = wanted or read_device(os.environ.get(DEVICE_VARIABLE) or AUTO)
     if wanted is not None and wanted.is_cpu:
         return wanted
-    found, has_mps = cards(), torch.backends.mps.is_available()
+    gpus, has_mps = cards(), torch.backends.mps.is_available()
     if wanted is None:
-        return found[turn % len(found)] if found else Device("mps") if has_mps else CPU
-    is_there = has_mps if wanted.kind == "mps" else (wanted.index or 0) < len(found)
+        return gpus[turn % len(gpus)] if gpus else Device("mps") if has_mps else CPU
+    is_there = has_mps if wanted.kind == "mps" else (wanted.index or 0) < len(gpus)
     if not is_there:
-        known = ", ".join(map(str, (*found, *([Device("mps")] if has_mps else ()), CPU)))
+        known = ", ".join(map(str, (*gpus, *([Device("mps")] if has_mps else ()), CPU)))
         raise Unavailable(f"torch finds no device '{wanted}' on this machine. There are: {known}.")
     return wanted
 
@@ -254,8 +254,8 @@ def visible_gpus() -> list[str]:
     """
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
-    found = Path("/proc/driver/nvidia/gpus")
-    return [str(n) for n in range(len(list(found.iterdir())))] if found.is_dir() else []
+    folder = Path("/proc/driver/nvidia/gpus")
+    return [str(n) for n in range(len(list(folder.iterdir())))] if folder.is_dir() else []
 
 
 # --- dtype and speed ---
@@ -367,20 +367,20 @@ def _fastest(do: Callable[[], object]) -> float:
 
 def total_memory() -> int | None:
     """Bytes of memory of this machine, or of its container if that has less; None if unknown."""
-    found: list[int] = []
+    sizes: list[int] = []
     with suppress(OSError, ValueError, AttributeError):
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     with suppress(OSError, ValueError):  # "max" means no limit
-        found.append(int((_CGROUP / "memory.max").read_text("ascii")))
-    return min(found, default=None)
+        sizes.append(int((_CGROUP / "memory.max").read_text("ascii")))
+    return min(sizes, default=None)
 
 
 def available_memory() -> int | None:
     """Bytes that can be allocated without swapping; None if the system does not report it."""
-    found: list[int] = []
+    sizes: list[int] = []
     with suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        sizes += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     with suppress(OSError, ValueError):  # "max" means no limit
         limit, used = (int((_CGROUP / f"memory.{each}").read_text("ascii")) for each in ("max", "current"))
         cached = sum(
@@ -388,8 +388,8 @@ def available_memory() -> int | None:
             for line in (_CGROUP / "memory.stat").read_text("ascii").splitlines()
             if line.startswith(("inactive_file ", "active_file "))
         )
-        found.append(max(0, limit - used + cached))
-    return min(found, default=None)
+        sizes.append(max(0, limit - used + cached))
+    return min(sizes, default=None)
 
 
 def resident_memory() -> int | None:

@@ -222,8 +222,8 @@ def toml_line(path: Path | str, key: str = "", *, table: str = "", head: str = "
     start, stop = _table_span(lines, head, index)
     if key:
         sets = re.compile(rf"\s*(?:\[+\s*)?[\"']?{re.escape(key)}[\"']?\s*[=.\]:]")
-        found = next((n for n in range(max(start, 1), stop + 1) if sets.match(lines[n - 1])), 0)
-        return found or start
+        at = next((n for n in range(max(start, 1), stop + 1) if sets.match(lines[n - 1])), 0)
+        return at or start
     return start
 
 
@@ -326,15 +326,15 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 def models_file() -> Path | None:
     """The file, if there is one. Raises BadInput if HEREDITY_MODELS names a file that does not exist."""
     if named := os.environ.get(VARIABLE):
-        found = Path(named).expanduser()
-        if not found.is_file():
+        file = Path(named).expanduser()
+        if not file.is_file():
             raise BadInput(
-                found, f"{VARIABLE} names this file, and it does not exist.", code="unreadable-file"
+                file, f"{VARIABLE} names this file, and it does not exist.", code="unreadable-file"
             )
-        return found
+        return file
     config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    found = Path(config).expanduser() / "heredity" / "models.toml"
-    return found if found.is_file() else None
+    file = Path(config).expanduser() / "heredity" / "models.toml"
+    return file if file.is_file() else None
 
 
 def user_entries(kind: type[Entry], is_remote: bool, taken: Container[str]) -> Iterator[tuple[str, Entry]]:

@@ -103,10 +103,10 @@ def names(folder: str, suffix: str = ".py") -> list[str]:
 
 def _own(folder: str, suffix: str = ".py") -> list[str]:
     root = _folder(folder)
-    found = {p.stem for p in root.glob(f"*{suffix}")}
+    stems = {p.stem for p in root.glob(f"*{suffix}")}
     if suffix == ".py":
-        found |= {p.parent.name for p in root.glob(f"*/{_kind(folder)}.py")}
-    return sorted(name for name in found - _RESERVED if not name.startswith("_"))
+        stems |= {p.parent.name for p in root.glob(f"*/{_kind(folder)}.py")}
+    return sorted(name for name in stems - _RESERVED if not name.startswith("_"))
 
 
 def load(folder: str, name: str) -> ModuleType:
@@ -349,8 +349,8 @@ def _first_paragraph(folder: str, name: str) -> str:
 def members(protocol: type) -> list[str]:
     """The names of a protocol's members."""
     bases = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False)]
-    found = {name for base in bases for name in (*vars(base), *vars(base).get("__annotations__", {}))}
-    return sorted(name for name in found if not name.startswith("_"))
+    attributes = {name for base in bases for name in (*vars(base), *vars(base).get("__annotations__", {}))}
+    return sorted(name for name in attributes if not name.startswith("_"))
 
 
 def _folder(folder: str) -> Path:

@@ -192,12 +192,12 @@ def shorten_middle(text: str, width: int) -> str:
 
 def show_plugins(folder: str, as_json: bool) -> None:
     """Print the plug-ins of an open folder as a table or as JSON."""
-    found = registry.purposes(folder)
+    purposes = registry.purposes(folder)
     if as_json:
-        write_json(found)
+        write_json(purposes)
         return
     grid = table("name", "what it is", whole=["name"])
-    for name, purpose in found.items():
+    for name, purpose in purposes.items():
         grid.add_row(cell(name, "bold"), cell(purpose))
     out().print(grid)
 

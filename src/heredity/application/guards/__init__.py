@@ -217,13 +217,13 @@ def content(specs: Sequence[GuardSpec]) -> list[GuardSpec]:
 
     Of a kind from outside, it covers the hash of its file, too.
     """
-    found = []
+    bare = []
     for spec in specs:
         settings = {k: v for k, v in spec.settings.items() if k not in guard_class(spec.kind).PLACES}
         if there := registry.outside(FOLDER, spec.kind):
             settings["plugin"] = there.sha256
-        found.append(msgspec.structs.replace(spec, settings=settings))
-    return found
+        bare.append(msgspec.structs.replace(spec, settings=settings))
+    return bare
 
 
 def parse_guard(table: object, folder: Path) -> GuardSpec:
@@ -252,13 +252,13 @@ def chosen(names: str, own: Sequence[GuardSpec]) -> tuple[GuardSpec, ...]:
     own: those of the application. A name is one of theirs, or a kind with its defaults. Raises UnknownName.
     """
     named = {spec.label: spec for spec in own}
-    found = []
+    guards = []
     for name in names.split("+"):
         if name not in named and name not in kinds():
             raise UnknownName("guard", name, [*named, *kinds()], ", ".join(dict.fromkeys([*named, *kinds()])))
         spec = named.get(name) or GuardSpec(name, name.rpartition(".")[2] if "." in name else "")
         if (there := registry.outside(FOLDER, name)) and isinstance(there.plugin, GuardRule):
             spec = msgspec.structs.replace(spec, settings=msgspec.to_builtins(there.plugin))
-        found.append(msgspec.structs.replace(spec, is_on=True))
-        load_guard(found[-1])
-    return tuple(found)
+        guards.append(msgspec.structs.replace(spec, is_on=True))
+        load_guard(guards[-1])
+    return tuple(guards)

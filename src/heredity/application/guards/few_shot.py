@@ -108,10 +108,12 @@ def read_examples(path: Path) -> list[Example]:
         raise BadInput(path, "there is no such file", code="unreadable-file")
     if (n_bytes := path.stat().st_size) > MAX_BYTES:
         raise BadInput(path, f"has {n_bytes:,} bytes, more than {MAX_BYTES:,} of examples")
-    found = [(_text(path, n, row, "question"), _text(path, n, row, "answer")) for n, row in json_lines(path)]
-    if not found:
+    examples = [
+        (_text(path, n, row, "question"), _text(path, n, row, "answer")) for n, row in json_lines(path)
+    ]
+    if not examples:
         raise BadInput(path, "has no rows")
-    return found
+    return examples
 
 
 def _text(path: Path, line: int, row: Mapping[str, object], name: str) -> str:

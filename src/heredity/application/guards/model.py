@@ -53,7 +53,7 @@ class ModelGuard(GuardRule, frozen=True):
         """Raises UsageError: what runs the guards gives the text to the model, and its score to `found`."""
         raise UsageError(f"The guard model '{self.model}' is not loaded here.")
 
-    def found(self, text: str, score: ModelScore) -> Sequence[GuardSpan]:
+    def spans(self, text: str, score: ModelScore) -> Sequence[GuardSpan]:
         """The whole text if its score is at the threshold. Raises UnreadableReply without a score."""
         if score.score is None:
             raise UnreadableReply(f"the reply of '{self.model}' is not readable")

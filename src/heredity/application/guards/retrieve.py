@@ -34,15 +34,15 @@ class RetrieveGuard(GuardRule, frozen=True):
         messages = list(request.messages)
         for at in range(len(messages) - 1, request.n_shared - 1, -1):
             if asked := own_words(messages[at]):
-                found = self._found(asked)
-                messages[at] = with_passages(messages[at], found)
+                passages = self._retrieved(asked)
+                messages[at] = with_passages(messages[at], passages)
                 earlier = () if isinstance(request.retrieved, UnsetType) else request.retrieved
                 # A later reply to a turn answers results of tools: its row does not repeat the passages.
-                shown = (*found, *earlier) if at == len(messages) - 1 else request.retrieved
+                shown = (*passages, *earlier) if at == len(messages) - 1 else request.retrieved
                 return replace(request, messages=tuple(messages), retrieved=shown)
         return request
 
-    def _found(self, asked: str) -> tuple[Retrieved, ...]:
+    def _retrieved(self, asked: str) -> tuple[Retrieved, ...]:
         return Retrieval(**asdict(self)).search(asked)
 
 

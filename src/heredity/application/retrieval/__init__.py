@@ -82,8 +82,8 @@ class Retrieval(Record, frozen=True):
         from heredity.application.retrieval.models import find_reranker
 
         wanted = "" if isinstance(self.rerank_id, UnsetType) else self.rerank_id
-        found = find_reranker(self.rerank, wanted).record.id
-        return msgspec.structs.replace(self, candidates=self._n_candidates, rerank_id=found)
+        model_id = find_reranker(self.rerank, wanted).record.id
+        return msgspec.structs.replace(self, candidates=self._n_candidates, rerank_id=model_id)
 
     def search(self, text: str, planted: Planted = UNSET) -> tuple[Retrieved, ...]:
         """The passages for a text, best first. Planted ones are ranked among those of the index.

@@ -350,10 +350,10 @@ def _read_before(out: Path, settings: IndexSettings) -> _Before:
         settings, embedding=UNSET
     ):
         return nothing
-    found: dict[tuple[str, str], list[Chunk]] = {}
+    by_file: dict[tuple[str, str], list[Chunk]] = {}
     at = 0
     for source in manifest.sources:
-        found[source.path, source.sha256] = chunks[at : at + source.n_chunks]
+        by_file[source.path, source.sha256] = chunks[at : at + source.n_chunks]
         at += source.n_chunks
     left = {
         (each.path, each.sha256): each
@@ -365,7 +365,7 @@ def _read_before(out: Path, settings: IndexSettings) -> _Before:
     if path is not None and manifest.settings.embedding == settings.embedding:
         rows = np.load(path, allow_pickle=False)
         vectors = {chunk.searched: row for chunk, row in zip(chunks, rows, strict=True)}
-    return _Before(found, left, vectors, manifest)
+    return _Before(by_file, left, vectors, manifest)
 
 
 class _Reading:

@@ -69,8 +69,8 @@ def walk(folder: Path, out: Path, limits: Limits) -> tuple[list[Candidate], list
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder to index.", code="unreadable-file")
     files, left = list[Candidate](), list[SkippedFile]()
-    for found in _entries(folder, out, limits):
-        files.append(found) if isinstance(found, Candidate) else left.append(found)
+    for entry in _entries(folder, out, limits):
+        files.append(entry) if isinstance(entry, Candidate) else left.append(entry)
     return sorted(files), sorted(left, key=lambda each: each.path)
 
 
@@ -112,17 +112,17 @@ def _why_not_entered(entry: os.DirEntry[str]) -> Reason | None:
 def _candidate(root: Path, path: Path, entry: os.DirEntry[str], limits: Limits) -> Candidate | SkippedFile:
     name = _shown(root, path)
     try:
-        found = entry.stat(follow_symlinks=False)
+        status = entry.stat(follow_symlinks=False)
     except OSError as error:
         return SkippedFile(name, "unreadable", error.strerror or "")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return SkippedFile(name, "not-a-file")
     reader = by_suffix().get(path.suffix.lower())
     if reader is None:
-        return SkippedFile(name, "unsupported", path.suffix, found.st_size)
-    if found.st_size > limits.max_bytes:
-        return SkippedFile(name, "too-large", f"{found.st_size:,} bytes", found.st_size)
-    return Candidate(name, path, found.st_size, reader)
+        return SkippedFile(name, "unsupported", path.suffix, status.st_size)
+    if status.st_size > limits.max_bytes:
+        return SkippedFile(name, "too-large", f"{status.st_size:,} bytes", status.st_size)
+    return Candidate(name, path, status.st_size, reader)
 
 
 def is_plain_name(name: str) -> bool:

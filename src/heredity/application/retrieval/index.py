@@ -79,13 +79,13 @@ TERMS = 1  # raise this where an edit changes the terms of a text: an index of a
 
 def terms(text: str) -> list[str]:
     """The terms of a text in order, with repeats."""
-    found: list[str] = []
+    words: list[str] = []
     for run in _TERM.findall(unicodedata.normalize("NFKC", text).casefold()):
         if len(run) > 1 and _IS_IDEOGRAPH.match(run):
-            found += (run[at : at + 2] for at in range(len(run) - 1))
+            words += (run[at : at + 2] for at in range(len(run) - 1))
         else:
-            found.append(_singular(run))
-    return found
+            words.append(_singular(run))
+    return words
 
 
 def _singular(word: str) -> str:
@@ -146,9 +146,9 @@ class TermCounts:
         numbers: dict[str, int] = {}
         flat, sizes = array("l"), array("l")
         for text in texts:
-            found = terms(text)
-            flat.extend(numbers.setdefault(term, len(numbers)) for term in found)
-            sizes.append(len(found))
+            words = terms(text)
+            flat.extend(numbers.setdefault(term, len(numbers)) for term in words)
+            sizes.append(len(words))
         lengths = np.array(sizes, np.int64)
         n = max(1, len(lengths))
         # One number for a term in a chunk, so that sorting groups them by term.
@@ -168,7 +168,7 @@ class TermCounts:
         n, n_all = len(self._lengths), len(self._lengths) + len(added)
         lengths = np.append(self._lengths, [each.total() for each in added])
         norm = (K1 * ((1 - B) + B * lengths / lengths.mean())).astype(np.float32)
-        found = np.zeros(n_all, np.float32)
+        scores = np.zeros(n_all, np.float32)
         known = [t for t in terms(query[:LONGEST]) if t in self._numbers or any(t in each for each in added)]
         for term in [t for t in known if t not in _FUNCTION_WORDS] or known:
             own = [i for i, each in enumerate(added) if each[term]]
@@ -176,8 +176,8 @@ class TermCounts:
             places = np.append(chunks, np.array(own, np.intp) + n).astype(np.intp)
             counts = np.append(held, [added[i][term] for i in own]).astype(np.float32)
             weight = math.log(1 + (n_all - len(places) + 0.5) / (len(places) + 0.5))
-            found[places] += np.float32(weight) * (counts / (norm[places] + counts))
-        return found
+            scores[places] += np.float32(weight) * (counts / (norm[places] + counts))
+        return scores
 
     def _column(self, term: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
         """The chunks that have a term, and how often."""
@@ -419,11 +419,11 @@ class NearGraph:
     """A graph on disk. Raises Unavailable without usearch, ValueError for a file of another size."""
 
     def __init__(self, path: Path, n: int) -> None:
-        found = _usearch().Index.restore(str(path))
-        if found is None or len(found) != n:
-            raise ValueError(f"it has {0 if found is None else len(found)} passages, not {n}")
-        found.expansion_search = EXPANSION_SEARCH
-        self._graph = found
+        graph = _usearch().Index.restore(str(path))
+        if graph is None or len(graph) != n:
+            raise ValueError(f"it has {0 if graph is None else len(graph)} passages, not {n}")
+        graph.expansion_search = EXPANSION_SEARCH
+        self._graph = graph
 
     def nearest(self, asked: Floats, n: int) -> npt.NDArray[np.intp]:
         """About the `n` passages that are nearest to an embedding, in no order."""
@@ -460,8 +460,8 @@ class PassageIndex:
 
     def __init__(self, out: Path, manifest: IndexManifest, store: Store | None = None) -> None:
         self.out, self.manifest, self._store = out, manifest, store
-        found = documents_of(out, manifest, _root(store))
-        self._update = f"heredity index {'FOLDER' if found is None else found[0]} --out {out}"
+        documents = documents_of(out, manifest, _root(store))
+        self._update = f"heredity index {'FOLDER' if documents is None else documents[0]} --out {out}"
         if manifest.settings.terms != TERMS:
             raise NotComparable(
                 f"The index {out} has terms of version {manifest.settings.terms}, and this heredity searches "
@@ -527,8 +527,8 @@ class PassageIndex:
         method: None for `usual_method`. reranking: a cross-encoder orders the best candidates again.
         """
         if reranking is not None:
-            found = self.search(query, max(n, reranking.candidates), method)
-            return reranking.reranker.ordered(query, found)[:n]
+            matches = self.search(query, max(n, reranking.candidates), method)
+            return reranking.reranker.ordered(query, matches)[:n]
         method = self.check_method(method or self.usual_method)
         if method == "bm25":
             ranked = self._by_terms(query, n)
@@ -543,8 +543,8 @@ class PassageIndex:
         self, query: str, n: int, method: str, reranking: Reranking | None = None
     ) -> tuple[Retrieved, ...]:
         """The same as records, which a request and its row hold."""
-        found = self.search(query, n, method, reranking)
-        return tuple(Retrieved(chunk.id, chunk.citation, chunk.text) for chunk, _ in found)
+        matches = self.search(query, n, method, reranking)
+        return tuple(Retrieved(chunk.id, chunk.citation, chunk.text) for chunk, _ in matches)
 
     @cached_property
     def term_counts(self) -> TermCounts:
@@ -598,8 +598,8 @@ class PassageIndex:
         if len(among) > n:
             least = np.partition(scores[among], len(among) - n)[len(among) - n]
             among = among[scores[among] >= least]  # with all that are equal to the last one
-        found = [_Ranked(int(at), float(scores[at])) for at in among]
-        return sorted(found, key=self._order)[:n]
+        ranked = [_Ranked(int(at), float(scores[at])) for at in among]
+        return sorted(ranked, key=self._order)[:n]
 
     def _order(self, ranked: _Ranked) -> tuple[float, str]:
         return -ranked.score, self._chunk(ranked.at).id
@@ -667,8 +667,8 @@ class IndexOverlay(PassageIndex):
     def _chunk(self, at: int) -> Chunk:
         if at < len(self.chunks):
             return self.chunks[at]
-        found = self._planted[at - len(self.chunks)]
-        return _PlantedChunk(found.chunk, found.citation, "", 1, 1, "line", found.text)
+        passage = self._planted[at - len(self.chunks)]
+        return _PlantedChunk(passage.chunk, passage.citation, "", 1, 1, "line", passage.text)
 
     def _term_scores(self, query: str) -> Floats:
         return self._base.term_counts.scores(query, [each.text for each in self._planted])
@@ -732,9 +732,9 @@ def refuse_stale(out: Path, manifest: IndexManifest, root: Path) -> None:
 
     root: of the store that decides which folders are read (documents_of).
     """
-    if (found := documents_of(out, manifest, root)) is None:
+    if (documents := documents_of(out, manifest, root)) is None:
         return
-    folder, limits = found
+    folder, limits = documents
     if change := change_in(folder, out, manifest, limits):
         raise Refused(f"The index {out} is stale: {change}. Update it: heredity index {folder} --out {out}")
 
@@ -750,10 +750,10 @@ def change_in(folder: Path, out: Path, manifest: IndexManifest, limits: Limits) 
             return f"{candidate.path} is new"
         recorded = recorded or known_left[candidate.path]
         try:
-            found = hashlib.sha256(read_bytes(candidate.file, limits)).hexdigest()
+            sha256 = hashlib.sha256(read_bytes(candidate.file, limits)).hexdigest()
         except Unreadable:
-            found = ""
-        if recorded != found:
+            sha256 = ""
+        if recorded != sha256:
             return f"{candidate.path} has changed"
     return next((f"{path} is gone" for path in known), "")
 
@@ -778,7 +778,7 @@ def _array(out: Path, manifest: IndexManifest, kind: str) -> npt.NDArray[np.floa
     try:
         if path is None:
             raise ValueError("it is not recorded")
-        found: npt.NDArray[np.float32] = np.load(path, allow_pickle=False)
-        return found
+        array_of_kind: npt.NDArray[np.float32] = np.load(path, allow_pickle=False)
+        return array_of_kind
     except (OSError, ValueError, EOFError) as error:
         raise damaged(out, f"{kind} cannot be read: {error}") from None

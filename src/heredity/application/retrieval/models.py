@@ -182,13 +182,13 @@ class SentenceEncoder:
     @property
     def token_vectors(self) -> Tensor:
         """The model's input embeddings. (vocabulary, hidden)"""
-        found: Tensor = self._network.get_input_embeddings().weight
-        return found
+        weights: Tensor = self._network.get_input_embeddings().weight
+        return weights
 
     def tokens(self, text: str) -> list[int]:
         """The tokens of a text that `embed` reads, special ones included."""
-        found: list[int] = self._tokenizer(text, truncation=True, max_length=self.n_tokens)["input_ids"]
-        return found
+        ids: list[int] = self._tokenizer(text, truncation=True, max_length=self.n_tokens)["input_ids"]
+        return ids
 
     def embed_vectors(self, vectors: Tensor) -> Tensor:
         """Embeddings of texts of equally many tokens, given the input embeddings of these: for gradients.
@@ -231,8 +231,8 @@ class StaticEmbedder:
 
     def __init__(self, grown: Grown) -> None:
         self.model = grown.record
-        self._found = read_static(grown.folder, grown.record.name)
-        self.n_tokens = self._found.n_tokens
+        self._static = read_static(grown.folder, grown.record.name)
+        self.n_tokens = self._static.n_tokens
 
     def embed(self, text: str) -> Floats:
         """The embedding of a text, of length 1. (hidden,)"""
@@ -241,12 +241,12 @@ class StaticEmbedder:
 
     def embed_all(self, texts: Sequence[str]) -> Floats:
         """The embedding of each text. (text, hidden)"""
-        found = self._found
+        model = self._static
         ids, starts = self._ids(texts)
         counts = csr_array(
-            (found.weights[ids], found.rows[ids], starts), shape=(len(texts), len(found.vectors))
+            (model.weights[ids], model.rows[ids], starts), shape=(len(texts), len(model.vectors))
         )
-        sums: Floats = counts @ found.vectors
+        sums: Floats = counts @ model.vectors
         lengths = np.sqrt(np.square(sums, dtype=np.float64).sum(axis=1, keepdims=True))
         return (sums / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
@@ -259,7 +259,7 @@ class StaticEmbedder:
         read = [beginning(text, self.n_tokens, self.count) for text in texts]
         many = [each.ids[: self.n_tokens] for each in self._encoded(read)]
         ids = np.fromiter(chain.from_iterable(many), np.int64)
-        is_known = ids != self._found.unknown
+        is_known = ids != self._static.unknown
         owners = np.repeat(np.arange(len(many)), [len(each) for each in many])[is_known]
         starts = np.zeros(len(many) + 1, np.int64)
         starts[1:] = np.bincount(owners, minlength=len(many)).cumsum()
@@ -267,7 +267,7 @@ class StaticEmbedder:
 
     def _encoded(self, texts: Sequence[str]) -> list[Encoding]:
         whole = [text.encode("utf-8", "replace").decode() for text in texts]  # without lone surrogates
-        read = self._found.tokenizer.encode_batch_fast
+        read = self._static.tokenizer.encode_batch_fast
         try:
             with tokenizer_errors(f"The tokenizer of '{self.model.name}' does not read a text"):
                 encodings: list[Encoding] = read(whole, add_special_tokens=False)
@@ -282,20 +282,20 @@ class StaticEmbedder:
         """The model's tokenizer, for transformers."""
         from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast(tokenizer_object=self._found.tokenizer)
+        return PreTrainedTokenizerFast(tokenizer_object=self._static.tokenizer)
 
     @property
     def token_vectors(self) -> Tensor:
         """The vector of each token, its weight in it. (vocabulary, hidden)"""
         import torch
 
-        found = self._found
-        return torch.from_numpy(found.vectors[found.rows] * found.weights[:, None])
+        model = self._static
+        return torch.from_numpy(model.vectors[model.rows] * model.weights[:, None])
 
     def tokens(self, text: str) -> list[int]:
         """The tokens of a text that `embed` reads."""
-        found: list[int] = self._ids([text])[0].tolist()
-        return found
+        ids: list[int] = self._ids([text])[0].tolist()
+        return ids
 
     def embed_vectors(self, vectors: Tensor) -> Tensor:
         """Embeddings of texts of equally many tokens, given the vectors of these: for gradients.

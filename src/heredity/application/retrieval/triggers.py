@@ -87,10 +87,10 @@ class _TriggerSearch:
             others = [one for one in swaps if self._is_whole(one)]
             if not others:
                 continue
-            found = self._similarities(others)
-            at = int(found.argmax())
-            if float(found[at]) > best:
-                best, tokens = float(found[at]), others[at]
+            cosines = self._similarities(others)
+            at = int(cosines.argmax())
+            if float(cosines[at]) > best:
+                best, tokens = float(cosines[at]), others[at]
         return self._text(tokens), best
 
     def _start(self) -> list[int]:
@@ -123,16 +123,16 @@ class _TriggerSearch:
         with torch.enable_grad():
             vectors = self._matrix[self._read(tokens)][None].requires_grad_()
             near = self._embedder.embed_vectors(vectors)[0] @ self._target
-            found = torch.autograd.grad(near, vectors)[0][0, self._first : self._first + N_WORDS]
-        return found @ self._matrix.T
+            gradient = torch.autograd.grad(near, vectors)[0][0, self._first : self._first + N_WORDS]
+        return gradient @ self._matrix.T
 
     def _similarities(self, many: list[list[int]]) -> torch.Tensor:
         """The cosine of each text and the question. (text,)"""
-        found = []
+        cosines = []
         for start in range(0, len(many), _AT_ONCE):
             read = torch.tensor([self._read(one) for one in many[start : start + _AT_ONCE]])
-            found.append(self._embedder.embed_vectors(self._matrix[read]) @ self._target)
-        return torch.cat(found)
+            cosines.append(self._embedder.embed_vectors(self._matrix[read]) @ self._target)
+        return torch.cat(cosines)
 
 
 @lru_cache(maxsize=2)

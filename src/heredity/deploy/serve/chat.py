@@ -447,9 +447,9 @@ def _answered(application: Application, message: ChatMessage) -> Message:
     calls = [ToolCall(c.function.name, _arguments(c)) for c in message.tool_calls or []]
     unwritten = [call for call in calls if call.name not in names]
     if application.rendering == "native":
-        return application.said(text, (*written, *unwritten))
+        return application.answer_message(text, (*written, *unwritten))
     lines = [f"CALL {call.name} {encode(call.arguments).decode()}" for call in unwritten]
-    return application.said("\n".join([text, *lines] if text else lines))
+    return application.answer_message("\n".join([text, *lines] if text else lines))
 
 
 # --- calls --------------------------------------------------------------------------------------------

@@ -18,21 +18,21 @@ _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 def read(data: bytes, max_unpacked: int) -> list[TextBlock]:  # noqa: ARG001
     """The headings, paragraphs and fenced blocks of the file."""
     lines = decode(data).split("\n")
-    found: list[TextBlock] = []
+    blocks: list[TextBlock] = []
     start = at = 0  # the first line that is in no block yet, and the current one
     while at < len(lines):
         if fence := _FENCE.match(lines[at]):
             end = _end_of_fence(lines, at, fence[1])
-            found += paragraphs(lines[start:at], start + 1)
-            found.append(TextBlock("\n".join(lines[at : end + 1]), at + 1, end + 1))
+            blocks += paragraphs(lines[start:at], start + 1)
+            blocks.append(TextBlock("\n".join(lines[at : end + 1]), at + 1, end + 1))
             start = at = end + 1
         elif heading := _heading(lines, at, start):
-            found += paragraphs(lines[start : heading.start - 1], start + 1)
-            found.append(heading)
+            blocks += paragraphs(lines[start : heading.start - 1], start + 1)
+            blocks.append(heading)
             start = at = at + 1
         else:
             at += 1
-    return found + paragraphs(lines[start:], start + 1)
+    return blocks + paragraphs(lines[start:], start + 1)
 
 
 def _end_of_fence(lines: list[str], start: int, fence: str) -> int:

@@ -22,18 +22,18 @@ def read(data: bytes, max_unpacked: int) -> list[TextBlock]:
     reader = pypdf.PdfReader(io.BytesIO(data))
     if reader.is_encrypted and not _opens_without_password(reader):
         raise Unreadable("encrypted")
-    found: list[TextBlock] = []
+    blocks: list[TextBlock] = []
     n_left = max_unpacked
     for number, page in enumerate(reader.pages, 1):
         text = page.extract_text()
         n_left -= len(text)
         if n_left < 0:
             raise Unreadable("unpacks-too-large", f"page {number}")
-        found += (
+        blocks += (
             TextBlock(block.text, number, number)
             for block in paragraphs(text.replace("\r", "\n").split("\n"))
         )
-    return found
+    return blocks
 
 
 def _opens_without_password(reader: PdfReader) -> bool:
