@@ -199,7 +199,7 @@ def test_only_the_newest_question_gets_passages_and_the_row_has_them(index: Path
     assert found.messages[1].content == "pump K100?"
     assert "The pump of the K100 shows E4." in found.messages[3].content
     assert found.messages[3].content.endswith("Question: and the pump?")
-    assert found.retrieved is not UNSET and len(found.retrieved) == 1
+    assert found.retrieved is not None and len(found.retrieved) == 1
     nothing = guard.prepare(asked("zzz"), DESK.facts)
     assert nothing.messages == asked("zzz").messages and nothing.retrieved == ()
 
@@ -212,7 +212,7 @@ def test_results_of_tools_are_no_question_and_the_question_before_them_keeps_its
     request = msgspec.structs.replace(request, messages=(*request.messages, results))
     found = load_guard(spec(index)).prepare(request, DESK.facts)
     assert "shows E4" in found.messages[1].content and found.messages[3] == results
-    assert found.retrieved is UNSET
+    assert found.retrieved is None
 
 
 def test_passages_come_in_front_of_those_of_a_probe_and_can_be_taken_out_again() -> None:

@@ -60,7 +60,7 @@ def test_an_answer_that_the_model_calls_unsafe_is_blocked_with_its_category() ->
     assert (found.text, found.stop, found.withheld) == (BLOCKED, "filter", HARM)
     assert found.guarded == ("model: 1.00 S9 Indiscriminate Weapons",)
     assert engine.asked[-1] == f"User: How?\n\nAgent: {HARM}"
-    assert ask(behind(LlamaGuard(), guard()), "How?").guarded is msgspec.UNSET
+    assert ask(behind(LlamaGuard(), guard()), "How?").guarded is None
 
 
 def test_a_question_and_a_document_are_read_by_the_template_for_questions() -> None:

@@ -184,7 +184,7 @@ def test_a_turn_that_matches_nothing_is_sent_as_it_is_and_says_so(folder: Path):
     (request,) = asked(load(folder), Turn("zyxw?"))
     assert (request.messages[-1].content, request.retrieved) == ("zyxw?", ())
     (plain,) = asked(Application("desk", "Help."), Turn("zyxw?"))
-    assert (plain.messages[-1].content, plain.retrieved) == ("zyxw?", UNSET)
+    assert (plain.messages[-1].content, plain.retrieved) == ("zyxw?", None)
 
 
 def test_a_turn_that_retracts_takes_its_own_passages(folder: Path):
@@ -197,7 +197,7 @@ def test_the_answer_to_a_tools_result_retrieves_nothing_of_its_own(folder: Path)
     tool = '[[tools]]\nname = "look"\ndescription = "Looks."\n'
     requests = asked(load(folder, TOML + tool), Turn("Does it hum?"), text="CALL look {}")
     assert len(requests) > 1
-    assert [each.retrieved is UNSET for each in requests] == [False] + [True] * (len(requests) - 1)
+    assert [each.retrieved is None for each in requests] == [False] + [True] * (len(requests) - 1)
 
 
 # --- the study ------------------------------------------------------------------------------------

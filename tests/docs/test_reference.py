@@ -25,3 +25,8 @@ def test_every_verb_and_every_public_name_has_a_place() -> None:
     assert [verb for verb in verbs if f"### heredity {verb}\n" not in commands] == []
     public = [name for name in heredity.__all__ if not name.startswith("_")]
     assert [name for name in public if f"## {name}\n" not in library] == []
+
+
+def test_the_library_page_shows_no_sentinel_of_a_serializer() -> None:
+    page = reference.PAGES["api.md"]()
+    assert "UNSET" not in page and "UnsetType" not in page

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar, overload
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from heredity.application.retrieval import Planted, user_message
+from heredity.application.retrieval import user_message
 from heredity.application.sandbox import ConversationLimits
 from heredity.application.spec import Application
 from heredity.application.toolbox import ToolSession
@@ -102,10 +102,10 @@ class ApplicationSession:
                 return Ending(is_made)
             is_made |= turn.asks
 
-    def retrieve(self, text: str, planted: Planted = UNSET) -> Planted:
-        """The passages for a turn of the user; unset if the application does not retrieve."""
+    def retrieve(self, text: str, planted: tuple[Retrieved, ...] = ()) -> tuple[Retrieved, ...] | None:
+        """The passages for a turn of the user; None if the application does not retrieve."""
         retrieval = self._application.retrieval
-        return UNSET if retrieval is None else retrieval.search(text, planted)
+        return None if retrieval is None else retrieval.search(text, planted)
 
     def answer(
         self, chat: _Chat, turn: Turn, probe: Probe, world: World | None, seed: int, meter: LimitMeter
@@ -117,13 +117,14 @@ class ApplicationSession:
         Results that the model has not read then come with the next turn.
         """
         application, prefill = self._application, turn.prefill
-        passages = self.retrieve(turn.text, probe.planted)
-        chat.add(turn, () if isinstance(passages, UnsetType) else passages)
+        planted = None if isinstance(probe.planted, UnsetType) else probe.planted
+        passages = self.retrieve(turn.text, planted or ())
+        chat.add(turn, passages or ())
         messages, is_shared = chat.messages, probe.tool_description is UNSET
         for _ in range(application.max_turns):
             request = application.request(messages, prefill, seed, turn.decoding, is_shared)
-            reply = yield msgspec.structs.replace(request, retrieved=passages, planted=probe.planted)
-            passages = UNSET  # later replies to the turn answer the results of tools
+            reply = yield msgspec.structs.replace(request, retrieved=passages, planted=planted)
+            passages = None  # later replies to the turn answer the results of tools
             if reply.error is not None:
                 return reply, None
             meter.add(reply)

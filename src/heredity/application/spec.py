@@ -245,17 +245,15 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
         if is_shared and self.rendering != "theirs":
             n_shared = len(self.few_shot) + (not self.is_default_system)
         drawn = self.decoding if decoding is None else decoding
-        names = UNSET if is_shared else tuple(tool.name for tool in self.tools)
+        names = None if is_shared else tuple(tool.name for tool in self.tools)
         return Request(0, tuple(messages), drawn, seed, prefill, tools, n_shared, tool_names=names)
 
-    def calls(
-        self, prefill: str, reply: Reply, names: Sequence[str] | UnsetType = UNSET
-    ) -> tuple[ToolCall, ...]:
+    def calls(self, prefill: str, reply: Reply, names: Sequence[str] | None = None) -> tuple[ToolCall, ...]:
         """The tool calls in a reply: in the plain format, and in the model's own as its engine read them.
 
-        names: of the tools that were shown; unset: the application's.
+        names: of the tools that were shown; None: the application's.
         """
-        if isinstance(names, UnsetType):
+        if names is None:
             names = [tool.name for tool in self.tools]
         plain = parse_tool_calls(prefill + reply.text, names) if names else ()
         return plain + tuple(call for call in reply.tool_calls if call not in plain)

@@ -269,22 +269,23 @@ class Retrieved(Record, frozen=True):
         return f"[{self.citation}]\n{self.text}"
 
 
-class Request(Record, frozen=True):
+class Request(Record, frozen=True, omit_defaults=True):
     """One question to an engine. Without messages `prefill` is a plain text to go on from (Completer)."""
 
     key: int  # comes back on its reply
     messages: tuple[Message, ...]
-    decoding: Decoding = Decoding()
-    seed: int = 0  # the trial's own
-    prefill: str = ""  # the assistant's answer is made to begin with this
-    tools: tuple[Tool, ...] = ()  # only where the application chose the model's native tool template
-    n_shared: int = 0  # leading messages that every request of the application begins with
-    retrieved: tuple[Retrieved, ...] | UnsetType = UNSET  # for the last turn of the user; unset without
-    tool_names: tuple[str, ...] | UnsetType = UNSET  # of the tools shown, where a probe shows others
-    planted: tuple[Retrieved, ...] | UnsetType = UNSET  # next to the index in this trial, shown or not
+    # What is None is not encoded, and the other defaults are: the ids of items of evals have them.
+    decoding: Decoding = encoded(Decoding())
+    seed: int = encoded(0)  # the trial's own
+    prefill: str = encoded("")  # the assistant's answer is made to begin with this
+    tools: tuple[Tool, ...] = encoded(())  # only where the application chose the model's native tool template
+    n_shared: int = encoded(0)  # leading messages that every request of the application begins with
+    retrieved: tuple[Retrieved, ...] | None = None  # for the last turn of the user
+    tool_names: tuple[str, ...] | None = None  # of the tools shown, where a probe shows others
+    planted: tuple[Retrieved, ...] | None = None  # next to the index in this trial, shown or not
 
 
-class Reply(Record, frozen=True):
+class Reply(Record, frozen=True, omit_defaults=True):
     """An engine's answer: `prompt` is the rendered text it saw, `text` excludes the prefill."""
 
     key: int
@@ -298,8 +299,8 @@ class Reply(Record, frozen=True):
     is_cached: bool = False
     n_tokens: int | None = None  # of the answer; None: as many as `tokens`. A remote model tells no tokens
     error_code: str | None = None  # of an error, its `code` (errors.py); None means "engine-failure"
-    guarded: tuple[str, ...] | UnsetType = UNSET  # what guards found, each "NAME: why"
-    withheld: str | UnsetType = UNSET  # the model's own text where guards changed it
+    guarded: tuple[str, ...] | None = None  # what guards found, each "NAME: why"
+    withheld: str | None = None  # the model's own text where guards changed it
 
     @property
     def n_answer_tokens(self) -> int:

@@ -777,7 +777,7 @@ class ConversationScheduler:
             and (request.retrieved or engine.retrieves)
         ):
             request = engine.prepared(request)  # a guard may leave passages out, or add some
-        prefill, retrieved = ("", msgspec.UNSET) if request is None else (request.prefill, request.retrieved)
+        prefill, retrieved = ("", None) if request is None else (request.prefill, request.retrieved)
         application = self._application.for_probe(conversation.trial.probe)
         prefix, prompt = self._prefix, reply.prompt
         calls = application.calls(prefill, reply)
@@ -793,9 +793,9 @@ class ConversationScheduler:
                 reply.stop,
                 reply.n_prompt_tokens,
                 reply.n_answer_tokens,
-                reply.guarded,
-                reply.withheld,
-                retrieved,
+                msgspec.UNSET if reply.guarded is None else reply.guarded,
+                msgspec.UNSET if reply.withheld is None else reply.withheld,
+                msgspec.UNSET if retrieved is None else retrieved,
             )
         )
         conversation.is_cached &= reply.is_cached

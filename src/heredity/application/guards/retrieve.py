@@ -36,10 +36,10 @@ class RetrieveGuard(GuardRule, frozen=True):
             if asked := own_words(messages[at]):
                 passages = self._retrieved(asked)
                 messages[at] = with_passages(messages[at], passages)
-                earlier = () if isinstance(request.retrieved, UnsetType) else request.retrieved
                 # A later reply to a turn answers results of tools: its row does not repeat the passages.
-                shown = (*passages, *earlier) if at == len(messages) - 1 else request.retrieved
-                return replace(request, messages=tuple(messages), retrieved=shown)
+                if at == len(messages) - 1:
+                    request = replace(request, retrieved=(*passages, *(request.retrieved or ())))
+                return replace(request, messages=tuple(messages))
         return request
 
     def _retrieved(self, asked: str) -> tuple[Retrieved, ...]:

@@ -6,7 +6,7 @@ arXiv 2504.18041). A passage of a probe stays, and so do results of tools.
 
 from __future__ import annotations
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from heredity.application.guards import GuardFacts, GuardRule
@@ -22,15 +22,14 @@ class WithoutRetrieval(GuardRule, frozen=True):
         retrieval = facts.retrieval
         if retrieval is None:
             return request
-        planted = () if isinstance(request.planted, UnsetType) else (each.shown for each in request.planted)
-        shown = frozenset(planted)
+        shown = frozenset(each.shown for each in request.planted or ())
         kept = tuple(
             message
             if message.data is UNSET
             else without_passages(message, lambda text: text in shown or retrieval.holds(text))
             for message in request.messages
         )
-        return replace(request, messages=kept, retrieved=UNSET)
+        return replace(request, messages=kept, retrieved=None)
 
 
 GUARD = WithoutRetrieval

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 MAX_PASSAGES = 50  # retrieved for one turn
 CANDIDATES, MAX_CANDIDATES = 50, 1000  # that a reranker reads for one turn
-Planted = tuple[Retrieved, ...] | UnsetType  # passages next to the index, in one search
 
 
 class Retrieval(Record, frozen=True):
@@ -85,14 +84,14 @@ class Retrieval(Record, frozen=True):
         model_id = find_reranker(self.rerank, wanted).record.id
         return msgspec.structs.replace(self, candidates=self._n_candidates, rerank_id=model_id)
 
-    def search(self, text: str, planted: Planted = UNSET) -> tuple[Retrieved, ...]:
+    def search(self, text: str, planted: tuple[Retrieved, ...] = ()) -> tuple[Retrieved, ...]:
         """The passages for a text, best first. Planted ones are ranked among those of the index.
 
         Raises NotComparable unless index and reranker are those of `hash` and `rerank_id`.
         """
         from heredity.application.retrieval.index import index_with
 
-        index = index_with(Path(self.index), self.read_hash, planted or ())
+        index = index_with(Path(self.index), self.read_hash, planted)
         return index.retrieved(text, self.passages, self.method, self._reranking)
 
     @property

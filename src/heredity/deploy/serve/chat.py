@@ -375,7 +375,7 @@ def _alone(messages: Sequence[ChatMessage]) -> Iterator[Message]:
 
 def _within(
     application: Application, messages: Sequence[ChatMessage]
-) -> tuple[list[Message], tuple[Retrieved, ...] | UnsetType]:
+) -> tuple[list[Message], tuple[Retrieved, ...] | None]:
     """Append the conversation to the application's own messages, as a study does.
 
     Return the messages, and the passages that were retrieved for the last one. Raises UsageError.
@@ -383,7 +383,7 @@ def _within(
     _check_held(application, messages)
     found, names = list(application.messages()), dict[str, str]()
     n_before, results = len(found), list[tuple[str, str]]()
-    retrieved: tuple[Retrieved, ...] | UnsetType = UNSET
+    retrieved: tuple[Retrieved, ...] | None = None
     for message in messages:
         if message.role == "tool":
             _check_id(message, names)
@@ -399,10 +399,9 @@ def _within(
             # As in a study: some templates reject two user messages in a row.
             left = found.pop() if len(found) > n_before and found[-1].role == "user" else None
             retrieved = ApplicationSession(application).retrieve(message.text)
-            passages = () if isinstance(retrieved, UnsetType) else retrieved
-            found.append(user_message(message.text, passages, left=left))
+            found.append(user_message(message.text, retrieved or (), left=left))
     is_last = messages[-1].role == "user"
-    return found + application.results(results), retrieved if is_last else UNSET
+    return found + application.results(results), retrieved if is_last else None
 
 
 def _check_held(application: Application, messages: Sequence[ChatMessage]) -> None:

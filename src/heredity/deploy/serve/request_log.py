@@ -26,7 +26,6 @@ from typing import Literal, NamedTuple
 
 import msgspec
 from filelock import FileLock, Timeout
-from msgspec import UnsetType
 
 from heredity.application.guarded import without_spans
 from heredity.application.guards import GuardFacts, GuardSpan, apart
@@ -225,7 +224,7 @@ def _row(who: LoggedModel, request: Request, reply: Reply | None, error: str) ->
     )
     if reply is None or error:
         return head
-    is_changed = not isinstance(reply.withheld, UnsetType)
+    is_changed = reply.withheld is not None
     calls = reply.tool_calls if layer is None else layer.calls(request.prefill, reply)
     named = [(call.name, msgspec.json.encode(call.arguments).decode()) for call in calls]
     answer = (request.prefill if prompt else "") + reply.text

@@ -367,7 +367,7 @@ def reason(reply: Reply, has_calls: bool = False, is_cut: bool = False) -> str:
 def cited(request: Request) -> dict[str, list[str]]:
     """Return the field with the places of the passages of a request; empty if none were retrieved."""
     found = request.retrieved
-    return {} if isinstance(found, msgspec.UnsetType) else {"citations": [each.citation for each in found]}
+    return {} if found is None else {"citations": [each.citation for each in found]}
 
 
 def usage(replies: Sequence[Reply]) -> dict[str, int]:
@@ -376,7 +376,7 @@ def usage(replies: Sequence[Reply]) -> dict[str, int]:
     An answer that guards changed counts none: its length would tell something of what was withheld.
     """
     prompts = {reply.prompt: reply.n_prompt_tokens for reply in replies}
-    sent = (reply for reply in replies if reply.withheld is msgspec.UNSET)
+    sent = (reply for reply in replies if reply.withheld is None)
     written = sum(each.n_answer_tokens for each in sent)
     read = sum(prompts.values())
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
