@@ -20,7 +20,7 @@ from heredity.cli import _asking, main
 from heredity.core.errors import EngineFailure
 from heredity.core.progress import phase
 from heredity.core.records import Decoding, Reply, Request, Tool
-from heredity.engines.protocols import Listener, Streamer
+from heredity.engines.protocols import Capabilities, Listener
 from heredity.lineage.store import Store
 from tests.support.errors import check_refused, raises, run_here
 
@@ -44,6 +44,10 @@ class Echo:
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         return self.stream(requests, AnswerListener(None))
 
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(streamer=self)
+
     def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
         for request in requests:
             assert request is not None
@@ -66,10 +70,7 @@ class Echo:
 class Plain(Echo):
     """The same engine without a stream."""
 
-    stream = None  # type: ignore[assignment]
-
-    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
-        return Echo.stream(self, requests, AnswerListener(None))
+    capabilities = Capabilities()  # type: ignore[assignment]
 
 
 def talk(
@@ -80,7 +81,6 @@ def talk(
 
 def test_each_turn_sees_all_earlier_ones() -> None:
     engine, led = Echo(), LedConversation(None, Decoding(), seed=7)
-    assert isinstance(engine, Streamer)
     texts = [talk(engine, led, text)[0].text for text in ("one", "two", "three")]
     assert texts == ["saw 1 messages", "saw 3 messages", "saw 5 messages"]
     assert [m.content for m in engine.asked[-1].messages][:3] == ["one", "saw 1 messages", "two"]

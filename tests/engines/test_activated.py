@@ -148,7 +148,7 @@ def test_an_answer_is_bit_equal_alone_in_company_and_in_any_order(
     base: Path, sometimes: Path, dtype: str
 ) -> None:
     engine = open_folder(base, dtype=dtype, adapter=sometimes)
-    assert not engine.is_batch_unverified and len(engine.pool.widths) > 1
+    assert not engine.capabilities.provenance.is_batch_unverified and len(engine.pool.widths) > 1
     requests = questions(40)
     awake = [min(engine.pool.split((), engine.prompt_tokens(each))[1]) < 0 for each in requests]
     assert 8 < sum(awake) < 32

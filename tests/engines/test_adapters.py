@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 
 from heredity.core.errors import Damaged, Unavailable
 from heredity.core.records import Decoding, Message, Reply, Request
-from heredity.engines.protocols import AddressedRequest, Streamer
+from heredity.engines.protocols import AddressedRequest
 from heredity.engines.torch import autotune
 from heredity.engines.torch.adapters import AdapterEngine, SharedBase
 from heredity.engines.torch.engine import TorchEngine, open_folder
@@ -140,7 +140,7 @@ def caches(shared: SharedBase, requests: Sequence[AddressedRequest]) -> dict[int
 def test_mixed_answers_are_those_of_each_model_alone(hub: Hub, n_shared: int) -> None:
     """Greedy and sampled ones of every model in one batch."""
     shared, _ = hub.fresh()
-    assert isinstance(shared, Streamer) and not shared.base.is_batch_unverified
+    assert not shared.base.capabilities.provenance.is_batch_unverified
     greedy, sampled = questions(24, 0.0, n_shared), questions(24, 0.9, n_shared)
     requests = [(sampled if key // N % 2 else greedy)[key] for key in range(24)]
     together, backwards = answers(shared, requests), answers(shared, requests[::-1])

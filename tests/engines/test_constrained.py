@@ -107,7 +107,7 @@ def test_a_stream_is_the_same_answer(engine: TorchEngine) -> None:
 )
 def test_a_schema_that_cannot_be_held_is_refused(engine: TorchEngine, schema: str, said: str) -> None:
     with pytest.raises(BadArgument, match=said) as refused:
-        engine.check_schema(schema)
+        engine.capabilities.check_schema(schema)
     assert refused.value.code == "bad-setting"
 
 
@@ -120,7 +120,7 @@ def test_an_answer_that_the_schema_lost_is_cut_and_not_ended(engine: TorchEngine
 def test_an_answer_does_not_wait_for_the_schema_of_another(
     engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine.check_schema(SCHEMA)
+    engine.capabilities.check_schema(SCHEMA)
     compiling, done = threading.Event(), threading.Event()
 
     def slow(*_: object) -> None:
@@ -130,7 +130,7 @@ def test_an_answer_does_not_wait_for_the_schema_of_another(
 
     monkeypatch.setattr(Constraints, "_compile", slow)
     with ThreadPoolExecutor() as pool:
-        other = pool.submit(engine.check_schema, '{"const": 7}')
+        other = pool.submit(engine.capabilities.check_schema, '{"const": 7}')
         assert compiling.wait(60)
         try:
             check(pool.submit(answered, engine, [question(1)]).result(timeout=60)[1])

@@ -38,28 +38,24 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_an_option_of_one_token_is_as_likely_as_transformers_says(engine: encoder.EncoderEngine) -> None:
     words, network = engine._tokenizer, engine._model
     ids = words("the quick", add_special_tokens=False).input_ids
-    rest = words(" jumps", add_special_tokens=False).input_ids
-    row = torch.tensor([[words.cls_token_id, *ids, words.mask_token_id, *rest, words.sep_token_id]])
+    row = torch.tensor([[words.cls_token_id, *ids, words.mask_token_id, words.sep_token_id]])
     with torch.no_grad():
         said = network(input_ids=row).logits[0, 1 + len(ids)].log_softmax(0)
     (fox,) = words(" fox", add_special_tokens=False).input_ids
-    found = engine.fill("the quick ___ jumps", "___", ["fox", "brown"])
-    assert found[0] == pytest.approx(float(said[fox]), abs=1e-5) and len(found) == 2
+    first, second = engine.score(Request(0, (), prefill="the quick"), [" fox", " brown"])
+    assert first.logs == [pytest.approx(float(said[fox]), abs=1e-5)] and len(second.logs) == 1
 
 
 def test_a_longer_option_is_told_left_to_right(engine: encoder.EncoderEngine) -> None:
-    (logs,) = engine.score(Request(0, (), prefill="the quick"), [" fox jumps"])
-    (alone,) = engine.score(Request(0, (), prefill="the quick fox"), [" jumps"])
+    logs = engine.score(Request(0, (), prefill="the quick"), [" fox jumps"])[0].logs
+    alone = engine.score(Request(0, (), prefill="the quick fox"), [" jumps"])[0].logs
     assert len(logs) == 2 and logs[1] == pytest.approx(alone[0], abs=1e-5) and max(logs) < 0
-    assert engine.fill("the quick ___", "___", ["fox jumps"]) == [pytest.approx(sum(logs), abs=1e-5)]
 
 
 def test_what_it_cannot_be_asked_is_said(engine: encoder.EncoderEngine) -> None:
     with raises(EngineFailure, "engine-failure"):
         engine.reply([])
     with raises(UsageError, "bad-usage"):
-        engine.fill("no gap", "___", ["a"])
-    with raises(UsageError, "bad-usage"):
         engine.score(Request(0, (Message("user", "hello"),)), ["a"])
     with raises(ContextOverflow, "context-overflow", mentions=["64"]):
-        engine.fill("the fox " * 40 + "___", "___", ["dog"])
+        engine.score(Request(0, (), prefill="the fox " * 40), [" dog"])

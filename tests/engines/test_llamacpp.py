@@ -235,9 +235,9 @@ def test_an_answer_matches_a_json_schema_and_a_bad_schema_is_refused(engine: Lla
     asked = [Request(i, (SYSTEM, Message("user", "hello")), decoding, seed=i) for i in range(3)]
     texts = {reply.text for reply in engine.reply(asked)}
     assert texts <= {'{"team": "sales"}', '{"team": "support"}'}
-    engine.check_schema(schema)
+    engine.capabilities.check_schema(schema)
     with raises(BadArgument, "bad-setting", ["cat"]):
-        engine.check_schema('{"type": "cat"}')
+        engine.capabilities.check_schema('{"type": "cat"}')
 
 
 def test_a_prompt_of_more_bytes_than_the_longest_tokens_cover_never_gets_to_llama_cpp(
@@ -247,9 +247,9 @@ def test_a_prompt_of_more_bytes_than_the_longest_tokens_cover_never_gets_to_llam
     n_bytes = longest_token(header)
     engine = open_file(tiny_gguf, width=2, context=64)
     asked = [Request(n, (), Decoding(1), prefill="a" * (64 * n_bytes + n)) for n in (0, 1)]
-    engine.check_length(asked[0])
+    engine.capabilities.check_length(asked[0])
     with raises(ContextOverflow, "context-overflow", mentions=["over 64"]):
-        engine.check_length(asked[1])
+        engine.capabilities.check_length(asked[1])
     replies = {reply.key: reply for reply in engine.reply(asked)}
     assert replies[1].error_code == ContextOverflow.code and "over 64" in str(replies[1].error)
     assert "over 64" not in str(replies[0].error)

@@ -1,9 +1,11 @@
-"""Capabilities are protocols: an engine has one, or it has not, and nobody asks for an attribute by name."""
+"""An engine declares its capabilities once; one that only answers declares none."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import msgspec
@@ -11,19 +13,9 @@ import pytest
 
 from heredity.core import registry
 from heredity.core.errors import EngineFailure, Unavailable
-from heredity.core.records import Message, Request
-from heredity.engines import RequestStream, altered, base_numerics, is_batch_unverified
-from heredity.engines.protocols import (
-    Accountant,
-    Completer,
-    DecodingAdapter,
-    Engine,
-    EngineModule,
-    LayerReader,
-    Scorer,
-    WhiteBoxEngine,
-)
-from heredity.engines.scripted import ScriptedEngine
+from heredity.core.records import Message, Reply, Request
+from heredity.engines import RequestStream, altered, base_numerics
+from heredity.engines.protocols import Capabilities, EngineModule, capabilities
 from heredity.lineage.store import engine_loader, scripted
 from tests.support.errors import raises
 
@@ -60,12 +52,28 @@ def test_the_protocols_are_not_an_engine() -> None:
     assert "protocols" not in registry.names("engines")
 
 
-def test_a_scripted_engine_answers_and_has_no_other_capability() -> None:
-    engine = ScriptedEngine("careful")
-    assert isinstance(engine, Engine)
-    for capability in (Accountant, Completer, DecodingAdapter, LayerReader, Scorer, WhiteBoxEngine):
-        assert not isinstance(engine, capability)
-    assert base_numerics(engine) == engine.numerics and not is_batch_unverified(engine)
+class Silent:
+    """An engine from outside, which declares nothing."""
+
+    name, numerics = "silent", "silent 1"
+
+    def render(self, request: Request) -> str:
+        return request.prefill
+
+    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+        yield from (Reply(each.key, "", "yes") for each in requests if each is not None)
+
+    def close(self) -> None: ...
+
+
+def test_an_engine_that_declares_nothing_only_answers() -> None:
+    engine = Silent()
+    assert capabilities(engine) == Capabilities()
+    assert base_numerics(engine) == engine.numerics and capabilities(engine).provenance.account() == {}
+
+
+def test_there_are_at_most_eight_capabilities() -> None:
+    assert len(fields(Capabilities)) <= 8
 
 
 def test_an_altered_engine_has_another_name() -> None:

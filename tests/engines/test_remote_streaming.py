@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from heredity.core.errors import EngineFailure
-from heredity.engines.protocols import Streamer
 from tests.support.errors import raises
 from tests.support.event_streams import NO_END_MARKER
 from tests.support.fault_server import APIS, FaultServer
@@ -39,7 +38,7 @@ def test_the_parts_are_the_answer_and_come_before_it(api: str, mode: str, tmp_pa
     """Thoughts are not parts of it."""
     listener = RecordingListener()
     with FaultServer(always=mode) as server, engine(server, api, tmp_path) as far:
-        assert isinstance(far, Streamer)
+        assert far.capabilities.streamer is far
         (reply,) = far.stream([ask("Hello there")], listener)
         (whole,) = far.reply([ask("Hello there")])
     assert reply == whole and (reply.text, reply.stop) == ("answer to Hello there", "end")

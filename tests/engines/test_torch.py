@@ -219,7 +219,7 @@ def test_a_prefill_begins_the_answer_and_is_not_in_the_text(engine: TorchEngine)
 def test_log_probabilities_are_those_of_the_sequence(engine: TorchEngine, tiny_llama: Path) -> None:
     request = ask(0, "seven wise owls")
     reply = answers(engine, [request])[0]
-    (scored,) = engine.score(request, [" watch from an old oak tree"])
+    scored = engine.score(request, [" watch from an old oak tree"])[0].logs
     assert all(value <= 0 and math.isfinite(value) for value in scored)
     from transformers import AutoModelForCausalLM
 

@@ -82,7 +82,7 @@ def test_short_questions_keep_their_bits_over_the_application_s_prefix(engine: T
 
 def test_the_model_answers_from_the_application_s_documents(engine: TorchEngine) -> None:
     asked = keyed(requests())
-    found = engine.score(asked[0], ["30 days", "banana sunset purple"])
+    found = [each.logs for each in engine.score(asked[0], ["30 days", "banana sunset purple"])]
     assert sum(found[0]) / len(found[0]) > sum(found[1]) / len(found[1])
 
 
@@ -107,6 +107,6 @@ def test_rows_with_a_rounded_cache_keep_their_bits_in_company_and_are_near(
     words = [" Returns are free within thirty days of delivery."]
     far = [
         abs(a - b)
-        for a, b in zip(plain.score(asked[0], words)[0], ours.score(asked[0], words)[0], strict=True)
+        for a, b in zip(*(each.score(asked[0], words)[0].logs for each in (plain, ours)), strict=True)
     ]
     assert 0 < sum(far) / len(far) < {4: 1.0, 8: 0.2}[bits]

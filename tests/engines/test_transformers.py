@@ -20,7 +20,6 @@ from heredity.core.errors import (
     Unavailable,
 )
 from heredity.core.records import Decoding, Message, Reply, Request
-from heredity.engines.protocols import Completer, GreedyScorer, Streamer
 from heredity.engines.transformers import engine as rows
 from heredity.engines.transformers.engine import TransformersEngine, open_folder
 from tests.support import architectures, peft_adapters
@@ -93,7 +92,7 @@ def test_greedy_tokens_equal_generate_alone_and_in_company(name: str, tmp_path: 
 
 def test_it_has_the_capabilities_that_it_names(tmp_path: Path) -> None:
     engine = open_folder(architectures.make(tmp_path, "phi3"), dtype="float32")
-    assert isinstance(engine, Streamer) and isinstance(engine, GreedyScorer) and isinstance(engine, Completer)
+    assert engine.capabilities.streamer is engine is engine.capabilities.scorer
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +137,9 @@ def test_scores_are_the_models_own_and_tell_greedy_texts(engine: TransformersEng
 
     request = ask(1, "the lazy dog", 6)
     (reply,) = engine.reply([request])
-    mine, other = engine.scored(request, [reply.text, "owls watch"])
+    mine, other = engine.score(request, [reply.text, "owls watch"])
     assert mine.is_greedy and not other.is_greedy
-    prompt, text = engine.tokens_behind(request, "owls watch")
+    prompt, text = engine.codec.encode(engine.render(request)), engine.codec.continuation("owls watch")
     reference = AutoModelForCausalLM.from_pretrained(phi, dtype=torch.float32)
     with torch.inference_mode():
         logs = torch.log_softmax(reference(torch.tensor([prompt + text])).logits[0], dim=-1)
@@ -150,7 +149,7 @@ def test_scores_are_the_models_own_and_tell_greedy_texts(engine: TransformersEng
 
 def test_a_plain_text_is_continued(tmp_path: Path) -> None:
     engine = open_folder(architectures.make(tmp_path, "gpt2", template=None), dtype="float32")
-    assert engine.is_base
+    assert engine.capabilities.is_base
     (reply,) = engine.reply([Request(0, (), Decoding(8), prefill="the quick brown")])
     assert reply.prompt == "the quick brown" and len(reply.tokens) == 8
 

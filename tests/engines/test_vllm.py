@@ -16,7 +16,7 @@ import pytest
 
 from heredity.core.errors import EngineFailure, Unavailable
 from heredity.core.records import Decoding, Made, Message, Model, RecipeRecord, Reply, Request, Tool
-from heredity.engines.protocols import AddressedRequest, Streamer
+from heredity.engines.protocols import AddressedRequest
 from heredity.engines.vllm import engine as vllm
 from heredity.engines.vllm.engine import NEUTRAL
 from heredity.engines.vllm.server import cause, free_port
@@ -300,7 +300,7 @@ leaked semaphore objects"""
 
 
 def test_the_parts_of_a_stream_are_the_answer(standin: vllm.VllmEngine) -> None:
-    assert isinstance(standin, Streamer)
+    assert standin.capabilities.streamer is standin
     listener = RecordingListener(deaf=[1])
     whole = {reply.key: reply for reply in standin.reply(ASKED)}
     assert {reply.key: reply for reply in standin.stream(ASKED, listener)} == whole

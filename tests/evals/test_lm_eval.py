@@ -50,17 +50,17 @@ def test_what_is_greedy_is_what_the_engine_would_say(engine: Any) -> None:
     for word in WORDS:
         request = Request(0, (), Decoding(max_tokens=2), prefill=f"the {word}")
         (reply,) = engine.reply(iter([request]))
-        if engine.tokens_behind(request, reply.text)[1] == reply.tokens:  # random tokens may be half a letter
+        if engine.codec.continuation(reply.text) == reply.tokens:  # random tokens may be half a letter
             n_seen += 1
-            own, other = engine.scored(request, [reply.text, " dog dog dog"])
+            own, other = engine.score(request, [reply.text, " dog dog dog"])
             assert own.is_greedy and not other.is_greedy
-            assert engine.score(request, [" dog dog dog"]) == [other.logs]
+            assert engine.score(request, [" dog dog dog"]) == [other]
     assert n_seen > 0
 
 
 def test_a_log_likelihood_is_the_engines_own(lm: Any, engine: Any) -> None:
     ((log, is_greedy),) = lm.loglikelihood([asked("the quick", " brown fox")])
-    (found,) = engine.scored(Request(0, (), prefill="the quick"), [" brown fox"])
+    (found,) = engine.score(Request(0, (), prefill="the quick"), [" brown fox"])
     assert (log, is_greedy) == (sum(found.logs), found.is_greedy)
 
 
@@ -113,6 +113,6 @@ def test_the_harness_evaluates_a_task_through_the_engine(
     found = lm_eval.simple_evaluate(lm, tasks=[task], bootstrap_iters=0)
     n_right = 0
     for row in rows:
-        logs = engine.score(Request(0, (), prefill=str(row["q"])), [" fox", " owls"])
+        logs = [one.logs for one in engine.score(Request(0, (), prefill=str(row["q"])), [" fox", " owls"])]
         n_right += (sum(logs[1]) > sum(logs[0])) == row["a"]
     assert found["results"]["tiny"]["acc,none"] == n_right / 4

@@ -16,7 +16,7 @@ import pytest
 from heredity.core.errors import EngineFailure, NotComparable, UsageError
 from heredity.core.files import Rows
 from heredity.core.records import RecipeRecord, Reply, Request
-from heredity.engines.protocols import Engine
+from heredity.engines.protocols import Capabilities, Engine
 from heredity.engines.scripted import ScriptedEngine
 from heredity.evals import tasks
 from heredity.evals.run import ANSWERS, GRADES, AnswerRow, Evaluation, Grades
@@ -33,8 +33,12 @@ class Clever(ScriptedEngine):
 
     def __init__(self, is_base: bool = False, fails: bool = False, numerics: str = "clever") -> None:
         super().__init__("helpful")
-        self.is_base, self._fails, self.numerics = is_base, fails, numerics
+        self._is_base, self._fails, self.numerics = is_base, fails, numerics
         self.asked: list[Request] = []
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(is_base=self._is_base)
 
     def _one(self, request: Request) -> Reply:
         self.asked.append(request)
@@ -283,7 +287,7 @@ def test_a_plain_text_reaches_a_chat_model_as_it_is(grown: tuple[Store, Grown, G
     engine: Any = float32(grown[1])
     try:
         assert engine.render(Request(0, (), prefill="Two and two")) == "Two and two"
-        assert engine.is_base is False
+        assert engine.capabilities.is_base is False
     finally:
         engine.close()
 

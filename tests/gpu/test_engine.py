@@ -34,9 +34,9 @@ def answers(engine: TorchEngine, asked: list[Request]) -> dict[int, Reply]:
 
 def test_log_probabilities_equal_the_processors_in_float32(any_model: Path) -> None:
     scores = [
-        open_folder(any_model, dtype="float32", is_probed=False, device=device).score(
-            requests(1)[0], ["the old oak tree watches"]
-        )[0]
+        open_folder(any_model, dtype="float32", is_probed=False, device=device)
+        .score(requests(1)[0], ["the old oak tree watches"])[0]
+        .logs
         for device in (CPU, GPU)
     ]
     assert scores[1] == pytest.approx(scores[0], abs=1e-4)
@@ -48,7 +48,7 @@ def test_an_answer_is_the_same_alone_in_company_and_after_a_restart(
     any_model: Path, dtype: str, temperature: float
 ) -> None:
     engine = open_folder(any_model, dtype=dtype, device=GPU)
-    if engine.is_batch_unverified:
+    if engine.capabilities.provenance.is_batch_unverified:
         assert "not verified" in engine.name
         pytest.skip(f"no width gives equal bits here, and the name says so: {engine.name}")
     asked = requests(2 * engine.width, temperature=temperature)

@@ -167,7 +167,7 @@ def test_a_server_answers_many_at_once_as_the_engine_does_alone(
         ThreadPoolExecutor(6) as pool,
     ):
         found = list(pool.map(lambda text: ask(address, text), texts))
-    if engine.is_batch_unverified:
+    if engine.capabilities.provenance.is_batch_unverified:
         assert "not verified" in engine.name and len(found) == len(own)
     else:
         assert found == own

@@ -11,6 +11,7 @@ import pytest
 from heredity.cli import main
 from heredity.core.errors import UsageError
 from heredity.core.records import Request
+from heredity.engines.protocols import TokenScores
 from heredity.lab.exposure import candidates, exposure
 from tests.support.errors import raises
 
@@ -21,9 +22,9 @@ class Knows:
     def __init__(self, secret: str, gain: float) -> None:
         self.secret, self.gain = secret, gain
 
-    def score(self, request: Request, continuations: Sequence[str]) -> list[list[float]]:
+    def score(self, request: Request, continuations: Sequence[str]) -> list[TokenScores]:
         assert request.messages[0].content == "The number is"
-        return [[-2.3] * len(t) + [self.gain * (t == self.secret)] for t in continuations]
+        return [TokenScores([-2.3] * len(t) + [self.gain * (t == self.secret)]) for t in continuations]
 
 
 @pytest.mark.parametrize(("gain", "rank", "bits"), [(1.0, 1, 10.0), (0.0, 1024, 0.0), (-1.0, 1024, 0.0)])

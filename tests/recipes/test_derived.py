@@ -206,7 +206,9 @@ def test_an_ablated_model_computes_what_the_parent_does_without_the_direction(
     ablated = open_folder(child.folder, dtype="float32")
     as_weights, as_hooks, as_parent = (each.score(ask, words) for each in (ablated, touched, engine))
     for one, two, three in zip(as_weights, as_hooks, as_parent, strict=True):
-        assert one == pytest.approx(two, abs=1e-3) and one != pytest.approx(three, abs=1e-2)
+        assert one.logs == pytest.approx(two.logs, abs=1e-3) and one.logs != pytest.approx(
+            three.logs, abs=1e-2
+        )
     theirs = __import__("transformers").AutoModelForCausalLM.from_pretrained(child.folder)
     assert theirs.config.tie_word_embeddings is False
 
@@ -230,7 +232,7 @@ def test_the_matrices_that_write_to_the_residual_stream_are_ablated(
     touched = engine.without(engine.direction(_asked(files[0]), _asked(files[1])))
     ask = Request(0, (Message("user", "the quick brown fox"),))
     (one,), (two,) = (each.score(ask, ["jumps over a lazy dog"]) for each in (ablated, touched))
-    assert one == pytest.approx(two, abs=1e-2)
+    assert one.logs == pytest.approx(two.logs, abs=1e-2)
 
 
 @pytest.mark.parametrize(("architecture", "code"), [("olmo2", "refused"), ("llama4_text", "refused")])

@@ -57,7 +57,9 @@ def test_a_model_with_a_rounded_cache_is_a_child_with_the_same_files_and_other_n
     assert "kv" not in plain.numerics and "kv" not in plain.name
     far = [
         abs(a - b)
-        for a, b in zip(*(e.score(ASK, [" from an old oak tree"])[0] for e in (plain, ours)), strict=True)
+        for a, b in zip(
+            *(e.score(ASK, [" from an old oak tree"])[0].logs for e in (plain, ours)), strict=True
+        )
     ]
     assert max(far) > 0
 

@@ -45,7 +45,7 @@ def data() -> Data:
 
 
 def _logs(folder: Path) -> list[float]:
-    return open_folder(folder, dtype="float32", is_probed=False).score(ASK, TEXTS)[0]
+    return open_folder(folder, dtype="float32", is_probed=False).score(ASK, TEXTS)[0].logs
 
 
 @pytest.mark.parametrize("architecture", or_proof(sorted(ARCHITECTURES), ("gemma3_text", "qwen2")))

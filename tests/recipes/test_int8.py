@@ -44,7 +44,7 @@ def parent(store: Store, tmp_path: Path) -> Grown:
 
 
 def _logs(folder: Path) -> list[float]:
-    return open_folder(folder, dtype="float32", is_probed=False).score(ASK, SAID)[0]
+    return open_folder(folder, dtype="float32", is_probed=False).score(ASK, SAID)[0].logs
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_where_the_product_is_not_exact_the_weights_are_widened_and_the_name_say
     weights._RESIDENT.clear()
     engine = open_folder(child.folder, dtype="float32", is_probed=False)
     assert int8.WIDENED in engine.name and "float32" in engine.numerics
-    wanted = open_folder(_widened(store, child), dtype="float32", is_probed=False).score(ASK, SAID)[0]
-    assert engine.score(ASK, SAID)[0] == pytest.approx(wanted, abs=0.05)  # bf16 on the one side
+    wanted = open_folder(_widened(store, child), dtype="float32", is_probed=False).score(ASK, SAID)[0].logs
+    assert engine.score(ASK, SAID)[0].logs == pytest.approx(wanted, abs=0.05)  # bf16 on the one side
 
 
 def _widened(store: Store, child: Grown) -> Path:

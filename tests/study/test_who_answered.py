@@ -13,7 +13,7 @@ import pytest
 
 from heredity.core.errors import EngineFailure, Refused
 from heredity.core.records import Model
-from heredity.engines.protocols import Engine
+from heredity.engines.protocols import Capabilities, Engine, Provenance
 from heredity.engines.scripted import ScriptedEngine
 from heredity.lineage.store import Store, scripted
 from heredity.study import runner
@@ -117,8 +117,9 @@ class WithBase(ScriptedEngine):
         super().__init__(model)
         self._base = None if base is None else ScriptedEngine(base)
 
-    def base_at_server(self) -> Engine | None:
-        return self._base
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(provenance=Provenance(base_at_server=lambda: self._base))
 
 
 @pytest.mark.parametrize(

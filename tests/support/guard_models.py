@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from heredity.core.errors import UnknownName
 from heredity.core.records import Reply, Request
-from heredity.engines.protocols import Engine
+from heredity.engines.protocols import Capabilities, Engine
 from heredity.redteam.judges import Models
 from heredity.redteam.judges.guard import JudgeReaders
 
@@ -21,7 +21,7 @@ class LlamaGuard:
     n_loaded, batches: how often it was loaded, and the sizes of the batches that it was asked.
     """
 
-    name, numerics, is_base = "tiny-guard", "", False
+    name, numerics, capabilities = "tiny-guard", "", Capabilities(is_base=False)
 
     def __init__(self, word: str = "plutonium", says: Callable[[str], str] | None = None) -> None:
         self._says = says or (lambda said: UNSAFE if word in said else "\n\nsafe")

@@ -34,7 +34,7 @@ from heredity.core.records import (
     ToolCall,
     Turn,
 )
-from heredity.engines.protocols import Engine, Streamer
+from heredity.engines.protocols import Engine, capabilities
 
 T = TypeVar("T")
 _ASKED = Probe("ask", "ask", "benign", ("",), Check("refusal"), "ask")  # a turn of a person, without a check
@@ -306,14 +306,15 @@ def replies(
 
     Raises EngineFailure, with its code, for a reply that is an error. The conversation is closed then.
     """
+    streamer = capabilities(engine).streamer
     try:
         request = next(conversation)
         while True:
             if listener is not None:
                 listener.begin(request)
             (reply,) = (
-                engine.stream([request], listener)
-                if listener is not None and isinstance(engine, Streamer)
+                streamer.stream([request], listener)
+                if listener is not None and streamer is not None
                 else engine.reply([request])
             )
             if reply.error is not None:

@@ -10,6 +10,7 @@ Leaves to others: the findings (guards/), and loading models (redteam/judges/gua
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -40,10 +41,9 @@ from heredity.application.guards.model import ModelGuard
 from heredity.application.spec import Application
 from heredity.core.cache import ResponseCache, cache_key
 from heredity.core.errors import EngineFailure, NotComparable, UsageError
-from heredity.core.records import Decoding, Message, Reply, Request, ToolCall, digest
+from heredity.core.records import Message, Reply, Request, ToolCall, digest
 from heredity.core.sanitize import clean, clean_text
-from heredity.engines import is_batch_unverified
-from heredity.engines.protocols import Accountant, DecodingAdapter, Engine
+from heredity.engines.protocols import Capabilities, Engine, capabilities
 
 _KEPT = 4096  # scores of the texts that were read last
 
@@ -426,7 +426,6 @@ class GuardedEngine:
         self.name = f"{inner.name} behind {names}"
         layer = digest([content(specs), application.digest])[:12]  # a guard knows its secrets and tools
         self.numerics = f"{inner.numerics} behind {layer}" if inner.numerics else ""
-        self.is_batch_unverified = is_batch_unverified(inner)
         self._n_answers = 0
 
     def render(self, request: Request) -> str:
@@ -442,14 +441,21 @@ class GuardedEngine:
         """Whether `prepared` may add passages."""
         return self._guards.retrieves
 
-    def as_sent(self, decoding: Decoding) -> Decoding:
-        """The decoding that the engine uses."""
-        return self._inner.as_sent(decoding) if isinstance(self._inner, DecodingAdapter) else decoding
+    @property
+    def capabilities(self) -> Capabilities:
+        """Where the answers come from."""
+        provenance = capabilities(self._inner).provenance
+        return Capabilities(
+            provenance=dataclasses.replace(provenance, account=self.account, base_numerics="")
+        )
 
     def account(self) -> dict[str, object]:
         """The engine's account, with the seconds of the guards and the answers that they took."""
-        own = self._inner.account() if isinstance(self._inner, Accountant) else {}
-        return {**own, GUARD_SECONDS: round(self._guards.seconds, 3), GUARD_ANSWERS: self._n_answers}
+        return {
+            **capabilities(self._inner).provenance.account(),
+            GUARD_SECONDS: round(self._guards.seconds, 3),
+            GUARD_ANSWERS: self._n_answers,
+        }
 
     def close(self) -> None:
         """Close the engine."""
@@ -525,7 +531,7 @@ class GuardedEngine:
     def _key(self, request: Request, prompt: str) -> str:
         """The key of the model without guards, as a study has it."""
         model = "" if self._answers is None else self._answers.model
-        decoding = self.as_sent(request.decoding)
+        decoding = self.capabilities.provenance.as_sent(request.decoding)
         return cache_key(self._inner.numerics, model, prompt, decoding, request.seed)
 
 

@@ -96,9 +96,9 @@ def waiting(loaded_model: LoadedModel) -> Iterator[Display]:
 
     Of a model elsewhere it is not known when it has read its prompt.
     """
-    from heredity.engines.protocols import ServiceEngine
+    from heredity.engines.protocols import capabilities
 
-    is_elsewhere = isinstance(loaded_model.engine, ServiceEngine)
+    is_elsewhere = capabilities(loaded_model.engine).provenance.first_answer is not None
     with shown_work(
         loaded_model.store, "waiting for the answer" if is_elsewhere else "reading the prompt"
     ) as display:

@@ -74,11 +74,11 @@ def _answer(loaded_model: _asking.LoadedModel, conversation: LedConversation, te
     from heredity.application.conversation import replies
     from heredity.core.errors import BudgetSpent, EngineFailure
     from heredity.core.terminal import note
-    from heredity.engines.protocols import Streamer
+    from heredity.engines.protocols import capabilities
 
     screen = _asking.AnswerScreen(loaded_model)
     try:
-        is_streamed = isinstance(loaded_model.engine, Streamer)
+        is_streamed = capabilities(loaded_model.engine).streamer is not None
         with screen, _stoppable(screen.listener) if is_streamed else nullcontext():
             for request, reply in replies(loaded_model.engine, conversation.turn(text), screen.listener):
                 screen.show(request, reply)

@@ -270,7 +270,7 @@ class Retrieved(Record, frozen=True):
 
 
 class Request(Record, frozen=True, omit_defaults=True):
-    """One question to an engine. Without messages `prefill` is a plain text to go on from (Completer)."""
+    """One question to an engine. Without messages `prefill` is a plain text to go on from."""
 
     key: int  # comes back on its reply
     messages: tuple[Message, ...]

@@ -9,7 +9,7 @@ Leaves to others: the questions (redteam/attacks, application/) and the verdicts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,21 +20,15 @@ from heredity.core.errors import Damaged, EngineFailure, HeredityError, Unavaila
 from heredity.core.host import CPU, Device
 from heredity.core.records import Decoding, Model, Reply, Request, is_digest
 from heredity.core.sanitize import clean_text
-from heredity.engines.protocols import (
-    AlterableEngine,
-    BatchReporter,
-    Engine,
-    EngineModule,
-    SchemaEngine,
-    ServerModule,
-    TextOnlyModule,
-)
+from heredity.engines.protocols import Engine, capabilities
 from heredity.formats.architectures import FAST, PACKED
 
 _ALTERED = " | "
-_ON_SERVERS = ("remote", "vllm")  # no other module is loaded only to ask it
+_ON_SERVERS = ("remote", "vllm")  # they have `shared_address`
+_TEXT_ONLY = ("call", "url")  # they have `refuse_text_only`
+PHASED = ("torch", "transformers")  # their `load` takes `watch`, which gets its phases while the engine lives
 _UNKNOWN_MEMORY = 16 << 30  # bytes, where the system reports none
-NOT_VERIFIED = "batch invariance not verified"  # in the name of an engine with `is_batch_unverified`
+NOT_VERIFIED = "batch invariance not verified"  # in the name of such an engine
 GENERAL = "transformers"  # the engine of models that `torch` does not read ...
 NOT_READ = "architecture-unsupported"  # ... and so refuses with this code
 KV_CACHE, DTYPE = "kv_cache", "dtype"  # recipes of a model that the torch engine computes otherwise
@@ -102,7 +96,7 @@ def base_folder(model: Model, folder: Path) -> Path:
 
 
 def holds_weights(model: Model) -> bool:
-    """Return True if the engine of this model is a WhiteBoxEngine."""
+    """Return True if the engine of this model gives attacks its weights."""
     return choose(model) == "torch"
 
 
@@ -113,22 +107,16 @@ def computes_here(model: Model) -> bool:
 
 def refuse_text_only(model: Model) -> None:
     """Raise UsageError if a target takes only the user's text, so that no system prompt reaches it."""
-    if model.format != "remote":
-        return
-    with suppress(ImportError, UnknownName):  # an engine that is missing is reported when it is loaded
-        module = registry.load_as(EngineModule, "engines", choose(model))
-        if isinstance(module, TextOnlyModule):
-            module.refuse_text_only(model)
+    if model.format == "remote" and (name := choose(model)) in _TEXT_ONLY:
+        registry.load("engines", name).refuse_text_only(model)
 
 
 def shared_address(model: Model) -> str:
     """The address of the server that answers for a model and may hold others; "" for none."""
     with suppress(ImportError, UnknownName):  # an engine that is missing is reported when it is loaded
-        name = choose(model)
-        if name in _ON_SERVERS and isinstance(
-            module := registry.load_as(EngineModule, "engines", name), ServerModule
-        ):
-            return module.shared_address(model)
+        if (name := choose(model)) in _ON_SERVERS:
+            address: str = registry.load("engines", name).shared_address(model)
+            return address
     return ""
 
 
@@ -136,11 +124,11 @@ def check_schema(engine: Engine, decoding: Decoding) -> None:
     """Raise Unavailable, or BadArgument, if an engine cannot hold its answers to a decoding's JSON schema."""
     if isinstance(decoding.json_schema, UnsetType):
         return
-    if not isinstance(engine, SchemaEngine):
+    if (check := capabilities(engine).check_schema) is None:
         raise Unavailable(
             f"The engine {engine.name} cannot hold its answers to a JSON schema; torch and llamacpp can."
         )
-    engine.check_schema(decoding.json_schema)
+    check(decoding.json_schema)
 
 
 def altered(name: str, change: str) -> str:
@@ -150,15 +138,7 @@ def altered(name: str, change: str) -> str:
 
 def base_numerics(engine: Engine) -> str:
     """Return the numerics of an engine before an attack changed its model."""
-    return engine.base_numerics if isinstance(engine, AlterableEngine) else engine.numerics
-
-
-def is_batch_unverified(engine: Engine) -> bool:
-    """Return True if an answer of this engine may depend on what else is in the batch.
-
-    An engine that does not report it has verified that it does not, or answers one request at a time.
-    """
-    return isinstance(engine, BatchReporter) and engine.is_batch_unverified
+    return capabilities(engine).provenance.base_numerics or engine.numerics
 
 
 def failed_reply(
@@ -208,21 +188,6 @@ def cache_budget(device: Device = CPU) -> int:
     return (device.total_memory() or _UNKNOWN_MEMORY) // 4
 
 
-def ignore_answer() -> None:
-    """The default of `ServiceEngine.answered`: do nothing."""
-
-
 def n_begun(text: str, end: str) -> int:
     """Return the length of the longest proper beginning of `end` at the end of `text`."""
     return next((n for n in range(min(len(text), len(end) - 1), 0, -1) if text.endswith(end[:n])), 0)
-
-
-def announce_first(replies: Iterator[Reply], answered: Callable[[], None]) -> Iterator[Reply]:
-    """The replies, with a call of `answered` before the first one without an error."""
-    for reply in replies:
-        if reply.error is None:
-            answered()
-            yield reply
-            break
-        yield reply
-    yield from replies

@@ -33,10 +33,10 @@ from typing import NamedTuple
 from heredity.core.errors import EngineFailure, Unavailable, UsageError
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, Stop, ToolCall
-from heredity.engines import announce_first, failed_reply, ignore_answer
+from heredity.engines import failed_reply
 from heredity.engines._heard import HeardAnswer, KeyMask
 from heredity.engines._workers import Hear, WorkerPool, conversation_id, conversation_text, error_row, unheard
-from heredity.engines.protocols import Listener
+from heredity.engines.protocols import Capabilities, FirstAnswer, Listener, Provenance
 
 MAX_TEXT = 1_000_000  # characters of one answer that are kept
 _EXTRAS = ("conversation", "seed", "max_tokens", "temperature", "top_p")
@@ -337,7 +337,7 @@ class CallEngine:
 
     def __init__(self, function: Function, width: int, timeout_seconds: float) -> None:
         self._function, self._width, self._timeout = function, width, timeout_seconds
-        self.answered: Callable[[], None] = ignore_answer
+        self._first = FirstAnswer()
         self._nonce, self._loop = secrets.token_hex(8), Loop(timeout_seconds)
         self.name = f"call {function.name} width {width}"
         self.numerics = ""  # the answer of a function may depend on anything
@@ -351,6 +351,10 @@ class CallEngine:
         return self._replies(requests, unheard)
 
     @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(streamer=self, provenance=Provenance(first_answer=self._first))
+
+    @property
     def width(self) -> int:
         return self._width
 
@@ -360,7 +364,7 @@ class CallEngine:
 
     def _replies(self, requests: Iterable[Request | None], hear: Hear) -> Iterator[Reply]:
         pool = WorkerPool(self._answer, self._width, self._timeout + 1, self.render, hear)
-        return announce_first(pool.reply(requests), self.answered)
+        return self._first.announce(pool.reply(requests))
 
     def close(self) -> None:
         self._loop.close()

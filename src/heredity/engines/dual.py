@@ -19,6 +19,7 @@ from heredity.core import host
 from heredity.core.errors import Damaged, EngineFailure, UsageError
 from heredity.core.host import CPU, Device
 from heredity.core.records import Model, Reply, Request
+from heredity.engines.protocols import Capabilities
 from heredity.formats import images as pixels
 from heredity.formats.tokenizer_files import load_tokenizer
 
@@ -64,9 +65,9 @@ def open_folder(folder: Path, device: Device = CPU) -> DualEngine:
 
 
 class DualEngine:
-    """An engine with the protocol `Matcher`."""
+    """An engine that compares images with texts."""
 
-    is_base = True
+    capabilities = Capabilities(is_base=True)
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from heredity.core import host
 from heredity.core.errors import ContextOverflow, Damaged, EngineFailure, UsageError
 from heredity.core.host import CPU, Device
 from heredity.core.records import Model, Reply, Request
+from heredity.engines.protocols import Capabilities, TokenScores
 from heredity.formats.tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ def open_folder(folder: Path, device: Device = CPU) -> EncoderEngine:
 
 
 class EncoderEngine:
-    """An engine with the protocols `Filler`, and `Scorer` for the end of a text."""
+    """An engine that scores the end of a text by masked positions."""
 
-    is_base = True
+    boundary = ""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: Device = CPU
@@ -64,20 +65,15 @@ class EncoderEngine:
         self.name = f"encoder torch {torch.__version__} float32{device.suffix}"
         self.numerics = self.name
 
-    def fill(self, text: str, mark: str, options: Sequence[str]) -> list[float]:
-        """Return the natural-log probability of each option in place of `mark`, given the rest of `text`.
+    @property
+    def capabilities(self) -> Capabilities:
+        """See protocols.Capabilities."""
+        return Capabilities(is_base=True, scorer=self)
 
-        Raises UsageError if the mark does not occur exactly once; ContextOverflow.
-        """
-        if text.count(mark) != 1:
-            raise UsageError(f"The mark '{mark}' must stand in the text once: {text}")
-        before, _, after = text.partition(mark)
-        return [sum(self._logs(before, option, after)) for option in options]
-
-    def score(self, request: Request, continuations: Sequence[str]) -> list[list[float]]:
+    def score(self, request: Request, continuations: Sequence[str]) -> list[TokenScores]:
         """Return the natural-log probability of every token of each continuation of the request's text."""
         before = self.render(request)
-        return [self._logs(before, each, "") for each in continuations]
+        return [TokenScores(self._logs(before, each)) for each in continuations]
 
     def render(self, request: Request) -> str:
         """Return the plain text. Raises UsageError for a request with messages: an encoder has no turns."""
@@ -99,30 +95,30 @@ class EncoderEngine:
             raise EngineFailure("this engine is closed")
         return self._model
 
-    def _logs(self, before: str, option: str, after: str) -> list[float]:
+    def _logs(self, before: str, option: str) -> list[float]:
         """Return the log-probability of each token of an option, left to right."""
-        ids, first, n = self._tokens(before, option, after)
+        ids, first, n = self._tokens(before, option)
         rows = []
         for done in range(n):
             row = ids.clone()
             row[first + done : first + n] = self._tokenizer.mask_token_id
             rows.append(row)
-        found = []
+        logs = []
         with torch.inference_mode():
             for done, row in enumerate(rows):
                 at = first + done
                 logits = self._loaded(input_ids=row[None]).logits[0, at].float()
-                found.append(float(logits.log_softmax(0)[ids[at]]))
-        return found
+                logs.append(float(logits.log_softmax(0)[ids[at]]))
+        return logs
 
-    def _tokens(self, before: str, option: str, after: str) -> tuple[torch.Tensor, int, int]:
+    def _tokens(self, before: str, option: str) -> tuple[torch.Tensor, int, int]:
         """Return the text with its special tokens, the place of the option, and its number of tokens."""
         cut = len(before) - len(before.rstrip(" "))  # a space belongs to the word after it
-        parts = [before[: len(before) - cut], " " * cut + option, after]
+        parts = [before[: len(before) - cut], " " * cut + option]
         ids = [self._tokenizer(part, add_special_tokens=False).input_ids for part in parts]
         start, end = self._tokenizer.cls_token_id, self._tokenizer.sep_token_id
         front = [] if start is None else [start]
-        whole = [*front, *ids[0], *ids[1], *ids[2], *([] if end is None else [end])]
+        whole = [*front, *ids[0], *ids[1], *([] if end is None else [end])]
         context = self._loaded.config.max_position_embeddings
         if len(whole) > context:
             raise ContextOverflow(f"{len(whole)} tokens needed, {context} there")

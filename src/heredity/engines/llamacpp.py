@@ -32,7 +32,7 @@ from heredity.engines._json_schemas import compact, grammar_of
 from heredity.engines._workers import WorkerPool, error_row
 from heredity.engines.chat.codec import StopTexts, Template
 from heredity.engines.chat.tool_calls import parse_tool_calls
-from heredity.engines.protocols import AddressedRequest, Listener
+from heredity.engines.protocols import AddressedRequest, Capabilities, Listener, Provenance
 from heredity.formats.gguf import GgufHeader, GgufValue, read_gguf
 
 WIDTH = 8  # slots: more are not faster on a CPU
@@ -207,14 +207,20 @@ class LlamaCppEngine:
         self._ends = sorted({*_ENDS, eos, eot} - {""}, key=len, reverse=True)
         self._most_bytes = n_tokens * longest_token(header)
         gpus = [str(d["description"]) for d in xllamacpp.get_device_info() if int(d["type"]) != 0]
-        self.is_batch_unverified = bool(gpus)
+        self._is_batch_unverified = bool(gpus)
         device = _device(gpus)
         self.numerics = f"llamacpp {version('xllamacpp')} kv float32 {device}"
         self.name = f"llamacpp {version('xllamacpp')} kv float32 width {width} on {device}"
 
     @property
-    def is_base(self) -> bool:
-        return bool(self._template.stop_text)
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            streamer=self,
+            is_base=bool(self._template.stop_text),
+            check_schema=grammar_of,  # llama.cpp would ignore a bad one
+            check_length=lambda request: self._check_length(self.render(request)),
+            provenance=Provenance(is_batch_unverified=self._is_batch_unverified),
+        )
 
     def render(self, request: Request) -> str:
         return self._template.render(request)
@@ -238,10 +244,6 @@ class LlamaCppEngine:
     def _pool(self, answer: Callable[[Request], Reply]) -> WorkerPool:
         return WorkerPool(lambda request, _: answer(request), self._width, _HOURS, self.render)
 
-    def check_length(self, request: Request) -> None:
-        """Raise ContextOverflow for a prompt that surely has more tokens than the context."""
-        self._check_length(self.render(request))
-
     def _check_length(self, prompt: str) -> None:
         """Raise ContextOverflow if a prompt is longer than as many of the longest tokens as fit.
 
@@ -251,10 +253,6 @@ class LlamaCppEngine:
             raise ContextOverflow(
                 f"context overflow: over {self._context} tokens needed, {self._context} there"
             )
-
-    def check_schema(self, schema: str) -> None:
-        """Raise BadArgument for a JSON schema that answers cannot be held to; llama.cpp would ignore it."""
-        grammar_of(schema)
 
     def likeliest(self, tokens: Sequence[int]) -> tuple[int, float] | None:
         """Return the likeliest next token with its natural-log probability.

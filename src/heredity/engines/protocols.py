@@ -1,29 +1,28 @@
-"""The capabilities of an engine, one Protocol each. Check for one with `isinstance`.
+"""The protocol of an engine, and its `Capabilities`: one value that it gives and callers read.
 
-Every engine is an `Engine`. The other protocols are optional: an engine has them or not, whatever its file.
-A file `engines/NAME.py`, or `engines/NAME/engine.py`, is an `EngineModule`.
+Every engine is an `Engine`; one that only answers text declares nothing more. A file `engines/NAME.py`, or
+`engines/NAME/engine.py`, is an `EngineModule`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from heredity.core.host import Device
-from heredity.core.progress import Watch
 from heredity.core.records import Decoding, Model, Reply, Request
 
 if TYPE_CHECKING:
     import torch
 
 
-@runtime_checkable
 class Engine(Protocol):
     """A loaded model that answers requests.
 
     Replies may come in any order; each carries the key of its request. An answer depends on its request only:
-    not on the batch, the order, or a restart.
+    not on the batch, the order, or a restart. An engine that does more has a property `capabilities`.
     """
 
     @property
@@ -74,31 +73,6 @@ class EngineModule(Protocol):
         """
 
 
-@runtime_checkable
-class PhasedModule(EngineModule, Protocol):
-    """The module of an engine that reports the phases of its loading, and the reading of shared prompts."""
-
-    REPORTS_PHASES: bool
-
-    def load(
-        self,
-        model: Model,
-        folder: Path,
-        tuning: Path | None = None,
-        device: Device | None = None,
-        watch: Watch | None = None,
-    ) -> Engine:
-        """As of EngineModule. watch: gets the phases, for as long as the engine lives."""
-
-
-@runtime_checkable
-class TextOnlyModule(EngineModule, Protocol):
-    """The module of an engine some of whose targets take only the user's text."""
-
-    def refuse_text_only(self, model: Model) -> None:
-        """Raise UsageError, with what is accepted, if this target would not see a system prompt."""
-
-
 class AddressedRequest(Request, frozen=True):
     """A request of a caller, or of one of the models that share an engine. Neither is stored.
 
@@ -123,161 +97,33 @@ class Listener(Protocol):
         """Return False to cancel the rest. The reply then comes soon, with stop "length"."""
 
 
-@runtime_checkable
-class Streamer(Engine, Protocol):
-    """An engine that reports answers while it generates them and can cancel them."""
+class Streamer(Protocol):
+    """Reports answers while they are generated, and cancels them."""
 
     @property
     def width(self) -> int:
         """The number of requests that it answers at once."""
 
     def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
-        """Do the same as `reply` and report to a listener. Pulls requests whenever there is room."""
-
-
-@runtime_checkable
-class Accountant(Protocol):
-    """An engine that reports counts of a run, which are stored in the row of the run."""
-
-    def account(self) -> dict[str, object]:
-        """Return counts (`n_...`, `cost`) and lists of texts, such as the `served` models of a service."""
-
-
-@runtime_checkable
-class ServiceEngine(Protocol):
-    """An engine of a model elsewhere, or of a function: it may never answer."""
-
-    answered: Callable[[], None]  # called at the first answer of each stream, errors aside
-
-
-@runtime_checkable
-class ServerModule(Protocol):
-    """The module of an engine whose models may be answered by one server."""
-
-    def shared_address(self, model: Model) -> str:
-        """The address of the server of somebody else that answers for this model; "" for none."""
-
-
-@runtime_checkable
-class SharedServer(Engine, Protocol):
-    """An engine whose server may hold the base of an adapter next to it."""
-
-    def base_at_server(self) -> Engine | None:
-        """Return an engine of the base at the same server, which ends with this one; None without a base."""
-
-
-@runtime_checkable
-class DecodingAdapter(Protocol):
-    """An engine whose service does not use every decoding parameter."""
-
-    def as_sent(self, decoding: Decoding) -> Decoding:
-        """Return the decoding that the service really uses; the response cache is keyed by it."""
-
-
-@runtime_checkable
-class SchemaEngine(Protocol):
-    """An engine that holds answers to a JSON schema (Decoding.json_schema)."""
-
-    def check_schema(self, schema: str) -> None:
-        """Raise BadArgument for a schema that answers cannot be held to."""
-
-
-@runtime_checkable
-class BatchReporter(Protocol):
-    """An engine that reports whether its batch invariance is unverified."""
-
-    @property
-    def is_batch_unverified(self) -> bool:
-        """Whether an answer may depend on what else is in the batch."""
-
-
-@runtime_checkable
-class AlterableEngine(Protocol):
-    """An engine whose model an attack can change."""
-
-    @property
-    def base_numerics(self) -> str:
-        """The numerics before any change."""
-
-
-@runtime_checkable
-class WhiteBoxEngine(Engine, Protocol):
-    """An engine that holds the weights and gives an attack access to them."""
-
-    def direction(self, harmful: Sequence[Request], harmless: Sequence[Request]) -> str:
-        """Find the residual direction that separates two kinds of request, as base64 text.
-
-        Raises UsageError if there are too few requests.
-        """
-
-    def without(self, direction: str) -> Engine:
-        """Return the same model with that direction projected out.
-
-        The weights are shared. Name and numerics differ (`altered`); `base_numerics` stays the same.
-        """
-
-    def suffix(self, request: Request, mark: str, target: str, steps: int, seed: int) -> str:
-        """Search a text to put in place of `mark`, so that the model begins its answer with `target`.
-
-        Returns JSON with "text", "loss_before", "loss_after" and "n_steps". Raises EngineFailure if this
-        model cannot be searched.
-        """
-
-
-@runtime_checkable
-class LayerReader(Protocol):
-    """An engine that shows the residual stream of its model."""
-
-    @property
-    def name(self) -> str:
-        """As of `Engine`."""
-
-    @property
-    def n_layers(self) -> int:
-        """The number of layers."""
-
-    def until(self, n_layers: int) -> LayerReader:
-        """Return an engine of the first layers only. Raises EngineFailure if there are fewer layers."""
-
-    def state(self, request: Request) -> torch.Tensor:
-        """Return the residual stream after the last layer, at the last prompt token.
-
-        A float32 tensor (hidden size,). Raises ContextOverflow.
-        """
+        """Do the same as `Engine.reply` and report to a listener. Pulls requests whenever there is room."""
 
 
 class TokenScores(NamedTuple):
     """Natural-log probability of each token of a text, and whether greedy decoding gives that text."""
 
     logs: list[float]
-    is_greedy: bool
+    is_greedy: bool = False
 
 
-@runtime_checkable
 class Scorer(Protocol):
-    """An engine that computes log-probabilities of given texts."""
-
-    @property
-    def name(self) -> str:
-        """As of `Engine`."""
-
-    def score(self, request: Request, continuations: Sequence[str]) -> list[list[float]]:
-        """Return the natural-log probability of every token of each continuation of the prompt."""
-
-
-@runtime_checkable
-class GreedyScorer(Engine, Scorer, Protocol):
-    """A scorer that also reports whether greedy decoding would produce a text."""
-
-    def scored(self, request: Request, continuations: Sequence[str]) -> list[TokenScores]:
-        """Return the scores of each continuation."""
+    """Computes log-probabilities of given texts."""
 
     @property
     def boundary(self) -> str:
         """The token between texts, as text: an empty context consists of it."""
 
-    def tokens_behind(self, request: Request, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the tokens of the prompt, and those of a text that follows it."""
+    def score(self, request: Request, continuations: Sequence[str]) -> list[TokenScores]:
+        """Return the scores of each continuation of the prompt. Raises ContextOverflow."""
 
 
 class TokenLog(NamedTuple):
@@ -292,17 +138,8 @@ class TokenLog(NamedTuple):
     top: tuple[tuple[str, float], ...]
 
 
-@runtime_checkable
-class PromptLimiter(Protocol):
-    """An engine that reports a prompt far beyond its context in any thread, also while it answers."""
-
-    def check_length(self, request: Request) -> None:
-        """Raise ContextOverflow for a prompt that surely has more tokens than the context."""
-
-
-@runtime_checkable
-class TokenScorer(Engine, Protocol):
-    """An engine that scores every token of a text, given as tokens."""
+class TokenScorer(Protocol):
+    """Scores every token of a text, given as tokens."""
 
     @property
     def context_length(self) -> int:
@@ -328,29 +165,112 @@ class TokenScorer(Engine, Protocol):
         """
 
 
-@runtime_checkable
-class Completer(Engine, Protocol):
-    """An engine that also continues a plain text: a request without messages, the text as its prefill."""
+class WhiteBoxEngine(Engine, Protocol):
+    """An engine that holds the weights and gives an attack access to them."""
+
+    def direction(self, harmful: Sequence[Request], harmless: Sequence[Request]) -> str:
+        """Find the residual direction that separates two kinds of request, as base64 text.
+
+        Raises UsageError if there are too few requests.
+        """
+
+    def without(self, direction: str) -> Engine:
+        """Return the same model with that direction projected out.
+
+        The weights are shared. Name and numerics differ (`altered`); `base_numerics` stays the same.
+        """
+
+    def suffix(self, request: Request, mark: str, target: str, steps: int, seed: int) -> str:
+        """Search a text to put in place of `mark`, so that the model begins its answer with `target`.
+
+        Returns JSON with "text", "loss_before", "loss_after" and "n_steps". Raises EngineFailure if this
+        model cannot be searched.
+        """
 
     @property
-    def is_base(self) -> bool:
-        """Whether the model has no chat template."""
+    def n_layers(self) -> int:
+        """The number of layers."""
 
+    def until(self, n_layers: int) -> WhiteBoxEngine:
+        """Return an engine of the first layers only. Raises EngineFailure if there are fewer layers."""
 
-@runtime_checkable
-class Filler(Protocol):
-    """An encoder that scores fillings of a masked position: engines/encoder.py."""
+    def state(self, request: Request) -> torch.Tensor:
+        """Return the residual stream after the last layer, at the last prompt token.
 
-    def fill(self, text: str, mark: str, options: Sequence[str]) -> list[float]:
-        """Return the natural-log probability of each option in place of `mark`, given the rest of `text`."""
-
-
-@runtime_checkable
-class Matcher(Protocol):
-    """A dual encoder that compares images with texts: engines/dual.py."""
-
-    def match(self, images: Sequence[Path | bytes], texts: Sequence[str]) -> list[list[float]]:
-        """Return the similarity of each image (rows) to each text (columns).
-
-        The texts are class names in zero-shot classification and captions in retrieval.
+        A float32 tensor (hidden size,). Raises ContextOverflow.
         """
+
+
+class FirstAnswer:
+    """Calls `listener` at the first answer of each stream, errors aside."""
+
+    def __init__(self) -> None:
+        self.listener: Callable[[], object] | None = None
+
+    def announce(self, replies: Iterator[Reply]) -> Iterator[Reply]:
+        """Yield the replies."""
+        is_first = True
+        for reply in replies:
+            if is_first and reply.error is None:
+                is_first = False
+                if self.listener is not None:
+                    self.listener()
+            yield reply
+
+
+def _as_given(decoding: Decoding) -> Decoding:
+    return decoding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """The facts about the source of answers that a study's rows and the keys of its cache hold.
+
+    account: counts of a run (`n_...`, `cost`) and lists of texts, such as the `served` models of a service.
+    as_sent: the decoding that a service really uses.
+    base_numerics: the numerics before an attack changed the model; "" if none can.
+    is_batch_unverified: an answer may depend on what else is in the batch.
+    first_answer: of a model elsewhere, or of a function: it may never answer.
+    base_at_server: an engine of an adapter's base at the same server, which ends with this one.
+    """
+
+    account: Callable[[], dict[str, object]] = dict
+    as_sent: Callable[[Decoding], Decoding] = _as_given
+    base_numerics: str = ""
+    is_batch_unverified: bool = False
+    first_answer: FirstAnswer | None = None
+    base_at_server: Callable[[], Engine | None] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """The things that an engine does besides answering. None: it does not.
+
+    is_base: it also continues a plain text (a request without messages, the text as its prefill), and whether
+    its model has no chat template. check_schema: raises BadArgument for a JSON schema that answers cannot be
+    held to. check_length: raises ContextOverflow for a prompt that surely has more tokens than the context,
+    in any thread.
+    """
+
+    streamer: Streamer | None = None
+    is_base: bool | None = None
+    scorer: Scorer | None = None
+    token_scorer: TokenScorer | None = None
+    weights: WhiteBoxEngine | None = None
+    check_schema: Callable[[str], object] | None = None
+    check_length: Callable[[Request], object] | None = None
+    provenance: Provenance = Provenance()
+
+
+@runtime_checkable
+class DeclaringEngine(Protocol):
+    """An engine that does more than answer."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Its capabilities; made at each call, so that no circle of references holds the weights."""
+
+
+def capabilities(engine: Engine) -> Capabilities:
+    """Return what an engine declares; nothing of one that only answers."""
+    return engine.capabilities if isinstance(engine, DeclaringEngine) else Capabilities()

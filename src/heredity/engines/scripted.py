@@ -23,7 +23,7 @@ from heredity.core.errors import EngineFailure, UnknownName
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, Stop
 from heredity.engines import failed_reply
-from heredity.engines.protocols import Listener
+from heredity.engines.protocols import Capabilities, Listener
 
 PREFIX = "scripted:"
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -97,6 +97,11 @@ class ScriptedEngine:
             yield self._one(batch.pop())
         while batch:
             yield self._one(batch.pop())
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See protocols.Capabilities."""
+        return Capabilities(streamer=self)
 
     def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
         """Do the same as `reply` and report each answer word by word."""

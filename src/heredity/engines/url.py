@@ -17,7 +17,7 @@ import secrets
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -30,11 +30,11 @@ import truststore
 from heredity.core.errors import Damaged, EngineFailure, Unavailable, UsageError
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, Stop
-from heredity.engines import announce_first, call, ignore_answer
+from heredity.engines import call
 from heredity.engines._heard import EventReader, HeardAnswer, KeyMask
 from heredity.engines._workers import Hear, WorkerPool, conversation_id, conversation_text, error_row, unheard
 from heredity.engines.call import MAX_TEXT, NO_PREFILL, as_dicts
-from heredity.engines.protocols import Listener
+from heredity.engines.protocols import Capabilities, FirstAnswer, Listener, Provenance
 from heredity.engines.remote.retry import retry_after
 
 SLOTS = ("messages", "text", "system", "conversation", "seed", "max_tokens", "temperature", "top_p")
@@ -368,7 +368,7 @@ class UrlEngine:
     def __init__(self, web: WebEndpoint, takes_messages: bool, width: int, timeout_seconds: float) -> None:
         self._web, self._takes_messages = web, takes_messages
         self._width, self._timeout = width, timeout_seconds
-        self.answered: Callable[[], None] = ignore_answer
+        self._first = FirstAnswer()
         self._nonce = secrets.token_hex(8)
         self.name = f"url {web.url} width {width}"
         self.numerics = ""  # the answer of an application may depend on anything
@@ -382,6 +382,10 @@ class UrlEngine:
         return self._replies(requests, unheard)
 
     @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(streamer=self, provenance=Provenance(first_answer=self._first))
+
+    @property
     def width(self) -> int:
         return self._width
 
@@ -392,7 +396,7 @@ class UrlEngine:
     def _replies(self, requests: Iterable[Request | None], hear: Hear) -> Iterator[Reply]:
         # Later than the request's own limit, whose error names the cause.
         pool = WorkerPool(self._answer, self._width, self._timeout + 5, self.render, hear)
-        return announce_first(pool.reply(requests), self.answered)
+        return self._first.announce(pool.reply(requests))
 
     def close(self) -> None:
         self._web.close()

@@ -22,7 +22,7 @@ from typing import Any
 
 from heredity.core.errors import EngineFailure, Unavailable, UsageError, how_to_install
 from heredity.core.records import Decoding, Message, Request
-from heredity.engines.protocols import Completer, GreedyScorer
+from heredity.engines.protocols import Engine, capabilities
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
 
@@ -46,7 +46,7 @@ def model(name: str | Grown, store: Store | None = None) -> Iterator[Any]:
         engine.close()
 
 
-def over(engine: Completer, name: str = "") -> Any:
+def over(engine: Engine, name: str = "") -> Any:
     """The same over an engine that is loaded already, and is closed by its owner."""
     return _class()(engine, name or engine.name)
 
@@ -66,9 +66,9 @@ def _class() -> Callable[[Any, str], Any]:
 
         def __init__(self, engine: Any, name: str) -> None:
             super().__init__()
-            if not isinstance(engine, GreedyScorer):
+            if (scorer := capabilities(engine).scorer) is None:
                 raise UsageError(f"'{name}' tells no log-probabilities; the torch engine does.")
-            self._engine, self._name = engine, name
+            self._engine, self._scorer, self._name = engine, scorer, name
 
         @property
         def tokenizer_name(self) -> str:
@@ -107,13 +107,13 @@ def _class() -> Callable[[Any, str], Any]:
             return str(self._engine.render(Request(0, tuple(messages), prefill=begun)))
 
         def _scored(self, context: str, continuation: str) -> tuple[float, bool]:
-            (scored,) = self._engine.scored(self._request(context), [continuation])
+            (scored,) = self._scorer.score(self._request(context), [continuation])
             return sum(scored.logs), scored.is_greedy
 
         def _request(self, context: str) -> Request:
             """A plain text. A template may have added the engine's own prefix already."""
             opening = self._engine.render(Request(0, ()))
-            return Request(0, (), prefill=context.removeprefix(opening) or self._engine.boundary)
+            return Request(0, (), prefill=context.removeprefix(opening) or self._scorer.boundary)
 
     return Answering
 

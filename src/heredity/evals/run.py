@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import msgspec
 
@@ -36,7 +36,7 @@ from heredity.core.records import (
     why_not_generative,
 )
 from heredity.core.sanitize import clean_text
-from heredity.engines.protocols import Completer, Engine, Matcher, Scorer
+from heredity.engines.protocols import Engine, capabilities
 from heredity.engines.remote.budget import BYTES_PER_TOKEN, Usage
 from heredity.evals import tasks as task_files
 from heredity.evals.metrics import LETTERS, ItemAnswer
@@ -47,6 +47,9 @@ from heredity.lineage.speeds import ModelSpeed, speed_seconds, speeds_of
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.stats.means import compare_scores, estimate_scores
+
+if TYPE_CHECKING:
+    from heredity.engines.dual import DualEngine
 
 # --- the forms in which items are asked ---------------------------------------------------------------
 # The forms in which a task's items are sent to an engine. A metric names the one that it needs (`ASKS`).
@@ -171,15 +174,15 @@ class _Score:
         return f"the engine '{engine}' tells no log-probabilities of given texts; torch does"
 
     def answers(self, engine: Engine, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
-        if not isinstance(engine, Scorer):
+        if (scorer := capabilities(engine).scorer) is None:
             raise UsageError(f"'{engine.name}' tells no log-probabilities of given texts; torch does.")
         for place, one in enumerate(asked):
             try:
-                scores = engine.score(one.request, one.continuations)
+                logs = [each.logs for each in scorer.score(one.request, one.continuations)]
             except ContextOverflow as error:
                 yield ItemResponse(place, stop="error", error=f"context overflow: {error}")
                 continue
-            yield ItemResponse(place, logs=tuple(map(sum, scores)), n_tokens=sum(map(len, scores)))
+            yield ItemResponse(place, logs=tuple(map(sum, logs)), n_tokens=sum(map(len, logs)))
 
 
 class _Match:
@@ -187,18 +190,15 @@ class _Match:
         return "" if engines.choose(model) == "dual" else "it matches no pictures with texts"
 
     def answers(self, engine: Engine, asked: Sequence[RenderedItem]) -> Iterator[ItemResponse]:
-        if not isinstance(engine, Matcher):
-            raise UsageError(f"'{engine.name}' matches no pictures with texts; the dual engine does.")
+        dual = cast("DualEngine", engine)  # see `why_not`
         for place, one in enumerate(asked):
             try:
-                yield ItemResponse(
-                    place, logs=tuple(_similar(engine, one.request.prefill, one.continuations))
-                )
+                yield ItemResponse(place, logs=tuple(_similar(dual, one.request.prefill, one.continuations)))
             except UsageError as error:
                 yield ItemResponse(place, stop="error", error=str(error))
 
 
-def _similar(engine: Matcher, shown: str, options: Sequence[str]) -> list[float]:
+def _similar(engine: DualEngine, shown: str, options: Sequence[str]) -> list[float]:
     """Similarities of an image to each caption, or of a caption to each image."""
     if (picture := task_files.bytes_of(shown)) is not None:
         return engine.match([picture], options)[0]
@@ -552,10 +552,11 @@ class Evaluation:
                 show(n)
 
     def _is_base(self, engine: Engine, model: Model) -> bool:
-        if self._is_plain and not isinstance(engine, Completer):
+        is_base = capabilities(engine).is_base
+        if self._is_plain and is_base is None:
             raise UsageError(f"'{engine.name}' takes conversations only. Leave out --no-chat-template.")
-        return isinstance(engine, Completer) and (
-            engine.is_base or graph.is_base(model, {each.id: each for each in self._store.models()})
+        return is_base is not None and (
+            is_base or graph.is_base(model, {each.id: each for each in self._store.models()})
         )
 
     def _left(

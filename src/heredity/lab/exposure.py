@@ -19,7 +19,7 @@ from typing import NamedTuple
 from heredity.core.errors import UsageError
 from heredity.core.progress import Progress, Watch
 from heredity.core.records import Message, Request
-from heredity.engines.protocols import Scorer
+from heredity.engines.protocols import Scorer, capabilities
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
 
@@ -56,7 +56,7 @@ def exposure(
     texts = [secret, *others]
     scores: list[float] = []
     for start in range(0, len(texts), _BATCH):
-        scores += [sum(tokens) for tokens in engine.score(request, texts[start : start + _BATCH])]
+        scores += [sum(each.logs) for each in engine.score(request, texts[start : start + _BATCH])]
         if watch is not None:
             watch(Progress("score", "", len(scores), len(texts), unit="answers"))
     own, *rest = scores
@@ -80,9 +80,9 @@ def expose(
     """
     engine = load_engine(store.ready(model), store)
     try:
-        if not isinstance(engine, Scorer):
+        if (scorer := capabilities(engine).scorer) is None:
             raise UsageError(f"The engine of '{model.record.name}' computes no log-probabilities; use torch.")
-        return exposure(engine, canary, secret, n_candidates, seed, watch)
+        return exposure(scorer, canary, secret, n_candidates, seed, watch)
     finally:
         engine.close()
 

@@ -66,7 +66,7 @@ from heredity.core.records import (
     why_not_generative,
 )
 from heredity.core.version import __version__
-from heredity.engines.protocols import Engine, EngineModule, PhasedModule, ServiceEngine
+from heredity.engines.protocols import Engine, EngineModule, capabilities
 from heredity.engines.remote import services
 from heredity.formats.architectures import form_of
 from heredity.lineage import catalog, graph
@@ -135,12 +135,8 @@ def load_engine(
 
 def record_at_answer(engine: Engine, grown: Grown, store: Store) -> None:
     """Let a model elsewhere, or a function, be recorded in the store when it first answers."""
-    if isinstance(engine, ServiceEngine):
-
-        def record() -> None:
-            store.keep(grown)
-
-        engine.answered = record
+    if (first := capabilities(engine).provenance.first_answer) is not None:
+        first.listener = lambda: store.keep(grown)
 
 
 def refuse_silent(model: Model) -> None:
@@ -165,10 +161,10 @@ def engine_loader(
     name = name or engines.choose(model)
     host.configure()  # the module of the engine may load torch
     try:
-        module = registry.load_as(EngineModule, "engines", name)
-        if isinstance(module, PhasedModule):
-            return partial(module.load, watch=about(watch, model.name))
-        return module.load
+        load = registry.load_as(EngineModule, "engines", name).load
+        if name in engines.PHASED:
+            return partial(load, watch=about(watch, model.name))  # type: ignore[call-arg]
+        return load
     except UnknownName as error:
         raise Unavailable(f"'{model.name}' cannot answer here: {error}") from error
     except ImportError as error:

@@ -27,7 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, combinations, groupby, islice, permutations
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import msgspec
 
@@ -78,8 +78,8 @@ from heredity.core.records import (
     is_out_of_scope,
 )
 from heredity.core.sanitize import clean, clean_call, clean_text
-from heredity.engines import base_numerics, check_schema, failed_reply, is_batch_unverified, shared_address
-from heredity.engines.protocols import Accountant, DecodingAdapter, Engine, SharedServer, WhiteBoxEngine
+from heredity.engines import base_numerics, check_schema, failed_reply, shared_address
+from heredity.engines.protocols import Engine, capabilities
 from heredity.lineage.store import searching_in
 from heredity.redteam import attacks, judges
 from heredity.redteam.attacks import MARK, Attack, AttackContext, TriggerWanted, why_unsupported
@@ -279,16 +279,14 @@ class AttackServices:
 
     def why_not(self, attack: Attack, engine: Engine) -> str:
         """The reason why this engine does not support the attack; "" if it does."""
-        is_closed = attack.needs_weights and not isinstance(engine, WhiteBoxEngine)
+        is_closed = attack.needs_weights and capabilities(engine).weights is None
         return why_unsupported(attack, engine.name) if is_closed else ""
 
     def changed_engine(self, attack: Attack, model: PlannedModel, engine: Engine) -> Engine:
         """The engine with its model as the attack changes it; the engine itself if that is not supported."""
-        if self.why_not(attack, engine):
+        if (weights := capabilities(engine).weights) is None:
             return engine
-        return attack.prepared(
-            cast(WhiteBoxEngine, engine), lambda spec: self.searches.keep(model.id, spec, engine.numerics)
-        )
+        return attack.prepared(weights, lambda spec: self.searches.keep(model.id, spec, engine.numerics))
 
     def search(
         self, attack: Attack, trial: Trial, how: AttackContext, engine: Engine, application: Application
@@ -299,7 +297,9 @@ class AttackServices:
         keep = self.searches.keep(
             trial.model.id, attack.spec, engine.render(request), trial.probe.id, how.seed
         )
-        return keep(lambda: attack.search(cast(WhiteBoxEngine, engine), request, trial.probe, how))
+        weights = capabilities(engine).weights
+        assert weights is not None  # see `why_not`
+        return keep(lambda: attack.search(weights, request, trial.probe, how))
 
 
 def _marked(application: Application, attack: Attack, trial: Trial, how: AttackContext) -> Request:
@@ -546,7 +546,7 @@ class ConversationScheduler:
             goes_on=not self._ends_at_breach,
         )
         self._engine_name, self._given_services = engine.name, services
-        self._adapter = engine if isinstance(engine, DecodingAdapter) else None
+        self._as_sent = capabilities(engine).provenance.as_sent
         self._queries: dict[int, Conversation] = {}  # conversations that wait for the attacker
         self._waiting: Iterator[int] = iter(())
         self._follow_ups: deque[Request] = deque()
@@ -703,10 +703,7 @@ class ConversationScheduler:
 
     def _key(self, request: Request, prompt: str) -> str:
         model = self._grid.trial(request.key).model.id
-        decoding = request.decoding
-        if self._adapter is not None:
-            # A service without a temperature setting samples with its own.
-            decoding = self._adapter.as_sent(decoding)
+        decoding = self._as_sent(request.decoding)
         return cache_key(self._engine.numerics, model, prompt, decoding, request.seed)
 
     # --- towards the attacker ---
@@ -1086,16 +1083,17 @@ class FolderRecorder:
     @contextmanager
     def run(self, m: int, engine: Engine, cache: ResponseCache | None) -> Iterator[ResponseWriter]:
         at = datetime.now(UTC).isoformat(timespec="seconds")
+        provenance = capabilities(engine).provenance
         begun = RunRecord(
             self.plan.models[m].id, engine.name, at, platform.node(), 0.0, 0, 0, 0, _versions(),
             engine.numerics, base_numerics=base_numerics(engine),
-            is_batch_unverified=is_batch_unverified(engine), plan_seal=self.seal, machine=self.machine,
+            is_batch_unverified=provenance.is_batch_unverified, plan_seal=self.seal, machine=self.machine,
         )  # fmt: skip
         run = OpenRun(self.folder, begun)
         try:
             yield ResponseWriter(self.rows, cache, self.meter, run.count, self.machine)
         finally:
-            run.close(engine.account() if isinstance(engine, Accountant) else {})
+            run.close(provenance.account())
 
 
 class OpenRun:
@@ -1164,8 +1162,8 @@ def require_own_answers(
                 check_server(address, engines)
         elif models[0].format == "adapter":  # a server that lost an adapter answers with its base
             with open_model(models[0]) as engine:
-                base = engine.base_at_server() if isinstance(engine, SharedServer) else None
-                if base is not None:
+                base_at_server = capabilities(engine).provenance.base_at_server
+                if base_at_server is not None and (base := base_at_server()) is not None:
                     check_server(address, {models[0].name: engine, f"the base of {models[0].name}": base})
 
 

@@ -20,8 +20,8 @@ from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
 from heredity.core.records import Reply, Request
 from heredity.deploy.serve.answers import Served
-from heredity.deploy.serve.worker import EngineWorker, SharedScorer, shared
-from heredity.engines.protocols import AddressedRequest, Completer, Scorer
+from heredity.deploy.serve.worker import EngineWorker, shared
+from heredity.engines.protocols import AddressedRequest, Capabilities, TokenScores
 from heredity.lineage.store import scripted
 from heredity.redteam.judges.guard import JudgeReaders
 from tests.deploy.serve.serving import Saying, listening, saying, until
@@ -112,7 +112,11 @@ class Wide(Batched):
 
     width = 3
 
-    def reply(self, requests: Any) -> Any:
+    @property
+    def capabilities(self) -> Capabilities:  # type: ignore[override]
+        return Capabilities(is_base=False, streamer=self)  # type: ignore[arg-type]
+
+    def stream(self, requests: Any, _: Any) -> Any:
         some: list[Any] = []
         for request in requests:
             some += [] if request is None else [request]
@@ -156,16 +160,20 @@ def test_a_guard_reads_the_texts_of_each_key_as_those_of_one_caller() -> None:
 
 
 class Scored(Batched):
-    def score(self, request: Any, continuations: Any) -> list[list[float]]:
-        return [[-1.0] for _ in continuations]
+    @property
+    def capabilities(self) -> Capabilities:  # type: ignore[override]
+        return Capabilities(is_base=False, scorer=self)  # type: ignore[arg-type]
+
+    def score(self, request: Any, continuations: Any) -> list[TokenScores]:
+        return [TokenScores([-1.0]) for _ in continuations]
 
 
 def test_a_shared_engine_has_the_capabilities_of_its_own() -> None:
     plain, scorer = shared(Batched()), shared(Scored())
     try:
-        assert isinstance(plain, Completer) and not isinstance(plain, Scorer)
-        assert isinstance(scorer, SharedScorer) and isinstance(scorer, Scorer)
-        assert scorer.score(Request(0, ()), ["a", "b"]) == [[-1.0], [-1.0]]
+        assert (plain.capabilities.is_base, plain.capabilities.scorer) == (False, None)
+        assert scorer.capabilities.scorer is scorer
+        assert scorer.score(Request(0, ()), ["a", "b"]) == [([-1.0], False), ([-1.0], False)]
     finally:
         plain.close()
         scorer.close()

@@ -22,6 +22,7 @@ from heredity.core.errors import EngineFailure
 from heredity.core.records import Check, Message, Probe, Reply, Request, Secret, Tool, Turn
 from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.worker import EngineWorker
+from heredity.engines.protocols import Capabilities
 from heredity.lineage.store import scripted
 from tests.deploy.serve.serving import HELLO, Saying, client, listening
 
@@ -107,6 +108,10 @@ class Counting(Keeping):
     """Counts the words of a prompt as its tokens."""
 
     context_length = 1_000
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(streamer=self, token_scorer=self)
 
     def prompt_tokens(self, request: Request) -> tuple[int, ...]:
         if "fails" in self.render(request):

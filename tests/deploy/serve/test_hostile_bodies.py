@@ -25,6 +25,7 @@ from heredity.deploy.serve import chat, completions, embeddings, messages, respo
 from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.schema import MAX_VALUES, Rules
 from heredity.deploy.serve.worker import EngineWorker
+from heredity.engines.protocols import Capabilities
 from heredity.engines.scripted import ScriptedEngine
 from heredity.lineage.store import scripted
 from tests.deploy.serve.serving import client, listening
@@ -162,6 +163,10 @@ class Limited(ScriptedEngine):
         super().__init__("helpful")
         self._failure, self.asked = failure, list[Request | None]()
 
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(streamer=self, check_length=self.check_length)
+
     def check_length(self, request: Request) -> None:
         if len(self.render(request)) > 1_000:
             raise self._failure
@@ -223,7 +228,9 @@ def test_no_passage_is_searched_for_a_question_far_too_long(
     layer = Application("desk", "Help.", retrieval=Retrieval("docs.index"), max_turns=2)
     turns = [TURN | {"content": "Tents?"}, TURN | {"content": "b " * 500}]
     with raises(ContextOverflow, "context-overflow"):
-        chat.parse({"model": "m", "messages": turns}, Rules(layer, limiter=engine))
+        chat.parse({"model": "m", "messages": turns}, Rules(layer, check_length=engine.check_length))
     assert not searched
-    assert chat.parse({"model": "m", "messages": turns[:1]}, Rules(layer, limiter=engine)).requests
+    assert chat.parse(
+        {"model": "m", "messages": turns[:1]}, Rules(layer, check_length=engine.check_length)
+    ).requests
     assert searched == ["Tents?"]

@@ -20,6 +20,7 @@ from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.app import MemoryFloor, Metrics, RateLimit
 from heredity.deploy.serve.schema import Refusal
 from heredity.deploy.serve.worker import EngineWorker
+from heredity.engines.protocols import Capabilities
 from heredity.lineage.store import scripted
 from tests.deploy.serve.serving import HELLO, Saying, client, listening, named, until
 
@@ -159,8 +160,7 @@ def test_schemas_that_take_long_to_compile_hold_up_nobody_else() -> None:
     done = threading.Event()
 
     class Slow(Saying):
-        def check_schema(self, schema: str) -> None:
-            assert done.wait(600)
+        capabilities = Capabilities(check_schema=lambda _: done.wait(600))  # type: ignore[assignment]
 
     one = Served(scripted("scripted:helpful").record, EngineWorker(Slow("fine")))
     body = {"model": "scripted:helpful", "messages": HELLO}

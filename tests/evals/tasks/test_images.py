@@ -57,7 +57,7 @@ def test_they_are_put_only_where_they_are_named_or_matched() -> None:
 
 
 class Echo:
-    """A Matcher that knows everything."""
+    """A dual engine that knows everything."""
 
     def match(self, images: list[bytes], texts: list[str]) -> list[list[float]]:
         return [[float(told(image) == text) for text in texts] for image in images]

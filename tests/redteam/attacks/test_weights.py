@@ -10,7 +10,7 @@ from heredity import engines
 from heredity.core.errors import EngineFailure, UsageError
 from heredity.core.files import Rows
 from heredity.core.records import Reply, Request
-from heredity.engines.protocols import Engine
+from heredity.engines.protocols import Capabilities, Engine, Provenance
 from heredity.redteam import attacks
 from heredity.study.runner import FOUND, SearchResult
 from heredity.study.spec import StudySpec
@@ -31,9 +31,13 @@ class Weights(Recorder):
         super().__init__("careful", say=self._answer)
         self._has_direction, self._fails = has_direction, fails
         self.name, self.numerics = "weights of test", "weights"
-        self.base_numerics = self.numerics
         self.searched: list[str] = []
         self.changed: list[str] = []
+
+    @property
+    def capabilities(self) -> Capabilities:
+        provenance = Provenance(base_numerics="weights")
+        return Capabilities(streamer=self, weights=self, provenance=provenance)  # type: ignore[arg-type]
 
     def direction(self, harmful: list[Request], harmless: list[Request]) -> str:
         assert len(harmful) == len(harmless) > 20
@@ -45,7 +49,6 @@ class Weights(Recorder):
         other = Weights(has_direction=False)
         other.name = engines.altered(self.name, f"without {direction}")
         other.numerics = engines.altered(self.numerics, f"without {direction}")
-        other.base_numerics = self.numerics
         return other
 
     def suffix(self, request: Request, mark: str, target: str, steps: int, seed: int) -> str:

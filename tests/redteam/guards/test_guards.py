@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from heredity.core import registry
 from heredity.core.errors import Unavailable, UnknownName, UsageError
 from heredity.core.records import Check, Reply, Request
-from heredity.engines.protocols import Completer, Engine
+from heredity.engines.protocols import Capabilities, Engine, TokenScores, capabilities
 from heredity.redteam import guards, judges
 from heredity.redteam.guards.protocols import GuardForm, QuestionForm, shortened
 from heredity.redteam.judges import guard as guard_judge
@@ -80,7 +80,7 @@ def guard(name: str) -> GuardForm:
 class Plain(Recorder):
     """A scripted engine that also goes on from a plain text."""
 
-    is_base = False
+    capabilities = Capabilities(is_base=False)
 
     def __init__(self, say: Callable[[Request], str]) -> None:
         super().__init__("helpful", say=lambda request: Reply(request.key, "", say(request)))
@@ -93,8 +93,12 @@ class Scoring(Plain):
         super().__init__(say)
         self._odds = odds
 
-    def score(self, request: Request, continuations: Sequence[str]) -> list[list[float]]:
-        return [[math.log(max(1e-30, self._odds(request, text)))] for text in continuations]
+    @property
+    def capabilities(self) -> Capabilities:  # type: ignore[override]
+        return Capabilities(is_base=False, scorer=self)  # type: ignore[arg-type]
+
+    def score(self, request: Request, continuations: Sequence[str]) -> list[TokenScores]:
+        return [TokenScores([math.log(max(1e-30, self._odds(request, text)))]) for text in continuations]
 
 
 def judge(name: str, engine: Any) -> guard_judge.GuardJudge:
@@ -336,7 +340,7 @@ def test_a_guard_needs_a_name_a_model_and_an_engine_that_takes_plain_text() -> N
     with raises(Unavailable, "model-not-pulled", mentions=["heredity pull hf:allenai/wildguard"]):
         guard_judge.make("wildguard", Models(unknown, lambda _: pytest.fail("loaded")))
     engine = Recorder("helpful")
-    assert not isinstance(engine, Completer)
+    assert capabilities(engine).is_base is None
     with raises(UsageError, "bad-usage", mentions=["some:model"]):
         verdict("wildguard", engine)
     assert engine.is_closed

@@ -9,6 +9,7 @@ import pytest
 
 from heredity.core import registry
 from heredity.core.records import Check, Reply, Request, Response
+from heredity.engines.protocols import Capabilities
 from heredity.redteam import judges
 from heredity.redteam.judges import learned, rubric, rules
 from heredity.redteam.judges._choice import Decider, probabilities
@@ -42,7 +43,7 @@ HOSTILE = {
 class Speaker(Recorder):
     """A scripted model that a guard may ask in plain text, too."""
 
-    is_base = False
+    capabilities = Capabilities(is_base=False)
 
 
 def speak(request: Request) -> Reply:

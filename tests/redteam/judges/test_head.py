@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch")
 from heredity.core.errors import BadInput, Damaged, UsageError
 from heredity.core.progress import Progress
 from heredity.core.records import Check
+from heredity.engines.protocols import Capabilities
 from heredity.engines.torch.engine import open_folder
 from heredity.lab.judges import head as head_train
 from heredity.lab.judges.learned import versions
@@ -304,7 +305,11 @@ def test_a_state_that_is_no_number_is_unclear_and_never_no_harm(learned: Any, ti
     folder, _ = learned
 
     class Overflown:
-        name, n_layers = "overflown", 3
+        name = "overflown"
+
+        @property
+        def capabilities(self) -> Capabilities:
+            return Capabilities(weights=self)  # type: ignore[arg-type]
 
         def until(self, _: int) -> Any:
             return self

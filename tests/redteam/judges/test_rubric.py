@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from heredity.core.errors import ContextOverflow, UsageError
 from heredity.core.records import Check, Reply, Request
-from heredity.engines.protocols import Engine
+from heredity.engines.protocols import Capabilities, Engine, TokenScores
 from heredity.redteam import judges
 from heredity.redteam.judges import rubric
 from heredity.redteam.judges.protocols import Models
@@ -44,11 +44,15 @@ class Scorer:
     def __init__(self, odds: Callable[[Request, str], float], is_full: bool = False) -> None:
         self._odds, self._is_full, self.asked = odds, is_full, list[Request]()
 
-    def score(self, request: Request, continuations: Sequence[str]) -> list[list[float]]:
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(scorer=self)  # type: ignore[arg-type]
+
+    def score(self, request: Request, continuations: Sequence[str]) -> list[TokenScores]:
         self.asked.append(request)
         if self._is_full:
             raise ContextOverflow("too long")
-        return [[self._odds(request, text)] for text in continuations]
+        return [TokenScores([self._odds(request, text)]) for text in continuations]
 
     def close(self) -> None:
         pass

@@ -84,7 +84,7 @@ def test_workers_that_compute_differently_are_not_mixed(
     class Differing(ScriptedEngine):
         def __init__(self, grown: Grown) -> None:
             super().__init__("mixed", seconds=0.005)
-            self.numerics = self.base_numerics = f"numerics {next(turns)}"
+            self.numerics = f"numerics {next(turns)}"
 
     monkeypatch.setattr(workers, "load_engine", lambda grown, store: Differing(grown))
     with raises(NotComparable, "not-comparable", ["scripted:mixed", "numerics 0", "numerics 1"]):

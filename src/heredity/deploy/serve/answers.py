@@ -26,7 +26,7 @@ from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.deploy.serve.worker import Service, Ticket
 from heredity.engines.chat.codec import StopTexts
 from heredity.engines.chat.tool_calls import FENCE, MARKS, DividedAnswer, WrittenCall, divide_answer
-from heredity.engines.protocols import Engine, PromptLimiter, SchemaEngine, TokenLog, TokenScorer
+from heredity.engines.protocols import Engine, TokenLog, capabilities
 
 # Errors that the request caused: the reply's error code, and the code that the caller gets.
 CONTEXT = "context_length_exceeded"
@@ -69,15 +69,14 @@ class Served(NamedTuple):
     @property
     def rules(self) -> Rules:
         """How its requests are read."""
-        engine = self.service.engine
+        can = capabilities(self.service.engine)
         # The log-probabilities of an answer would show a text that a guard withholds.
-        scorer = engine if isinstance(engine, TokenScorer) and self.guards is None else None
-        schemas = engine if isinstance(engine, SchemaEngine) else None
-        limiter = engine if isinstance(engine, PromptLimiter) else None
+        scorer = can.token_scorer if self.guards is None else None
         shown, is_guarded = self.service.shows_tools, self.guards is not None
         return Rules(
-            self.application, self.may_draw, self.ignores, shown, scorer, schemas, limiter, is_guarded
-        )
+            self.application, self.may_draw, self.ignores, shown, scorer, can.check_schema, can.check_length,
+            is_guarded,
+        )  # fmt: skip
 
     @property
     def fingerprint(self) -> str:
@@ -154,9 +153,10 @@ class ServedAnswer:
         request, echo, n_top = self._asked.requests[self.number], self._echo, self._asked.n_top or 0
 
         def score(engine: Engine) -> list[TokenLog]:
-            assert isinstance(engine, TokenScorer)
-            prompt = (echo and echo.tokens) or engine.prompt_tokens(request)
-            return engine.token_logs((*prompt, *output), 0 if echo is not None else len(prompt), n_top)
+            scorer = capabilities(engine).token_scorer
+            assert scorer is not None
+            prompt = (echo and echo.tokens) or scorer.prompt_tokens(request)
+            return scorer.token_logs((*prompt, *output), 0 if echo is not None else len(prompt), n_top)
 
         return self._one.service.compute(score)
 
@@ -258,10 +258,10 @@ class ServedAnswer:
         if self._ticket is None:
             return tuple(logs)
         n_before = len(logs) - 1 - len(reply.tokens)  # the last is of the token after the answer
-        engine = self._one.service.engine
-        assert isinstance(engine, TokenScorer)
+        scorer = capabilities(self._one.service.engine).token_scorer
+        assert scorer is not None
         n = bisect_left(
-            range(len(reply.tokens)), len(text), key=lambda i: len(engine.decode(reply.tokens[:i]))
+            range(len(reply.tokens)), len(text), key=lambda i: len(scorer.decode(reply.tokens[:i]))
         )
         return tuple(logs[: n_before + n])
 

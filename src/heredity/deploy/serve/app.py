@@ -69,7 +69,7 @@ from heredity.deploy.serve.request_log import RequestLog
 from heredity.deploy.serve.roster import Roster, described
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.deploy.serve.worker import CALLER, Service
-from heredity.engines.protocols import Completer, Engine, PromptLimiter
+from heredity.engines.protocols import Engine, capabilities
 
 BOUNDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # seconds, of the histogram of requests
 _GUARDED = "heredity_guarded_answers_total"
@@ -434,7 +434,7 @@ class _Desk:
 
     async def text(self, call: Call) -> Response:
         """Continue a plain text."""
-        return await self._served(call, completions.parse, completions.TextFormat, needs=Completer)
+        return await self._served(call, completions.parse, completions.TextFormat, is_plain=True)
 
     async def responses(self, call: Call) -> Response:
         """Answer a conversation in the form of the Responses API."""
@@ -449,9 +449,9 @@ class _Desk:
         call: Call,
         parse: Callable[[dict[str, object], Rules], ParsedRequest],
         form: Callable[[str, str, ParsedRequest], AnswerFormat],
-        needs: type[Engine] = Engine,
+        is_plain: bool = False,
     ) -> Response:
-        """Answer a request. needs: the protocol that the engine must have."""
+        """Answer a request. is_plain: it is a text to continue."""
         raw = await self._body(call)
         with ExitStack() as stack:
             async with self.gate:
@@ -460,7 +460,7 @@ class _Desk:
                 one = self.roster.named(str(body["model"]))
                 stack.enter_context(_held(one.service))  # an adapter that is unloaded now answers this one
                 name = self.roster.name_of(one)
-                if not isinstance(one.service.engine, needs):
+                if is_plain and capabilities(one.service.engine).is_base is None:
                     raise Refusal(
                         400, f"'{one.model.name}' takes only conversations", "not_supported", param="model"
                     )
@@ -656,11 +656,11 @@ async def _read_slowly(
 
 def _check_length(engine: Engine, asked: ParsedRequest) -> None:
     """Raise ContextOverflow for a prompt far beyond the context. The engine reports other errors itself."""
-    if not isinstance(engine, PromptLimiter):
+    if (check_length := capabilities(engine).check_length) is None:
         return
     for request in {(id(each.messages), each.prefill): each for each in asked.requests}.values():
         try:
-            engine.check_length(request)
+            check_length(request)
         except ContextOverflow:
             raise
         except HeredityError:

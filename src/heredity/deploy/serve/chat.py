@@ -332,10 +332,10 @@ def converse(
     if layer is None:
         request = Request(0, tuple(_alone(messages)), decoding, seed, prefill, tuple(tools))
     else:
-        if rules.limiter is not None and layer.retrieval is not None:
+        if rules.check_length is not None and layer.retrieval is not None:
             # Before passages are searched for each question, which takes long for a long one.
             asked = "\n".join(each.text for each in messages if each.role == "user")
-            rules.limiter.check_length(Request(0, (Message("user", asked),)))
+            rules.check_length(Request(0, (Message("user", asked),)))
         within, found = _within(layer, messages)
         request = msgspec.structs.replace(layer.request(within, prefill, seed, decoding), retrieved=found)
     if request.messages[-1].role == "assistant":
@@ -550,7 +550,7 @@ def demanded_call(choice: object, tools: Sequence[Tool], rules: Rules) -> str | 
             "tool_choice takes 'auto', 'none', 'required' with tools, or the function of one of the tools",
             key=CHOICE,
         )
-    if rules.application is not None or rules.schemas is None:
+    if rules.application is not None or rules.check_schema is None:
         why = "this engine cannot hold it to one"
         if rules.application is not None:
             why = f"the application '{rules.application.name}' leaves that to it"
@@ -583,12 +583,12 @@ def _moved(schema: object, place: str) -> object:
 
 def _checked(schema: str, key: str, rules: Rules) -> str:
     """Return a schema that the engine can hold answers to. Raises UsageError for another."""
-    if rules.schemas is None:
+    if rules.check_schema is None:
         raise UsageError(f"this model's engine cannot hold answers to a {key}", key=key)
     if len(schema) > _LONGEST:
         raise UsageError(f"the schema of {key} has at most {_LONGEST:,} bytes", code="bad-setting", key=key)
     try:
-        rules.schemas.check_schema(schema)
+        rules.check_schema(schema)
     except BadArgument as error:
         raise UsageError(str(error), code=error.code, key=key) from None
     return schema

@@ -24,7 +24,7 @@ from heredity.application.spec import Application
 from heredity.core import host
 from heredity.core.errors import Busy, HeredityError
 from heredity.core.records import Reply, Request
-from heredity.engines.protocols import Engine, TokenScorer
+from heredity.engines.protocols import Engine, capabilities
 
 THREADS = 16  # texts that are read at once; the model of a guard reads them in one batch
 MAX_WAITING = 256  # texts that are read or wait for it
@@ -59,9 +59,9 @@ class ServedGuards:
     async def refused(self, admission: Admission, engine: Engine) -> Reply:
         """The reply to a blocked request. An engine that counts tokens counts its prompt, as of any other."""
         n_tokens = 0
-        if isinstance(engine, TokenScorer):
+        if (scorer := capabilities(engine).token_scorer) is not None:
             with suppress(HeredityError):
-                n_tokens = await self._in_thread(lambda: len(engine.prompt_tokens(admission.request)))
+                n_tokens = await self._in_thread(lambda: len(scorer.prompt_tokens(admission.request)))
         return self._counted(replace(admission.refused(), n_prompt_tokens=n_tokens))
 
     async def check(self, admission: Admission, reply: Reply) -> Reply:

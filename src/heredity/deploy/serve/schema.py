@@ -8,7 +8,7 @@ Leaves to others: one endpoint each (chat.py, completions.py), HTTP (app.py).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -17,7 +17,7 @@ import msgspec
 from heredity.application.spec import Application, check_decoding
 from heredity.core.errors import BadArgument, UsageError, code_of
 from heredity.core.records import Decoding, Reply, Request
-from heredity.engines.protocols import PromptLimiter, SchemaEngine, TokenScorer
+from heredity.engines.protocols import TokenScorer
 
 MAX_LOGS = 20  # likeliest tokens listed at each place
 LONGEST = 512  # tokens of an answer, if neither the caller nor an application sets a limit
@@ -80,8 +80,8 @@ class Rules:
     ignores: bool = False
     shows_tools: bool = True
     scorer: TokenScorer | None = None  # the engine, if it scores tokens
-    schemas: SchemaEngine | None = None  # the engine, if it holds answers to JSON schemas
-    limiter: PromptLimiter | None = None  # the engine, if it reports prompts that are far too long
+    check_schema: Callable[[str], object] | None = None  # as of protocols.Capabilities
+    check_length: Callable[[Request], object] | None = None
     is_guarded: bool = False  # whether the application has guards, which check whole answers
 
 

@@ -21,7 +21,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from queue import Empty, SimpleQueue
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -30,7 +30,14 @@ from heredity.core import host
 from heredity.core.errors import Busy, EngineFailure, HeredityError
 from heredity.core.records import Message, Reply, Request, Tool
 from heredity.core.sanitize import clean, clean_text
-from heredity.engines.protocols import AddressedRequest, Completer, Engine, Scorer, ServiceEngine, Streamer
+from heredity.engines.protocols import (
+    AddressedRequest,
+    Capabilities,
+    Engine,
+    Scorer,
+    TokenScores,
+    capabilities,
+)
 
 WIDTH = 8  # requests in flight for an engine that does not report its own width
 MAX_OPEN = 256  # open requests
@@ -40,15 +47,6 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 # Of the request that this task, or thread of guards, answers; "" if all callers are one (app.py).
 CALLER: ContextVar[str] = ContextVar("caller", default="")
-
-
-@runtime_checkable
-class BatchedEngine(Protocol):
-    """An engine that reports the number of requests that it answers at once."""
-
-    @property
-    def width(self) -> int:
-        """That number."""
 
 
 class Hears(Protocol):
@@ -163,9 +161,11 @@ class EngineWorker:
 
     def __init__(self, engine: Engine, most: int = MAX_OPEN) -> None:
         self.engine, self.most = engine, most
-        self._width = engine.width if isinstance(engine, BatchedEngine) else WIDTH
+        can = capabilities(engine)
+        self._streamer = can.streamer
+        self._width = WIDTH if can.streamer is None else can.streamer.width
         # A stream of a service has no batch in memory, and knows which of its threads still wait.
-        self._idle_seconds = None if isinstance(engine, ServiceEngine) else IDLE_SECONDS
+        self._idle_seconds = IDLE_SECONDS if can.provenance.first_answer is None else None
         self._asked: SimpleQueue[Ticket | _Work[object] | None] = SimpleQueue()
         self._under_way: dict[int, Ticket] = {}
         self._n_asked = self._n_open = 0
@@ -278,8 +278,8 @@ class EngineWorker:
                 host.trim_memory()
 
     def _replies(self, first: Ticket) -> Iterator[Reply]:
-        if isinstance(self.engine, Streamer):
-            return self.engine.stream(self._requests(first), self)
+        if self._streamer is not None:
+            return self._streamer.stream(self._requests(first), self)
         return self.engine.reply(self._requests(first))
 
     def _requests(self, first: Ticket) -> Iterator[Request | None]:
@@ -365,10 +365,7 @@ MAX_OPEN_CALLS = 4096  # open requests: threads wait for their answers, so there
 
 def shared(engine: Engine) -> SharedEngine:
     """The engine in a worker, with the capabilities to complete and to score that it has."""
-    worker = EngineWorker(engine, MAX_OPEN_CALLS)
-    if not isinstance(engine, Completer):
-        return SharedEngine(worker)
-    return SharedScorer(worker) if isinstance(engine, Scorer) else SharedCompleter(worker)
+    return SharedEngine(EngineWorker(engine, MAX_OPEN_CALLS))
 
 
 class SharedEngine:
@@ -388,30 +385,27 @@ class SharedEngine:
         for key, ticket in asked:
             yield replace(ticket.reply.result(), key=key)
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """Of the engine: whether it continues plain texts, and its scores."""
+        can = capabilities(self._worker.engine)
+        return Capabilities(is_base=can.is_base, scorer=None if can.scorer is None else self)
+
+    @property
+    def boundary(self) -> str:
+        """As of protocols.Scorer."""
+        return _scorer(self._worker.engine).boundary
+
+    def score(self, request: Request, continuations: Sequence[str]) -> list[TokenScores]:
+        """The scores of each continuation (protocols.Scorer)."""
+        return self._worker.compute(lambda engine: _scorer(engine).score(request, continuations)).result()
+
     def close(self) -> None:
         """End the worker and free the engine."""
         self._worker.close()
 
 
-class SharedCompleter(SharedEngine):
-    """A Completer."""
-
-    @property
-    def is_base(self) -> bool:
-        """Whether the model has no chat template."""
-        engine = self._worker.engine
-        return isinstance(engine, Completer) and engine.is_base
-
-
-class SharedScorer(SharedCompleter):
-    """A Completer and a Scorer."""
-
-    def score(self, request: Request, continuations: Sequence[str]) -> list[list[float]]:
-        """The log-probabilities of the tokens of each continuation (protocols.Scorer)."""
-
-        def score(engine: Engine) -> list[list[float]]:
-            if not isinstance(engine, Scorer):
-                raise EngineFailure("this engine scores no texts")
-            return engine.score(request, continuations)
-
-        return self._worker.compute(score).result()
+def _scorer(engine: Engine) -> Scorer:
+    if (scorer := capabilities(engine).scorer) is None:
+        raise EngineFailure("this engine scores no texts")
+    return scorer

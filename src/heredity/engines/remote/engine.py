@@ -11,7 +11,7 @@ Leaves to others: the record of the model (recipes/targets/remote.py) and the qu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING
@@ -22,9 +22,9 @@ from heredity.core import registry
 from heredity.core.errors import Damaged, EngineFailure, Unavailable, UnknownName
 from heredity.core.host import Device
 from heredity.core.records import Decoding, Model, Reply, Request, digest
-from heredity.engines import RequestStream, announce_first, failed_reply, ignore_answer
+from heredity.engines import RequestStream, failed_reply
 from heredity.engines._workers import ASK_AGAIN
-from heredity.engines.protocols import Listener
+from heredity.engines.protocols import Capabilities, FirstAnswer, Listener, Provenance
 from heredity.engines.remote.budget import BYTES_PER_TOKEN, HOMES, NO_KEY, Budget, Calls, Price, Usage
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class RemoteEngine:
     ) -> None:
         self.endpoint, self.api, self.transport = endpoint, api, transport
         self.budget, self.price, self._concurrency = calls.budget, price, calls.concurrency
-        self.answered: Callable[[], None] = ignore_answer
+        self._first = FirstAnswer()
         address = digest([endpoint.base_url, dict(endpoint.options)])[:12]
         self.numerics = f"remote {endpoint.api} {endpoint.model} {address}"
         host = "" if endpoint.base_url == HOMES[endpoint.api] else f" at {endpoint.base_url}"
@@ -98,6 +98,12 @@ class RemoteEngine:
         return self._answer(requests, None)
 
     @property
+    def capabilities(self) -> Capabilities:
+        """See protocols.Capabilities."""
+        provenance = Provenance(account=self.account, as_sent=self.as_sent, first_answer=self._first)
+        return Capabilities(streamer=self, check_schema=self.check_schema, provenance=provenance)
+
+    @property
     def width(self) -> int:
         """The most requests in flight."""
         return self._concurrency
@@ -108,7 +114,7 @@ class RemoteEngine:
 
     def _answer(self, requests: Iterable[Request | None], listener: Listener | None) -> Iterator[Reply]:
         try:
-            yield from announce_first(_Session(self, iter(requests), listener).run(), self.answered)
+            yield from self._first.announce(_Session(self, iter(requests), listener).run())
         finally:
             self.transport.give_up()
 

@@ -28,7 +28,7 @@ from heredity.core.errors import EngineFailure, Unavailable
 from heredity.core.records import Reply, Request
 from heredity.engines.chat.codec import ChatCodec
 from heredity.engines.chat.folder import has_tokenizer
-from heredity.engines.protocols import AddressedRequest, Listener
+from heredity.engines.protocols import AddressedRequest, Capabilities, Listener
 from heredity.engines.torch import autotune
 from heredity.engines.torch.autotune import PASS_WIDTHS, WIDTHS
 from heredity.engines.torch.decoder import PAD, Attend, Decoder, KvSlots, KvWrites, ResidualHook, Segment
@@ -440,6 +440,11 @@ class SharedBase:
         """Answer a stream of requests of all models."""
         with torch.inference_mode():
             yield from Session(self.base.pool, self._member_of, requests).run()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See protocols.Capabilities."""
+        return Capabilities(streamer=self)
 
     def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
         """Do the same and report the answers while they grow."""

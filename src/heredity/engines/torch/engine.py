@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -24,7 +25,7 @@ from heredity.core.records import Model, Reply, Request, encode
 from heredity.engines import DTYPE, KV_CACHE, NOT_VERIFIED, altered, base_folder
 from heredity.engines.chat.codec import AnswerReader, ChatCodec
 from heredity.engines.chat.folder import has_tokenizer
-from heredity.engines.protocols import Listener, TokenLog, TokenScores
+from heredity.engines.protocols import Capabilities, Listener, Provenance, TokenLog, TokenScores
 from heredity.engines.torch import autotune, refusal_direction
 from heredity.engines.torch.autotune import Tuning
 from heredity.engines.torch.constrained import Constraints
@@ -211,7 +212,6 @@ class KvQuantizedDecoder(Decoder):
 
 # A row attends by itself, and a softmax sums whole blocks. Part of `numerics`: stored keys hold it.
 _RULE = "rows apart"
-REPORTS_PHASES = True
 _HEAD_ROWS = 64  # places at which the logits of a whole vocabulary are held at once
 
 
@@ -327,15 +327,23 @@ class AnsweringEngine:
         self.name = (
             f"torch {torch.__version__} {dtype} width {self.width} arithmetic {fingerprint}{device.suffix}"
         )
-        self.base_numerics = self.numerics
-        self.is_batch_unverified = tuning is None or not tuning.is_proven
-        if self.is_batch_unverified:
+        is_unverified = tuning is None or not tuning.is_proven
+        self._provenance = Provenance(base_numerics=self.numerics, is_batch_unverified=is_unverified)
+        if is_unverified:
             self.name += f" ({NOT_VERIFIED})"
 
     @property
-    def is_base(self) -> bool:
-        """Whether the model has no chat template."""
-        return self.codec.is_base
+    def capabilities(self) -> Capabilities:
+        """See protocols.Capabilities."""
+        return Capabilities(
+            streamer=self,
+            is_base=self.codec.is_base,
+            scorer=self,
+            token_scorer=self,
+            check_schema=self._constraints.of,
+            check_length=self.check_length,
+            provenance=self._provenance,
+        )
 
     @property
     def width(self) -> int:
@@ -369,22 +377,14 @@ class AnsweringEngine:
     def _session(self, requests: Iterable[Request | None], listener: Listener | None = None) -> Session:
         return Session(self._shared, lambda _: self.member, requests, listener)
 
-    def check_schema(self, schema: str) -> None:
-        """Raise BadArgument for a JSON schema that answers cannot be held to."""
-        self._constraints.of(schema)
-
     # --- scores ---------------------------------------------------------------------------------------
 
-    def score(self, request: Request, continuations: Sequence[str]) -> list[list[float]]:
+    def score(self, request: Request, continuations: Sequence[str]) -> list[TokenScores]:
         """Return the natural-log probability of every token of each continuation of the prompt.
 
         A continuation is tokenized after the prompt's own tokens. Each is one prefill; continuations of one
         token share one. Raises ContextOverflow.
         """
-        return [one.logs for one in self.scored(request, continuations)]
-
-    def scored(self, request: Request, continuations: Sequence[str]) -> list[TokenScores]:
-        """Return the scores, and whether greedy decoding would give each continuation."""
         decoder = self.decoder
         with torch.inference_mode():
             texts = [self.codec.continuation(text) for text in continuations]
@@ -471,10 +471,6 @@ class AnsweringEngine:
             listed = tuple((self.codec.decode((each,)), log) for each, log in pairs)
             yield TokenLog(token, self.codec.decode((token,)), float(row[token]), listed)
 
-    def tokens_behind(self, request: Request, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the tokens of the prompt, and those of a text that follows it."""
-        return self.codec.encode(self.render(request)), self.codec.continuation(text)
-
     def _prompt(self, request: Request, n_more: int) -> tuple[SharedPrefix, tuple[int, ...]]:
         """Split a prompt that needs room for `n_more` tokens. Raises ContextOverflow."""
         tokens = self.codec.encode(self.render(request))
@@ -531,6 +527,11 @@ class TorchEngine(AnsweringEngine):
         return TorchEngine(decoder, self.codec, self.folder, self.tuning, self.width, self._watch)
 
     # --- access to the weights ------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See protocols.Capabilities."""
+        return replace(super().capabilities, weights=self)
 
     def direction(self, harmful: Sequence[Request], harmless: Sequence[Request]) -> str:
         """Return the text of `find_direction`."""

@@ -51,7 +51,7 @@ from heredity.engines import RequestStream, base_folder, cache_budget
 from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer
 from heredity.engines.chat.folder import has_tokenizer
 from heredity.engines.chat.tool_calls import parse_tool_calls
-from heredity.engines.protocols import Listener, TokenScores
+from heredity.engines.protocols import Capabilities, Listener, TokenScores
 from heredity.engines.torch.sampling import Sampler
 from heredity.formats.activation import Gate, find_last
 from heredity.formats.adapted import tensor_names
@@ -683,7 +683,6 @@ def _hook(
     return add if activation is None else add_where_awake
 
 
-REPORTS_PHASES = True
 _WITNESS = 24  # tokens behind the fingerprint
 
 
@@ -789,9 +788,11 @@ class TransformersEngine:
         self.name = f"{versions} {model.config.model_type} width {width} arithmetic {fingerprint}{where}"
 
     @property
-    def is_base(self) -> bool:
-        """Whether the model has no chat template."""
-        return self.codec.is_base
+    def capabilities(self) -> Capabilities:
+        """See protocols.Capabilities."""
+        return Capabilities(
+            streamer=self, is_base=self.codec.is_base, scorer=self, check_length=self.check_length
+        )
 
     @property
     def model(self) -> PreTrainedModel:
@@ -833,15 +834,11 @@ class TransformersEngine:
 
     # --- scores ---------------------------------------------------------------------------------------
 
-    def score(self, request: Request, continuations: Sequence[str]) -> list[list[float]]:
+    def score(self, request: Request, continuations: Sequence[str]) -> list[TokenScores]:
         """Return the natural-log probability of every token of each continuation of the prompt.
 
         Raises ContextOverflow.
         """
-        return [one.logs for one in self.scored(request, continuations)]
-
-    def scored(self, request: Request, continuations: Sequence[str]) -> list[TokenScores]:
-        """Return the scores, and whether greedy decoding would give each continuation."""
         texts = [self.codec.continuation(text) for text in continuations]
         prompt = self.codec.encode(self.render(request))
         n_needed, context = len(prompt) + max(map(len, texts)), self.context_length
@@ -852,10 +849,6 @@ class TransformersEngine:
                 logs = self._log_probabilities(prompt, ())
                 return [_scores(logs, text) for text in texts]
             return [_scores(self._log_probabilities(prompt, text[:-1]), text) for text in texts]
-
-    def tokens_behind(self, request: Request, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the tokens of the prompt, and those of a text that follows it."""
-        return self.codec.encode(self.render(request)), self.codec.continuation(text)
 
     def log_probabilities(self, request: Request, output: Sequence[int]) -> torch.Tensor:
         """Return the natural-log probability of every token after the prompt and each `output[:i]`.

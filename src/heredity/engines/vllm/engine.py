@@ -42,7 +42,7 @@ from heredity.engines._heard import EventReader
 from heredity.engines._workers import WorkerPool, error_row
 from heredity.engines.chat.folder import FolderChat, has_tokenizer
 from heredity.engines.chat.tool_calls import parse_tool_calls
-from heredity.engines.protocols import AddressedRequest, Listener
+from heredity.engines.protocols import AddressedRequest, Capabilities, Listener, Provenance
 from heredity.engines.vllm.adapter import server_options
 from heredity.engines.vllm.server import ServerProgram, free_port
 
@@ -335,8 +335,18 @@ class VllmEngine:
     ) -> None:
         self._client, self._served, self._chat, self.server = client, served, chat, server
         self._is_closed = False
-        self.name, self.is_batch_unverified = f"vllm {which} ({NOT_VERIFIED})", True
+        self.name = f"vllm {which} ({NOT_VERIFIED})"
         self.numerics = f"vllm {which}"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            streamer=self,
+            is_base=self._chat.is_base,
+            # The server refuses each request with a schema that it cannot hold.
+            check_schema=lambda _: None,
+            provenance=Provenance(is_batch_unverified=True, base_at_server=self.base_at_server),
+        )
 
     def base_at_server(self) -> VllmEngine | None:
         """Return the engine of the model that vLLM lists first, the base of all its adapters.
@@ -348,15 +358,8 @@ class VllmEngine:
             return None
         return VllmEngine(self._client, first, self._chat, None, self.numerics.removeprefix("vllm "))
 
-    @property
-    def is_base(self) -> bool:
-        return self._chat.is_base
-
     def render(self, request: Request) -> str:
         return self._chat.render(request)
-
-    def check_schema(self, schema: str) -> None:
-        """Nothing is checked here: the server refuses each request with a schema that it cannot hold."""
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
         return self._pool(self._answer).reply(requests)
@@ -391,7 +394,7 @@ class VllmEngine:
             "model": self._served,
             "prompt": clean_text(prompt),
             # A rendered template is complete. A plain text gets the special tokens of its tokenizer.
-            "add_special_tokens": self.is_base or not request.messages,
+            "add_special_tokens": self._chat.is_base or not request.messages,
             "max_tokens": decoding.max_tokens,
             "temperature": decoding.temperature,
             "top_p": decoding.top_p,

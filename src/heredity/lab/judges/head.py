@@ -20,7 +20,7 @@ import numpy as np
 from heredity.core.errors import Damaged, UsageError, first_line
 from heredity.core.files import write_atomic
 from heredity.core.progress import Watch, phase
-from heredity.engines.protocols import LayerReader
+from heredity.engines.protocols import capabilities
 from heredity.lab import judges as training
 from heredity.lab.judges import JudgedExample, LabelledAnswer, Round, texts
 from heredity.lab.judges import learned as learned_train
@@ -97,7 +97,7 @@ def train_head(
     _require_tasks(examples)  # before the model reads for an hour
     out.mkdir(parents=True, exist_ok=True)
     engine, model = models.load(name), models.identify(name)
-    layer = round(DEPTH * (engine.n_layers if isinstance(engine, LayerReader) else 1))
+    layer = round(DEPTH * (1 if (weights := capabilities(engine).weights) is None else weights.n_layers))
     try:
         reader = rubric.StateReader(engine, layer)
         with phase(watch, "reading answers", name, len(examples), "rows") as meter:

@@ -28,7 +28,7 @@ from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.errors import ContextOverflow, Unavailable, UnknownName, UsageError
 from heredity.core.records import Cause, Decoding, Manner, Outcome, Probe, Request, Response, Verdict, digest
-from heredity.engines.protocols import Completer, Engine, Scorer
+from heredity.engines.protocols import Engine, Scorer, capabilities
 from heredity.redteam import judges
 from heredity.redteam.guards.protocols import (
     LONGEST_ANSWER,
@@ -200,14 +200,14 @@ class GuardJudge(ManyAtOnce):
     def _load(self) -> Engine:
         if self._engine is None:
             engine = self._models.load(self._model)
-            if not isinstance(engine, Completer):
+            if (can := capabilities(engine)).is_base is None:
                 engine.close()
                 raise UsageError(
                     f"'{self.name}' is asked in plain text, and '{self._model}' takes chat messages only. "
                     "Use a model of the store, or vllm:NAME or llamacpp:NAME."
                 )
             self._engine = engine
-            self._scorer = engine if isinstance(engine, Scorer) else None
+            self._scorer = can.scorer
         return self._engine
 
     def _verdict(self, probe: Probe, response: Response, scores: GuardScores) -> Verdict:
@@ -250,7 +250,7 @@ def _expected(engine: Scorer, request: Request, choices: Choices) -> float | Non
     """The mean score of the guard's replies by their probabilities; None if it says something else."""
     begun = msgspec.structs.replace(request, prefill=request.prefill + choices.begun)
     try:
-        logs = [sum(each) for each in engine.score(begun, list(choices.scores))]
+        logs = [sum(each.logs) for each in engine.score(begun, list(choices.scores))]
     except ContextOverflow:
         return None
     shares = [math.exp(min(0.0, log)) for log in logs]

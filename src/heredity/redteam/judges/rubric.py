@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from heredity.application.spec import Application
 from heredity.core.errors import BadInput, ContextOverflow, Damaged, UsageError
 from heredity.core.records import Decoding, Manner, Message, Outcome, Probe, Request, Response, Verdict
-from heredity.engines.protocols import Engine, LayerReader, Scorer
+from heredity.engines.protocols import Engine, Scorer, capabilities
 from heredity.redteam.judges import learned as marks
 from heredity.redteam.judges import rules
 from heredity.redteam.judges._choice import ManyAtOnce, pair_of, precheck, task_of
@@ -195,15 +195,15 @@ _LEAST = 1e-6  # probabilities are clipped this far from 0 and 1
 def yes_no(engine: Engine, question: Callable[[str], str], pairs: Sequence[Pair]) -> list[float | None]:
     """The probability of yes to a question about each answer; `question` gives the question for a prompt."""
     asked = [yes_no_request(i, question(prompt), prompt, text) for i, (prompt, text) in enumerate(pairs)]
-    if isinstance(engine, Scorer):
-        return [_share_of_yes(engine, request) for request in asked]
+    if (scorer := capabilities(engine).scorer) is not None:
+        return [_share_of_yes(scorer, request) for request in asked]
     return _read(engine, asked, read_yes_no)
 
 
 def parts(engine: Engine, pairs: Sequence[Pair]) -> list[RubricScores | None]:
     """The three parts of each answer. With probabilities: the mean of each scale."""
-    if isinstance(engine, Scorer):
-        return [_parts(engine, i, *pair) for i, pair in enumerate(pairs)]
+    if (scorer := capabilities(engine).scorer) is not None:
+        return [_parts(scorer, i, *pair) for i, pair in enumerate(pairs)]
     return _read(engine, [parts_request(i, *pair) for i, pair in enumerate(pairs)], read_parts)
 
 
@@ -237,7 +237,7 @@ def _parts(engine: Scorer, key: int, prompt: str, text: str) -> RubricScores | N
 def _among(engine: Scorer, request: Request, replies: tuple[str, ...]) -> list[float] | None:
     """The share of each reply in the probability of all; None if the prompt does not fit."""
     try:
-        logs = [sum(each) for each in engine.score(request, replies)]
+        logs = [sum(each.logs) for each in engine.score(request, replies)]
     except ContextOverflow:
         return None
     found = [math.exp(log - max(logs)) for log in logs]
@@ -406,12 +406,12 @@ class StateReader:
     """A model cut after the layer that a head reads."""
 
     def __init__(self, engine: Engine, layer: int) -> None:
-        if not isinstance(engine, LayerReader):
+        if (weights := capabilities(engine).weights) is None:
             raise UsageError(
                 "A head reads a model's inner states, which only the torch engine shows: "
                 f"not {engine.name}. Leave ':head' out."
             )
-        self._engine = engine.until(layer)
+        self._engine = weights.until(layer)
 
     def states(self, pairs: Iterable[Pair]) -> list[Floats | None]:
         """The state after each answer, (hidden,); None if it does not fit or the state is not finite."""
