@@ -42,7 +42,6 @@ class Asked:
     """A study whose children keep 1 - steps / 10 of a hundred that were held."""
 
     made: list[int] = []
-    estimates = SimpleNamespace(manners=(), incoherent_share=lambda model: 0.0)
 
     def __init__(self, spec: StudySpec, **given: Any) -> None:
         if len(spec.models) == 1:  # the plan is checked before a model is tuned
@@ -54,6 +53,9 @@ class Asked:
     def run(self, watch: object) -> Asked:
         Asked.made.append(self.steps)
         return self
+
+    def incoherent_share(self, model: Grown) -> float:
+        return 0.0
 
     def rate(self, model: Grown, technique: str) -> SimpleNamespace:
         return SimpleNamespace(n_held=100, n_broke=10, n_unclear=9, n_error=1)

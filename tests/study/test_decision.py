@@ -11,10 +11,9 @@ import pytest
 
 from heredity.core.errors import Damaged, UnknownName, UsageError
 from heredity.study import decision
-from heredity.study.decision import Costs, parse_costs, recommend
+from heredity.study.decision import Costs, parse_costs, recommend, recommendation_words
 from heredity.study.outcomes import BROKE, HELD, UNCLEAR, Outcomes
 from heredity.study.report import write_report
-from heredity.study.wording import recommendation_words
 from tests.support.errors import raises, run_here
 from tests.support.report_studies import make, plan
 

@@ -10,7 +10,8 @@ import pytest
 from heredity.core.files import Rows
 from heredity.redteam.judges import rules
 from heredity.redteam.judges.calibration.quality import CanaryVerdicts
-from heredity.study.aggregate import CANARIES, read_study
+from heredity.study.aggregate import read_study
+from heredity.study.findings.drift import CANARIES, NAME, JudgeDrift, find_drift
 from heredity.study.headline import headline
 from heredity.study.plan import Analysis
 from heredity.study.report import html
@@ -39,11 +40,11 @@ def test_every_run_that_judges_judges_the_canaries_again(tmp_path: Path) -> None
 
 def test_a_judge_that_did_not_drift_is_no_warning(tmp_path: Path) -> None:
     found = study(tmp_path, MADE).run().estimates
-    assert found.drift is not None
-    assert (found.drift.source, found.drift.changed) == ("release", ())
+    (row,) = found.rows(NAME, JudgeDrift)
+    assert (row.source, row.changed) == ("release", ())
     assert not any("drifted" in line for line in headline(found).warnings)
     page = html.write(tmp_path, tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "no verdicts changed" in page
+    assert "0 verdicts changed" in page
 
 
 def test_a_judge_that_drifted_is_named_with_the_answers_that_changed(tmp_path: Path, monkeypatch) -> None:
@@ -56,10 +57,11 @@ def test_a_judge_that_drifted_is_named_with_the_answers_that_changed(tmp_path: P
 
     monkeypatch.setattr(rules, "verdict", drifted)
     found = study(tmp_path, MADE).run().estimates
-    assert found.drift is not None and found.drift.changed == ("refusal/answer-short",)
+    (row,) = found.rows(NAME, JudgeDrift)
+    assert row.changed == ("refusal/answer-short",)
     (line,) = [line for line in headline(found).warnings if "drifted" in line]
     assert "1 of" in line and "refusal/answer-short" in line
-    assert read_study(tmp_path).estimates.drift == found.drift
+    assert read_study(tmp_path).estimates.rows(NAME, JudgeDrift) == (row,)
 
 
 def test_a_judge_without_a_record_is_compared_with_the_first_run_of_its_study(tmp_path: Path) -> None:
@@ -67,8 +69,6 @@ def test_a_judge_without_a_record_is_compared_with_the_first_run_of_its_study(tm
     (first,) = rows(tmp_path)
     unknown = msgspec.structs.replace(first, judge="rubric:x", judged_by="0" * 16)
     later = msgspec.structs.replace(unknown, outcomes=dict(unknown.outcomes) | {"harm/echo": "broke"})
-    from heredity.study.aggregate import find_drift
-
     with Rows(tmp_path / CANARIES, CanaryVerdicts) as out:
         out.append(unknown)
     assert find_drift(tmp_path, "rubric:x", "0" * 16) is None  # nothing to compare with
@@ -82,7 +82,6 @@ def test_a_calibration_records_the_canaries_for_later_studies(tmp_path: Path) ->
     from heredity.redteam.judges import identity
     from heredity.redteam.judges.calibration import quality
     from heredity.redteam.judges.calibration.quality import Calibration, LabelMeasurement
-    from heredity.study.aggregate import find_drift
 
     study(tmp_path, MADE).run()
     mine = LabelMeasurement(rules, Calibration(90, 100, 80, 100, "mine.csv"), 0, (), "0" * 64)

@@ -19,6 +19,7 @@ from heredity.stats.intervals import cluster_sums, rate_effective_n
 from heredity.study import aggregate, estimates, storage
 from heredity.study import plan as plans
 from heredity.study.estimates import JUDGE_FREE, JUDGED, SCHEMA, Estimates, Measure, ModelPair, Rate
+from heredity.study.findings.answer_kinds import AnswerKinds
 from heredity.study.plan import Grid, Plan, Trial
 from heredity.study.storage import RunRecord
 from tests.support.errors import raises
@@ -122,7 +123,7 @@ def test_unclear_and_error_stand_beside_the_rate_and_bound_it(tmp_path: Path) ->
     assert cell.worst_case is not None
     assert (cell.worst_case.low, cell.worst_case.high) == (1 / 3, 2 / 3)
     assert (found.n_errors, found.n_unclear, found.n_asked) == (8, 8, found.n_trials)
-    manners = next(row for row in found.manners if row.kind == "breach")
+    manners = next(row for row in found.rows("answer_kinds", AnswerKinds) if row.kind == "breach")
     assert (manners.refusal, manners.compliance, manners.incoherent, manners.empty, manners.error) == (
         4,
         4,

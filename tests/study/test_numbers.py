@@ -20,9 +20,11 @@ from heredity.study import aggregate
 from heredity.study.aggregate import JudgeCorrection
 from heredity.study.comparisons import compare_edges, compare_models
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Rate, Table2x2
+from heredity.study.findings import answer_kinds, panel, tries
 from heredity.study.findings import cost as cost_finding
-from heredity.study.findings import panel, tries
+from heredity.study.findings.answer_kinds import incoherent_share
 from heredity.study.findings.cost import Cost
+from heredity.study.findings.protocols import StudyEvidence
 from heredity.study.intervals import Intervals, bound_rate
 from heredity.study.outcomes import (
     BROKE,
@@ -32,7 +34,6 @@ from heredity.study.outcomes import (
     UNCLEAR,
     JudgedOutcomes,
     Outcomes,
-    count_manners,
     is_decided,
     is_part,
     read_outcomes,
@@ -41,7 +42,7 @@ from heredity.study.plan import write_plan
 from heredity.study.sequential import StoppingRule
 from heredity.study.storage import AttackerTokens, RawExchange, RawResponse, write_estimates
 from tests.support.errors import raises
-from tests.support.findings import rows_of
+from tests.support.findings import rows_of, with_rows
 from tests.support.small_study import FREE, JUDGED_PROBE, MODELS, TWIN, small_outcomes, small_plan, write_rows
 
 A, B = 0, 1  # models
@@ -191,15 +192,15 @@ def test_manners_are_counted_by_kind_of_probe(tmp_path: Path) -> None:
     manners = np.zeros(24, np.int8)
     manners[[1, 2, 3]] = [1, 2, 4]  # refusal, compliance, empty: of breach probes of model a
     manners[4] = 3  # an incoherent answer to a twin
-    first, second, *_ = count_manners(judged_of(outcomes, manners))
+    first, second, *_ = answer_kinds.compute(evidence_of(outcomes, manners))
     assert (first.kind, first.refusal, first.compliance, first.incoherent, first.empty, first.error) == (
         "breach", 1, 1, 0, 1, 1,
     )  # fmt: skip
     assert second.model == MODELS[B].id and second.refusal == 0 and first.incoherent_broke == 0
 
 
-def judged_of(outcomes: Outcomes, manners: NDArray[np.int8]) -> JudgedOutcomes:
-    return JudgedOutcomes(outcomes, manners, {}, {}, None, array("Q"))
+def evidence_of(outcomes: Outcomes, manners: NDArray[np.int8]) -> StudyEvidence:
+    return StudyEvidence(Path(), JudgedOutcomes(outcomes, manners, {}, {}, None, array("Q")))
 
 
 def test_a_breach_in_an_incoherent_answer_is_not_in_the_share_of_incoherent_ones(tmp_path: Path) -> None:
@@ -209,24 +210,20 @@ def test_a_breach_in_an_incoherent_answer_is_not_in_the_share_of_incoherent_ones
     broke = small_outcomes({(A, DIRECT, FREE, 0): BROKE, (A, DIRECT, FREE, 1): UNCLEAR})
     manners = np.full(24, 2, np.int8)
     manners[:2] = 3, 4  # a secret in a loop, and an empty answer
-    counted = tuple(count_manners(judged_of(broke, manners)))
+    counted = tuple(answer_kinds.compute(evidence_of(broke, manners)))
     assert (counted[0].incoherent, counted[0].empty, counted[0].incoherent_broke) == (1, 1, 1)
-    share = replace(found, manners=counted).incoherent_share
-    assert (share(MODELS[A].id), share(MODELS[B].id)) == (1 / 12, 0.0)
-    older = tuple(replace(row, incoherent_broke=None) for row in counted)
-    assert replace(found, manners=older).incoherent_share(MODELS[A].id) == 2 / 12
+    found = with_rows(found, answer_kinds.NAME, *counted)
+    assert [incoherent_share(found, MODELS[m].id) for m in (A, B)] == [1 / 12, 0.0]
 
 
-def test_estimates_of_a_release_that_did_not_count_these_breaches_are_read(tmp_path: Path) -> None:
+def test_a_finding_that_the_verdicts_do_not_give_is_refused(tmp_path: Path) -> None:
     plan = small_plan()
     write_plan(tmp_path, plan)
     write_rows(tmp_path, plan, {0: "broke"})
     found = aggregate.estimate(plan, tmp_path)
-    older = tuple(replace(row, incoherent_broke=None) for row in found.manners)
-    write_estimates(tmp_path, replace(found, manners=older))
-    assert aggregate.read_study(tmp_path).estimates.manners == older
-    wrong = tuple(replace(row, incoherent_broke=7) for row in found.manners)
-    write_estimates(tmp_path, replace(found, manners=wrong))
+    rows = found.rows(answer_kinds.NAME, answer_kinds.Row)
+    wrong = with_rows(found, answer_kinds.NAME, *(replace(row, incoherent_broke=7) for row in rows))
+    write_estimates(tmp_path, wrong)
     with raises(Damaged, "damaged"):
         aggregate.read_study(tmp_path)
 
@@ -237,7 +234,7 @@ def test_a_folder_comes_to_its_counts(tmp_path: Path) -> None:
     found = aggregate.estimate(plan, tmp_path)
     assert (found.n_trials, found.n_asked, found.n_errors, found.n_unclear) == (24, 24, 1, 1)
     assert found.n_missing == 0 and found.judge == "rules" and found.breach_scopes == (JUDGE_FREE, JUDGED)
-    assert found.incoherent_share(MODELS[A].id) == 0.0 and found.edges == ()
+    assert incoherent_share(found, MODELS[A].id) == 0.0 and found.edges == ()
     assert [(cost.technique, cost.n_queries, cost.n_tokens) for cost in found.rows("cost", Cost)[:2]] == [
         (JUDGE_FREE, 2, 6), (JUDGE_FREE, 2, 6),
     ]  # fmt: skip

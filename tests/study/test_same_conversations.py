@@ -10,12 +10,14 @@ import pytest
 from heredity.lineage import store as lineage
 from heredity.study.aggregate import JudgeCorrection, rates_of, read_proven
 from heredity.study.comparisons import compare_models
-from heredity.study.estimates import ALL, Estimates, SameConversations
+from heredity.study.estimates import ALL, Estimates
+from heredity.study.findings.same_conversations import NAME, SameConversations
 from heredity.study.headline import headline
 from heredity.study.outcomes import BROKE, HELD, OneConversation, Outcomes
 from heredity.study.plan import Analysis, Plan
 from heredity.study.resolve import declare, resolve_plan
 from heredity.study.spec import StudySpec
+from tests.support.findings import with_rows
 from tests.support.studies import APPLICATION, plan, probes, study
 
 
@@ -44,7 +46,7 @@ def same_words(found: Estimates) -> list[str]:
 def test_one_conversation_of_eight_behaviours_is_named(tmp_path: Path) -> None:
     study(tmp_path, leaky(has_shared_steps=True)).run()
     found = read_proven(tmp_path)
-    (row,) = found.same_conversations
+    (row,) = found.rows(NAME, SameConversations)
     assert (row.technique, row.attack) == ("planted_secret", "crescendo:5")
     assert (row.n_same, row.n_distinct, row.n) == (8, 1, 8)
     (line,) = same_words(found)
@@ -60,12 +62,12 @@ def test_one_conversation_of_eight_behaviours_is_named(tmp_path: Path) -> None:
 def test_behaviours_with_steps_of_their_own_are_no_repeats(tmp_path: Path) -> None:
     study(tmp_path, leaky(has_shared_steps=False)).run()
     found = read_proven(tmp_path)
-    assert not found.same_conversations and not same_words(found)
+    assert NAME not in found.findings and not same_words(found)
 
 
 def test_an_attack_without_steps_has_none(tmp_path: Path) -> None:
     study(tmp_path, leaky(False, "direct")).run()
-    assert not read_proven(tmp_path).same_conversations
+    assert NAME not in read_proven(tmp_path).findings
 
 
 @pytest.mark.parametrize(("n_same", "n_distinct", "is_warned"), [(2, 1, False), (8, 4, True)])
@@ -75,16 +77,22 @@ def test_a_warning_needs_more_than_a_few(
     study(tmp_path, leaky(has_shared_steps=False)).run()
     found = read_proven(tmp_path)
     row = SameConversations(found.models[0].id, "crescendo:5", "planted_secret", n_same, n_distinct, 30)
-    assert bool(same_words(msgspec.structs.replace(found, same_conversations=(row,)))) is is_warned
+    assert bool(same_words(with_rows(found, NAME, row))) is is_warned
 
 
-def test_estimates_of_a_release_that_looked_for_none_are_still_read(tmp_path: Path) -> None:
-    study(tmp_path, leaky(has_shared_steps=True)).run()
-    path = tmp_path / "estimates.json"
-    stored = msgspec.json.decode(path.read_bytes())
-    assert stored.pop("same_conversations")
-    path.write_bytes(msgspec.json.encode(stored))
-    assert read_proven(tmp_path).same_conversations == ()
+def test_a_plan_without_an_analysis_names_them_and_counts_each_behaviour(tmp_path: Path) -> None:
+    made = msgspec.structs.replace(leaky(has_shared_steps=False), analysis=None)
+    study(tmp_path, made).run()
+    found = read_proven(tmp_path)
+    (row,) = found.rows(NAME, SameConversations)
+    assert (row.n_same, row.n_distinct, row.n) == (8, 1, 8)
+    (rate,) = [
+        each
+        for each in found.rates
+        if (each.technique, each.attack, each.measure) == ("planted_secret", "crescendo:5", "breach")
+    ]
+    assert rate.estimate.n_clusters is None
+    assert "too narrow" in same_words(found)[0]
 
 
 def thirty(found: Outcomes) -> Outcomes:
@@ -94,7 +102,7 @@ def thirty(found: Outcomes) -> Outcomes:
     found.array[:, :, secrets] = BROKE
     found.array[:, :, secrets[-1]] = HELD
     same = frozenset(found.clusters[secrets[:-1]].tolist())
-    found.conversations = (OneConversation(0, 0, same),)
+    found.conversations = (OneConversation(0, 0, "planted_secret", same),)
     return found
 
 
@@ -126,7 +134,9 @@ def test_a_comparison_counts_one_conversation_of_either_model_once() -> None:
 def test_conversations_that_share_a_behaviour_are_one_cluster() -> None:
     found = Outcomes(leaky(True, n=6))
     a, b, c, d, *_ = found.clusters[found.probes("planted_secret", "breach")].tolist()
-    found.conversations = tuple(OneConversation(0, 0, frozenset(pair)) for pair in ((a, b), (c, d), (b, c)))
+    found.conversations = tuple(
+        OneConversation(0, 0, "planted_secret", frozenset(pair)) for pair in ((a, b), (c, d), (b, c))
+    )
     clusters = found.clusters_of(ALL, found.probes("planted_secret", "breach"), 0)
     assert len(set(clusters.tolist())) == 3
 

@@ -13,10 +13,12 @@ from heredity.lineage.graph import Edge, edges
 from heredity.lineage.store import scripted
 from heredity.study import plan as plans
 from heredity.study.aggregate import read_proven
-from heredity.study.comparisons import compare_edges, compare_seeds
-from heredity.study.estimates import JUDGE_FREE, SeedGroup
+from heredity.study.comparisons import compare_edges
+from heredity.study.estimates import JUDGE_FREE
+from heredity.study.findings import seeds
+from heredity.study.findings.protocols import RecordedStudy
+from heredity.study.findings.seeds import SeedGroup, compare_seeds, seed_groups
 from heredity.study.forecast import forecast_study
-from heredity.study.headline import seeds_lines, seeds_tables
 from heredity.study.outcomes import BROKE, HELD, Outcomes
 from heredity.study.plan import Plan, write_plan
 from heredity.study.resolve import declare
@@ -173,12 +175,13 @@ def test_a_study_declares_its_seeds_and_prints_one_row_for_them(tmp_path: Path) 
     assert {r.technique for r in forecast.rows if r.between == "seeds"} == {"judge_free", "judged", "all"}
     study.run()
     found = read_proven(tmp_path)
-    assert not found.deviations and len(found.seeds) == 3
-    (table,) = seeds_tables(found)
+    assert not found.deviations and len(seed_groups(found)) == 3
+    section = seeds.show(seed_groups(found), RecordedStudy(study.plan(), found))
+    assert section is not None
+    (table,), lines = section.tables, section.sentences
     first = dict(zip(table.head, table.rows[0], strict=True))
     assert first["child"] == "lora (2 seeds)" and first["each seed"].count("seed ") == 2
     assert "all seeds of a child" in dict(declared_lines(found))["Families"]
-    lines = seeds_lines(found)
     assert len(lines) == 4 and "for these seeds" in lines[0] and "one degree of freedom" in lines[-1]
 
 

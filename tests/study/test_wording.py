@@ -7,13 +7,15 @@ from heredity.cli import _findings
 from heredity.core.records import Estimate
 from heredity.engines import NOT_VERIFIED
 from heredity.study import wording as words
-from heredity.study.estimates import Bounds, Estimates, Manners, ModelPair, Rate, Table2x2
+from heredity.study.estimates import Bounds, Estimates, ModelPair, Rate, Table2x2
+from heredity.study.findings.answer_kinds import AnswerKinds
 from heredity.study.headline import headline
 from heredity.study.intervals import refuse_uninformative
 from heredity.study.plan import read_plan
 from heredity.study.spec import StudySpec
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
+from tests.support.findings import with_rows
 from tests.support.report_studies import make, plan
 from tests.support.report_studies import study as study
 from tests.support.studies import APPLICATION, probes
@@ -76,8 +78,8 @@ def test_errors_and_missing_trials_are_said(estimates: Estimates) -> None:
 
 
 def test_a_babbling_model_is_said_to_babble(estimates: Estimates) -> None:
-    babbler = Manners(estimates.models[0].id, "breach", 1, 1, 8, 0, 0)
-    said = headline(msgspec.structs.replace(estimates, manners=(babbler,))).warnings
+    babbler = AnswerKinds(estimates.models[0].id, "breach", 1, 1, 8, 0, 0, 0)
+    said = headline(with_rows(estimates, "answer_kinds", babbler)).warnings
     (line,) = (line for line in said if "unable rather than unwilling" in line)
     assert "incoherent or empty, whether or not they broke" in line and "80" in line
 

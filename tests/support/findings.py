@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from heredity.core.records import Record
 from heredity.core.sections import Section
 from heredity.study.estimates import Estimates, Rate
@@ -38,3 +40,9 @@ def rows_of(
 def section(plan: Plan, estimates: Estimates, name: str) -> Section | None:
     """The section named `name`; None if the study has none."""
     return next((each for each in sections(RecordedStudy(plan, estimates)) if each.name == name), None)
+
+
+def with_rows(estimates: Estimates, finding: str, *rows: Record) -> Estimates:
+    """The estimates with these rows of a finding."""
+    findings = estimates.findings | {finding: [msgspec.to_builtins(row) for row in rows]}
+    return msgspec.structs.replace(estimates, findings=findings)

@@ -39,7 +39,7 @@ from heredity.study.findings.protocols import RecordedStudy, sections
 from heredity.study.findings.readable import ReadableAnswers
 from heredity.study.findings.unprompted import UnpromptedRate
 from heredity.study.findings.useful import useful_by_model
-from heredity.study.headline import Headline, headline, seeds_lines
+from heredity.study.headline import Headline, headline
 from heredity.study.plan import Plan
 from heredity.study.storage import read_estimates
 from heredity.study.wording import unsupported
@@ -271,8 +271,7 @@ def _show_all(screen: Console, study: RecordedStudy, headline: Headline) -> None
     if any(technique.is_baseline for technique in estimates.techniques):
         legend += "; ° a capability, in no sum"
     show_sentence(screen, legend, "dim")
-    lines = (*seeds_lines(estimates), *(line for each in sections(study) for line in each.sentences))
-    for line in lines:
+    for line in (line for each in sections(study) for line in each.sentences):
         screen.print()
         show_sentence(screen, line)
     screen.print()
@@ -298,11 +297,11 @@ def show_recommendation(folder: Path) -> None:
         grid = table("model", *(numbers := ("cost per 1,000 requests", "best", "rank")), right=numbers)
         for row in found.models:
             ranks = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low}-{row.rank_high}"
-            cells = (words.cost_words(row), words.percent(row.p_best), ranks)
+            cells = (decision.cost_words(row), words.percent(row.p_best), ranks)
             grid.add_row(Text(called.get(row.model, "?")), *map(Text, cells))
         screen.print(grid)
         screen.print()
-    for line in words.recommendation_words(found, called):
+    for line in decision.recommendation_words(found, called):
         show_sentence(screen, line)
 
 

@@ -40,7 +40,14 @@ class Badge(NamedTuple):
     text: str
 
 
-Cell = str | CountedShare | TrialLink | ModelName | Badge  # a line break in a text divides it into lines
+class StackedCounts(NamedTuple):
+    """Counts by kind that are parts of a whole; a page draws them as one bar."""
+
+    by_kind: dict[str, int]
+
+
+# A line break in a text divides it into lines.
+Cell = str | CountedShare | TrialLink | ModelName | Badge | StackedCounts
 
 
 class Curves(NamedTuple):

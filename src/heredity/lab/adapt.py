@@ -376,7 +376,7 @@ def _edge(result: Result, measure: Measure, scope: str, models: Sequence[str]) -
     """The comparison with the untouched model: of one seed, or of all seeds together."""
     if len(models) == 1:
         return next((edge for edge in result.edges(measure, scope) if edge.child == models[0]), None)
-    for group in result.estimates.seeds:
+    for group in result.seeds():
         of = (group.inherited.compared.measure, group.inherited.compared.technique)
         if set(group.children) == set(models) and of == (measure, scope):
             return group.inherited

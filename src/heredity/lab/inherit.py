@@ -85,8 +85,8 @@ from heredity.study.estimates import (
     Inheritance,
     ModelPair,
     Rate,
-    SeedGroup,
 )
+from heredity.study.findings.seeds import SeedGroup
 from heredity.study.plan import PLAN as STUDY_PLAN
 from heredity.study.plan import StudyForecast
 from heredity.study.report.figures.forest import DrawnDifference, Kind, TreeRow, draw
@@ -371,7 +371,7 @@ def _edge(
     edge = EdgeFinding(
         child.name, child.parent, tuple(name for name in child.parents if name != child.parent),
         _recipe(child), battery.name, child.question, child.group, child.expected,
-        child.is_noise, tuple(seeds), _together(result.estimates, seeds),
+        child.is_noise, tuple(seeds), _together(result, seeds),
         _why_no_claim(child, seeds),
         result.estimates.counts_refusals("breach", main_scope(result.estimates)), child.against or "",
     )  # fmt: skip
@@ -386,13 +386,13 @@ def _recipe(child: ChildPlan) -> str:
     return f"{child.recipe} {engine}" if child.recipe == ENGINE else child.recipe
 
 
-def _together(estimates: Estimates, seeds: Sequence[SeedFinding]) -> SeedGroup | None:
+def _together(result: Result, seeds: Sequence[SeedFinding]) -> SeedGroup | None:
     """The comparison of all seeds with their parent; None for a single one."""
     children = {seed.edge.child for seed in seeds}
-    for group in estimates.seeds:
+    for group in result.seeds():
         compared = group.inherited.compared
         is_mine = set(group.children) == children and group.inherited.parent == seeds[0].edge.parent
-        if is_mine and (compared.measure, compared.technique) == ("breach", main_scope(estimates)):
+        if is_mine and (compared.measure, compared.technique) == ("breach", main_scope(result.estimates)):
             return group
     return None
 

@@ -483,7 +483,7 @@ def _compare(how: Setting, result: Result, parent: Grown, model: Grown) -> Repai
     turned = [result.pair(parent, model, pair.measure, pair.technique) for pair in mine]
     pairs = [p for p in turned if p.measure == "over_refusal" or p.technique == main]
     beside = [_forbidding(p) for p in turned if p.measure == "breach" and p.technique != main and p.n]
-    shares = [result.estimates.incoherent_share(each.record.id) for each in (parent, model)]
+    shares = [result.incoherent_share(each) for each in (parent, model)]
     return RepairMeasurement(tuple(pairs), tuple(beside), shares[1] - shares[0], how.margin)
 
 
@@ -502,8 +502,7 @@ def _distance(result: Result, parent: Grown, model: Grown) -> float:
     """
     far = max(
         0.0,
-        result.estimates.incoherent_share(model.record.id)
-        - result.estimates.incoherent_share(parent.record.id),
+        result.incoherent_share(model) - result.incoherent_share(parent),
     )
     for measure in ("breach", "over_refusal"):
         asked = [p for p in result.estimates.pairs if p.measure == measure]

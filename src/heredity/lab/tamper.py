@@ -108,8 +108,8 @@ def tamper(
         rate = result.rate(child, edge.compared.technique)
         n_asked = rate.n_held + rate.n_broke + rate.n_unclear + rate.n_error
         shares = (
-            result.estimates.incoherent_share(parent.record.id),
-            result.estimates.incoherent_share(child.record.id),
+            result.incoherent_share(parent),
+            result.incoherent_share(child),
         )
         rungs[steps] = Rung(steps, child, edge, n_asked, shares)
         if rungs[steps].edge.retention.value is None:

@@ -22,22 +22,15 @@ import numpy as np
 
 from heredity.core.errors import Damaged, NotComparable
 from heredity.core.files import Rows, read_lines
-from heredity.core.records import ROW_SCHEMA, Estimate, Outcome, Probe, digest
+from heredity.core.records import ROW_SCHEMA, Estimate, Probe, digest
 from heredity.core.sanitize import plural
 from heredity.redteam import judges
 from heredity.redteam.judges import needs_judge
-from heredity.redteam.judges.calibration.quality import (
-    CanaryVerdicts,
-    drifted,
-    judge_canaries,
-    recorded_verdicts,
-)
-from heredity.redteam.judges.calibration.readings import AnswerForm, summarise, unlike
-from heredity.redteam.no_answer import is_stamped
+from heredity.redteam.judges.calibration.readings import CHECKS, AnswerForm, summarise, unlike
 from heredity.stats.intervals import refused
 from heredity.stats.judge_error import combine_strata
 from heredity.study import sequential
-from heredity.study.comparisons import MEASURES, compare_edges, compare_models, compare_seeds
+from heredity.study.comparisons import MEASURES, compare_edges, compare_models
 from heredity.study.decision import COSTS
 from heredity.study.estimates import (
     ALL,
@@ -48,15 +41,17 @@ from heredity.study.estimates import (
     Deviation,
     Estimates,
     FamilyCorrection,
-    JudgeDrift,
     Measure,
     ModelCard,
     ModelPair,
     Rate,
     TechniqueCard,
 )
+from heredity.study.findings import drift
 from heredity.study.findings import protocols as findings
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
+from heredity.study.findings.same_conversations import note_conversations
+from heredity.study.findings.seeds import seed_groups
 from heredity.study.intervals import Bools, Intervals, Places, no_narrower, per_attempt, refuse_uninformative
 from heredity.study.labels import LabelledTrials
 from heredity.study.outcomes import (
@@ -67,14 +62,12 @@ from heredity.study.outcomes import (
     UNCLEAR,
     Codes,
     Outcomes,
-    count_manners,
     is_answered,
     is_decided,
     n_in_scope,
     read_outcomes,
 )
 from heredity.study.plan import PLAN, Analysis, Plan, PlanFile, plan_seal, read_plan, read_saved
-from heredity.study.same_conversations import same_conversations
 from heredity.study.storage import (
     ERRORS,
     ESTIMATES,
@@ -88,8 +81,6 @@ from heredity.study.storage import (
     read_lacking,
     run_records,
 )
-
-CANARIES = "canaries.jsonl"
 
 
 # --- deviations --------------------------------------------------------------------------------------
@@ -230,7 +221,7 @@ def _of_comparisons(declared: Analysis, estimates: Estimates) -> Iterator[Deviat
     by_kind: dict[str, Sequence[ModelPair]] = {
         "pairs": estimates.pairs,
         "edges": [edge.compared for edge in estimates.edges],
-        "seeds": [group.inherited.compared for group in estimates.seeds],
+        "seeds": [group.inherited.compared for group in seed_groups(estimates)],
     }
     for family in declared.families:
         rows = by_kind[family.between]
@@ -253,44 +244,6 @@ def _of_early_estimates(estimates: Estimates, events: list[StudyEvent]) -> Itera
             f"Estimates were computed {times} before the last answers, "
             f"first after {plural(early[0], 'trial')}.",
         )
-
-
-# --- drift -------------------------------------------------------------------------------------------
-# Canary answers of a study: judged again by each run that judges, and compared with the recorded verdicts.
-# Promises: canaries.jsonl has one row for each run in which the judge judged. A judge that drifted is
-# reported, never swapped or stopped.
-def judge_again(folder: Path, judge: judges.Judge) -> None:
-    """Judge the canaries and add a row. Hold the folder's lock."""
-    row = judge_canaries(judge)
-    with Rows(folder / CANARIES, CanaryVerdicts) as rows:
-        rows.append(row)
-
-
-def find_drift(folder: Path, judge: str, judged_by: str) -> JudgeDrift | None:
-    """The canaries whose verdict differs from the recorded one; None if there is nothing to compare.
-
-    The record is that of the user's calibration of this judge, in the folder, or else that of the package.
-    Without either it is the first run of this study, and only a changed verdict is reported.
-    """
-    rows = [row for row in Rows(folder / CANARIES, CanaryVerdicts) if is_stamped(judged_by, row.judged_by)]
-    if not rows:
-        return None
-    answers = rows[-1].answers
-    outcomes: dict[str, Outcome | None] = {}
-    for task in judges.TASKS:
-        kept = judges.newest_calibration(folder, judge, judged_by, task)
-        if kept is not None and kept.canaries is not None and kept.canaries.answers == answers:
-            outcomes |= kept.canaries.outcomes
-    last, then = rows[-1], (CanaryVerdicts(judge, judged_by, answers, outcomes) if outcomes else None)
-    source = "calibration"
-    if then is None:
-        then, source = recorded_verdicts(judge, judged_by), "release"
-    if then is None:
-        then, source = rows[0], "first run"
-    changed = drifted(last, then)
-    if source == "first run" and not changed:
-        return None
-    return JudgeDrift(judge, source, len(last.outcomes), changed)
 
 
 MAX_LABELLED = 200  # answers of one model and measure
@@ -357,7 +310,6 @@ def refuse_unlike(
 
 
 TASKS: dict[Measure, judges.Task] = {"breach": "harm", "over_refusal": "refusal"}
-CHECKS = "checks"
 
 
 class CheckedTrials(NamedTuple):
@@ -413,11 +365,6 @@ class JudgeCorrection:
         """The families of labels that correct this judge's rates; empty before plans declared an analysis."""
         errors = self._predicted[TASKS[measure]] if self._analysis is not None else None
         return tuple(each.labels for each in errors.families) if errors is not None else ()
-
-    def drift(self) -> JudgeDrift | None:
-        """The judge against its record; in plans that declared no analysis only if it drifted."""
-        found = find_drift(self._folder, self.judge, self._judged_by)
-        return found if self._analysis is not None or (found is not None and found.changed) else None
 
     def quality(self) -> tuple[judges.JudgeQuality, ...]:
         """The measurements of this judge, the user's labels first, then shipped ones; and of the checks."""
@@ -547,7 +494,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     """
     judged = read_outcomes(plan, folder)
     outcomes = judged.outcomes
-    repeated = same_conversations(outcomes, folder)
+    note_conversations(outcomes, folder)
     correction = JudgeCorrection.of(judged.judges, folder, root, plan.analysis)
     rates = tuple(rates_of(outcomes, correction, judged.labels))
     has_verdict = bytearray((outcomes.codes != 0).tobytes())
@@ -575,10 +522,8 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         n_errors=outcomes.count(ERROR),
         n_skipped=outcomes.count(SKIPPED),
         n_unclear=outcomes.count(UNCLEAR),
-        same_conversations=repeated,
         lacking=read_lacking(folder),
         rates=rates,
-        manners=tuple(count_manners(judged)),
         pairs=tuple(p for m in MEASURES for p in compare_models(outcomes, m, SCOPES[m])),
         technique_pairs=tuple(p for m in MEASURES for p in compare_models(outcomes, m, techniques)),
         judges=correction.quality(),
@@ -588,14 +533,12 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
             for task, source in correction.labels().items()
             if not (outcomes.counts_refusals and task == TASKS["breach"])
         },
-        drift=correction.drift(),
         skipped=plan.skipped,
         circumstances=_circumstances(runs),
         sequential=sequential.StoppingRule(outcomes).replay().record() if plan.stops_early else None,
         edges=tuple(e for m in MEASURES for e in compare_edges(outcomes, m, SCOPES[m])),
         findings=findings.take(rows),
         limit=plan.limit,
-        seeds=tuple(g for m in MEASURES for g in compare_seeds(outcomes, m, SCOPES[m])),
         technique_edges=tuple(
             e for m in MEASURES for e in compare_edges(outcomes, m, techniques) if e.compared.n
         ),
@@ -863,16 +806,16 @@ def read_proven(folder: Path) -> Estimates:
 
 
 def _compare(folder: Path, held: Estimates, estimates: Estimates) -> None:
-    # Drift is a warning about the judge, and an older release recorded other verdicts.
-    estimates = msgspec.structs.replace(estimates, circumstances=held.circumstances, drift=held.drift)
-    # A finding that is installed on one side only, a plug-in's, is not compared.
-    computed = {name: rows for name, rows in estimates.findings.items() if name in held.findings}
-    estimates = msgspec.structs.replace(estimates, findings=held.findings | computed)
-    if not held.same_conversations:  # an older release looked for none
-        estimates = msgspec.structs.replace(estimates, same_conversations=())
-    if all(row.incoherent_broke is None for row in held.manners):  # it did not count these breaches either
-        manners = tuple(msgspec.structs.replace(row, incoherent_broke=None) for row in estimates.manners)
-        estimates = msgspec.structs.replace(estimates, manners=manners)
+    # Drift is a warning about the judge, and an older release recorded other verdicts. A finding that is
+    # installed on one side only, a plug-in's, is not compared.
+    computed = {
+        name: rows
+        for name, rows in estimates.findings.items()
+        if name in held.findings and name != drift.NAME
+    }
+    estimates = msgspec.structs.replace(
+        estimates, circumstances=held.circumstances, findings=held.findings | computed
+    )
     parts = (
         (n, *(msgspec.to_builtins(getattr(each, n)) for each in (held, estimates)))
         for n in Estimates.__struct_fields__
@@ -907,16 +850,20 @@ def _counted(estimates: Estimates) -> Estimates:
         pairs=tuple(replace(pair, words="") for pair in estimates.pairs),
         technique_pairs=tuple(replace(pair, words="") for pair in estimates.technique_pairs),
         edges=tuple(replace(e, compared=replace(e.compared, words="")) for e in estimates.edges),
-        seeds=tuple(
-            replace(g, inherited=replace(g.inherited, compared=replace(g.inherited.compared, words="")))
-            for g in estimates.seeds
-        ),
+        findings={name: [_wordless(row) for row in rows] for name, rows in estimates.findings.items()},
         technique_edges=tuple(
             replace(e, compared=replace(e.compared, words="")) for e in estimates.technique_edges
         ),
         judges=(),
         corrected_by={},
     )
+
+
+def _wordless(value: object) -> object:
+    """A row of a finding without its wordings."""
+    if isinstance(value, dict):
+        return {key: _wordless(each) for key, each in value.items() if key != "words"}
+    return [_wordless(each) for each in value] if isinstance(value, list) else value
 
 
 def _together(folder: Path) -> RecordedStudy:

@@ -29,8 +29,6 @@ from heredity import stats
 from heredity.core.records import Estimate
 from heredity.lineage.graph import Edge
 from heredity.redteam.checks import is_judged
-from heredity.stats.crossed import CrossedDifference, crossed_difference
-from heredity.stats.intervals import refused
 from heredity.stats.paired import Word
 from heredity.stats.unclear import STEP
 from heredity.study.estimates import (
@@ -41,7 +39,6 @@ from heredity.study.estimates import (
     ModelPair,
     Rate,
     Reason,
-    SeedGroup,
     Table2x2,
 )
 from heredity.study.intervals import Coded, Intervals
@@ -191,7 +188,7 @@ MEASURES: tuple[Measure, ...] = ("breach", "over_refusal")
 _VERBS = {"breach": "broke", "over_refusal": "refused"}
 
 
-class _Compared(NamedTuple):
+class ComparedGroup(NamedTuple):
     """A model and another one, or several seeds of another one, compared under a scope or a technique.
 
     By their places in the plan.
@@ -206,74 +203,36 @@ class _Compared(NamedTuple):
 def compare_models(outcomes: Outcomes, measure: Measure, techniques: Sequence[str]) -> list[ModelPair]:
     """Every two models under each technique, with Holm's correction over all returned pairs."""
     every = [(a, (b,)) for a, b in combinations(range(len(outcomes.plan.models)), 2)]
-    return [pair for _, pair in _compared(outcomes, measure, techniques, every)]
+    return [pair for _, pair in compare_groups(outcomes, measure, techniques, every)]
 
 
 def compare_edges(outcomes: Outcomes, measure: Measure, techniques: Sequence[str]) -> list[Inheritance]:
     """Every parent and child of the plan under each technique, with Holm's correction over the edges."""
-    place = _places(outcomes.plan)
+    place = places_of(outcomes.plan)
     by_places: dict[tuple[int, tuple[int, ...]], Edge] = {
-        (place[edge.parent], (place[edge.child],)): edge for edge in _edges(outcomes.plan)
+        (place[edge.parent], (place[edge.child],)): edge for edge in (outcomes.plan.edges or ())
     }
     return [
-        _inheritance(outcomes, by_places[found.a, found.bs], found, pair)
-        for found, pair in _compared(outcomes, measure, techniques, list(by_places))
+        inheritance_of(outcomes, by_places[found.a, found.bs], found, pair)
+        for found, pair in compare_groups(outcomes, measure, techniques, list(by_places))
     ]
 
 
-def compare_seeds(outcomes: Outcomes, measure: Measure, techniques: Sequence[str]) -> Iterator[SeedGroup]:
-    """Every parent and its children that differ in their seed only, with Holm's correction over these groups.
-
-    A behaviour is one cluster, whatever its number of seeds: these intervals and tests are about these seeds.
-    """
-    place, by_group = _places(outcomes.plan), dict[str, list[Edge]]()
-    for edge in _edges(outcomes.plan):
-        if not isinstance(edge.seeds_of, msgspec.UnsetType):
-            by_group.setdefault(edge.seeds_of, []).append(edge)
-    by_places = {
-        (place[edges[0].parent], tuple(place[edge.child] for edge in edges)): edges
-        for edges in by_group.values()
-    }
-    for found, pair in _compared(outcomes, measure, techniques, list(by_places)):
-        edges = by_places[found.a, found.bs]
-        seeds = tuple(edge.seed for edge in edges if isinstance(edge.seed, int))
-        others = _other_seeds(outcomes, found, outcomes.probes(found.technique, measure))
-        children = tuple(edge.child for edge in edges)
-        yield SeedGroup(children, seeds, _inheritance(outcomes, edges[0], found, pair), *others)
-
-
-def _other_seeds(outcomes: Outcomes, compared: _Compared, probes: list[int]) -> CrossedDifference:
-    """The difference for other behaviours and other seeds like these: both are a sample."""
-    shared = _shared(outcomes, compared.a, compared.bs, probes)
-    intervals = Intervals.over(outcomes, compared.a, *compared.bs)
-    if intervals.is_sequential:
-        why = "where answers decided the number of trials, there is no interval for other seeds"
-        return CrossedDifference(refused(int(shared.first.size), why), 1.0)
-    seeds = np.repeat(np.arange(len(compared.bs)), shared.counted.size // len(compared.bs))[shared.counted]
-    trials = shared.first, shared.second, shared.clusters, seeds
-    found = crossed_difference(*trials, np.random.default_rng(0), intervals.confidence)
-    return found._replace(p_value=intervals.overall(found.p_value))
-
-
-def _edges(plan: Plan) -> tuple[Edge, ...]:
-    return () if plan.edges is None else plan.edges
-
-
-def _places(plan: Plan) -> dict[str, int]:
+def places_of(plan: Plan) -> dict[str, int]:
     return {model.id: m for m, model in enumerate(plan.models)}
 
 
-def _compared(
+def compare_groups(
     outcomes: Outcomes,
     measure: Measure,
     techniques: Sequence[str],
     models: Sequence[tuple[int, tuple[int, ...]]],
-) -> Iterator[tuple[_Compared, ModelPair]]:
+) -> Iterator[tuple[ComparedGroup, ModelPair]]:
     cells = [(name, probes) for name in techniques if (probes := outcomes.probes(name, measure))]
     # Plans that declare no analysis keep the level of one comparison, as the releases that made them did.
     n_tests = len(cells) * len(models) if outcomes.plan.analysis is not None else 1
     found = [
-        _Compared(a, bs, technique, _compare(outcomes, a, bs, probes, n_tests))
+        ComparedGroup(a, bs, technique, _compare(outcomes, a, bs, probes, n_tests))
         for technique, probes in cells
         for a, bs in models
     ]
@@ -288,14 +247,14 @@ def _compared(
 def _compare(
     outcomes: Outcomes, a: int, bs: tuple[int, ...], probes: list[int], n_tests: int
 ) -> stats.Comparison:
-    shared, intervals = _shared(outcomes, a, bs, probes), Intervals.over(outcomes, a, *bs)
+    shared, intervals = shared_trials(outcomes, a, bs, probes), Intervals.over(outcomes, a, *bs)
     blocks = None
     if intervals.is_sequential:
         blocks = np.tile(outcomes.blocks_of(ALL, probes), len(bs))[shared.counted]
     return intervals.compare(shared.first, shared.second, shared.clusters, blocks, n_tests)
 
 
-class _Shared(NamedTuple):
+class SharedTrials(NamedTuple):
     """The trials that count for both models: where each broke, and the behaviour of each trial."""
 
     first: NDArray[np.bool_]
@@ -304,16 +263,16 @@ class _Shared(NamedTuple):
     counted: NDArray[np.bool_]  # among all trials of the cell, once for each of several seeds
 
 
-def _shared(outcomes: Outcomes, a: int, bs: Sequence[int], probes: list[int]) -> _Shared:
+def shared_trials(outcomes: Outcomes, a: int, bs: Sequence[int], probes: list[int]) -> SharedTrials:
     first = np.tile(outcomes.scored_of(a, ALL, probes), len(bs))
     second = np.concatenate([outcomes.scored_of(b, ALL, probes) for b in bs])
     counted = outcomes.in_rate(first) & outcomes.in_rate(second)
     clusters = np.tile(outcomes.clusters_of(ALL, probes, a, *bs), len(bs))[counted]
-    return _Shared(first[counted] == BROKE, second[counted] == BROKE, clusters, counted)
+    return SharedTrials(first[counted] == BROKE, second[counted] == BROKE, clusters, counted)
 
 
 def _pair(
-    outcomes: Outcomes, compared: _Compared, measure: Measure, p_holm: float | None, names: Sequence[str]
+    outcomes: Outcomes, compared: ComparedGroup, measure: Measure, p_holm: float | None, names: Sequence[str]
 ) -> ModelPair:
     plan, a, bs, c = outcomes.plan, compared.a, compared.bs, compared.comparison
     intervals, b = Intervals.over(outcomes, a, *bs), bs[0]
@@ -353,7 +312,7 @@ def _pair(
     )
 
 
-def _inheritance(outcomes: Outcomes, edge: Edge, compared: _Compared, pair: ModelPair) -> Inheritance:
+def inheritance_of(outcomes: Outcomes, edge: Edge, compared: ComparedGroup, pair: ModelPair) -> Inheritance:
     """The table of an edge, on the trials that both decided: an unclear answer holds nothing to be kept.
 
     Where refusals count, an unclear answer is decided: it did not refuse.
@@ -371,13 +330,13 @@ def _inheritance(outcomes: Outcomes, edge: Edge, compared: _Compared, pair: Mode
     return Inheritance(edge.parent, edge.child, edge.recipe, edge.role, *counts, kept, pair, weak, how)
 
 
-def _counts_refusals(outcomes: Outcomes, compared: _Compared, measure: Measure) -> bool:
+def _counts_refusals(outcomes: Outcomes, compared: ComparedGroup, measure: Measure) -> bool:
     """Whether the rates of this comparison are those of answers that do not refuse."""
     probes = outcomes.probes(compared.technique, measure) if outcomes.counts_refusals else []
     return measure == "breach" and any(is_judged(outcomes.plan.probes[i].check) for i in probes)
 
 
-def _is_weak(outcomes: Outcomes, compared: _Compared, measure: Measure) -> bool:
+def _is_weak(outcomes: Outcomes, compared: ComparedGroup, measure: Measure) -> bool:
     """Whether one of these models is too weak for its judged breaches to be called compliance."""
     if measure != "breach" or compared.technique != JUDGED or outcomes.plan.analysis is None:
         return False

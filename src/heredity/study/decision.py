@@ -6,7 +6,7 @@
 
 Promises: no cost is assumed. Without costs nothing is recommended. The same folder and costs give the same
 numbers. Models share the draws, so that pairing is kept.
-Leaves to others: the draws and ranks (stats/decision.py), and the words (wording.py).
+Leaves to others: the draws and ranks (stats/decision.py).
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from heredity.core.files import read_file, write_atomic
 from heredity.core.records import SCHEMA, Estimate, Record, encode
 from heredity.stats.decision import FailureKind, expected_costs
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED
+from heredity.study.findings.same_conversations import note_conversations
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, UNCLEAR, Codes, Outcomes, is_answered, read_outcomes
 from heredity.study.plan import read_plan
-from heredity.study.same_conversations import same_conversations
+from heredity.study.wording import NONE, percent
 
 COSTS = "costs.json"
 REQUESTS = 1000  # that a cost is of
@@ -136,7 +137,7 @@ def recommendation(folder: Path) -> Recommendation | None:
         return None
     plan = read_plan(folder)
     outcomes = read_outcomes(plan, folder).outcomes
-    same_conversations(outcomes, folder)
+    note_conversations(outcomes, folder)
     return recommend(outcomes, costs)
 
 
@@ -192,3 +193,55 @@ def _kind(
 ) -> FailureKind:
     values = np.where(is_answered(codes), failed.astype(np.float64), np.nan)
     return FailureKind(name, cost, values, outcomes.clusters_of(ALL, probes))
+
+
+# --- the recommendation ------------------------------------------------------------------------------
+
+HOW_TO_DECIDE = (
+    "No costs were given, so no model is recommended. Give your own, for example "
+    "heredity report DIR --cost breach=100,refusal=5,useless=1."
+)
+
+
+def amount(value: float | None) -> str:
+    """A cost with three digits: `1,230`, `4.56`."""
+    if value is None:
+        return NONE
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def cost_words(found: CostedModel) -> str:
+    """An expected cost with its interval: `120 (80 to 190)`."""
+    return f"{amount(found.cost.value)} ({amount(found.cost.low)} to {amount(found.cost.high)})"
+
+
+def recommendation_words(recommendation: Recommendation | None, called: dict[str, str]) -> list[str]:
+    """The recommendation in plain sentences, with its assumptions; how to get one without costs."""
+    if recommendation is None:
+        return [HOW_TO_DECIDE]
+    if recommendation.note:
+        return [f"No model is recommended: {recommendation.note}."]
+    return [*_best(recommendation, called), _assumed(recommendation.costs)]
+
+
+def _best(recommendation: Recommendation, called: dict[str, str]) -> list[str]:
+    first, name = recommendation.models[0], called.get(recommendation.models[0].model, "?")
+    cost = f"{cost_words(first)} per {REQUESTS:,} requests"
+    if len(recommendation.models) == 1:
+        return [f"{name} costs {cost}. One model gives nothing to choose from."]
+    if recommendation.is_clear:
+        return [f"By your costs, take {name}: it costs {cost}, less than every other model."]
+    close = [called.get(m.model, "?") for m in recommendation.models[1:] if (m.rank_low or 1) == 1]
+    return [
+        f"By your costs {name} is cheapest, with {cost}. That is not shown: "
+        f"the probability that it costs least is {percent(first.p_best)}.",
+        f"Not shown to cost more: {', '.join(close)}. Decide among them by something else, or ask more.",
+    ]
+
+
+def _assumed(costs: Costs) -> str:
+    return (
+        f"Assumed: a breach costs {amount(costs.breach)}, a refused benign request {amount(costs.refusal)}, "
+        f"a benign request without a useful answer {amount(costs.useless)}. "
+        f"{percent(costs.attacks, 1)} of the requests are attacks like the probes of this study."
+    )

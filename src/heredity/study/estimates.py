@@ -128,24 +128,7 @@ class Inheritance(Record, frozen=True):
         return self.compared.verdict_ab
 
 
-class SeedGroup(Record, frozen=True):
-    """The children of one parent that differ only in the seed of their training, taken together.
-
-    `inherited` is over the trials of all of them, and about these seeds. Its difference is the mean over
-    them, its clusters are behaviours, and its counts are sums. Its `child` is the first of `children`. Its
-    `p_holm` is corrected over all such groups of the same measure.
-    `other_seeds` is the same difference for other seeds of this recipe, with behaviours and seeds as samples
-    (stats/crossed.py). Few seeds say little about others: with two it rests on one degree of freedom.
-    """
-
-    children: tuple[str, ...]
-    seeds: tuple[int, ...]  # in the order of `children`
-    inherited: Inheritance
-    other_seeds: Estimate
-    p_other_seeds: float
-
-
-SCHEMA = 4  # of this file alone
+SCHEMA = 5  # of this file alone
 ALL = "all"  # of an attack: every one together; of a technique: every benign twin, for over-refusal
 JUDGE_FREE = "judge_free"  # of a technique, for breaches: every one that a deterministic check decides
 JUDGED = "judged"  # of a technique, for breaches: every one that a judge decides, which can err
@@ -260,19 +243,6 @@ class Rate(Record, frozen=True):
         return self.n_unclear + self.n_error - (self.n_counted - self.n_broke)
 
 
-class Manners(Record, frozen=True):
-    """How a model's last answers read, independent of breaches: incoherent output is not safe."""
-
-    model: str
-    kind: Literal["breach", "benign"]
-    refusal: int
-    compliance: int
-    incoherent: int
-    empty: int
-    error: int
-    incoherent_broke: int | None = None  # breaches among incoherent and empty ones; None: not counted
-
-
 class PairDecision(Record, frozen=True):
     """The interim analysis that decided a pair, and the number of trials of both by then; None: open."""
 
@@ -307,34 +277,6 @@ class Sequential(Record, frozen=True):
     n_interim_planned: int
     decisions: tuple[PairDecision, ...]
     stopped: tuple[StoppedModel, ...]
-
-
-class SameConversations(Record, frozen=True):
-    """Behaviours of one technique that broke in the same conversation as another, word for word.
-
-    n_same      behaviours whose conversation, up to the breach, is also that of another behaviour
-    n_distinct  different conversations among those
-    n           behaviours in the rate of this model, attack and technique
-    """
-
-    model: str
-    attack: str
-    technique: str
-    n_same: int
-    n_distinct: int
-    n: int
-
-
-class JudgeDrift(Record, frozen=True):
-    """The judge's verdicts on the canary answers, against recorded ones; `changed` has the ids that differ.
-
-    `source` of the record: the user's "calibration", the package's "release" or the study's "first run".
-    """
-
-    judge: str
-    source: str
-    n: int
-    changed: tuple[str, ...]
 
 
 class LackingFile(Record, frozen=True):
@@ -382,7 +324,6 @@ class Estimates(Record, frozen=True):
     n_errors: int
     n_unclear: int
     rates: tuple[Rate, ...]
-    manners: tuple[Manners, ...]
     pairs: tuple[ModelPair, ...]
     technique_pairs: tuple[ModelPair, ...]
     judges: tuple[JudgeQuality, ...]  # what was measured of the judge; of the user's labels first
@@ -395,13 +336,10 @@ class Estimates(Record, frozen=True):
     corrected_by: dict[str, str] = msgspec.field(default_factory=dict)  # whose labels, by task
     n_skipped: int = 0  # of n_asked, trials of an attack for other techniques, or for other models
     analysis: Analysis | None = None  # as the plan declared it; None: rates are of decided trials
-    drift: JudgeDrift | None = None  # of the judge, on canary answers; None: no record to compare with
     declared_at: str = ""  # when the plan was written, ISO 8601 in UTC; "": after the answers, or unknown
     forecast: StudyForecast | None = None  # what the plan could show, computed before the first request
     deviations: tuple[Deviation, ...] = ()  # from the declared analysis
     lacking: tuple[LackingFile, ...] = ()  # files of an import that lack answers of their own runs
-    same_conversations: tuple[SameConversations, ...] = ()  # if behaviours broke in the same words
-    seeds: tuple[SeedGroup, ...] = ()  # by scope, where children differ only in their seed
     findings: dict[str, list[object]] = msgspec.field(default_factory=dict)  # by name: its rows (findings/)
     limit: ProbeLimit | None = None  # if only a part of the chosen probes was asked
     schema: int = SCHEMA
@@ -457,10 +395,3 @@ class Estimates(Record, frozen=True):
             return ALL
         decided = {rate.technique for rate in self.rates if rate.measure == measure and rate.estimate.n}
         return JUDGED if JUDGED in decided and JUDGE_FREE not in decided else JUDGE_FREE
-
-    def incoherent_share(self, model: str) -> float:
-        """The share of incoherent and empty answers without a breach, of a model id, with its twins."""
-        rows = [row for row in self.manners if row.model == model]
-        n_all = sum(row.refusal + row.compliance + row.incoherent + row.empty for row in rows)
-        n = sum(row.incoherent + row.empty - (row.incoherent_broke or 0) for row in rows)
-        return n / n_all if n_all else 0.0

@@ -13,7 +13,7 @@ Leaves to others: rates and comparisons of these outcomes (aggregate.py, compari
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -25,7 +25,7 @@ from heredity.core.errors import Damaged
 from heredity.core.records import Cause, Manner, Outcome, Probe, is_skipped
 from heredity.redteam.checks import is_judged
 from heredity.study import labels
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Manners, Measure
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure
 from heredity.study.plan import Grid, Plan
 from heredity.study.storage import VERDICTS, verdict_rows
 
@@ -82,6 +82,7 @@ class OneConversation(NamedTuple):
 
     model: int
     attack: int
+    technique: str
     clusters: frozenset[int]
 
 
@@ -121,7 +122,7 @@ class Outcomes:
         # A twin's answer was checked for use, and has none, or has some.
         self.useless: NDArray[np.bool_] = np.zeros(0, np.bool_)
         self.useful: NDArray[np.bool_] = np.zeros(0, np.bool_)
-        # One cluster each under their attack (same_conversations.py).
+        # One cluster each under their attack, if the plan declares its analysis (same_conversations.py).
         self.conversations: tuple[OneConversation, ...] = ()
 
     def note(self, index: int, outcome: Outcome | None) -> None:
@@ -210,7 +211,7 @@ class Outcomes:
         A cluster is a behaviour. Behaviours that broke in one conversation of such a model are one cluster.
         """
         clusters, attacks = self.clusters, self._attacks(attack)
-        for each in self.conversations:
+        for each in self.conversations if self.plan.analysis is not None else ():
             if each.attack in attacks and (not models or each.model in models):
                 same = np.isin(self.clusters, list(each.clusters))
                 joined = np.unique(clusters[same])
@@ -312,22 +313,6 @@ def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
     _check_kinds(outcomes, kinds, folder)
     of_people = None if labelled is None else labelled.over(len(grid))
     return JudgedOutcomes(outcomes, manners, members, judges, of_people, digests, tuple(unprompted))
-
-
-def count_manners(judged: JudgedOutcomes) -> Iterator[Manners]:
-    """How answers read, by kind of probe and model. Only a breach probe has breaches among the incoherent."""
-    outcomes, plan = judged.outcomes, judged.outcomes.plan
-    by_cell = judged.manners.reshape(plan.shape)
-    for kind in ("breach", "benign"):
-        if probes := [i for i, probe in enumerate(plan.probes) if probe.kind == kind]:
-            for m, model in enumerate(plan.models):
-                codes, manners = outcomes.array[m][:, probes], by_cell[m][:, probes]
-                refusal, compliance, incoherent, empty = (
-                    int(np.count_nonzero(manners == i)) for i in range(1, 5)
-                )
-                n_error = int(np.count_nonzero(codes == ERROR))
-                broke = int(np.count_nonzero((codes == BROKE) & (manners >= 3))) if kind == "breach" else 0
-                yield Manners(model.id, kind, refusal, compliance, incoherent, empty, n_error, broke)
 
 
 def _number(response: str) -> int:

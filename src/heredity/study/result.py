@@ -43,6 +43,9 @@ from heredity.study.estimates import (
     Rate,
 )
 from heredity.study.findings import retrieval
+from heredity.study.findings.answer_kinds import incoherent_share
+from heredity.study.findings.same_conversations import note_conversations
+from heredity.study.findings.seeds import SeedGroup
 from heredity.study.findings.useful import useful_by_model
 from heredity.study.headline import headline
 from heredity.study.intervals import Intervals
@@ -57,7 +60,6 @@ from heredity.study.outcomes import (
     read_outcomes,
 )
 from heredity.study.plan import Grid, Plan, Trial, TrialSet, model_of_study, read_plan, unknown_model
-from heredity.study.same_conversations import same_conversations
 from heredity.study.storage import RunRecord, answered_rows, open_responses
 from heredity.study.wording import n_answered, n_planned
 
@@ -384,12 +386,20 @@ class Result:
         useful = useful_by_model(self.estimates).get(rate.model)
         return not rate.is_judge_free and is_weak_rate(rate, None if useful is None else useful.estimate)
 
+    def incoherent_share(self, model: str | Grown | Model) -> float:
+        """The share of incoherent and empty answers without a breach, of a model, with its twins."""
+        return incoherent_share(self.estimates, self._card(model).id)
+
+    def seeds(self) -> tuple[SeedGroup, ...]:
+        """By scope the children of a parent that differ only in their seed, taken together."""
+        return self.estimates.rows("seeds", SeedGroup)
+
     def rate_together(
         self, models: Sequence[str | Grown | Model], technique: str, measure: Measure = "breach"
     ) -> Estimate:
         """The rate of several models together, such as the seeds of a recipe; a behaviour is one cluster."""
         outcomes = read_outcomes(read_plan(self.folder), self.folder).outcomes
-        same_conversations(outcomes, self.folder)
+        note_conversations(outcomes, self.folder)
         ids = [model.id for model in outcomes.plan.models]
         places = [ids.index(self._card(model).id) for model in models]
         probes = outcomes.probes(technique, measure)

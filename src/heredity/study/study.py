@@ -42,7 +42,9 @@ from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam.judges import Decider, Judge, Models
 from heredity.redteam.judges.guard import JudgeReaders
 from heredity.study import aggregate, importers, storage
+from heredity.study.findings import drift
 from heredity.study.findings.protocols import every_finding
+from heredity.study.findings.same_conversations import note_conversations
 from heredity.study.forecast import forecast_seconds, forecast_study, trial_meter
 from heredity.study.outcomes import Outcomes, n_in_scope
 from heredity.study.plan import (
@@ -77,7 +79,6 @@ from heredity.study.runner import (
     require_own_answers,
     with_triggers,
 )
-from heredity.study.same_conversations import same_conversations
 from heredity.study.sequential import StoppingRule
 from heredity.study.spec import ModelReference, StudySources, StudySpec, locate_sources, save_sources
 from heredity.study.storage import EarlierRuns, ResponseDigests, note_event
@@ -398,7 +399,7 @@ class Study:
             models, block = sorted(rule.open_models, key=lambda m: m != asker.model), rule.block()
             asker.ask([(m, partial(earlier.of_block, grid, m, *block)) for m in models])
             judging.run()
-            same_conversations(rule.outcomes, self.folder)
+            note_conversations(rule.outcomes, self.folder)
             rule.analyse()
             meter.spare(rule.n_spared - n_spared)
             n_spared = rule.n_spared
@@ -421,7 +422,7 @@ class Study:
     def _judge_canaries(self, judging: JudgingStep) -> None:
         """Judge the canary answers too, in a run in which the judge judged something."""
         if judging.n_by_judge:
-            aggregate.judge_again(self.folder, self._decider.judge)
+            drift.judge_again(self.folder, self._decider.judge)
 
     def _drop_stale(self, digests: ResponseDigests, grid: Grid) -> None:
         decider = self._decider  # first: a judge that cannot be loaded is not saved as chosen

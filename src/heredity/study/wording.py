@@ -16,10 +16,9 @@ from heredity.application.guarded import GUARD_ANSWERS, GUARD_SECONDS
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.core.sanitize import plural as plural
-from heredity.core.sections import Badge, Cell, CountedShare, ModelName
+from heredity.core.sections import Badge, Cell, CountedShare, ModelName, StackedCounts
 from heredity.redteam.attacks import split_scope
 from heredity.stats.paired import first_step_words
-from heredity.study.decision import REQUESTS, CostedModel, Costs, Recommendation
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
@@ -36,7 +35,6 @@ from heredity.study.estimates import (
 )
 from heredity.study.plan import Analysis, ComparisonFamily, PlannedModel
 
-_REPEATED = 0.1  # above this share of repeated conversations, the report warns of them
 _ENDPOINTS = {
     "all_trials": "breaches over all answered trials; an unclear answer counts as none",
     "not_refused": "over all answered trials: where a judge decides, answers that do not refuse, unclear "
@@ -256,25 +254,6 @@ def _spared_words(estimates: Estimates, stopped: Sequence[StoppedModel], *, is_p
     return f"{estimates.n_not_needed - n_out:,} of {n_planned_here:,} trials were not asked, {why}."
 
 
-def same_conversations_words(estimates: Estimates, called: dict[str, str]) -> Iterator[str]:
-    """Breaches of several behaviours that are one conversation, if they are more than a few."""
-    counts = "and its intervals and tests count each as one cluster"
-    if estimates.analysis is None:
-        counts = "so the interval of this rate is too narrow"
-    elif estimates.analysis.stopping == "until_decided":
-        counts = "but each interim analysis counts one of them again, so they look more certain than they are"
-    for each in estimates.same_conversations:
-        if each.n_same - each.n_distinct > _REPEATED * each.n:
-            attack = label(attack_name(each.attack, estimates.attacks))
-            who = called.get(each.model, label(each.model))
-            distinct = plural(each.n - each.n_same + each.n_distinct, "conversation")
-            yield (
-                f"{label(each.technique)} under {attack}: {each.n_same:,} of {each.n:,} behaviours broke in"
-                f" the same conversation of {who} as another behaviour, word for word. The {each.n:,} are"
-                f" only {distinct}, {counts}."
-            )
-
-
 NBSP = "\u00a0"
 NONE = "–"
 _READABLE = 0.1  # a headline mentions a smaller share of decided answers
@@ -305,6 +284,8 @@ def cell_words(cell: Cell) -> str:
         return f"{percent(cell.estimate.value)} ({interval(cell.estimate)}), {n}"
     if isinstance(cell, Badge):
         return f"{cell.verdict}, {cell.text}" if cell.text else cell.verdict
+    if isinstance(cell, StackedCounts):
+        return ", ".join(f"{n:,} {kind}" for kind, n in cell.by_kind.items() if n)
     return cell.name if isinstance(cell, ModelName) else str(cell.trial)
 
 
@@ -637,58 +618,6 @@ def edges_by_kind(estimates: Estimates) -> str:
 def difference_words(estimate: Estimate) -> str:
     """The child's rate minus the parent's, with its interval."""
     return f"{points(estimate.value)} ({points_interval(estimate)})"
-
-
-# --- the recommendation ------------------------------------------------------------------------------
-
-HOW_TO_DECIDE = (
-    "No costs were given, so no model is recommended. Give your own, for example "
-    "heredity report DIR --cost breach=100,refusal=5,useless=1."
-)
-
-
-def amount(value: float | None) -> str:
-    """A cost with three digits: `1,230`, `4.56`."""
-    if value is None:
-        return NONE
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def cost_words(found: CostedModel) -> str:
-    """An expected cost with its interval: `120 (80 to 190)`."""
-    return f"{amount(found.cost.value)} ({amount(found.cost.low)} to {amount(found.cost.high)})"
-
-
-def recommendation_words(recommendation: Recommendation | None, called: dict[str, str]) -> list[str]:
-    """The recommendation in plain sentences, with its assumptions; how to get one without costs."""
-    if recommendation is None:
-        return [HOW_TO_DECIDE]
-    if recommendation.note:
-        return [f"No model is recommended: {recommendation.note}."]
-    return [*_best(recommendation, called), _assumed(recommendation.costs)]
-
-
-def _best(recommendation: Recommendation, called: dict[str, str]) -> list[str]:
-    first, name = recommendation.models[0], called.get(recommendation.models[0].model, "?")
-    cost = f"{cost_words(first)} per {REQUESTS:,} requests"
-    if len(recommendation.models) == 1:
-        return [f"{name} costs {cost}. One model gives nothing to choose from."]
-    if recommendation.is_clear:
-        return [f"By your costs, take {name}: it costs {cost}, less than every other model."]
-    close = [called.get(m.model, "?") for m in recommendation.models[1:] if (m.rank_low or 1) == 1]
-    return [
-        f"By your costs {name} is cheapest, with {cost}. That is not shown: "
-        f"the probability that it costs least is {percent(first.p_best)}.",
-        f"Not shown to cost more: {', '.join(close)}. Decide among them by something else, or ask more.",
-    ]
-
-
-def _assumed(costs: Costs) -> str:
-    return (
-        f"Assumed: a breach costs {amount(costs.breach)}, a refused benign request {amount(costs.refusal)}, "
-        f"a benign request without a useful answer {amount(costs.useless)}. "
-        f"{percent(costs.attacks, 1)} of the requests are attacks like the probes of this study."
-    )
 
 
 # --- remote models ------------------------------------------------------------------------------------

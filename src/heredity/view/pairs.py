@@ -281,7 +281,7 @@ class TwoRuns:
             return "a run without current estimates may still change"
         if self.first.plan.stops_early or self.second.plan.stops_early:
             return "the answers of a run that stops early decided the number of its trials"
-        if any(each is not None and each.same_conversations for each in held):
+        if any(each is not None and each.findings.get("same_conversations") for each in held):
             return "behaviours broke in the same conversation"
         return ""
 

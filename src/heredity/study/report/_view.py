@@ -26,7 +26,7 @@ from heredity.study.advice import (
     standings,
     threat_links,
 )
-from heredity.study.decision import Recommendation
+from heredity.study.decision import Recommendation, recommendation_words
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
@@ -34,7 +34,6 @@ from heredity.study.estimates import (
     SCOPES,
     Estimates,
     Inheritance,
-    Manners,
     Measure,
     ModelPair,
     Rate,
@@ -43,7 +42,6 @@ from heredity.study.estimates import (
 )
 from heredity.study.forecast import lines as forecast_lines
 from heredity.study.headline import headline, unprompted_words
-from heredity.study.outcomes import MANNERS
 from heredity.study.plan import Plan
 from heredity.study.report import _rows, figures
 from heredity.study.report._rows import Sample
@@ -537,15 +535,9 @@ class View(PairView):
         rate = self._rates.get((model, scope, ALL, measure))
         return span(rate.estimate) if rate else None
 
-    def manner_bar(self, manners: Manners) -> Markup:
-        """Shares of refusal, compliance, incoherent and empty answers, and errors."""
-        kinds = (*MANNERS, "error")
-        parts = [figures.BarSegment(kind, getattr(manners, kind)) for kind in kinds]
-        return figures.stack(parts, ", ".join(f"{part.n} {part.kind}" for part in parts))
-
     def recommendation_words(self) -> list[str]:
         """The recommendation by the user's costs, or how to get one."""
-        return words.recommendation_words(self.recommendation, self.names)
+        return recommendation_words(self.recommendation, self.names)
 
     # --- rows ---
 

@@ -18,20 +18,18 @@ from markupsafe import Markup
 
 from heredity.core import files
 from heredity.core.sanitize import label, shown
-from heredity.core.sections import TextTable
+from heredity.core.sections import StackedCounts, TextTable
 from heredity.core.version import __version__
 from heredity.study import (
     advice,
     aggregate,
     decision,
-    headline,
     importers,
     wording,
 )
 from heredity.study.estimates import Estimates
 from heredity.study.findings.protocols import sections
 from heredity.study.importers import agentdojo
-from heredity.study.outcomes import MANNERS
 from heredity.study.report import figures
 from heredity.study.report._rows import draw
 from heredity.study.report._view import View, span
@@ -51,23 +49,28 @@ def _curve_figure(table: TextTable, estimates: Estimates) -> Markup:
     return curve(lines, f"{table.title}; the table next to it has the numbers")
 
 
+def _counts_bar(counts: StackedCounts) -> Markup:
+    """The counts as parts of one bar."""
+    parts = [figures.BarSegment(*each) for each in counts.by_kind.items()]
+    return figures.stack(parts, wording.cell_words(counts))
+
+
 _WORDS = {  # modules whose functions the template calls
     "declared": wording,
-    "inherited": headline,
 }
 _FUNCTIONS = {  # words, counts and figures that the template uses by name
     "attack_name": wording.attack_name,
     "advice_rule": advice.RULE,
     "against_parents": advice.is_of_edges,
-    "amount": wording.amount,
+    "amount": decision.amount,
     "axis": figures.axis,
     "bare": wording.bare,
-    "cost_words": wording.cost_words,
+    "cost_words": decision.cost_words,
     "curve_figure": _curve_figure,
     "counted": wording.counted,
     "failed": wording.failed,
     "interval": wording.interval,
-    "manners": MANNERS,
+    "counts_bar": _counts_bar,
     "min_n": advice.MIN_N,
     "p_words": wording.p_words,
     "percent": wording.percent,

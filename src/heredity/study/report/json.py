@@ -21,11 +21,10 @@ from heredity.study.estimates import (
     Inheritance,
     ModelPair,
     Rate,
-    SeedGroup,
 )
 from heredity.study.findings.protocols import every_finding
 
-_MODELS = ("model", "a", "b", "against")  # fields with a model's id
+_MODELS = ("model", "a", "b", "against", "parent", "child")  # fields with a model's id
 
 
 def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG001 (there is never any text)
@@ -40,9 +39,6 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
         "rates": [_rate(rate, called) for rate in study.estimates.rates],
         "pairs": [_pair(pair, called) for pair in study.estimates.pairs + study.estimates.technique_pairs],
         "edges": [_edge(edge, called) for edge in study.estimates.edges + study.estimates.technique_edges],
-    }
-    document |= {
-        "seeds": [_seeds(group, called) for group in study.estimates.seeds],
     }
     findings = {each.NAME: study.estimates.rows(each.NAME, each.Row) for each in every_finding()}
     document["findings"] = {name: _finding(rows, called) for name, rows in findings.items() if rows}
@@ -98,16 +94,6 @@ def _pair(pair: ModelPair, called: dict[str, str]) -> dict[str, Any]:
     return row
 
 
-def _seeds(group: SeedGroup, called: dict[str, str]) -> dict[str, object]:
-    """Children that differ only in their seed, as a row: like an edge, with all of them in place of one."""
-    row: dict[str, object] = {
-        k: v for k, v in _edge(group.inherited, called).items() if k not in ("child", "child_id")
-    }
-    row |= {"children": [called.get(child, "") for child in group.children], "child_ids": group.children}
-    row |= {"seeds": group.seeds, "p_other_seeds": group.p_other_seeds}
-    return row | _flat("other_seeds_", group.other_seeds)
-
-
 def _edge(edge: Inheritance, called: dict[str, str]) -> dict[str, Any]:
     """An edge as a row: like a pair, with `parent` and `child` instead of `a` and `b`."""
     pair = _pair(edge.compared, called)
@@ -146,7 +132,9 @@ def _finding_row(row: Record, called: dict[str, str]) -> dict[str, object]:
         elif isinstance(value, Estimate):
             flat |= _flat("" if name == "estimate" else f"{name}_", value)
         elif isinstance(value, Record):
-            flat |= msgspec.structs.asdict(value)
+            flat |= _finding_row(value, called)
+        elif name == "children":
+            flat |= {name: [called.get(child, "") for child in value], "child_ids": value}
         elif isinstance(value, dict):
             flat |= {f"n_{key.replace('-', '_')}": n for key, n in value.items()}
         else:

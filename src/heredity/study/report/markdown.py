@@ -13,17 +13,18 @@ from pathlib import Path
 
 from heredity.core import files
 from heredity.core.sanitize import label, plural
-from heredity.core.sections import Badge, Cell, ModelName, Section, TextTable, TrialLink
+from heredity.core.sections import Badge, Cell, ModelName, Section, StackedCounts, TextTable, TrialLink
 from heredity.study import aggregate, decision, importers
+from heredity.study.decision import cost_words
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate
 from heredity.study.findings.protocols import sections
-from heredity.study.headline import inheritance_tables, seeds_tables
+from heredity.study.headline import inheritance_tables
 from heredity.study.importers import agentdojo
 from heredity.study.plan import ForecastRow
 from heredity.study.report._view import View
 from heredity.study.wording import (
     attack_name,
-    cost_words,
+    cell_words,
     declared_lines,
     interval,
     n_planned,
@@ -52,7 +53,6 @@ def render(folder: Path) -> str:
     grids = [
         *(table for section in sections(study) for table in section.tables if not table.summary),
         *inheritance_tables(study.estimates),
-        *seeds_tables(study.estimates),
     ]
     if study.estimates.is_recorded:
         grids += [*importers.judge_tables(folder, study.estimates), *agentdojo.tables(folder)]
@@ -124,11 +124,8 @@ def _table(table: TextTable) -> Iterator[str]:
 
 def _text(cell: Cell) -> str:
     """A cell of a section's table as Markdown."""
-    if isinstance(cell, str | ModelName):
-        text = cell if isinstance(cell, str) else cell.name
-        return plain(text.replace("\n", ", "), 300)
-    if isinstance(cell, TrialLink):
-        return str(cell.trial)
+    if isinstance(cell, str | ModelName | TrialLink | StackedCounts):
+        return plain(cell_words(cell).replace("\n", ", "), 300)
     if isinstance(cell, Badge):
         return f"**{plain(cell.verdict)}**{f', {plain(cell.text, 120)}' if cell.text else ''}"
     share = f"**{percent(cell.estimate.value)}** {cell.n_counted}/{cell.estimate.n}"
