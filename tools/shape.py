@@ -76,15 +76,15 @@ class Bound(NamedTuple):
 
 
 BOUNDS = {
-    "scripted study": Bound(94, 45),
+    "scripted study": Bound(86, 45),
     "torch prompt": Bound(18, 12),
     "HTTP question": Bound(14, 14),
     "derive lora": Bound(36, 25),
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
-    "files": Bound(551, 440),
-    "lines": Bound(115_644, 92_000),
+    "files": Bound(552, 440),
+    "lines": Bound(115_756, 92_000),
     "error codes": Bound(40, 40),
-    "words of docs": Bound(65_553, 65_000),
+    "words of docs": Bound(65_550, 65_000),
     "root": Bound(18, 18),
     "package circles": Bound(0, 0),
     "module circles": Bound(0, 0),
@@ -93,7 +93,7 @@ BOUNDS = {
     "class names": Bound(0, 0),
     "attribute probes": Bound(26),
     "uses of Any": Bound(367),
-    "vague names": Bound(510, 0),
+    "vague names": Bound(507, 0),
     "private singles": Bound(2),
     "long functions": Bound(15),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from heredity.engines.chat.token_bounds import PART, beginning, has_more_tokens
+from heredity.formats.tokenizer_files import PART, beginning, has_more_tokens
 
 LIMIT = 1000
 

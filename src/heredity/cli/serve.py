@@ -298,7 +298,7 @@ def _listen(found: _Loaded, listening: socket.socket, host: str, settings: Serve
 
     from heredity.core.terminal import note
     from heredity.deploy.serve import app
-    from heredity.deploy.serve.server import server
+    from heredity.deploy.serve.app import server
 
     listening.listen(2048)
     shown = f"[{host}]" if ":" in host else host

@@ -13,7 +13,7 @@ import openai
 
 from heredity.application.spec import Application
 from heredity.core.records import Request
-from heredity.deploy.serve import app, server
+from heredity.deploy.serve import app
 from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.worker import EngineWorker
 from heredity.engines.scripted import ScriptedEngine
@@ -24,12 +24,12 @@ _CLIENTS: list[Any] = []  # closed with the server that they ask
 
 
 @contextmanager
-def listening(*served: Served, header_seconds: float = server.HEADER_SECONDS, **how: Any) -> Iterator[str]:
+def listening(*served: Served, header_seconds: float = app.HEADER_SECONDS, **how: Any) -> Iterator[str]:
     """The address of a real server over these models."""
     embedders, key, readers = how.pop("embedders", ()), how.pop("key", ""), how.pop("readers", None)
     desk = how.pop("adapters", None)
     settings = app.ServerSettings(**({"keys": (key,) if key else ()} | how))
-    running = server.server(
+    running = app.server(
         app.app(served, settings, embedders, readers, desk), header_seconds, log_level="warning"
     )
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as bound:

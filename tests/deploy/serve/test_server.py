@@ -19,8 +19,8 @@ pytest.importorskip("starlette")
 
 from uvicorn.server import ServerState
 
-from heredity.deploy.serve import app, server
-from heredity.deploy.serve.server import ParserTurns, TimedProtocol
+from heredity.deploy.serve import app
+from heredity.deploy.serve.app import ParserTurns, TimedProtocol
 from tests.deploy.serve.serving import HELLO, named, until
 
 PLACE = b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
@@ -133,9 +133,9 @@ def test_one_pass_of_the_loop_parses_a_bounded_part_of_a_body_in_tiny_chunks() -
             await asyncio.sleep(0)
             left.append(len(line.protocol.unparsed))
             n_passes += 1
-        assert n_passes > 5_000 * 2 / server._LINES / 2
+        assert n_passes > 5_000 * 2 / app._LINES / 2
         most = max(before - after for before, after in itertools.pairwise(left[1:]))
-        assert most <= (server._LINES + server._PART) * 3  # bytes: six a chunk of two lines
+        assert most <= (app._LINES + app._PART) * 3  # bytes: six a chunk of two lines
         assert not line.pipe.is_paused
         line.protocol.connection_lost(None)
 
@@ -196,7 +196,7 @@ def test_a_connection_that_closes_leaves_nothing_to_parse() -> None:
 
 def test_a_connection_is_read_when_neither_its_turn_nor_uvicorn_holds_it() -> None:
     pipe = Pipe()
-    flow = server._HeldFlow(pipe)
+    flow = app._HeldFlow(pipe)
     flow.hold()
     flow.pause_reading()
     flow.resume_reading()
@@ -227,7 +227,7 @@ async def _large(scope: Any, receive: Any, send: Any) -> None:
 @contextmanager
 def large_answers(unread_seconds: float) -> Iterator[Any]:
     """A real server of large answers, and what opens a connection that has asked for one."""
-    running = server.server(
+    running = app.server(
         cast(Any, _large), unread_seconds=unread_seconds, log_level="critical", lifespan="off"
     )
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as bound, ExitStack() as stack:

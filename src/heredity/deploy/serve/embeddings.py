@@ -20,7 +20,7 @@ from heredity.application.retrieval.models import Embedder
 from heredity.core.errors import Busy, ContextOverflow, UsageError
 from heredity.core.records import Model
 from heredity.deploy.serve import schema
-from heredity.engines.chat.token_bounds import has_more_tokens
+from heredity.formats.tokenizer_files import has_more_tokens
 
 MAX_TEXTS = 2048
 

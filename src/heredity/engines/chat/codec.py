@@ -41,8 +41,7 @@ from heredity.engines.chat.steps import (
     weigh,
     weigh_top,
 )
-from heredity.engines.chat.token_bounds import has_more_tokens
-from heredity.formats.tokenizer_files import load_tokenizer
+from heredity.formats.tokenizer_files import has_more_tokens, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
