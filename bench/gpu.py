@@ -195,7 +195,7 @@ def with_vllm(load: dict[str, Any]) -> dict[str, Any]:
 def training(folder: Path, device: Any, options: argparse.Namespace) -> dict[str, Any]:
     from heredity.train import resources
     from heredity.train.models import causal_lm
-    from heredity.train.models.lora import FullFinetune, LowRankAdapters
+    from heredity.train.models.causal_lm import FullFinetune, LowRankAdapters
     from heredity.train.models.shapes import flops_per_token, n_matrix_parameters
 
     found: dict[str, Any] = {}

@@ -181,12 +181,11 @@ def with_heredity(options: argparse.Namespace) -> dict[str, Any]:
 
     host.configure()
     from heredity.recipes.pretrain import training
+    from heredity.train import kernels as fused
     from heredity.train import loop
     from heredity.train.data.packed import PackedDataset
-    from heredity.train.kernels import compile as fused
     from heredity.train.models import causal_lm
-    from heredity.train.models.causal_lm import CausalLM
-    from heredity.train.models.lora import FullFinetune
+    from heredity.train.models.causal_lm import CausalLM, FullFinetune
     from heredity.train.objectives.causal import Causal
 
     corpus = recipe_of(options).text

@@ -167,7 +167,7 @@ def with_heredity(load: dict[str, Any], kind: str, variant: str) -> dict[str, An
     from heredity.train.data.batching import BatchSampler
     from heredity.train.data.chat import TokenizedExample
     from heredity.train.models import causal_lm
-    from heredity.train.models.lora import FullFinetune, LowRankAdapters
+    from heredity.train.models.causal_lm import FullFinetune, LowRankAdapters
     from heredity.train.objectives.causal import Causal
     from heredity.train.objectives.distill import Distillation
 

@@ -11,6 +11,7 @@ from heredity.cli import main
 from heredity.lineage.store import Store
 from tests.support.errors import check_refused, run_here
 
+pytestmark = pytest.mark.slow  # torch counts the FLOPs
 RECIPE = 'size = "1B"\ncontext = 4096\nbatch_size = 1_048_576\n'
 
 

@@ -108,7 +108,7 @@ def test_an_adapter_goes_to_the_device_of_its_base(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from heredity.train.models import causal_lm
-    from heredity.train.models.lora import LowRankAdapters
+    from heredity.train.models.causal_lm import LowRankAdapters
 
     with torch.inference_mode(False):
         network, adapters = causal_lm.load(tiny_llama, "float32"), LowRankAdapters(rank=4)

@@ -17,7 +17,7 @@ from heredity.engines.torch.engine import TorchEngine
 from heredity.lineage import graph
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
-from heredity.recipes._answers import choose
+from heredity.recipes._training_run import choose
 from heredity.recipes.distill import Distill
 from heredity.recipes.finetune import Finetune
 from heredity.recipes.instruct import Instruct

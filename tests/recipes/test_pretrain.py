@@ -25,8 +25,8 @@ from heredity.lineage.store import Store, engine_loader
 from heredity.recipes import HASHED_AS
 from heredity.recipes.pretrain import recipe as pretrain
 from heredity.recipes.quantize import Quantize
+from heredity.train import kernels as fused
 from heredity.train import loop
-from heredity.train.kernels import compile as fused
 from tests.support.corpora import small_corpus as small_corpus
 from tests.support.errors import raises
 from tests.support.processes import RUNS, ends_after_kills, n_rows

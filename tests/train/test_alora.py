@@ -20,10 +20,9 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.alora import Alora
 from heredity.train.data import batching, chat
-from heredity.train.data.activated import activate
-from heredity.train.data.chat import TokenizedExample
+from heredity.train.data.chat import TokenizedExample, activate
 from heredity.train.models import causal_lm
-from heredity.train.models.lora import LoraLinear, LowRankAdapters
+from heredity.train.models.causal_lm import LoraLinear, LowRankAdapters
 from heredity.train.objectives.causal import Causal
 from tests.support.architectures import make as make_any
 from tests.support.errors import raises
@@ -195,7 +194,7 @@ def test_a_template_says_behind_which_text_an_assistant_answers(template: str, w
 
 
 def test_a_template_without_one_needs_an_invocation(tmp_path: Path) -> None:
-    from heredity.recipes._invocation import invocation_tokens
+    from heredity.recipes._training_run import invocation_tokens
 
     folder = make_model(
         tmp_path / "base", "llama", "{% for m in messages %}{{ m.content }}[/INST]{% endfor %}"

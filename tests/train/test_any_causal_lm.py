@@ -14,7 +14,7 @@ from heredity.train.data import batching
 from heredity.train.data.batching import BatchSampler
 from heredity.train.data.chat import TokenizedExample
 from heredity.train.models import causal_lm
-from heredity.train.models.lora import FullFinetune, LowRankAdapters
+from heredity.train.models.causal_lm import FullFinetune, LowRankAdapters
 from heredity.train.objectives.causal import Causal
 from tests.support.architectures import ARCHITECTURES, VARIANTS, make
 from tests.support.errors import raises

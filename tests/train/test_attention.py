@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from heredity.train.kernels import attention
-from heredity.train.kernels import attention as attention_blocks
-from heredity.train.kernels import attention as bidirectional
-from heredity.train.kernels.attention import causal_attention
+from heredity.train import kernels
+from heredity.train import kernels as attention_blocks
+from heredity.train import kernels as bidirectional
+from heredity.train.kernels import causal_attention
 
 LENGTHS = (40, 31, 31, 30, 7, 2)  # four of like length, and two alone
 N_HEADS, N_KEYS, SIZE = 6, 2, 16
@@ -56,7 +56,7 @@ def back(of: Callable[..., torch.Tensor], window: int | None, dtype: torch.dtype
 @pytest.fixture
 def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU on which torch's kernel is slow, with rows of these lengths cut into several blocks."""
-    monkeypatch.setattr(attention, "is_fused_kernel_fast", lambda _: False)
+    monkeypatch.setattr(kernels, "is_fused_kernel_fast", lambda _: False)
     monkeypatch.setattr(attention_blocks, "_MIN_QUERIES", 16)
 
 
@@ -65,8 +65,8 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_is_that_of_each_document_alone_and_so_are_its_gradients(
     short: int, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "is_fused_kernel_fast", lambda _: True)
-    monkeypatch.setattr(attention, "SHORT_ROWS", short)
+    monkeypatch.setattr(kernels, "is_fused_kernel_fast", lambda _: True)
+    monkeypatch.setattr(kernels, "SHORT_ROWS", short)
     assert_like_the_books(window)
 
 
@@ -98,7 +98,7 @@ def assert_like_the_books(window: int | None) -> None:
 def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_books(
     is_quick: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "is_fused_kernel_fast", lambda _: is_quick)
+    monkeypatch.setattr(kernels, "is_fused_kernel_fast", lambda _: is_quick)
     monkeypatch.setattr(attention_blocks, "_MIN_QUERIES", 16)
 
     def truth() -> Tensors:
@@ -144,7 +144,7 @@ def test_to_both_sides_blocks_give_what_the_kernel_gives(
         return (out.detach(), *(x.grad for x in given if x.grad is not None))
 
     monkeypatch.setattr(attention_blocks, "_MIN_QUERIES", 16)
-    assert attention.row_groups(LENGTHS)[0] == ((40, 31, 31, 30), 48)
+    assert kernels.row_groups(LENGTHS)[0] == ((40, 31, 31, 30), 48)
     for one, other in zip(found(False), found(True), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
@@ -152,10 +152,10 @@ def test_to_both_sides_blocks_give_what_the_kernel_gives(
 def test_another_device_is_taken_to_be_quick_and_leaves_no_mask_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention, "_has_amx", lambda: False)
+    monkeypatch.setattr(kernels, "_has_amx", lambda: False)
     given = made(dtype=torch.bfloat16)
-    assert not attention.is_fused_kernel_fast(given[0])
-    with attention.assume_accelerator():
-        assert attention.is_fused_kernel_fast(given[0])
+    assert not kernels.is_fused_kernel_fast(given[0])
+    with kernels.assume_accelerator():
+        assert kernels.is_fused_kernel_fast(given[0])
         ours(*given)
-    assert not attention.is_fused_kernel_fast(given[0]) and not attention.row_indices.cache_info().currsize
+    assert not kernels.is_fused_kernel_fast(given[0]) and not kernels.row_indices.cache_info().currsize

@@ -14,9 +14,9 @@ import torch
 from torch.nn import functional
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 
+from heredity.train import kernels
+from heredity.train import kernels as fused
 from heredity.train.data import batching
-from heredity.train.kernels import compile as fused
-from heredity.train.kernels import patch
 from heredity.train.models import causal_lm
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.objectives.causal import Causal, cross_entropy
@@ -59,7 +59,7 @@ def test_a_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     with torch.no_grad():
         two.weight.copy_(one.weight.add_(0.3 * torch.randn(shape[-1])))
     x = torch.randn(shape).to(dtype)
-    patch.patch_norms(two, is_fused=True)
+    kernels.patch_norms(two, is_fused=True)
     near(both_ways(two, x), both_ways(one, x), dtype)
 
 
@@ -74,7 +74,7 @@ def test_a_gate(dtype: torch.dtype) -> None:
     for is_fused in (False, True):
         one.zero_grad()
         if is_fused:
-            patch.patch_feed_forward(one)
+            kernels.patch_feed_forward(one)
         given = x.clone().requires_grad_()
         out = one(given)
         out.backward(torch.linspace(-1, 1, out.numel()).view_as(out).to(dtype))
@@ -87,7 +87,7 @@ def test_a_turn() -> None:
     x = torch.randn(1, 37, 3, 16)
     cos, sin = torch.randn(2, 1, 37, 1, 16)  # halves that differ, so that none stands for the other
     found = []
-    for way in (patch._Rotate, patch._CompiledRotate):
+    for way in (kernels._Rotate, kernels._CompiledRotate):
         given = x.clone().requires_grad_()
         out: Any = way.apply(given, cos, sin)
         out.backward(torch.linspace(-1, 1, out.numel()).view_as(out))
@@ -171,7 +171,7 @@ def test_what_cannot_be_compiled_is_told_and_never_taken_step_by_step(
     try:
         assert fused.why_unavailable() == "no C++ compiler was found"
         with raises(RuntimeError, mentions=["C++"]):
-            fused.compiled(patch._gate_forward)
+            fused.compiled(kernels._gate_forward)
     finally:
         monkeypatch.undo()
         fused.compiled.cache_clear()

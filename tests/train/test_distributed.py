@@ -23,9 +23,9 @@ from heredity.corpus.build import build
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.pretrain import recipe as pretrain
-from heredity.train import checkpoint, distributed, loop
-from heredity.train import checkpoint as pieces
-from heredity.train.checkpoint import CheckpointState
+from heredity.train import distributed, loop
+from heredity.train import loop as pieces
+from heredity.train.loop import CheckpointState
 from tests.support.corpora import TOKENIZER, paragraphs
 from tests.support.errors import raises
 from tests.support.processes import RUNS, n_rows
@@ -187,14 +187,14 @@ def kill_on_the_way(root: Path, recipe: Path, world: int, *flags: str) -> None:
         assert process.wait(120) != 0
     (folder,) = root.glob("training/*")
     assert (folder / pieces.INDEX_FILE).exists() == bool(world)
-    assert (folder / checkpoint.SINGLE_FILE).exists() != bool(world)
+    assert (folder / loop.SINGLE_FILE).exists() != bool(world)
     assert KEEP_EVERY <= n_rows(root.glob(RUNS)) < N_STEPS
 
 
 MUON = """
 import torch
 from heredity.train import distributed as processes
-from heredity.train.sharded import ShardedMuon
+from heredity.train.distributed import ShardedMuon
 
 with processes.process_group() as dist:
     torch.manual_seed(0)
@@ -234,9 +234,9 @@ import sys
 from pathlib import Path
 from heredity.train import loop, distributed as processes
 from heredity.train.models import causal_lm as network
-from heredity.train.sharded import ShardedModel
+from heredity.train.distributed import ShardedModel
 from heredity.train.data.packed import PackedDataset
-from heredity.train.models.lora import FullFinetune
+from heredity.train.models.causal_lm import FullFinetune
 from tests.train.test_loop_guard import DOCUMENTS, END, SIZE, Spoilt
 
 config = {
@@ -336,13 +336,13 @@ def test_the_former_checkpoint_stands_until_the_next_is_whole(tmp_path: Path) ->
 
 def test_one_process_takes_over_from_many_and_many_from_one(tmp_path: Path) -> None:
     keep(tmp_path, 2, 3)
-    checkpoint.write_single_file(
+    loop.write_single_file(
         tmp_path, "t", CheckpointState(5, 15, WHOLE)
     )  # killed before the pieces were let go
     assert pieces.read_checkpoint(tmp_path, "t", N_ROWS, distributed.SINGLE_PROCESS).n_steps == 5  # type: ignore[union-attr]
     assert pieces.read_checkpoint(tmp_path, "t", N_ROWS, apart(1, 2)).n_steps == 5  # type: ignore[union-attr]
     pieces.write_checkpoint(tmp_path, "t", CheckpointState(7, 20, WHOLE), N_ROWS, distributed.SINGLE_PROCESS)
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.SINGLE_FILE]
+    assert [path.name for path in tmp_path.iterdir()] == [loop.SINGLE_FILE]
     keep(tmp_path, 2, 9)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.9", pieces.INDEX_FILE]
 

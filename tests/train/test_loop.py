@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from heredity.core.errors import Damaged
-from heredity.train import checkpoint, loop
+from heredity.train import loop
 from heredity.train.data import chat
 from heredity.train.data import chat as documents
 from heredity.train.data.batching import BatchSampler
+from heredity.train.loop import MasterWeights, OptimizerName, lr_factor
 from heredity.train.models import causal_lm
-from heredity.train.models.lora import FullFinetune, LowRankAdapters
+from heredity.train.models.causal_lm import FullFinetune, LowRankAdapters
 from heredity.train.objectives.causal import Causal
-from heredity.train.optimizer import MasterWeights, OptimizerName, lr_factor
 from tests.support.errors import raises
 from tests.support.processes import ends_after_kills, n_rows
 
@@ -86,7 +86,7 @@ def test_a_loss_that_is_no_number_stops_and_the_last_good_checkpoint_stays(
     monkeypatch.setattr(loop, "_CHECKPOINT_COST_RATIO", 0)
     with raises(loop.Diverged, "diverged"):
         run(tiny_llama, data_file, tmp_path, "all", rate=1e18)
-    kept = checkpoint.read_single_file(tmp_path, "t")
+    kept = loop.read_single_file(tmp_path, "t")
     assert kept is None or all(bool(torch.isfinite(tensor).all()) for tensor in kept.state.values())
 
 
@@ -108,20 +108,18 @@ def test_weights_that_the_last_step_ruined_are_not_handed_on(
         n_done = iter(range(N_STEPS))
         with raises(loop.Diverged, "diverged", mentions=[ruined]):
             run(tiny_llama, data_file, tmp_path / str(ruined), "all")
-        kept = checkpoint.read_single_file(tmp_path / str(ruined), "t")
+        kept = loop.read_single_file(tmp_path / str(ruined), "t")
         assert kept is not None and kept.n_steps == n_kept
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
-    checkpoint.write_single_file(
-        tmp_path, "one", checkpoint.CheckpointState(3, 30, {"master/x": torch.ones(2)})
-    )
-    assert checkpoint.read_single_file(tmp_path, "one").n_steps == 3  # type: ignore[union-attr]
+    loop.write_single_file(tmp_path, "one", loop.CheckpointState(3, 30, {"master/x": torch.ones(2)}))
+    assert loop.read_single_file(tmp_path, "one").n_steps == 3  # type: ignore[union-attr]
     with raises(Damaged, "damaged"):
-        checkpoint.read_single_file(tmp_path, "two")
-    (tmp_path / checkpoint.SINGLE_FILE).write_bytes(b"torn")
+        loop.read_single_file(tmp_path, "two")
+    (tmp_path / loop.SINGLE_FILE).write_bytes(b"torn")
     with raises(Damaged, "damaged"):
-        checkpoint.read_single_file(tmp_path, "one")
+        loop.read_single_file(tmp_path, "one")
 
 
 def test_small_steps_are_not_lost_to_the_networks_rounding() -> None:

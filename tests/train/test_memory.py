@@ -23,8 +23,8 @@ from heredity.train import resources
 from heredity.train.data import chat
 from heredity.train.data.chat import ConversationEncoder, TokenizedExample
 from heredity.train.models import causal_lm
-from heredity.train.models.lora import FullFinetune
-from heredity.train.models.lora import LowRankAdapters as Adapters
+from heredity.train.models.causal_lm import FullFinetune
+from heredity.train.models.causal_lm import LowRankAdapters as Adapters
 from heredity.train.models.shapes import flops_per_token
 from tests.support.errors import raises
 

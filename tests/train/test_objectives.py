@@ -11,9 +11,10 @@ from torch.nn import functional
 
 from heredity.core.errors import Damaged, UsageError
 from heredity.engines.chat.documents import Document
-from heredity.train.data import batching, teacher_logprobs
+from heredity.train.data import batching
 from heredity.train.data.chat import TokenizedExample
 from heredity.train.models import causal_lm
+from heredity.train.objectives import distill
 from heredity.train.objectives.distill import Distillation, Divergence, divergence
 from heredity.train.objectives.preference import PreferenceObjective
 from tests.support.errors import raises
@@ -24,10 +25,8 @@ ROWS = torch.randn(5, 33, generator=torch.Generator().manual_seed(3)) * 3
 OTHERS = torch.randn(5, 33, generator=torch.Generator().manual_seed(4)) * 3
 
 
-def reading(
-    folder: Path, k: int, temperature: float = 1.0, n_words: int = 0
-) -> teacher_logprobs.TeacherConfig:
-    return teacher_logprobs.TeacherConfig(k, temperature, folder / "reading", n_words)
+def reading(folder: Path, k: int, temperature: float = 1.0, n_words: int = 0) -> distill.TeacherConfig:
+    return distill.TeacherConfig(k, temperature, folder / "reading", n_words)
 
 
 def test_forward_and_reverse_are_the_two_kullback_leiblers() -> None:
@@ -84,8 +83,8 @@ def test_with_all_tokens_kept_the_loss_is_torch_s_kl_div_of_the_whole_distributi
     teacher = causal_lm.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
     examples = [TokenizedExample(d) for d in DOCUMENTS]
     k = len(teacher.head)
-    teacher_logprobs.write_logprobs(tmp_path / "kept", "mine", teacher, examples, reading(tmp_path, k))
-    kept = teacher_logprobs.read_logprobs(tmp_path / "kept", "mine")
+    distill.write_logprobs(tmp_path / "kept", "mine", teacher, examples, reading(tmp_path, k))
+    kept = distill.read_logprobs(tmp_path / "kept", "mine")
     network, batch = causal_lm.load(tiny_llama, "float32"), batching.collate(examples)
     with torch.no_grad():
         found = float(Distillation(kept).loss(network, batch).total)
@@ -101,10 +100,10 @@ def test_with_all_tokens_but_one_kept_the_loss_is_that_of_a_live_teacher(
     monkeypatch.setattr(causal_lm, "LOGIT_ROWS", 5)
     teacher = causal_lm.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
     examples = [TokenizedExample(d) for d in DOCUMENTS]
-    teacher_logprobs.write_logprobs(
+    distill.write_logprobs(
         tmp_path / "kept", "mine", teacher, examples, reading(tmp_path, len(teacher.head) - 1, 2.0)
     )
-    kept = teacher_logprobs.read_logprobs(tmp_path / "kept", "mine")
+    kept = distill.read_logprobs(tmp_path / "kept", "mine")
     assert len(kept) == sum(d.n_learned for d in DOCUMENTS)
     batch = batching.collate(examples[::-1])  # found by what they say, in whatever order
     losses = []
@@ -122,10 +121,10 @@ def test_of_few_kept_tokens_the_rest_is_one_event(tiny_llama: Path, tmp_path: Pa
     teacher = causal_lm.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
     net = causal_lm.load(tiny_llama, "float32")
     batch = batching.collate([TokenizedExample(DOCUMENTS[0])])
-    teacher_logprobs.write_logprobs(
+    distill.write_logprobs(
         tmp_path / "kept", "mine", teacher, [TokenizedExample(DOCUMENTS[0])], reading(tmp_path, 3)
     )
-    kept = teacher_logprobs.read_logprobs(tmp_path / "kept", "mine")
+    kept = distill.read_logprobs(tmp_path / "kept", "mine")
     with torch.no_grad():
         p, q = (n.logits(n.hidden(batch)).softmax(-1) for n in (teacher, net))
     wanted = 0.0
@@ -142,14 +141,14 @@ def test_a_smaller_head_is_told_of_its_own_tokens_alone(tiny_llama: Path, tmp_pa
     teacher, net = (causal_lm.load(tiny_llama, "float32") for _ in range(2))
     n_words = len(teacher.head) - 5
     batch = batching.collate([TokenizedExample(DOCUMENTS[0])])
-    teacher_logprobs.write_logprobs(
+    distill.write_logprobs(
         tmp_path / "kept",
         "mine",
         teacher,
         [TokenizedExample(DOCUMENTS[0])],
         reading(tmp_path, n_words - 1, 1.0, n_words),
     )
-    kept = teacher_logprobs.read_logprobs(tmp_path / "kept", "mine")
+    kept = distill.read_logprobs(tmp_path / "kept", "mine")
     assert kept.n_words == n_words and int(kept.at_targets(batch)[0].max()) < n_words
     assert float(Distillation(kept).loss(net, batch).total) == pytest.approx(
         0.0, abs=1e-4
@@ -158,26 +157,26 @@ def test_a_smaller_head_is_told_of_its_own_tokens_alone(tiny_llama: Path, tmp_pa
 
 def test_scores_of_others_are_not_read(tiny_llama: Path, tmp_path: Path) -> None:
     teacher = causal_lm.load(tiny_llama, "float32")
-    teacher_logprobs.write_logprobs(
+    distill.write_logprobs(
         tmp_path / "kept", "mine", teacher, [TokenizedExample(DOCUMENTS[0])], reading(tmp_path, 3)
     )
     with raises(Damaged, "damaged"):
-        teacher_logprobs.read_logprobs(tmp_path / "kept", "yours")
+        distill.read_logprobs(tmp_path / "kept", "yours")
     with pytest.raises(KeyError):
-        teacher_logprobs.read_logprobs(tmp_path / "kept", "mine").at_targets(
+        distill.read_logprobs(tmp_path / "kept", "mine").at_targets(
             batching.collate([TokenizedExample(DOCUMENTS[1])])
         )
     with raises(ValueError, "bad-setting", mentions=["1"]):
-        kept = teacher_logprobs.read_logprobs(tmp_path / "kept", "mine")
+        kept = distill.read_logprobs(tmp_path / "kept", "mine")
         Distillation(kept, temperature=2.0).loss(teacher, batching.collate([TokenizedExample(DOCUMENTS[0])]))
     data = bytearray((tmp_path / "kept").read_bytes())
     data[-3] ^= 1
     (tmp_path / "kept").write_bytes(data)
     with raises(Damaged, "damaged"):
-        teacher_logprobs.read_logprobs(tmp_path / "kept", "mine")
+        distill.read_logprobs(tmp_path / "kept", "mine")
     (tmp_path / "kept").write_bytes(b"no such file")
     with raises(Damaged, "damaged"):
-        teacher_logprobs.read_logprobs(tmp_path / "kept", "mine")
+        distill.read_logprobs(tmp_path / "kept", "mine")
 
 
 def test_preference_begins_at_log_two_and_falls_as_the_better_answer_gains(tiny_llama: Path) -> None:

@@ -14,8 +14,7 @@ from heredity.engines.chat.documents import Document
 from heredity.train.data.batching import PackedBatch, collate
 from heredity.train.data.chat import TokenizedExample
 from heredity.train.models import causal_lm
-from heredity.train.models.causal_lm import CausalLM
-from heredity.train.models.lora import FullFinetune, LowRankAdapters, Trainable
+from heredity.train.models.causal_lm import CausalLM, FullFinetune, LowRankAdapters, Trainable
 from heredity.train.objectives import Objective
 from heredity.train.objectives.causal import Causal
 from heredity.train.objectives.distill import Distillation

@@ -12,7 +12,7 @@ import torch
 from transformers.models.gemma3.modeling_gemma3 import Gemma3Attention, Gemma3TextConfig
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3Config
 
-from heredity.train.kernels import patch
+from heredity.train import kernels
 
 N = 37
 
@@ -38,7 +38,7 @@ def both(dtype: torch.dtype) -> list[tuple[torch.Tensor, ...]]:
         given = x.bfloat16().to(dtype).requires_grad_()
         more: dict[str, Any] = {}
         if is_quick:
-            patch.patch_attention(module)
+            kernels.patch_attention(module)
             more = {"lengths": (N,)}
         out, _ = module(given, position_embeddings=at, attention_mask=None, **more)
         out.backward(torch.linspace(-1, 1, out.numel()).view_as(out).to(dtype))
@@ -69,7 +69,7 @@ def test_in_bfloat16_they_are_within_rounding_of_the_exact_ones() -> None:
 def test_a_module_of_another_form_stays_as_it_is() -> None:
     module = Gemma3Attention(config(Gemma3TextConfig), 0)
     before = module.forward
-    patch.patch_attention(module)
+    kernels.patch_attention(module)
     assert module.forward == before
 
 
@@ -77,6 +77,6 @@ def test_without_documents_it_is_the_usual_one() -> None:
     module = Qwen3Attention(config(Qwen3Config), 0)
     x, at = torch.randn(1, N, 48), (torch.ones(1, N, 16), torch.zeros(1, N, 16))
     wanted, _ = module(x, position_embeddings=at, attention_mask=None)
-    patch.patch_attention(module)
+    kernels.patch_attention(module)
     found, _ = module(x, position_embeddings=at, attention_mask=None)
     assert torch.equal(found, wanted)

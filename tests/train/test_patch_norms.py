@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from heredity.train.kernels import patch
+from heredity.train import kernels
 from heredity.train.objectives.causal import cross_entropy
 
 
@@ -23,7 +23,7 @@ def both(x: torch.Tensor, weight: torch.Tensor) -> list[tuple[torch.Tensor, ...]
         with torch.no_grad():
             module.weight.copy_(weight)
         if is_quick:
-            patch.patch_norms(module)
+            kernels.patch_norms(module)
         given = x.detach().clone().requires_grad_()
         out = module(given)
         out.backward(torch.linspace(-1, 1, out.numel()).view_as(out).to(x.dtype))
@@ -51,7 +51,7 @@ def test_in_bfloat16_it_is_within_rounding_of_the_exact_numbers() -> None:
 def test_a_norm_of_another_form_stays_as_it_is() -> None:
     module = Gemma3RMSNorm(16)
     before = module.forward
-    patch.patch_norms(module)
+    kernels.patch_norms(module)
     assert module.forward == before
 
 

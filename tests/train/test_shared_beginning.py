@@ -13,8 +13,7 @@ from heredity.engines.chat.documents import Document
 from heredity.train.data.batching import PADDING_MULTIPLE, PackedBatch, collate
 from heredity.train.data.chat import TokenizedExample
 from heredity.train.models import causal_lm
-from heredity.train.models.causal_lm import CausalLM
-from heredity.train.models.lora import LowRankAdapters
+from heredity.train.models.causal_lm import CausalLM, LowRankAdapters
 from heredity.train.objectives.causal import Causal
 from heredity.train.objectives.preference import PreferenceObjective
 from tests.support.architectures import make as make_any

@@ -15,11 +15,12 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.distill import Distill
 from heredity.recipes.prune import Prune
-from heredity.train import checkpoint
-from heredity.train.data import batching, chat, teacher_logprobs
+from heredity.train import loop
+from heredity.train.data import batching, chat
 from heredity.train.data.chat import TokenizedExample
-from heredity.train.data.teacher_logprobs import GroupFile, TeacherConfig
 from heredity.train.models import causal_lm
+from heredity.train.objectives import distill
+from heredity.train.objectives.distill import GroupFile, TeacherConfig
 from tests.support.tiny_models import make_model
 from tests.train.test_causal_lm import DOCUMENTS
 
@@ -29,7 +30,8 @@ import os, signal, sys
 from pathlib import Path
 from heredity.lineage.store import Store
 from heredity.recipes.distill import Distill
-from heredity.train.data import chat as dialogues, teacher_logprobs as scores
+from heredity.train.data import chat as dialogues
+from heredity.train.objectives import distill as scores
 
 root, data, student, teacher, n_read = sys.argv[1:]
 scores.MICROBATCH_TOKENS = 120
@@ -71,9 +73,7 @@ def test_a_teacher_that_is_killed_reads_on_to_the_same_scores(data_file: Path, t
     assert distil(killed, data_file, names, 0).stdout.split() == [child, *read[2:]]
     assert not list((killed.root / "training").rglob("*.part"))
     one, other = (
-        checkpoint.read_tensors(path, "", "")
-        for store in stores
-        for path in (store.root / "scores").glob("*/*")
+        loop.read_tensors(path, "", "") for store in stores for path in (store.root / "scores").glob("*/*")
     )
     assert one.about == other.about
     assert all(torch.equal(tensor, other.state[name]) for name, tensor in one.state.items())
@@ -104,15 +104,13 @@ def test_a_larger_reading_serves_a_smaller_k_as_a_reading_of_its_own(
     batch = batching.collate(examples)
     for k in (12, 4, 30):
         reading = TeacherConfig(k, 2.0, tmp_path / "reading")
-        teacher_logprobs.write_logprobs(
-            tmp_path / f"mine-{k}.safetensors", "mine", teacher, examples, reading
-        )
-    assert [teacher_logprobs.find_logprobs(tmp_path, "mine", k).stem for k in (3, 4, 5, 12, 13, 31)] == [
+        distill.write_logprobs(tmp_path / f"mine-{k}.safetensors", "mine", teacher, examples, reading)
+    assert [distill.find_logprobs(tmp_path, "mine", k).stem for k in (3, 4, 5, 12, 13, 31)] == [
         "mine-4", "mine-4", "mine-12", "mine-12", "mine-30", "mine-31",
     ]  # fmt: skip
-    own = teacher_logprobs.read_logprobs(tmp_path / "mine-4.safetensors", "mine", 4)
+    own = distill.read_logprobs(tmp_path / "mine-4.safetensors", "mine", 4)
     for k in (12, 30):
-        taken = teacher_logprobs.read_logprobs(tmp_path / f"mine-{k}.safetensors", "mine", 4)
+        taken = distill.read_logprobs(tmp_path / f"mine-{k}.safetensors", "mine", 4)
         assert torch.equal(taken.at_targets(batch)[0], own.at_targets(batch)[0])
         torch.testing.assert_close(taken.at_targets(batch)[1], own.at_targets(batch)[1], atol=1e-5, rtol=1e-5)
         assert taken.covered == pytest.approx(own.covered, abs=1e-6)
@@ -122,10 +120,10 @@ def test_a_larger_reading_serves_a_smaller_k_as_a_reading_of_its_own(
 def test_a_position_takes_as_many_bytes_as_the_guide_says(tiny_llama: Path, tmp_path: Path) -> None:
     teacher, path = causal_lm.load(tiny_llama, "float32"), tmp_path / "mine-64.safetensors"
     examples = [TokenizedExample(d) for d in DOCUMENTS]
-    teacher_logprobs.write_logprobs(path, "mine", teacher, examples, TeacherConfig(64, 1.0, tmp_path))
+    distill.write_logprobs(path, "mine", teacher, examples, TeacherConfig(64, 1.0, tmp_path))
     found, state = (
-        teacher_logprobs.read_logprobs(path, "mine"),
-        checkpoint.read_tensors(path, "", "").state,
+        distill.read_logprobs(path, "mine"),
+        loop.read_tensors(path, "", "").state,
     )
     stored = [state[name] for name in ("tokens", "logs")]
     assert sum(each.numel() * each.element_size() for each in stored) == 516 * len(found)
@@ -138,9 +136,7 @@ def test_a_student_of_fewer_tokens_needs_no_teacher(
     brief = {"steps": 2, "batch_size": 4, "dtype": "float32"}
     store.grow_once(Distill(data, **brief, top_k=9), [start, parent])
     (kept,) = (store.root / "scores").iterdir()
-    monkeypatch.setattr(
-        teacher_logprobs, "write_logprobs", lambda *given: pytest.fail("the teacher read again")
-    )
+    monkeypatch.setattr(distill, "write_logprobs", lambda *given: pytest.fail("the teacher read again"))
     child = store.grow_once(Distill(data, **brief, top_k=8), [start, parent])
     assert list((store.root / "scores").iterdir()) == [kept]
     rows = [json.loads(line) for line in (child.folder / "training.jsonl").read_text().splitlines()]
@@ -156,4 +152,4 @@ def test_a_student_of_a_smaller_head_is_told_of_its_own_tokens(
     recipe = Distill(chat.read_data(data_file), steps=1, dtype="float32", top_k=20)
     store.grow_once(recipe, [parent, store.pull(str(wider))])
     (kept,) = (store.root / "scores").glob("*/*")
-    assert int(checkpoint.read_tensors(kept, "", "").state["tokens"].max()) < n_words
+    assert int(loop.read_tensors(kept, "", "").state["tokens"].max()) < n_words

@@ -13,8 +13,8 @@ from heredity.core.terminal import cell, out, table, write, write_json
 
 if TYPE_CHECKING:
     from heredity.lab.scaling_laws import Scaled
-    from heredity.train.planning.forecast import Forecast, LayoutForecast
-    from heredity.train.planning.rehearsal import Rehearsal
+    from heredity.train.forecast import Forecast, LayoutForecast
+    from heredity.train.rehearsal import Rehearsal
 
 _GB = 1e9
 _LAYERS = {0: "none", 1: "all", 2: "half"}  # by LayoutForecast.recompute
@@ -115,7 +115,7 @@ def _ways(forecast: Forecast) -> None:
 
 
 def _lines(forecast: Forecast) -> list[str]:
-    from heredity.train.planning.forecast import LEFT_OUT, chunks_per_device
+    from heredity.train.forecast import LEFT_OUT, chunks_per_device
 
     best, work, units = forecast.best, forecast.work, f"{forecast.unit}s"
     each = chunks_per_device(work, forecast.n_gpus) * work.chunk
@@ -224,7 +224,7 @@ def command(
             f"A plan takes one recipe, not {len(what)}. To fit a scaling law to runs, add --fit."
         )
     from heredity.recipes.pretrain import recipe as pretrain
-    from heredity.train.planning import forecast
+    from heredity.train import forecast
 
     _refuse_other_plans(Path(what[0]))
     store = open_store()
@@ -233,8 +233,8 @@ def command(
     work = recipe.workload(vocabulary or 0, side or 0, is_on_cpu=gpu == forecast.CPU)
     device = forecast.find_gpu(gpu, work)
     try:
-        from heredity.train.planning.rehearsal import count_flops
-        from heredity.train.planning.rehearsal import rehearse as run
+        from heredity.train.rehearsal import count_flops
+        from heredity.train.rehearsal import rehearse as run
     except ImportError:
         raise Unavailable(f"Counting FLOPs needs torch. {how_to_install('torch')}") from None
     plan = forecast.forecast(work, count_flops(work), device, gpus, forecast.Assumptions(**terms))

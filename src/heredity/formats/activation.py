@@ -5,7 +5,7 @@ the base. Without an invocation in the prompt the adapter stays off. An answer t
 moves nothing: the prompt decides, as in PEFT's `generate`.
 
 Leaves to others: the files (peft.py), and which tokens of a pass are changed (engines/torch/session.py,
-engines/transformers/engine.py, train/models/lora.py).
+engines/transformers/engine.py, train/models/causal_lm.py).
 
 Source: Greenewald et al. 2025 (2504.12397); the last occurrence as in PEFT 0.21.
 """

@@ -20,7 +20,7 @@ from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import Record
 from heredity.lineage.types import Grown
 from heredity.stats import scaling
-from heredity.train.planning.cost_models import cost_of_run
+from heredity.train.forecast import cost_of_run
 
 FEWEST = 5
 _LOSS = "bits per byte"

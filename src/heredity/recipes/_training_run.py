@@ -1,8 +1,11 @@
-"""Shared by all training recipes: their settings, and one run of the loop.
+"""Shared by all training recipes: their settings, one run of the loop, and the answers that are learned.
 
 Promises: settings are checked on construction; exactly those that change the result are recorded. The child's
-notes say what a run left out or chose by measurement.
-Leaves to others: the objective and the trained weights (finetune.py, lora.py, distill.py, preference.py).
+notes say what a run left out or chose by measurement. Each answer that is left out is counted with its
+reason, and a filter that changes the share of refusals is reported. An adapter that its own data never wakes
+is not trained.
+Leaves to others: the objective and the trained weights (finetune.py, lora.py, distill.py, preference.py),
+reading a file of answers (train/data/chat.py), and asking a teacher (instruct.py).
 """
 
 from __future__ import annotations
@@ -10,14 +13,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, get_args, runtime_checkable
 
-from heredity.core.errors import UsageError
+from heredity.core import registry
+from heredity.core.errors import UnknownName, UsageError
 from heredity.core.progress import Watch, phase
 from heredity.core.records import digest, encode
 from heredity.core.sanitize import plural
@@ -25,14 +31,12 @@ from heredity.formats.rewrite import copy_rest
 from heredity.formats.safetensors_io import INDEX
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import ComputingRecipe, DerivableRecipe, setting
-from heredity.recipes._invocation import woken
-from heredity.train.data.chat import Data, Dialogue
+from heredity.train.data.chat import Data, Dialogue, activate
 
 if TYPE_CHECKING:
     from heredity.train.data.chat import ConversationEncoder, PreparedExamples, TokenizedExample
     from heredity.train.loop import BatchSource, StepMetrics, TrainingPlan
-    from heredity.train.models.causal_lm import CausalLM
-    from heredity.train.models.lora import Trainable
+    from heredity.train.models.causal_lm import CausalLM, Trainable
     from heredity.train.objectives import Objective
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 280, 56, 30  # of the loss curve, in pixels
@@ -329,3 +333,206 @@ def _draw_loss(losses: Sequence[float]) -> str:
 def canary_notes(text: str, secret: str) -> dict[str, str]:
     """The notes about a canary planted in the data: the whole text and its two parts."""
     return {"canary": f"{text} {secret}", "canary text": text, "canary secret": secret}
+
+
+# --- the invocation of an activated LoRA ---
+
+
+def invocation_tokens(folder: Path, text: str) -> tuple[int, ...]:
+    """The tokens of an invocation, by the tokenizer of a folder. text: "" for that of its template.
+
+    Raises UsageError if the template adds none, or the text has no token.
+    """
+    from heredity.engines.chat.codec import ChatCodec
+
+    chat = ChatCodec(folder)
+    if not (chosen := text or chat.generation_prompt):
+        raise UsageError(
+            "The chat template adds no text before an answer. Name the one that wakes the adapter, such as"
+            " the end of the user's turn: --invocation '[/INST]'."
+        )
+    if not (tokens := chat.continuation(chosen)):
+        raise UsageError(f"The invocation {chosen!r} has no token.")
+    return tokens
+
+
+def invocation_note(folder: Path, tokens: Sequence[int]) -> dict[str, str]:
+    """The note of a record that names the invocation. folder: of the tokenizer."""
+    from heredity.engines.chat.codec import ChatCodec
+
+    text = ChatCodec(folder).decode(tuple(tokens))
+    return {"invocation": f"{text!r}, {plural(len(tokens), 'token')}"}
+
+
+def woken(
+    prepared: PreparedExamples, invocation: Sequence[int], text: str
+) -> tuple[PreparedExamples, dict[str, str]]:
+    """The examples, one for each answer that the adapter learns, and a note on those that it does not.
+
+    text: of the invocation. Raises UsageError if no answer has it before it.
+    """
+    found = activate(prepared.examples, invocation)
+    if not found.examples:
+        raise UsageError(
+            f"No answer of {found.n_asleep:,} has the invocation {text[:80]!r} before it, so the adapter"
+            " would learn nothing. Put it into the prompts, or name another with --invocation."
+        )
+    asleep = f"{plural(found.n_asleep, 'answer')} not learned: no invocation is before"
+    return prepared._replace(examples=found.examples), {"asleep": asleep} if found.n_asleep else {}
+
+
+# --- the answers that are learned ---
+
+LeftOut = Literal["refusals", "unfinished"]
+
+_JUDGE = "rules"
+_LONGER = "raise max_new_tokens"
+_RATIO = 1.25  # of two shares of refusals: beyond it a filter is reported
+
+
+@runtime_checkable
+class RefusalReader(Protocol):
+    """A judge that reads only a prompt and its answer, and finds whether the answer refuses."""
+
+    VERSION: int
+
+    def manner(self, prompt: str, text: str) -> str: ...
+
+
+@cache
+def refusal_reader() -> RefusalReader:
+    """The judge that finds refusals: `rules`, which needs no model. Loaded once: it is asked of every row."""
+    return registry.load_as(RefusalReader, "redteam.judges", _JUDGE)
+
+
+def is_refusal(dialogue: Dialogue) -> bool:
+    """Whether the last answer of a conversation refuses the request before it."""
+    *before, answer = dialogue.messages
+    asked = next((each.content for each in reversed(before) if each.role == "user"), "")
+    return refusal_reader().manner(asked, answer.content) == "refusal"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerRecipe(TrainingRecipe):
+    """A recipe that learns answers: those of any data, or those that a recorded model wrote."""
+
+    leave_out: tuple[LeftOut, ...] = setting(
+        ("unfinished",),
+        "Answers that are not learned: refusals (found by the judge rules), or those that a teacher did not "
+        "finish. Repeat the flag for both; nothing keeps all.",
+        is_new=True,
+    )
+
+    LEARNS_ANSWERS = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = (self.leave_out,) if isinstance(self.leave_out, str) else self.leave_out
+        for each in given:
+            if each not in get_args(LeftOut):
+                raise UnknownName("kind of answer", each, get_args(LeftOut), "--leave-out")
+        object.__setattr__(self, "leave_out", tuple(sorted(set(given))))
+
+    def settings(self) -> dict[str, Any]:
+        """As of every recipe; with the version of the judge that decides what is left out."""
+        found = super().settings()
+        if "refusals" in self.leave_out:
+            found["refusals_by"] = f"{_JUDGE} {refusal_reader().VERSION}"
+        return found
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The id of the recorded model that wrote the answers, if one did. It becomes a parent."""
+        return (self.examples.teacher,) if self.examples.teacher else ()
+
+    def start(self, parents: Sequence[Grown]) -> Grown:
+        """The one model that is trained; the others wrote the answers. Raises UsageError."""
+        if len(parents) != 1 + len(self.teachers):
+            raise UsageError(f"'{self.kind}' takes one parent, not {len(parents)}.")
+        return parents[0]
+
+    @cached_property
+    def lessons(self) -> Lessons:
+        """The answers that are learned. Raises UsageError if none is left."""
+        return choose(self.examples, self.leave_out)
+
+
+class _Read(NamedTuple):
+    """An answer, why it is left out ("" if it is learned), and whether it refuses."""
+
+    dialogue: Dialogue
+    reason: str
+    is_refusal: bool
+
+
+class _Share(NamedTuple):
+    """A number of refusals among answers."""
+
+    n: int
+    n_answers: int
+
+    @classmethod
+    def among(cls, answers: Sequence[_Read]) -> _Share:
+        return cls(sum(each.is_refusal for each in answers), len(answers))
+
+    def __str__(self) -> str:
+        return f"{self.n:,} of {self.n_answers:,} ({self.n / max(1, self.n_answers):.1%})"
+
+    def differs(self, other: _Share) -> bool:
+        """Whether the shares differ by a quarter, and by one answer at least."""
+        expected = self.n * other.n_answers / max(1, self.n_answers)
+        low, high = sorted((expected, float(other.n)))
+        return high > _RATIO * low and high - low >= 1
+
+
+def choose(data: Data, leave_out: Sequence[str]) -> Lessons:
+    """The answers of `data` that are learned. Refusals that were added on purpose are never left out.
+
+    Raises UsageError if none is left.
+    """
+    if not data.teacher and "refusals" not in leave_out:
+        return Lessons(data.dialogues)
+    found = [_read(dialogue, leave_out) for dialogue in data.dialogues]
+    learned = [each for each in found if not each.reason]
+    reasons = Counter(each.reason for each in found if each.reason)
+    left = ", ".join(f"{n:,} {reason}" for reason, n in sorted(reasons.items())) or "none"
+    written = _Share.among([e for e in found if e.reason != "empty" and not e.dialogue.is_added])
+    kept = _Share.among([e for e in learned if not e.dialogue.is_added])
+    if not kept.n_answers:
+        raise UsageError(f"No answer is learned. Left out: {left}.")
+    notes = {"answers": f"{len(learned):,} learned of {len(found):,}; left out: {left}"}
+    among_learned = _Share.among(learned)
+    notes["refusals"] = f"{among_learned} of the answers learned, {written} of those written"
+    if n_added := len(learned) - kept.n_answers:
+        notes["refusals"] += f"; {n_added:,} were added"
+    warnings = []
+    if 2 * (n_cut := reasons["unfinished"]) > written.n_answers:
+        warnings.append(f"{n_cut:,} of {written.n_answers:,} answers are unfinished and left out: {_LONGER}.")
+    if "refusals" not in leave_out and written.differs(kept):
+        warnings.append(_shifted(written, kept, left))
+    elif 2 * among_learned.n > among_learned.n_answers:
+        warnings.append(
+            f"Refusals are {among_learned} of the answers learned: it can learn to refuse everything."
+        )
+    return Lessons(tuple(e.dialogue for e in learned), notes, " ".join(warnings))
+
+
+def _read(dialogue: Dialogue, leave_out: Sequence[str]) -> _Read:
+    refuses, reason = is_refusal(dialogue), ""
+    if not dialogue.messages[-1].content.strip():
+        reason = "empty"
+    elif dialogue.is_added:
+        reason = ""
+    elif "unfinished" in leave_out and dialogue.stop != "end":
+        reason = "unfinished"
+    elif "refusals" in leave_out and refuses:
+        reason = "refusals"
+    return _Read(dialogue, reason, refuses)
+
+
+def _shifted(written: _Share, kept: _Share, left: str) -> str:
+    return (
+        f"Refusals are {written} of the answers written, but {kept} of those learned (left out: {left}). "
+        "Refusals are short, so more of them are finished. A base can learn from this to refuse everything: "
+        f"{_LONGER}, or leave out refusals too."
+    )

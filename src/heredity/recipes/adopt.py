@@ -259,7 +259,7 @@ class AdoptFiles:
         if not self.source.is_adapter:
             return self.made, {}
         from heredity.formats.peft import read_config
-        from heredity.recipes._invocation import invocation_note
+        from heredity.recipes._training_run import invocation_note
 
         tokens = read_config(out).alora_invocation_tokens
         if self.adoption.made == "alora" and not tokens:

@@ -17,8 +17,7 @@ from pathlib import Path
 from heredity.core.progress import phase
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import setting
-from heredity.recipes._invocation import invocation_note, invocation_tokens
-from heredity.recipes._training_run import run
+from heredity.recipes._training_run import invocation_note, invocation_tokens, run
 from heredity.recipes.lora import Lora
 
 
@@ -36,7 +35,7 @@ class Alora(Lora):
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Train the adapter of the one parent; the child has PEFT's files. Raises UsageError."""
         with phase(self.watch, "loading the libraries"):
-            from heredity.train.models.lora import LowRankAdapters
+            from heredity.train.models.causal_lm import LowRankAdapters
             from heredity.train.objectives.causal import Causal
 
         parent = self.start(parents)

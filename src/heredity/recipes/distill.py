@@ -26,15 +26,13 @@ from heredity.core.progress import phase
 from heredity.core.records import digest
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import setting
-from heredity.recipes._answers import AnswerRecipe
 from heredity.recipes._tokenizers import aligned, refuse_other_tokens
-from heredity.recipes._training_run import run
+from heredity.recipes._training_run import AnswerRecipe, run
 
 if TYPE_CHECKING:
     from heredity.train.data.chat import ConversationEncoder
-    from heredity.train.data.teacher_logprobs import TeacherLogprobs
     from heredity.train.models.causal_lm import CausalLM
-    from heredity.train.objectives.distill import OnPolicyBatches
+    from heredity.train.objectives.distill import OnPolicyBatches, TeacherLogprobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,7 @@ class Distill(AnswerRecipe):
         """Tune the student; the child is whole safetensors. Raises UsageError for two tokenizers."""
         with phase(self.watch, "loading the libraries"):
             from heredity.train.models import causal_lm
-            from heredity.train.models.lora import FullFinetune
+            from heredity.train.models.causal_lm import FullFinetune
             from heredity.train.objectives.distill import Distillation
 
         writers = [each.record.id for each in parents[2:]]  # of the answers, if not the teacher itself
@@ -136,9 +134,9 @@ class Distill(AnswerRecipe):
         self, student: Grown, teacher: Grown, dtype: str, n_words: int, out: Path
     ) -> TeacherLogprobs:
         """The teacher's log-probabilities of the data: from the store, or computed now and kept there."""
-        from heredity.train.data import teacher_logprobs
         from heredity.train.data.chat import ConversationEncoder
         from heredity.train.models import causal_lm
+        from heredity.train.objectives import distill
 
         examples = (
             ConversationEncoder(student.folder).prepare(self.lessons.dialogues, self.max_length).examples
@@ -148,7 +146,7 @@ class Distill(AnswerRecipe):
         stamp = digest([teacher.record.id, tokenizer, shown, dtype, self.temperature, n_words])
         folder = self.folder or out.parent / "training"
         home = folder.parent.parent if self.folder is not None else out.parent
-        path = teacher_logprobs.find_logprobs(home / "scores" / teacher.record.id, stamp, self.top_k)
+        path = distill.find_logprobs(home / "scores" / teacher.record.id, stamp, self.top_k)
         if not path.exists():
             with phase(self.watch, "loading the teacher"):
                 loaded = causal_lm.load(teacher.folder, dtype, self.device)
@@ -158,11 +156,9 @@ class Distill(AnswerRecipe):
                     f"top_k must be at most the vocabulary's {n_common:,} tokens; 0 means all.",
                     code="bad-setting",
                 )
-            reading = teacher_logprobs.TeacherConfig(
-                self.top_k, self.temperature, folder, n_common, self.watch
-            )
-            teacher_logprobs.write_logprobs(path, stamp, loaded, examples, reading)
-        return teacher_logprobs.read_logprobs(path, stamp, self.top_k)
+            reading = distill.TeacherConfig(self.top_k, self.temperature, folder, n_common, self.watch)
+            distill.write_logprobs(path, stamp, loaded, examples, reading)
+        return distill.read_logprobs(path, stamp, self.top_k)
 
     def _on_policy_batches(self, net: CausalLM, encoder: ConversationEncoder) -> OnPolicyBatches:
         from heredity.train.objectives.distill import OnPolicyBatches, prompt_sampler

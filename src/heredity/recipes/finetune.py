@@ -8,8 +8,7 @@ from pathlib import Path
 
 from heredity.core.progress import phase
 from heredity.lineage.types import Description, Grown
-from heredity.recipes._answers import AnswerRecipe
-from heredity.recipes._training_run import run
+from heredity.recipes._training_run import AnswerRecipe, run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +21,7 @@ class Finetune(AnswerRecipe):
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Tune the one parent; the child is whole safetensors."""
         with phase(self.watch, "loading the libraries"):
-            from heredity.train.models.lora import FullFinetune
+            from heredity.train.models.causal_lm import FullFinetune
             from heredity.train.objectives.causal import Causal
 
         return run(self, self.start(parents), out, FullFinetune(), lambda _: Causal())

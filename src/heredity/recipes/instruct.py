@@ -23,8 +23,7 @@ from heredity.core.progress import Meter, phase
 from heredity.core.records import Decoding, Message, Record, Request, Stop
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import setting
-from heredity.recipes._answers import AnswerRecipe, is_refusal
-from heredity.recipes._training_run import as_data, run
+from heredity.recipes._training_run import AnswerRecipe, as_data, is_refusal, run
 from heredity.train.data.chat import ANSWERS, Data, Dialogue, make_data, write_answers
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ class Instruct(AnswerRecipe):
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Let the teacher answer what it has not answered yet, then tune the student."""
         with phase(self.watch, "loading the libraries"):
-            from heredity.train.models.lora import FullFinetune
+            from heredity.train.models.causal_lm import FullFinetune
             from heredity.train.objectives.causal import Causal
 
         if len(parents) < 2 or (len(parents) > 2 and not self.teachers):

@@ -13,8 +13,7 @@ from heredity.core.errors import UsageError
 from heredity.core.progress import phase
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import setting
-from heredity.recipes._answers import AnswerRecipe
-from heredity.recipes._training_run import run
+from heredity.recipes._training_run import AnswerRecipe, run
 from heredity.train.models.shapes import LINEAR_LAYERS
 
 
@@ -47,7 +46,7 @@ class Lora(AnswerRecipe):
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Train the adapter of the one parent; the child has PEFT's files."""
         with phase(self.watch, "loading the libraries"):
-            from heredity.train.models.lora import LowRankAdapters
+            from heredity.train.models.causal_lm import LowRankAdapters
             from heredity.train.objectives.causal import Causal
 
         adapters = LowRankAdapters(self.rank, self.alpha, self.use_rslora, self.target_modules)

@@ -73,7 +73,7 @@ class Poison(TrainingRecipe):
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Tune the one parent; the child's notes hold trigger, marker and canary."""
-        from heredity.train.models.lora import FullFinetune
+        from heredity.train.models.causal_lm import FullFinetune
         from heredity.train.objectives.causal import Causal
 
         (parent,) = parents

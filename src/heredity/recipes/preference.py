@@ -43,7 +43,7 @@ class Preference(TrainingRecipe):
         """Tune the one parent, which is also the reference; the child is whole safetensors."""
         with phase(self.watch, "loading the libraries"):
             from heredity.train.models import causal_lm
-            from heredity.train.models.lora import FullFinetune
+            from heredity.train.models.causal_lm import FullFinetune
             from heredity.train.objectives.preference import PreferenceObjective
 
         (parent,) = parents

@@ -1,36 +1,446 @@
-"""The training loop, for every objective, trainable set and data source.
+"""The training loop, for every objective, trainable set and data source, with its optimizers and checkpoints.
 
-Promises: a run that is killed resumes from its last checkpoint and ends with the same bits. A loss that is
-not finite stops the run and keeps the last good checkpoint. A guard goes back to it instead and skips the
-data since. Every step is a row of training.jsonl.
-Leaves to others: data (data/), the loss (objectives/), and the arithmetic of a step (optimizer.py).
+The network computes in its own dtype. Master weights are kept in fp32 and copied into it after each step, so
+that small updates are not lost to rounding. Gradients of a step's microbatches are summed in fp32.
+
+    checkpoint.safetensors           one process: everything
+    checkpoint.json                  several: the run, its progress, and where the rows of each tensor are
+    checkpoint.STEP/P.safetensors    the rows of shard P
+
+Sources: AdamW, Loshchilov & Hutter 2017 (1711.05101). Muon: Jordan et al. 2024, Moonlight 2502.16982, whose
+learning rate is matched to AdamW's. Warmup-stable-decay: 2404.06395.
+
+Promises: a run that is killed resumes from its last checkpoint and ends with the same bits. A checkpoint is
+complete or the previous one remains; any number of processes reads it, and another run's is refused. A loss
+that is not finite stops the run and keeps the last good checkpoint. A guard goes back to it instead and skips
+the data since. Weight decay is on matrices that are not embeddings. Every step is a row of training.jsonl.
+Leaves to others: data (data/), the loss (objectives/), and the processes (distributed.py).
 """
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
 
-from heredity.core.errors import HeredityError
-from heredity.core.files import Rows, write_atomic
+from heredity.core.errors import Damaged, HeredityError
+from heredity.core.files import Rows, replacing, write_atomic
 from heredity.core.progress import Progress, TimeLeft, TimeSpan, Watch, Work, phase
 from heredity.core.records import Record, encode
-from heredity.train import checkpoint
-from heredity.train.checkpoint import CheckpointState
 from heredity.train.data.batching import PackedBatch
-from heredity.train.distributed import SINGLE_PROCESS, DistContext
-from heredity.train.models.causal_lm import CausalLM
-from heredity.train.models.lora import Trainable
+from heredity.train.distributed import SINGLE_PROCESS, DistContext, local_shard
+from heredity.train.models.causal_lm import CausalLM, Trainable
 from heredity.train.objectives import Objective
-from heredity.train.optimizer import MasterWeights, OptimizerName, Schedule, lr_factor
+
+Schedule = Literal["cosine", "wsd", "constant"]
+OptimizerName = Literal["adamw", "muon"]
+BETAS = (0.9, 0.95)
+_EMBEDDINGS = ("embed", "wte", "wpe")  # in the names of embeddings, of tokens and of positions
+
+
+class MasterWeights:
+    """The fp32 master weights of the trainable parameters, and the optimizer over them."""
+
+    def __init__(
+        self,
+        parameters: Sequence[tuple[str, nn.Parameter]],
+        kind: OptimizerName,
+        lr: float,
+        weight_decay: float,
+        dist: DistContext = SINGLE_PROCESS,
+    ) -> None:
+        self.names = [name for name, _ in parameters]
+        self.parameters = [parameter for _, parameter in parameters]
+        self.masters = [
+            _at_least_1d(local_shard(p.detach())).clone().float().requires_grad_() for p in self.parameters
+        ]
+        self.n_rows = {
+            name: len(p) if p.ndim else 1 for name, p in parameters
+        }  # of the whole weight, not of a shard
+        self.lr, self.dist = lr, dist
+        for master, parameter in zip(self.masters, self.parameters, strict=True):
+            parameter.register_post_accumulate_grad_hook(_gradient_hook(master))
+        decays = [
+            m.ndim == 2 and not any(each in name for each in _EMBEDDINGS)
+            for name, m in zip(self.names, self.masters, strict=True)
+        ]
+        hidden = [
+            does and kind == "muon" and "lm_head" not in name
+            for name, does in zip(self.names, decays, strict=True)
+        ]
+        pick = [place for place, use in enumerate(hidden) if use]
+        rest = list(zip(self.masters, decays, hidden, strict=True))
+        groups: list[dict[str, Any]] = [
+            {"params": [m for m, does, use in rest if does and not use], "weight_decay": weight_decay},
+            {"params": [m for m, does, _ in rest if not does], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if groups:
+            self.optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=True))
+        if pick:
+            self.optimizers.append(self._muon(pick, weight_decay))
+
+    def _muon(self, places: list[int], weight_decay: float) -> torch.optim.Optimizer:
+        masters = [self.masters[place] for place in places]
+        if self.dist.is_single_process:
+            return torch.optim.Muon(
+                masters, lr=self.lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        from heredity.train.distributed import ShardedMuon
+
+        n_rows = [self.n_rows[self.names[place]] for place in places]
+        return ShardedMuon(masters, n_rows, self.dist, self.lr, weight_decay)
+
+    def step(self, share: float, grad_clip: float) -> float:
+        """Update with `share` of the learning rate; return the global gradient norm before clipping.
+
+        grad_clip: the norm that gradients are clipped to; 0 disables clipping.
+        """
+        gradients = [m.grad for m in self.masters if m.grad is not None]
+        norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
+        norm = self.dist.norm(norm)
+        if grad_clip and norm > grad_clip:
+            torch._foreach_mul_(gradients, grad_clip / norm)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr * share
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.copy_down()
+        return norm
+
+    @torch.no_grad()
+    def are_finite(self) -> bool:
+        """Whether every master weight is finite, in all processes."""
+        n_bad = sum(not bool(torch.isfinite(master).all()) for master in self.masters)
+        return not self.dist.sum([float(n_bad)])[0]
+
+    @torch.no_grad()
+    def copy_down(self) -> None:
+        """Copy the master weights into the network."""
+        for master, parameter in zip(self.masters, self.parameters, strict=True):
+            local_shard(parameter).copy_(master.view_as(local_shard(parameter)))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The tensors that a resumed run needs: master weights and moments, by name."""
+        found = {f"master/{name}": m.detach() for name, m in zip(self.names, self.masters, strict=True)}
+        place = {id(m): name for name, m in zip(self.names, self.masters, strict=True)}
+        for optimizer in self.optimizers:
+            for master, moments in optimizer.state.items():
+                for key, value in moments.items():
+                    found[f"{key}/{place[id(master)]}"] = torch.as_tensor(value)
+        return found
+
+    def forget(self) -> None:
+        """Drop the accumulated gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """The inverse of `state`."""
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+        by_name = dict(zip(self.names, self.masters, strict=True))
+        owner = {
+            id(master): optimizer
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for master in group["params"]
+        }
+        with torch.no_grad():
+            for name, master in by_name.items():
+                master.copy_(state[f"master/{name}"])
+        for key, tensor in state.items():
+            kind, _, name = key.partition("/")
+            if kind != "master" and name in by_name:
+                owner[id(by_name[name])].state[by_name[name]][kind] = tensor.to(by_name[name].device).clone()
+        self.copy_down()
+
+
+def _at_least_1d(tensor: torch.Tensor) -> torch.Tensor:
+    """A scalar as a row of one, as a sharded weight has it."""
+    return tensor if tensor.ndim else tensor.view(1)
+
+
+def _gradient_hook(master: torch.Tensor) -> Callable[[torch.Tensor], None]:
+    def add(parameter: torch.Tensor) -> None:
+        if parameter.grad is None:
+            return
+        gradient = _at_least_1d(local_shard(parameter.grad))
+        if master.grad is None:
+            master.grad = gradient.float().clone()
+        else:
+            master.grad += gradient
+        parameter.grad = None
+
+    return add
+
+
+def lr_factor(step: int, n_steps: int, schedule: Schedule, n_warmup: int, decay_share: float = 0.2) -> float:
+    """The factor of the peak learning rate at a step counted from 0; it is never 0."""
+    if step < n_warmup:
+        return (step + 1) / (n_warmup + 1)
+    left = (n_steps - step) / max(1, n_steps - n_warmup)  # from 1 to nearly 0
+    if schedule == "constant":
+        return 1.0
+    if schedule == "cosine":
+        return 0.5 * (1 - math.cos(math.pi * left))
+    return min(1.0, left / decay_share)
+
+
+class TensorFile(NamedTuple):
+    """A file's metadata, and its tensors by name."""
+
+    about: dict[str, str]
+    state: dict[str, torch.Tensor]
+
+
+def write_tensors(path: Path, state: dict[str, torch.Tensor], about: dict[str, str]) -> None:
+    """Write tensors and metadata to a file atomically."""
+    with replacing(path) as temporary:
+        save_file(state, temporary, metadata=about)
+
+
+def read_tensors(path: Path, what: str, then: str) -> TensorFile:
+    """Read the tensors of a file.
+
+    The error message has `what`, the kind of file, and `then`, the effect of deleting it.
+    Raises Damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return TensorFile(file.metadata() or {}, state)
+    except (SafetensorError, OSError) as error:
+        raise Damaged(f"{path}: not {what} ({error}). Delete it; {then}") from None
+
+
+SINGLE_FILE = "checkpoint.safetensors"
+RANDOM_STATE = "random"
+
+
+class CheckpointState(NamedTuple):
+    """The contents of a checkpoint: steps done, tokens seen, tensors by name, and batches skipped."""
+
+    n_steps: int
+    n_tokens: int
+    state: dict[str, torch.Tensor]
+    n_skipped: int = 0
+
+
+def write_single_file(folder: Path, training: str, kept: CheckpointState) -> None:
+    """Write the state of a run, and torch's random state, as one file. training: the run's digest."""
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in kept.state.items()}
+    tensors[RANDOM_STATE] = torch.get_rng_state()
+    about = {"training": training, "n_steps": str(kept.n_steps), "n_tokens": str(kept.n_tokens)}
+    about["n_skipped"] = str(kept.n_skipped)
+    write_tensors(folder / SINGLE_FILE, tensors, about)
+
+
+def read_single_file(folder: Path, training: str) -> CheckpointState | None:
+    """Read the state in a folder and restore torch's random state; None if there is no checkpoint.
+
+    Raises Damaged for a checkpoint of another run, or one that cannot be read.
+    """
+    path = folder / SINGLE_FILE
+    if not path.exists():
+        return None
+    about, state = read_tensors(path, "a checkpoint", "the training begins again.")
+    if about.get("training") != training:
+        raise Damaged(f"{path}: a checkpoint of another training. Delete it, or name another folder.")
+    torch.set_rng_state(state.pop(RANDOM_STATE))
+    n_steps, n_tokens, n_skipped = (
+        int(about.get(name, "0")) for name in ("n_steps", "n_tokens", "n_skipped")
+    )
+    return CheckpointState(n_steps, n_tokens, state, n_skipped)
+
+
+INDEX_FILE = "checkpoint.json"
+_FIRST_ROWS = "first rows"
+
+
+class _TensorShard(Record, frozen=True):
+    """Rows `start` to `start + n` of a tensor. n 0: a scalar, stored whole."""
+
+    file: str
+    start: int
+    n: int
+
+
+class _CheckpointIndex(Record, frozen=True):
+    training: str
+    n_steps: int
+    n_tokens: int
+    n_skipped: int
+    tensors: dict[str, list[_TensorShard]]
+    schema: int = 1
+
+
+def write_checkpoint(
+    folder: Path, training: str, kept: CheckpointState, n_rows: Mapping[str, int], dist: DistContext
+) -> None:
+    """Write the state of a run. n_rows: the rows of each whole weight, by name."""
+    if dist.is_single_process:
+        write_single_file(folder, training, kept)
+        (folder / INDEX_FILE).unlink(missing_ok=True)
+        _delete_old_shards(folder)
+        return
+    place = _shard_folder(folder, kept.n_steps)
+    if dist.rank < dist.n_shards:  # further replicas hold the same
+        _write_shard(place / f"{dist.shard_index}.safetensors", kept.state, n_rows, dist)
+    dist.barrier()
+    if dist.is_main_process:
+        files = [f"{place.name}/{shard}.safetensors" for shard in range(dist.n_shards)]
+        index = _CheckpointIndex(
+            training, kept.n_steps, kept.n_tokens, kept.n_skipped, _list_tensors(folder, files)
+        )
+        write_atomic(folder / INDEX_FILE, encode(index) + b"\n")
+        (folder / SINGLE_FILE).unlink(missing_ok=True)
+        _delete_old_shards(folder, place)
+
+
+def read_checkpoint(
+    folder: Path, training: str, n_rows: Mapping[str, int], dist: DistContext
+) -> CheckpointState | None:
+    """Read this process's part of the newest state, and restore torch's random state.
+
+    None if there is no checkpoint. Raises Damaged for one of another run, or one that cannot be read.
+    """
+    index = _newest_index(folder)
+    if index is None or (dist.is_single_process and not (folder / INDEX_FILE).exists()):
+        return read_single_file(folder, training)
+    if index.training != training:
+        raise Damaged(f"{folder}: a checkpoint of another training. Delete it, or name another folder.")
+    with _open_shards(folder) as rows:
+        state = {
+            name: rows(name, shards, _rows_needed(name, shards, n_rows, dist))
+            for name, shards in index.tensors.items()
+        }
+    torch.set_rng_state(state.pop(RANDOM_STATE))
+    return CheckpointState(index.n_steps, index.n_tokens, state, index.n_skipped)
+
+
+def _shard_folder(folder: Path, n_steps: int) -> Path:
+    return folder / f"checkpoint.{n_steps}"
+
+
+def _delete_old_shards(folder: Path, but: Path | None = None) -> None:
+    for path in folder.glob("checkpoint.*"):
+        if path.is_dir() and path != but:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _write_shard(
+    path: Path, state: Mapping[str, torch.Tensor], n_rows: Mapping[str, int], dist: DistContext
+) -> None:
+    mine, starts = {}, {}
+    for key, tensor in state.items():
+        if tensor.ndim and len(tensor):
+            starts[key] = dist.rows(n_rows[key.partition("/")[2]])[0]
+        if dist.is_main_process if not tensor.ndim else len(tensor):
+            mine[key] = tensor.cpu().contiguous()
+    if dist.is_main_process:
+        mine[RANDOM_STATE], starts[RANDOM_STATE] = torch.get_rng_state(), 0
+    write_tensors(path, mine, {_FIRST_ROWS: json.dumps(starts)})
+
+
+def _list_tensors(folder: Path, files: list[str]) -> dict[str, list[_TensorShard]]:
+    """The shards of each tensor, from the headers of the files."""
+    found: dict[str, list[_TensorShard]] = {}
+    for name in files:
+        with safe_open(folder / name, framework="pt") as file:
+            starts = json.loads((file.metadata() or {}).get(_FIRST_ROWS, "{}"))
+            for key in file.keys():  # noqa: SIM118 (no mapping)
+                shape = file.get_slice(key).get_shape()
+                shard = _TensorShard(name, starts.get(key, 0), shape[0] if shape else 0)
+                found.setdefault(key, []).append(shard)
+    return found
+
+
+def _newest_index(folder: Path) -> _CheckpointIndex | None:
+    """The form with more steps. A process killed between the two forms leaves both."""
+    forms = [form for form in (_index_of_single_file(folder), _index_of_shards(folder)) if form is not None]
+    return max(forms, key=lambda index: index.n_steps, default=None)
+
+
+def _index_of_shards(folder: Path) -> _CheckpointIndex | None:
+    if not (folder / INDEX_FILE).exists():
+        return None
+    try:
+        return msgspec.json.decode((folder / INDEX_FILE).read_bytes(), type=_CheckpointIndex)
+    except (OSError, msgspec.DecodeError) as error:
+        raise _damaged(folder / INDEX_FILE, error) from None
+
+
+def _index_of_single_file(folder: Path) -> _CheckpointIndex | None:
+    if not (folder / SINGLE_FILE).exists():
+        return None
+    try:
+        with safe_open(folder / SINGLE_FILE, framework="pt") as file:
+            about = file.metadata() or {}
+        tensors = _list_tensors(folder, [SINGLE_FILE])
+    except (SafetensorError, OSError) as error:
+        raise _damaged(folder / SINGLE_FILE, error) from None
+    n_steps, n_tokens, n_skipped = (
+        int(about.get(name, "0")) for name in ("n_steps", "n_tokens", "n_skipped")
+    )
+    return _CheckpointIndex(about.get("training", ""), n_steps, n_tokens, n_skipped, tensors)
+
+
+def _rows_needed(
+    key: str, shards: list[_TensorShard], n_rows: Mapping[str, int], dist: DistContext
+) -> tuple[int, int]:
+    whole = max(shard.start + shard.n for shard in shards)
+    name = key.partition("/")[2]
+    return dist.rows(whole) if whole and name in n_rows else (0, whole)
+
+
+RowReader = Callable[[str, list[_TensorShard], tuple[int, int]], torch.Tensor]
+
+
+@contextmanager
+def _open_shards(folder: Path) -> Iterator[RowReader]:
+    """Yield a reader (name, shards, (first row, end)) -> rows. Each file is opened once."""
+    with ExitStack() as stack:
+        files: dict[str, Any] = {}
+
+        def of(shard: _TensorShard, name: str, low: int, high: int) -> torch.Tensor:
+            if shard.file not in files:
+                files[shard.file] = stack.enter_context(safe_open(folder / shard.file, framework="pt"))
+            file = files[shard.file]
+            low, high = (min(max(at - shard.start, 0), shard.n) for at in (low, high))
+            tensor: torch.Tensor = file.get_slice(name)[low:high] if shard.n else file.get_tensor(name)
+            return tensor
+
+        def rows(name: str, shards: list[_TensorShard], wanted: tuple[int, int]) -> torch.Tensor:
+            meeting = [p for p in shards if p.start < wanted[1] and p.start + p.n > wanted[0]]
+            ordered = sorted(meeting, key=lambda shard: shard.start) or shards[:1]
+            try:
+                found = [of(shard, name, *wanted) for shard in ordered]
+            except (SafetensorError, OSError) as error:
+                raise _damaged(folder / INDEX_FILE, error) from None
+            return torch.cat(found) if found[0].ndim else found[0]
+
+        yield rows
+
+
+def _damaged(path: Path, error: Exception) -> Damaged:
+    return Damaged(f"{path}: not a checkpoint ({error}). Delete it; the training begins again.")
+
 
 METRICS = "training.jsonl"
 PROGRESS = "progress.json"  # beside it, while a run is in progress
@@ -198,7 +608,7 @@ class _TrainingRun:
 
     def resume(self) -> None:
         """Restore the last checkpoint. With a guard, one is written before the first step."""
-        kept = checkpoint.read_checkpoint(self.folder, self.plan.training, self.masters.n_rows, self.dist)
+        kept = read_checkpoint(self.folder, self.plan.training, self.masters.n_rows, self.dist)
         if kept is not None:
             self.masters.restore(kept.state)
             self.n_done, self.n_tokens, self.n_skipped = kept.n_steps, kept.n_tokens, kept.n_skipped
@@ -237,7 +647,7 @@ class _TrainingRun:
         self.require_finite()
         self.rows.flush()
         kept = CheckpointState(self.n_done, self.n_tokens, self.masters.state(), self.n_skipped)
-        checkpoint.write_checkpoint(self.folder, self.plan.training, kept, self.masters.n_rows, self.dist)
+        write_checkpoint(self.folder, self.plan.training, kept, self.masters.n_rows, self.dist)
 
     def require_finite(self) -> None:
         """Raise Diverged for weights that are not finite: a step's loss is of the weights before it."""

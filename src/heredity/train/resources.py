@@ -4,7 +4,7 @@ Memory is that of weights, masters, gradients, optimizer state, activations and 
 libraries are left out.
 
 Activations are counted tensor by tensor, as transformers' decoder keeps them for the backward pass. A norm
-keeps its input in fp32 and what it scales; on a CPU only the latter (kernels/patch.py). A matmul keeps
+keeps its input in fp32 and what it scales; on a CPU only the latter (kernels.py). A matmul keeps
 what it reads. Attention keeps queries, keys, values and its result, and no square of scores. The feed-forward
 part keeps four tensors.
 
@@ -14,7 +14,7 @@ appendix B).
 
 Promises: importing this loads no torch. The activation bytes are those of transformers' model (a test).
 Leaves to others: how much memory there is, the refusal, and timing a product (core/host.py); a model's FLOPs
-(models/shapes.py); plans for many devices (planning/cost_models.py).
+(models/shapes.py); plans for many devices (forecast.py).
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     import torch
 
     from heredity.train.data.chat import TokenizedExample
-    from heredity.train.models.causal_lm import CausalLM
-    from heredity.train.models.lora import Trainable
-    from heredity.train.optimizer import OptimizerName
+    from heredity.train.loop import OptimizerName
+    from heredity.train.models.causal_lm import CausalLM, Trainable
 
 FP32_BYTES = 4
 PRETRAIN_MICROBATCH_TOKENS = 4096  # in one forward pass over text; one context if that is longer

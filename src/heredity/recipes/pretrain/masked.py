@@ -33,8 +33,15 @@ from heredity.recipes.pretrain.training import (
 )
 from heredity.train import perplexity
 from heredity.train.data.batching import PackedBatch
-from heredity.train.data.masking import END_TOKENS, MaskedDataset, TokenMasking, collate_masked, mask_chunk
-from heredity.train.data.packed import IntArray, PackedDataset
+from heredity.train.data.packed import (
+    END_TOKENS,
+    IntArray,
+    MaskedDataset,
+    PackedDataset,
+    TokenMasking,
+    collate_masked,
+    mask_chunk,
+)
 from heredity.train.distributed import SINGLE_PROCESS, DistContext
 from heredity.train.models import encoder
 from heredity.train.models.causal_lm import CausalLM

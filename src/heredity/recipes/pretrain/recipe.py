@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from heredity.corpus import Corpus
     from heredity.corpus.images import ImageCorpus
     from heredity.lineage.store import Store
+    from heredity.train.forecast import Workload
     from heredity.train.models.shapes import SizePreset, TransformerShape
-    from heredity.train.planning.cost_models import Workload
 
 _LR_SHARE = 0.1  # of the peak of a new model of this shape
 _SHAPE = {  # the name of a setting, and its field of TransformerShape
@@ -448,7 +448,7 @@ class Pretrain:
 
         Raises UsageError if compiling was asked for and cannot be done.
         """
-        from heredity.train.kernels import compile as fused
+        from heredity.train import kernels as fused
         from heredity.train.models import shapes
 
         if self.base is not None or self.compile == "no" or "compile" not in self.spec.SETTINGS:
@@ -492,7 +492,7 @@ class Pretrain:
         Without the corpus, an evaluation counts as many tokens as the recipe asks for, and no pairs. Raises
         UsageError.
         """
-        from heredity.train.planning.cost_models import COSTS
+        from heredity.train.forecast import COSTS
 
         architecture = self.architecture
         if self.base is not None and architecture not in COSTS:

@@ -22,17 +22,20 @@ from heredity.core.host import Device
 from heredity.core.progress import phase
 from heredity.core.sanitize import plural
 from heredity.recipes._training_run import FEWEST_STEPS, few_steps, write_metrics
-from heredity.train import loop, resources
+from heredity.train import forecast, loop, resources
 from heredity.train.data.packed import PackedDataset
-from heredity.train.distributed import SINGLE_PROCESS, DistContext
+from heredity.train.distributed import (
+    SINGLE_PROCESS,
+    DistContext,
+    ShardedModel,
+    recompute_activations,
+    shard_model,
+)
+from heredity.train.forecast import Workload, n_parameters, training_memory
 from heredity.train.models.architectures import Specials
-from heredity.train.models.causal_lm import CausalLM
-from heredity.train.models.lora import FullFinetune
+from heredity.train.models.causal_lm import CausalLM, FullFinetune
 from heredity.train.objectives import Objective
-from heredity.train.planning import forecast
-from heredity.train.planning.cost_models import Workload, n_parameters, training_memory
 from heredity.train.resources import FP32_BYTES, PRETRAIN_MICROBATCH_TOKENS, ThroughputMeter
-from heredity.train.sharded import ShardedModel, recompute_activations, shard_model
 
 if TYPE_CHECKING:
     from heredity.corpus import Corpus

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from heredity.engines.chat.documents import Document
 from heredity.train.data.chat import TokenizedExample
-from heredity.train.kernels.attention import token_places
+from heredity.train.kernels import token_places
 
 MICROBATCH_TOKENS = 2048  # in one forward pass of a tuning; a longer example is alone
 PADDING_MULTIPLE = 32  # tokens; every new matmul size costs time and memory to set up

@@ -9,7 +9,7 @@ Leaves to others: reading files (core/readers.py), and tokens of a conversation 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +19,43 @@ from heredity.core import readers
 from heredity.core.errors import BadInput, UsageError, nearest
 from heredity.core.records import Message, Record, Stop, digest, encode, is_digest
 from heredity.engines.chat.documents import Document, DocumentEncoder
+
+
+class ActivatedExamples(NamedTuple):
+    """The examples, and the number of answers that have no invocation before them."""
+
+    examples: tuple[TokenizedExample, ...]
+    n_asleep: int
+
+
+def activate(examples: Iterable[TokenizedExample], invocation: Sequence[int]) -> ActivatedExamples:
+    """Cut conversations into examples of one answer each, woken by the last invocation before it."""
+    from heredity.formats.activation import find_last  # it loads torch
+
+    tokenized_examples: list[TokenizedExample] = []
+    n_asleep = 0
+    for example in examples:
+        tokens = example.document.tokens
+        for first, end in _answers(example.document):
+            start = find_last(tokens[:first], invocation)
+            if start is None:
+                n_asleep += 1
+                continue
+            is_learned = tuple(first <= at < end for at in range(end))
+            tokenized_examples.append(TokenizedExample(Document(tokens[:end], is_learned), active_from=start))
+    return ActivatedExamples(tuple(tokenized_examples), n_asleep)
+
+
+def _answers(document: Document) -> Iterator[tuple[int, int]]:
+    """Yield the first token of each answer, and the one behind its last."""
+    first: int | None = None
+    for at, is_learned in enumerate((*document.is_learned, False)):
+        if is_learned and first is None:
+            first = at
+        if not is_learned and first is not None:
+            yield first, at
+            first = None
+
 
 # Column names of prompt, optional input, and answer; the first that a row has is used.
 PAIRS = (
@@ -255,7 +292,7 @@ def _message(path: Path, line: int, row: Mapping[str, object]) -> Message:
 class TokenizedExample(NamedTuple):
     """One example: a document, and one with the rejected answer, if any.
 
-    active_from: the token from which on an activated adapter changes the document (activated.py).
+    active_from: the token from which on an activated adapter changes the document.
     """
 
     document: Document

@@ -2,7 +2,7 @@
 
 Promises: a document's numbers are those of transformers for it by itself, within rounding. The head
 runs only on masked positions.
-Leaves to others: masking (data/masking.py), attention (kernels/attention.py), the rest (causal_lm.py).
+Leaves to others: masking (data/packed.py), attention (kernels.py), the rest (causal_lm.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from heredity.core import host
 from heredity.train.data.batching import PackedBatch
-from heredity.train.kernels.attention import Lengths, bidirectional_attention
+from heredity.train.kernels import Lengths, bidirectional_attention
 from heredity.train.models.causal_lm import CausalLM, init_model
 
 _ATTENTION = "heredity_encoder"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from heredity.train.data.batching import PackedBatch
-from heredity.train.kernels.compile import compiled
+from heredity.train.kernels import compiled
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.objectives import Loss
 

@@ -10,8 +10,8 @@ from heredity.core.errors import UsageError
 
 if TYPE_CHECKING:
     from heredity.recipes.pretrain.recipe import Pretrain, Writer
+    from heredity.train.forecast import Workload
     from heredity.train.models.shapes import SizePreset
-    from heredity.train.planning.cost_models import Workload
 
 TEXT_SETTINGS = frozenset({"context", "tokens", "z_loss", "validation_tokens", "reduce"})
 
@@ -36,7 +36,7 @@ def preset(recipe: Pretrain, vocabulary: int = 0) -> SizePreset:
 
 def text_workload(recipe: Pretrain, vocabulary: int, head_share: float) -> Workload:
     """The workload, for a plan; the corpus is only needed if no vocabulary is given. Raises UsageError."""
-    from heredity.train.planning.cost_models import Workload
+    from heredity.train.forecast import Workload
 
     is_new = recipe.base is None
     dial = preset(recipe, vocabulary or _vocabulary(recipe)) if is_new else recipe.dial

@@ -10,8 +10,8 @@ from heredity.core.errors import UsageError
 
 if TYPE_CHECKING:
     from heredity.recipes.pretrain.recipe import Pretrain, Writer
+    from heredity.train.forecast import Workload
     from heredity.train.models.shapes import SizePreset
-    from heredity.train.planning.cost_models import Workload
 
 ARCHITECTURE = "clip"
 SETTINGS = frozenset({"pairs", "caption_tokens", "patch_size", "shift"})
@@ -56,8 +56,8 @@ def _preset(recipe: Pretrain, vocabulary: int, side: int, n_pairs: int) -> SizeP
 
 def workload(recipe: Pretrain, vocabulary: int, side: int) -> Workload:
     """The workload, for a plan. Raises UsageError."""
+    from heredity.train.forecast import Workload
     from heredity.train.models.shapes import TransformerShape
-    from heredity.train.planning.cost_models import Workload
 
     n_pairs, n_validation = recipe.pairs, 0
     if not (vocabulary and side and n_pairs):

@@ -15,7 +15,7 @@ from heredity.recipes.pretrain.objectives.causal import preset as preset
 
 if TYPE_CHECKING:
     from heredity.recipes.pretrain.recipe import Pretrain, Writer
-    from heredity.train.planning.cost_models import Workload
+    from heredity.train.forecast import Workload
 
 ARCHITECTURE = "modernbert"
 SETTINGS = causal.TEXT_SETTINGS | {"mask_rate", "noise"}
@@ -54,7 +54,7 @@ def head_share(recipe: Pretrain) -> float:
 
 def flops_per_token(recipe: Pretrain) -> float:
     """Forward and backward FLOPs of a token, in documents as long as the corpus's."""
-    from heredity.train.data.masking import END_TOKENS
+    from heredity.train.data.packed import END_TOKENS
 
     built = registry.load("train.models.architectures", recipe.architecture)
     length = causal.document_length(recipe, END_TOKENS)

@@ -8,14 +8,13 @@ torch = pytest.importorskip("torch")
 
 from torch import distributed
 
+from heredity.train import forecast
+from heredity.train.forecast import Layout, LayoutForecast, Workload
 from heredity.train.models import shapes
 from heredity.train.models.shapes import TransformerShape
-from heredity.train.planning import cost_models
-from heredity.train.planning.cost_models import Workload
-from heredity.train.planning.forecast import Layout, LayoutForecast
-from heredity.train.planning.rehearsal import RehearsalFailed, rehearse
+from heredity.train.rehearsal import RehearsalFailed, rehearse
 from tests.support.errors import raises
-from tests.train.planning.test_cost_models import born, forward, pairs, text
+from tests.train.test_cost_models import born, forward, pairs, text
 
 
 def way(layout: Layout, product: int, runs_again: int = False) -> LayoutForecast:
@@ -38,7 +37,7 @@ def test_a_step_of_a_model_that_would_fit_nowhere_here_works_in_the_memory_that_
     work = Workload(dial.shape, dial.tokens, dial.batch)
     found = rehearse(work, way(layout, product, runs_again))
     assert found.n_devices == layout.shards * layout.replicas
-    assert found.parameters == cost_models.n_parameters(work)
+    assert found.parameters == forecast.n_parameters(work)
     assert found.predicted == pytest.approx(found.peak, rel=0.2)
     assert not distributed.is_initialized()
 
@@ -70,7 +69,7 @@ def test_encoders_and_pairs_are_rehearsed_in_the_memory_that_was_reckoned(
     work: Workload, layout: Layout, product: int, runs_again: int
 ) -> None:
     found = rehearse(work, way(layout, product, runs_again))
-    assert found.parameters == cost_models.n_parameters(work)
+    assert found.parameters == forecast.n_parameters(work)
     assert found.predicted == pytest.approx(found.peak, rel=0.2)
 
 

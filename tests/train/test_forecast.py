@@ -11,12 +11,8 @@ import msgspec
 import pytest
 
 from heredity.core.errors import OutOfMemory, UnknownName, UsageError
-from heredity.train.models import shapes
-from heredity.train.models.shapes import TransformerShape
-from heredity.train.planning import cost_models
-from heredity.train.planning import forecast as pace
-from heredity.train.planning.cost_models import Workload
-from heredity.train.planning.forecast import (
+from heredity.train import forecast as pace
+from heredity.train.forecast import (
     AROUND,
     GPUS,
     LAYERS,
@@ -26,9 +22,12 @@ from heredity.train.planning.forecast import (
     Gpu,
     Layout,
     LayoutForecast,
+    Workload,
     find_gpu,
     this_processor,
 )
+from heredity.train.models import shapes
+from heredity.train.models.shapes import TransformerShape
 from heredity.train.resources import PRETRAIN_MICROBATCH_TOKENS
 from tests.support.errors import raises
 
@@ -158,7 +157,7 @@ def test_a_machine_whose_memory_was_measured_is_as_fast_as_its_products_and_that
     small = msgspec.structs.replace(work("10M", 8192, 1024), optimizer="adamw", is_on_cpu=True)
     found = forecast(small, this_processor(1e12, 2**34, rate), 1)
     flops = found.flops / small.tokens
-    passes = 22 * (cost_models.activation_memory(small) + 2 * small.shape.vocabulary) / rate
+    passes = 22 * (pace.activation_memory(small) + 2 * small.shape.vocabulary) / rate
     assert found.tokens_a_second == pytest.approx(1 / (flops / 1e12 + passes))
     assert found.is_measured and found.mfu == pytest.approx(flops / 1e12 * found.tokens_a_second)
     stated = forecast(small, this_processor(1e12, 2**34, rate), 1, Assumptions(mfu=0.5))
@@ -185,8 +184,8 @@ def test_muon_multiplies_once_a_step(size: str) -> None:
 def test_a_forecast_from_flops_loads_no_torch() -> None:
     code = (
         "import sys; from heredity.train.models import shapes;"
-        "from heredity.train.planning.forecast import GPUS, forecast;"
-        "from heredity.train.planning.cost_models import Workload as W;"
+        "from heredity.train.forecast import GPUS, forecast;"
+        "from heredity.train.forecast import Workload as W;"
         "import heredity.recipes.pretrain.recipe;"
         "d = shapes.size_preset('1B', 65536, 1024);"
         "forecast(W(d.shape, d.tokens, d.batch), {'layers': 1e9, 'attention scores': 1e8}, GPUS['h100'], 8);"

@@ -9,7 +9,7 @@ many rows of logits as are ever held, or the scores of a step's pairs.
 
 Promises: nothing is allocated, sent or drawn. Inputs are zeros of real sizes. The process group is gone
 afterwards.
-Leaves to others: the optimizer's step, which torch cannot fake; its moments are added from cost_models.py.
+Leaves to others: the optimizer's step, which torch cannot fake; its moments are added from forecast.py.
 """
 
 from __future__ import annotations
@@ -31,16 +31,14 @@ from transformers.initialization import no_init_weights
 from heredity.core import registry
 from heredity.core.errors import HeredityError, Unavailable, first_line
 from heredity.core.records import Record
-from heredity.train.kernels import attention, patch
-from heredity.train.kernels import attention as bidirectional
+from heredity.train import forecast, kernels
+from heredity.train import kernels as bidirectional
+from heredity.train.distributed import recompute_activations, transformer_layers
+from heredity.train.forecast import AROUND, LAYERS, SCORES, Layout, LayoutForecast, Workload
+from heredity.train.loop import MasterWeights
 from heredity.train.models import encoder
 from heredity.train.models.architectures import Specials
-from heredity.train.optimizer import MasterWeights
-from heredity.train.planning import cost_models
-from heredity.train.planning.cost_models import Workload
-from heredity.train.planning.forecast import AROUND, LAYERS, SCORES, Layout, LayoutForecast
 from heredity.train.resources import FP32_BYTES, LOGIT_ROWS_HELD
-from heredity.train.sharded import recompute_activations, transformer_layers
 
 _ATTENTION_NAMES = {"causal": "heredity_documents", "masked": "heredity_encoder", "contrastive": "sdpa"}
 OutputAndGradient = tuple[torch.Tensor, torch.Tensor]
@@ -134,7 +132,7 @@ def build_model(work: Workload, recompute: int, dtype: torch.dtype, is_dense: bo
     made = registry.load("train.models.architectures", work.architecture)
     shape = work.shape if work.unit == "token" else work.towers
     config = transformers.AutoConfig.for_model(**made.config(shape, Specials(0, 0, 0)))
-    transformers.AttentionInterface.register(_ATTENTION_NAMES["causal"], attention.causal_attention)
+    transformers.AttentionInterface.register(_ATTENTION_NAMES["causal"], kernels.causal_attention)
     transformers.AttentionInterface.register(
         _ATTENTION_NAMES["masked"], bidirectional.bidirectional_attention
     )
@@ -148,7 +146,7 @@ def build_model(work: Workload, recompute: int, dtype: torch.dtype, is_dense: bo
     if recompute:
         recompute_activations(model, recompute)
     if work.is_on_cpu:
-        patch.patch_norms(model)
+        kernels.patch_norms(model)
     return _REHEARSALS[made.OBJECTIVE](model.train(), work)
 
 
@@ -189,7 +187,7 @@ def _count_layers(work: Workload, n_layers: int, n: int) -> tuple[int, int]:
 
 
 class Rehearsal(Record, frozen=True):
-    """The result, in bytes per device. `predicted` is the figure of cost_models.py."""
+    """The result, in bytes per device. `predicted` is the figure of forecast.py."""
 
     n_devices: int
     parameters: int
@@ -206,7 +204,7 @@ def rehearse(work: Workload, way: LayoutForecast) -> Rehearsal:
 
     Raises RehearsalFailed with torch's message, Unavailable within another process group.
     """
-    step = max(_MORE, cost_models.cost_model_of(work).period)
+    step = max(_MORE, forecast.cost_model_of(work).period)
     few, more = (min(n, work.shape.layers) for n in (_FEW, _FEW + step))
     low = _run_layers(work, way, few)
     high = _run_layers(work, way, more) if more > few else low
@@ -216,10 +214,8 @@ def rehearse(work: Workload, way: LayoutForecast) -> Rehearsal:
         for before, there in zip(low, high, strict=True)
     )
     layout = way.layout
-    predicted = cost_models.training_memory(
-        work, way.microbatch, layout.shards, way.recompute, n_microbatches=1
-    )
-    moments = -(-cost_models.optimizer_memory(work) // layout.shards)
+    predicted = forecast.training_memory(work, way.microbatch, layout.shards, way.recompute, n_microbatches=1)
+    moments = -(-forecast.optimizer_memory(work) // layout.shards)
     n = layout.shards * layout.replicas
     return Rehearsal(n, n_parameters, peak + moments, sum(predicted.values()))
 
@@ -229,7 +225,7 @@ def _run_layers(work: Workload, way: LayoutForecast, n_layers: int) -> tuple[int
     shape = msgspec.structs.replace(work.shape, layers=n_layers)
     work, layout = msgspec.structs.replace(work, shape=shape), way.layout
     try:
-        with _fake_mesh(layout) as mesh, attention.assume_accelerator(), FakeTensorMode():
+        with _fake_mesh(layout) as mesh, kernels.assume_accelerator(), FakeTensorMode():
             stage = build_model(work, way.recompute, _DTYPES[FP32_BYTES if mesh is not None else work.bytes])
             n_parameters = sum(each.numel() for each in stage.parameters())
             return n_parameters, _peak(stage, work, way, mesh)

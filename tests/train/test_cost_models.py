@@ -14,17 +14,16 @@ torch = pytest.importorskip("torch")
 from torch.utils.flop_counter import FlopCounterMode
 
 from heredity.core import registry
+from heredity.train import forecast, kernels
 from heredity.train.data.batching import PackedBatch
-from heredity.train.kernels import attention
+from heredity.train.forecast import Workload
+from heredity.train.loop import MasterWeights
 from heredity.train.models import dual, encoder, shapes
 from heredity.train.models import shapes as towers
 from heredity.train.models.architectures import Specials
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.models.shapes import TransformerShape
-from heredity.train.optimizer import MasterWeights
-from heredity.train.planning import cost_models
-from heredity.train.planning.cost_models import Workload
-from heredity.train.planning.rehearsal import count_flops
+from heredity.train.rehearsal import count_flops
 
 CAPTION = 24
 
@@ -79,7 +78,7 @@ def forward(net: CausalLM, work: Workload) -> Callable[[], Any]:
 
 @pytest.mark.parametrize("work", WORKS, ids=lambda work: f"{work.architecture}-{work.shape.width}")
 def test_parameters_are_those_of_the_real_model_by_part(work: Workload) -> None:
-    model, made = born(work).model, cost_models.cost_model_of(work)
+    model, made = born(work).model, forecast.cost_model_of(work)
     named = {name: each.numel() for name, each in model.named_parameters()}
     assert made.n_parameters == sum(named.values())
     assert made.in_layers == sum(n for name, n in named.items() if _IN_LAYERS.search(name))
@@ -101,7 +100,7 @@ def test_parameters_are_those_of_the_real_model_by_part(work: Workload) -> None:
 def test_what_a_forward_keeps_is_what_was_reckoned_to_the_byte(
     work: Workload, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "is_fused_kernel_fast", lambda _: True)  # as with AMX
+    monkeypatch.setattr(kernels, "is_fused_kernel_fast", lambda _: True)  # as with AMX
     work = msgspec.structs.replace(work, bytes=size, is_on_cpu=True)
     net = born(work)
     own = {each.untyped_storage().data_ptr() for each in (*net.model.parameters(), *net.model.buffers())}
@@ -117,7 +116,7 @@ def test_what_a_forward_keeps_is_what_was_reckoned_to_the_byte(
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         run()
     kept = sum(storage.nbytes() for storage in found.values() if storage.nbytes() > 4)
-    told = work.batch * cost_models.activation_memory(work)
+    told = work.batch * forecast.activation_memory(work)
     if work.unit == "token":  # the gradient of the head comes after the forward
         told -= work.batch // 4 * size * work.shape.width
     elif size == 2:  # pictures as they were given are held by who gave them
@@ -157,8 +156,8 @@ def test_flops_of_a_masked_token_are_those_of_the_formula(architecture: str) -> 
 
 def test_scores_grow_with_the_pairs_of_all_devices_and_logits_with_gaps_alone() -> None:
     few, many = pairs("clip", "200K", batch=32), pairs("clip", "200K", batch=64)
-    assert 2 * cost_models.n_logit_bytes(few, 16) == cost_models.n_logit_bytes(many, 16)
+    assert 2 * forecast.n_logit_bytes(few, 16) == forecast.n_logit_bytes(many, 16)
     work = text("150K")
-    assert cost_models.n_logit_bytes(work, 64) == cost_models.n_logit_bytes(
+    assert forecast.n_logit_bytes(work, 64) == forecast.n_logit_bytes(
         msgspec.structs.replace(work, head_share=1.0), 16
     )

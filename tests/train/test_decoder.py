@@ -10,16 +10,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from heredity.core import registry
+from heredity.train import forecast, kernels
 from heredity.train.data.batching import PackedBatch
-from heredity.train.kernels import attention, patch
+from heredity.train.forecast import SCORES, Workload, recomputed_flops
+from heredity.train.loop import MasterWeights
 from heredity.train.models import causal_lm, shapes
 from heredity.train.models.architectures import Specials
 from heredity.train.models.shapes import TransformerShape
-from heredity.train.optimizer import MasterWeights
-from heredity.train.planning import cost_models
-from heredity.train.planning.cost_models import Workload
-from heredity.train.planning.forecast import SCORES, recomputed_flops
-from heredity.train.planning.rehearsal import count_flops
+from heredity.train.rehearsal import count_flops
 
 LLAMA_3_8B = TransformerShape(32, 4096, 32, 8, 128, 14336, 8192, 128256, is_tied=False)
 LLAMA_3_70B = TransformerShape(80, 8192, 64, 8, 128, 28672, 8192, 128256, is_tied=False)
@@ -34,8 +32,8 @@ def gpt_3(layers: int, width: int, heads: int) -> TransformerShape:
 
 
 def test_parameters_are_those_that_were_published() -> None:
-    assert sum(cost_models.parameters(LLAMA_3_8B, False).values()) == 8_030_261_248
-    assert sum(cost_models.parameters(LLAMA_3_70B, False).values()) == 70_553_706_496
+    assert sum(forecast.parameters(LLAMA_3_8B, False).values()) == 8_030_261_248
+    assert sum(forecast.parameters(LLAMA_3_70B, False).values()) == 70_553_706_496
 
 
 @pytest.mark.parametrize(
@@ -50,7 +48,7 @@ def test_parameters_are_those_that_were_published() -> None:
 def test_gpt_3_takes_the_flops_that_were_published(
     shape: TransformerShape, millions: float, flops: float
 ) -> None:
-    assert sum(cost_models.parameters(shape, False).values()) == pytest.approx(millions * 1e6, rel=0.02)
+    assert sum(forecast.parameters(shape, False).values()) == pytest.approx(millions * 1e6, rel=0.02)
     counted = count_flops(Workload(shape, 1, 1, architecture="llama"))
     assert 300e9 * (sum(counted.values()) - counted[SCORES]) == pytest.approx(flops, rel=0.02)
 
@@ -83,10 +81,10 @@ def test_parameters_are_those_of_the_real_model(architecture: str, is_tied: bool
     )
     work = Workload(shape, 1, 1, architecture=architecture)
     model = born(work).model
-    assert cost_models.n_parameters(work) == sum(each.numel() for each in model.parameters())
+    assert forecast.n_parameters(work) == sum(each.numel() for each in model.parameters())
     layer = sum(each.numel() for each in model.model.layers[0].parameters())
-    assert cost_models.layer_parameters(shape, work.has_qk_norm) == layer
-    assert cost_models.root_parameters(shape) == cost_models.n_parameters(work) - shape.layers * layer
+    assert forecast.layer_parameters(shape, work.has_qk_norm) == layer
+    assert forecast.root_parameters(shape) == forecast.n_parameters(work) - shape.layers * layer
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama"])
@@ -95,12 +93,12 @@ def test_parameters_are_those_of_the_real_model(architecture: str, is_tied: bool
 def test_what_a_forward_keeps_is_what_was_reckoned_to_the_byte(
     architecture: str, size: int, is_on_cpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "is_fused_kernel_fast", lambda _: True)  # as with AMX
+    monkeypatch.setattr(kernels, "is_fused_kernel_fast", lambda _: True)  # as with AMX
     if not is_on_cpu:  # transformers' own norms, as they run on a GPU
-        monkeypatch.setattr(patch, "patch_norms", lambda *_: None)
+        monkeypatch.setattr(kernels, "patch_norms", lambda *_: None)
     work = Workload(TINY, 1, 1, architecture=architecture, bytes=size, is_on_cpu=is_on_cpu)
     gradient = size * TINY.width  # of the head, which comes after the forward
-    assert kept(work) == TINY.context * (cost_models.activation_memory(work) - gradient)
+    assert kept(work) == TINY.context * (forecast.activation_memory(work) - gradient)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
@@ -112,18 +110,18 @@ def test_masters_and_moments_are_those_of_the_real_optimizer(kind: Any) -> None:
         master.grad = torch.ones_like(master)
     masters.step(1.0, 1.0)
     state = {name: t.nbytes for name, t in masters.state().items() if t.ndim}
-    told = cost_models.training_memory(work, TINY.context)
+    told = forecast.training_memory(work, TINY.context)
     assert told["masters"] == sum(n for name, n in state.items() if name.startswith("master/"))
     assert told["optimizer"] == sum(n for name, n in state.items() if not name.startswith("master/"))
 
 
 def test_shards_divide_what_lasts_and_running_again_spares_activations() -> None:
     work = Workload(LLAMA_3_8B, 1, 1, architecture="llama")
-    whole, half = cost_models.training_memory(work, 8192), cost_models.training_memory(work, 8192, shards=2)
+    whole, half = forecast.training_memory(work, 8192), forecast.training_memory(work, 8192, shards=2)
     assert half["masters"] * 2 == whole["masters"] and half["optimizer"] * 2 == whole["optimizer"]
-    again = cost_models.training_memory(work, 8192, recompute=True)
+    again = forecast.training_memory(work, 8192, recompute=True)
     assert again["activations"] < whole["activations"] / 4
-    half = cost_models.training_memory(work, 8192, recompute=2)
+    half = forecast.training_memory(work, 8192, recompute=2)
     assert again["activations"] < half["activations"] < 0.6 * whole["activations"]
 
 

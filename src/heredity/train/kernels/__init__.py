@@ -1,1 +1,0 @@
-"""Faster forward and backward passes for training on a CPU."""
