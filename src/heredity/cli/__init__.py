@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -217,19 +217,23 @@ class PathArgument(click.Path):
         return super().convert(_not_empty(self, value, param, ctx), param, ctx)
 
 
-def record_options(record: type, kinds: Mapping[str, type]) -> Callable[[_F], _F]:
+def record_options(record: type) -> Callable[[_F], _F]:
     """Add one flag a setting of a frozen record, in the order of its fields; their metadata is its help."""
     import dataclasses
 
-    made = []
+    from heredity.core.records import kinds
+
+    made, by_name = [], kinds(record)
     for each in dataclasses.fields(record):
-        kind, its, default = kinds[each.name], each.metadata, each.default
+        if (kind := by_name.get(each.name)) is None:
+            continue
+        its, default = each.metadata, each.default
         key = its["flag"] or each.name
         how: dict[str, Any] = {"help": its["help"], "default": default or None if kind is str else default}
         if kind is bool:
             how["is_flag"] = True
         else:
-            plain = {int: click.INT, float: click.FLOAT}.get(kind)
+            plain = click.IntRange(*bounds) if (bounds := its["bounds"]) else _NUMBERS.get(kind)
             how |= {
                 "type": plain or (PathArgument() if its["is_path"] else Name()),
                 "metavar": its["metavar"],
@@ -247,6 +251,9 @@ def record_options(record: type, kinds: Mapping[str, type]) -> Callable[[_F], _F
     return add
 
 
+_NUMBERS = {int: click.INT, float: click.FLOAT}
+
+
 class Amount(click.FloatRange):
     """A finite number above 0. NaN compares as false with every bound, so it is refused."""
 
@@ -261,7 +268,7 @@ class Amount(click.FloatRange):
 
 
 def _not_empty(
-    kind: click.ParamType[Any], value: Any, param: click.Parameter | None, ctx: click.Context | None
+    kind: click.ParamType[object], value: Any, param: click.Parameter | None, ctx: click.Context | None
 ) -> Any:
     return value if value != "" else kind.fail("must not be empty.", param, ctx)
 

@@ -1,4 +1,4 @@
-"""The address that `heredity serve` and `heredity view` listen at: its options, and a socket bound to it.
+"""The socket that `heredity serve` and `heredity view` listen at.
 
 Promises: an address that is taken is refused before anything is loaded.
 Leaves to others: the pages and answers (view/, deploy/serve/).
@@ -6,31 +6,11 @@ Leaves to others: the pages and answers (view/, deploy/serve/).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, TypeVar
-
-import click
-
-from heredity.cli import Name
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_Command = TypeVar("_Command", bound="Callable[..., object]")
-
-
-def address_options(port: int) -> Callable[[_Command], _Command]:
-    """Add --host and --port. port: the default."""
-    host_option = click.option(
-        "--host", type=Name(), default=LOOPBACK[0], show_default=True, help="Address to listen on."
-    )
-    port_option = click.option(
-        "--port", type=click.IntRange(0, 65535), default=port, show_default=True,
-        help="Port; 0 chooses a free one.",
-    )  # fmt: skip
-    return lambda command: host_option(port_option(command))
 
 
 def check_installed(reason: str) -> None:

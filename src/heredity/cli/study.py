@@ -22,7 +22,7 @@ from heredity.cli import (
     shown_start,
     shown_work,
 )  # fmt: skip
-from heredity.study.spec import FLAGS, KINDS, StudySpec, locate_sources, read_plan_file
+from heredity.study.spec import FLAGS, StudySpec, locate_sources, read_plan_file
 
 if TYPE_CHECKING:
     from heredity.engines.remote.engine import Calls
@@ -92,7 +92,7 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
     is_eager=True,
     callback=_read_plan,
 )
-@record_options(StudySpec, KINDS)
+@record_options(StudySpec)
 @click.option(
     "--yes",
     is_flag=True,

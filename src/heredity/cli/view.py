@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from heredity.cli import Name, PathArgument, Verb, _listening
+from heredity.deploy.serve import LOOPBACK
 
 if TYPE_CHECKING:
     import socket
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 
 @click.command("view", cls=Verb, example="heredity view runs")
 @click.argument("place", metavar="[DIR]", type=PathArgument(), required=False)
-@_listening.address_options(8010)
+@click.option("--host", type=Name(), default=LOOPBACK[0], show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8010, show_default=True,
+    help="Port; 0 chooses a free one.",
+)  # fmt: skip
 @click.option(
     "--token-env", type=Name(), metavar="NAME",
     help="Environment variable with the token of readers.  [default: a new one, where --host is not local]",
@@ -74,7 +79,7 @@ def _token(host: str, name: str | None) -> str:
     from heredity.core.errors import UsageError
 
     if name is None:
-        return "" if host in _listening.LOOPBACK else secrets.token_urlsafe(24)
+        return "" if host in LOOPBACK else secrets.token_urlsafe(24)
     token = os.environ.get(name, "")
     if not (token.isascii() and token.isprintable() and token == token.strip() and token):
         raise UsageError(f"The environment variable {name} holds no token of printable ASCII.")
@@ -100,7 +105,7 @@ def _serve(site: Site, listening: socket.socket, host: str, token: str, opens: b
         listening.listen()  # the browser waits until the server answers
         webbrowser.open(address)
     # Streams of events end when the server does; without that it would wait for them.
-    settings = ViewSettings(token, host in _listening.LOOPBACK, is_closing=lambda: server.should_exit)
+    settings = ViewSettings(token, host in LOOPBACK, is_closing=lambda: server.should_exit)
     config = uvicorn.Config(
         app(site, settings), log_level="warning", access_log=False, server_header=False, ws="none",
         timeout_graceful_shutdown=3,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from copy import copy
+from dataclasses import fields
 from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
@@ -566,3 +567,25 @@ def is_out_of_scope(row: Failable) -> bool:
 def is_failed(row: Failable) -> bool:
     """Whether this trial was asked and ended in an error."""
     return row.error is not None and not is_skipped(row)
+
+
+# --- settings: a frozen record of which flags, keys and a page derive -----------------------------------
+
+
+def flag(
+    help: str, metavar: str = "", name: str = "", is_path: bool = False,
+    bounds: tuple[int, int | None] | None = None,
+) -> dict[str, object]:  # fmt: skip
+    """The metadata of a setting. name: that of its flag, if it is not the field's. bounds: of an int."""
+    return {"help": help, "metavar": metavar or None, "flag": name, "is_path": is_path, "bounds": bounds}
+
+
+def kinds(record: type) -> dict[str, type]:
+    """The type of each setting's value on a command line and in a file, by field."""
+    return {each.name: _kind(str(each.type)) for each in fields(record) if each.metadata}
+
+
+def _kind(annotation: str) -> type:
+    if (name := annotation.removesuffix(" | None")) in ("bool", "int", "float"):
+        return {"bool": bool, "int": int, "float": float}[name]
+    return list if annotation.startswith("Sequence") else str

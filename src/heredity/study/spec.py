@@ -30,7 +30,7 @@ from heredity.core import registry
 from heredity.core.errors import BadInput, Damaged, did_you_mean
 from heredity.core.files import read_file, write_atomic
 from heredity.core.readers import toml_line, toml_of
-from heredity.core.records import SCHEMA, Model, Probe, Record, encode
+from heredity.core.records import SCHEMA, Model, Probe, Record, encode, flag, kinds
 from heredity.lineage.references import placed
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks
@@ -46,17 +46,6 @@ ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 UNCLEAR_SHARE = 0.25
 
 
-def _kind(annotation: str) -> type:
-    if (name := annotation.removesuffix(" | None")) in ("bool", "int", "float"):
-        return {"bool": bool, "int": int, "float": float}[name]
-    return list if annotation.startswith("Sequence") else str
-
-
-def _flag(help: str, metavar: str = "", name: str = "", is_path: bool = False) -> dict[str, object]:
-    """The metadata of a setting. name: that of its flag, if it is not the field's."""
-    return {"help": help, "metavar": metavar or None, "flag": name, "is_path": is_path}
-
-
 @dataclass(frozen=True)
 class StudySpec:
     """Everything that decides a study, before it is resolved to a plan.
@@ -65,64 +54,64 @@ class StudySpec:
     and the judge may be objects. One name in place of a list is a list of one.
     """
 
-    models: Sequence[ModelReference] = field(default=(), metadata=_flag(
+    models: Sequence[ModelReference] = field(default=(), metadata=flag(
         "A model; repeatable.", "REF", "model",
     ))  # fmt: skip
-    application: Application | Path | str = field(default="", metadata=_flag(
+    application: Application | Path | str = field(default="", metadata=flag(
         "The application, the same for all models.", "FILE", is_path=True,
     ))  # fmt: skip
     _: KW_ONLY
-    lineage: Sequence[str] = field(default=(), metadata=_flag(
+    lineage: Sequence[str] = field(default=(), metadata=flag(
         "A model and all its descendants in the store that can answer. Other forms of the same model "
         "(dequantized, a merged adapter, another engine) are left out; add them with --model.", "REF",
     ))  # fmt: skip
-    probes: Sequence[str | Probe] | str = field(default="core", metadata=_flag(
+    probes: Sequence[str | Probe] | str = field(default="core", metadata=flag(
         "A suite (core, quick, full, core-hard, refusals), a technique, a glob over ids, a TOML file, or "
         "import:KIND:FILE.", "NAME",
     ))  # fmt: skip
-    attacks: Sequence[str | AttackPart] = field(default=("direct",), metadata=_flag(
+    attacks: Sequence[str | AttackPart] = field(default=("direct",), metadata=flag(
         "Attack on each probe, or on those of some techniques; repeatable.",
         "NAME[@TECHNIQUE,...]", "attack",
     ))  # fmt: skip
-    guards: Sequence[str | GuardRule] = field(default=(), metadata=_flag(
+    guards: Sequence[str | GuardRule] = field(default=(), metadata=flag(
         "Ask each model again behind a guard of the application, or a kind of guard; repeatable.",
         "NAME[+NAME...]", "guard",
     ))  # fmt: skip
-    limit: int | None = field(default=None, metadata=_flag(
+    limit: int | None = field(default=None, metadata=flag(
         "Ask N of the probes only, with their twins, as many of each technique. The result reports it.", "N",
     ))  # fmt: skip
-    samples: int = field(default=1, metadata=_flag("Samples per trial."))
-    seed: int = field(default=0, metadata=_flag("Random seed."))
-    margin: float | None = field(default=None, metadata=_flag(
+    samples: int = field(default=1, metadata=flag("Samples per trial."))
+    seed: int = field(default=0, metadata=flag("Random seed."))
+    margin: float | None = field(default=None, metadata=flag(
         "Non-inferiority margin.  [default: 0.1 for core, else 0.05]",
     ))  # fmt: skip
-    confidence: float = field(default=0.95, metadata=_flag("Confidence level of all intervals."))
-    out: Path | str | None = field(default=None, metadata=_flag(
+    confidence: float = field(default=0.95, metadata=flag("Confidence level of all intervals."))
+    out: Path | str | None = field(default=None, metadata=flag(
         "The study's folder.  [default: runs/APPLICATION-...]", "DIR", is_path=True,
     ))  # fmt: skip
-    error_share: float = field(default=0.0, metadata=_flag(
+    error_share: float = field(default=0.0, metadata=flag(
         'Share of verdicts that may err in one model\'s favour without undoing "worse".', "SHARE",
     ))  # fmt: skip
-    stopping: str = field(default=STOPPINGS[0], metadata=_flag(
+    stopping: str = field(default=STOPPINGS[0], metadata=flag(
         "fixed asks every trial. group_sequential stops a model at half or three quarters of the "
         "behaviours "
         "if all of its pairs are decided, at nearly full power. until_decided has up to twelve interim "
         "analyses.", "RULE",
     ))  # fmt: skip
-    until_decided: bool = field(default=False, metadata=_flag("The same as --stopping until_decided."))
-    endpoint: str = field(default=ENDPOINTS[0], metadata=_flag(
+    until_decided: bool = field(default=False, metadata=flag("The same as --stopping until_decided."))
+    endpoint: str = field(default=ENDPOINTS[0], metadata=flag(
         "Primary rate: breaches of all_trials that were answered, or of decided_trials only. "
         "not_refused: "
         "where a judge decides, answers that do not refuse, unclear ones included.", "NAME",
     ))  # fmt: skip
-    unclear_share: float = field(default=UNCLEAR_SHARE, metadata=_flag(
+    unclear_share: float = field(default=UNCLEAR_SHARE, metadata=flag(
         'Share of unclear answers that may be breaches without undoing "worse".', "SHARE",
     ))  # fmt: skip
-    judge: str | Judge | None = field(default=None, metadata=_flag(
+    judge: str | Judge | None = field(default=None, metadata=flag(
         "Judge of trials without a check: rules, learned, rubric:MODEL, guard:NAME, panel:A+B."
         "  [default: rules]", "JUDGE",
     ))  # fmt: skip
-    attacker: str | Grown | Model | None = field(default=None, metadata=_flag(
+    attacker: str | Grown | Model | None = field(default=None, metadata=flag(
         "The attacker model of `pair` and `tap`, the same for all models.", "REF",
     ))  # fmt: skip
 
@@ -155,7 +144,7 @@ class StudySpec:
         return cls(**read_plan_file(Path(path))).named()
 
 
-KINDS = {each.name: _kind(str(each.type)) for each in fields(StudySpec)}
+KINDS = kinds(StudySpec)
 FLAGS = {each.name: each.metadata["flag"] or each.name for each in fields(StudySpec)}
 _NAMES = {flag: name for name, flag in FLAGS.items()}  # a plan file takes a flag's name, too
 

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import openai
+import pytest
 
 from heredity.application.spec import Application
 from heredity.core.records import Request
-from heredity.deploy.serve import app
+from heredity.deploy.serve import ServerSettings, app
 from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.worker import EngineWorker
 from heredity.engines.scripted import ScriptedEngine
@@ -26,12 +27,15 @@ _CLIENTS: list[Any] = []  # closed with the server that they ask
 @contextmanager
 def listening(*served: Served, header_seconds: float = app.HEADER_SECONDS, **how: Any) -> Iterator[str]:
     """The address of a real server over these models."""
-    embedders, key, readers = how.pop("embedders", ()), how.pop("key", ""), how.pop("readers", None)
-    desk = how.pop("adapters", None)
-    settings = app.ServerSettings(**({"keys": (key,) if key else ()} | how))
-    running = app.server(
-        app.app(served, settings, embedders, readers, desk), header_seconds, log_level="warning"
-    )
+    embedders, keys, readers = how.pop("embedders", ()), how.pop("keys", ()), how.pop("readers", None)
+    desk, log = how.pop("adapters", None), how.pop("log", None)
+    named = {f"HEREDITY_TEST_KEY_{number}": key for number, key in enumerate(keys)}
+    settings = ServerSettings(api_key_env=[*named], **how)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, key in named.items():
+            patch.setenv(name, key)
+        api = app.app(served, settings, embedders, readers, desk, log)
+    running = app.server(api, header_seconds, log_level="warning")
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as bound:
         bound.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=running.run, kwargs={"sockets": [bound]})

@@ -303,7 +303,7 @@ def test_no_caller_loads_an_adapter_unless_it_is_on_and_the_key_is_right(shop: S
     with running(shop, "base", "one") as (address, _):
         assert change(address, "load", lora_name="two").status_code == 404
         assert change(address, "unload", lora_name="one").status_code == 404
-    with running(shop, "base", may_load=True, key="secret") as (address, _):
+    with running(shop, "base", may_load=True, keys=["secret"]) as (address, _):
         assert change(address, "load", lora_name="two").status_code == 401
 
 
@@ -323,7 +323,7 @@ def test_an_adapter_that_comes_later_has_the_guards_and_the_request_log(shop: Sh
     readers = JudgeReaders(models(guard), sharing)
     spec = GuardSpec("model", settings={"model": NAME, "sides": ("user",)})
     layers = (identified(Application("desk", guards=(spec,)), readers),)
-    how: dict[str, Any] = {"readers": readers, "request_log": log, "has_metrics": True}
+    how: dict[str, Any] = {"readers": readers, "log": log, "metrics": True}
     try:
         with running(shop, "base", may_load=True, layers=layers, **how) as (address, _):
             assert change(address, "load", lora_name="late", lora_path="one").is_success

@@ -24,7 +24,7 @@ uvicorn = pytest.importorskip("uvicorn")
 
 from heredity.application.spec import Application
 from heredity.core.records import Decoding, Message, Reply, Request, Tool
-from heredity.deploy.serve import app
+from heredity.deploy.serve import MAX_BODY, app
 from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.worker import EngineWorker
 from heredity.engines.scripted import HELP, ScriptedEngine
@@ -194,7 +194,7 @@ def test_no_page_of_a_browser_can_make_it_answer(alone: str) -> None:
 
 
 def test_a_body_has_its_bounds(alone: str) -> None:
-    said = [{"role": "user", "content": "x" * (app.LARGEST + 1)}]
+    said = [{"role": "user", "content": "x" * ((MAX_BODY << 20) + 1)}]
     body = json.dumps({"model": "scripted:helpful", "messages": said})
     found = httpx.post(f"{alone}/v1/chat/completions", content=body, headers=JSON, timeout=60)
     assert (found.status_code, found.json()["error"]["code"]) == (413, "too_large")
@@ -241,10 +241,10 @@ def test_a_chunked_body_without_end_is_refused_and_its_connection_closed() -> No
         found = reader.submit(everything, line)
         with suppress(OSError):  # the server closes
             line.sendall(head)
-            while n_sent < 20 * app.LARGEST and not found.done():
+            while n_sent < 20 * (MAX_BODY << 20) and not found.done():
                 line.sendall(piece)
                 n_sent += 0x10000
-        assert b" 413 " in found.result(60) and n_sent < 20 * app.LARGEST
+        assert b" 413 " in found.result(60) and n_sent < 20 * (MAX_BODY << 20)
         reader.shutdown()
         assert httpx.get(f"{address}/health", timeout=60).status_code == 200
 
@@ -264,7 +264,7 @@ def everything(line: socket.socket) -> bytes:
 
 
 def test_a_key_is_asked_for() -> None:
-    with listening(named("helpful"), key="s3cret") as address:
+    with listening(named("helpful"), keys=["s3cret"]) as address:
         for wrong in ("none", "s3cre", "s3crets"):
             with pytest.raises(openai.AuthenticationError):
                 client(address, wrong).models.list()

@@ -39,7 +39,7 @@ def guarded(guard: LlamaGuard, *sides: str, says: str = "fine", **how: Any) -> I
     one = Served(scripted(MODEL).record, EngineWorker(Saying(says)), layer)
     other = saying("free")._replace(model=scripted("scripted:careful").record)
     try:
-        with listening(one, other, readers=readers, has_metrics=True, **how) as address:
+        with listening(one, other, readers=readers, metrics=True, **how) as address:
             yield address
     finally:
         guard.goes_on.set()

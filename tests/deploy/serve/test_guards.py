@@ -72,7 +72,7 @@ def said(address: str, is_streamed: bool, text: str = "hello", **how: Any) -> tu
 
 @pytest.mark.parametrize("is_streamed", STREAMED)
 def test_no_part_of_a_withheld_answer_is_sent(is_streamed: bool) -> None:
-    with listening(behind(Keeping(LEAK), GuardSpec("secrets")), has_metrics=True) as address:
+    with listening(behind(Keeping(LEAK), GuardSpec("secrets")), metrics=True) as address:
         assert said(address, is_streamed) == (BLOCKED, "content_filter")
         assert said(address, is_streamed, stop=["every"]) == (BLOCKED, "content_filter")
         found = httpx.get(f"{address}/metrics", timeout=60).text

@@ -75,7 +75,7 @@ def without_ids(message: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[str]:
-    with listening(named("helpful"), named("flaky"), named("leaky", DESK), key="s3cret") as address:
+    with listening(named("helpful"), named("flaky"), named("leaky", DESK), keys=["s3cret"]) as address:
         yield address
 
 

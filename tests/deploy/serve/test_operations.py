@@ -22,15 +22,14 @@ from heredity.deploy.serve.schema import Refusal
 from heredity.deploy.serve.worker import EngineWorker
 from heredity.engines.protocols import Capabilities
 from heredity.lineage.store import scripted
-from tests.deploy.serve.serving import HELLO, Saying, client, listening, named, until
+from tests.deploy.serve.serving import HELLO, Saying, client, listening, named
 
 SECRET = "zebra-4417"
 BODY: Any = {"model": "scripted:helpful", "messages": [{"role": "user", "content": SECRET}]}
 
 
-def test_a_line_of_the_log_holds_no_contents() -> None:
-    lines = list[str]()
-    with listening(named("helpful"), key=SECRET, log=lines.append) as address:
+def test_a_line_of_the_log_holds_no_contents(capsys: pytest.CaptureFixture[str]) -> None:
+    with listening(named("helpful"), keys=[SECRET], access_log=True) as address:
         asking = client(address, SECRET)
         asking.chat.completions.create(**BODY)
         list(asking.chat.completions.create(stream=True, **BODY))
@@ -38,7 +37,7 @@ def test_a_line_of_the_log_holds_no_contents() -> None:
             httpx.get(address + path, headers={"authorization": f"Bearer {SECRET}"}, timeout=60)
         httpx.request(SECRET.upper(), address + "/health", timeout=60)
         httpx.post(f"{address}/v1/chat/completions", json=BODY, timeout=60)
-        until(lambda: len(lines) == 6)
+    lines = capsys.readouterr().out.splitlines()
     assert not re.search(f"(?i){SECRET}|127.0.0.1|hello|Sure", "".join(lines))
     found = [json.loads(line) for line in lines]
     assert [(each["method"], each["route"], each["status"]) for each in found] == [
@@ -53,7 +52,7 @@ def test_a_line_of_the_log_holds_no_contents() -> None:
 
 
 def test_metrics_count_what_was_asked() -> None:
-    with listening(named("helpful"), key=SECRET, has_metrics=True) as address:
+    with listening(named("helpful"), keys=[SECRET], metrics=True) as address:
         usage = [client(address, SECRET).chat.completions.create(**BODY).usage for _ in range(3)]
         assert httpx.get(f"{address}/metrics", timeout=60).status_code == 401
         found = httpx.get(f"{address}/metrics", headers={"authorization": f"Bearer {SECRET}"}, timeout=60)
@@ -89,7 +88,7 @@ def test_only_a_named_origin_may_ask() -> None:
         "access-control-request-method": "POST",
         "access-control-request-headers": "content-type,x-stainless-os",
     }
-    with listening(named("helpful"), origins=("https://a.example",)) as address:
+    with listening(named("helpful"), cors=("https://a.example",)) as address:
         post = f"{address}/v1/chat/completions"
         for origin, is_named in (("https://a.example", True), ("https://b.example", False), ("null", False)):
             before = httpx.options(post, headers=asked | {"origin": origin})
@@ -99,7 +98,7 @@ def test_only_a_named_origin_may_ask() -> None:
 
 
 def test_each_key_has_its_own_rate() -> None:
-    with listening(named("helpful"), keys=("one", "two"), per_minute=2) as address:
+    with listening(named("helpful"), keys=("one", "two"), requests_per_minute=2) as address:
         first, second = client(address, "one").chat.completions, client(address, "two").chat.completions
         for _ in range(2):
             assert first.create(**BODY).choices
@@ -147,8 +146,8 @@ def test_little_free_memory_refuses_new_requests(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_largest_body_is_the_operators() -> None:
-    with listening(named("helpful"), largest=1000) as address:
-        said = [{"role": "user", "content": "x" * 1000}]
+    with listening(named("helpful"), max_body=1) as address:
+        said = [{"role": "user", "content": "x" * (1 << 20)}]
         found = httpx.post(
             f"{address}/v1/messages", json={"model": "scripted:helpful", "messages": said}, timeout=60
         )

@@ -50,7 +50,7 @@ def test_each_answer_is_a_row_of_the_callers_words_and_of_what_was_sent(tmp_path
         {"role": "assistant", "content": "Yes."},
         {"role": "user", "content": "Write to me: jo@camping.org"},
     ]
-    with listening(saying(f"The code is {SECRET}.", layer), request_log=log) as address:
+    with listening(saying(f"The code is {SECRET}.", layer), log=log) as address:
         client(address).chat.completions.create(model=MODEL, messages=turns)
         list(client(address).chat.completions.create(model=MODEL, messages=turns[:1], stream=True))
     log.close()
@@ -102,7 +102,7 @@ def test_a_row_that_cannot_be_written_is_counted_and_delays_no_answer(tmp_path: 
     log = RequestLog(path)
     log._file, own = os.open(path, os.O_RDONLY), log._file
     os.close(own)
-    with listening(saying("fine"), request_log=log) as address:
+    with listening(saying("fine"), log=log) as address:
         hello: Any = [{"role": "user", "content": "hello"}]
         found = client(address).chat.completions.create(model=MODEL, messages=hello)
     assert found.choices[0].message.content == "fine"

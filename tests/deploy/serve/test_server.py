@@ -96,7 +96,7 @@ def chunks(body: bytes, n: int = 1) -> bytes:
 def talk(what: Any) -> None:
     """Run a conversation with a server: what(open), where open() is a new connection."""
     one = named("helpful")
-    config = uvicorn.Config(app.app((one,), app.ServerSettings()), log_level="warning")
+    config = uvicorn.Config(app.app((one,)), log_level="warning")
     config.load()
 
     async def run() -> None:

@@ -66,7 +66,16 @@ from heredity.application.guards import GuardReaders
 from heredity.core.errors import Busy, ContextOverflow, HeredityError, UsageError
 from heredity.core.host import available_memory, resident_memory
 from heredity.core.records import Reply, encode
-from heredity.deploy.serve import answers, chat, completions, embeddings, messages, responses, schema
+from heredity.deploy.serve import (
+    ServerSettings,
+    answers,
+    chat,
+    completions,
+    embeddings,
+    messages,
+    responses,
+    schema,
+)
 from heredity.deploy.serve.adapters import AdapterLoader, refusal
 from heredity.deploy.serve.answers import AnswerFormat, Served, ServedAnswer
 from heredity.deploy.serve.embeddings import EmbeddingService
@@ -343,13 +352,11 @@ def _escaped(label: str) -> str:
 class Observed:
     """ASGI middleware that notes each request when its response has ended.
 
-    log: receives a line of JSON per request; None: no log.
+    has_log: whether stdout gets a line of JSON per request.
     """
 
-    def __init__(
-        self, inner: ASGIApp, routes: list[BaseRoute], metrics: Metrics, log: Callable[[str], None] | None
-    ) -> None:
-        self._inner, self._routes, self._metrics, self._log = inner, routes, metrics, log
+    def __init__(self, inner: ASGIApp, routes: list[BaseRoute], metrics: Metrics, has_log: bool) -> None:
+        self._inner, self._routes, self._metrics, self._has_log = inner, routes, metrics, has_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request, and note how it ended."""
@@ -370,11 +377,13 @@ class Observed:
             seconds = time.monotonic() - started
             route = self._route(scope)
             self._metrics.note(route, status, seconds)
-            if self._log is not None:
+            if self._has_log:
                 now = datetime.now(UTC).isoformat(timespec="milliseconds")
                 method = scope["method"] if scope["method"] in ("GET", "POST", "OPTIONS", "HEAD") else "other"
-                found = {"at": now, "method": method, "route": route, "status": status}
-                self._log(encode({**found, "seconds": round(seconds, 4), "bytes": n_bytes}).decode())
+                row = {"at": now, "method": method, "route": route, "status": status}
+                line = encode({**row, "seconds": round(seconds, 4), "bytes": n_bytes}).decode()
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
 
     def _route(self, scope: Scope) -> str:
         for each in self._routes:
@@ -384,9 +393,7 @@ class Observed:
 
 
 _AT_ONCE = 4  # requests started or cancelled in one pass of the event loop; others wait, /health does not
-LARGEST = 4 << 20  # bytes of a body
-BODY_SECONDS = 30.0  # from a request's first byte after its headers to its last
-_DISCARDED = 2 * LARGEST  # bytes read of a body that is too large, so that the caller can read the error
+_DISCARDED = 8 << 20  # bytes read of a body that is too large, so that the caller can read the error
 FLOOR = 256 << 20  # bytes of memory that new requests leave free
 _FRESH = 0.5  # seconds
 _CALLERS = 4096
@@ -441,7 +448,7 @@ class BoundedBody:
     A connection whose body was not read completely is closed after the response.
     """
 
-    def __init__(self, inner: ASGIApp, seconds: float, largest: int = LARGEST) -> None:
+    def __init__(self, inner: ASGIApp, seconds: float, largest: int) -> None:
         self._inner, self._seconds, self._largest = inner, seconds, largest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -523,48 +530,25 @@ _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class ServerSettings:
-    """How a server is run. Everything that opens something is off by default.
-
-    keys: the API keys that callers send as `Authorization: Bearer KEY`; none disables the check.
-    is_local: accept only requests whose Host header names a loopback address.
-    body_seconds, largest: time for a body to arrive, and its most bytes.
-    per_minute: requests per minute for each key, or each address without keys; 0: no limit.
-    origins: the pages whose scripts may ask, as scheme://host:port.
-    has_metrics: whether GET /metrics is served. log: receives a line per request.
-    request_log: gets each conversation with its answer.
-    """
-
-    keys: tuple[str, ...] = ()
-    is_local: bool = True
-    body_seconds: float = BODY_SECONDS
-    largest: int = LARGEST
-    per_minute: int = 0
-    origins: tuple[str, ...] = ()
-    has_metrics: bool = False
-    log: Callable[[str], None] | None = None
-    request_log: RequestLog | None = None
-
-
 def app(
     served: Sequence[Served],
     settings: ServerSettings | None = None,
     embedders: Sequence[EmbeddingService] = (),
     readers: GuardReaders | None = None,
     adapters: AdapterLoader | None = None,
+    log: RequestLog | None = None,
 ) -> Starlette:
     """Return the API for these models as an ASGI application.
 
     embedders: sentence encoders for /v1/embeddings. readers: the models of guards, which threads may share.
-    adapters: loads adapters while the server runs; None: no caller may.
+    adapters: loads adapters while the server runs; None: no caller may. log: gets each conversation with its
+    answer. Raises UsageError for a key that is not set.
     """
     settings = settings or ServerSettings()
     metrics = Metrics()
-    roster = Roster(served, embedders, readers, settings.request_log)
-    keys = set(settings.keys)
-    salts = {key: secrets.token_hex(16) for key in keys} if len(keys) > 1 else {}
-    desk = _Desk(roster, settings.keys, metrics, RateLimit(settings.per_minute), salts=salts)
+    roster, keys = Roster(served, embedders, readers, log), settings.keys()
+    salts = {key: secrets.token_hex(16) for key in keys} if len(set(keys)) > 1 else {}
+    desk = _Desk(roster, keys, metrics, RateLimit(settings.requests_per_minute or 0), salts=salts)
     routes: list[BaseRoute] = [
         Route("/v1/chat/completions", desk.chat, methods=["POST"]),
         Route("/v1/completions", desk.text, methods=["POST"]),
@@ -579,7 +563,7 @@ def app(
         adapters.roster = desk.roster
         routes.append(Route("/v1/load_lora_adapter", desk.changing(adapters.load), methods=["POST"]))
         routes.append(Route("/v1/unload_lora_adapter", desk.changing(adapters.unload), methods=["POST"]))
-    if settings.has_metrics:
+    if settings.metrics:
         routes.append(Route("/metrics", desk.counts, methods=["GET"]))
     handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _not_here, ClientDisconnect: _left}
     guard = _guard(settings, routes, metrics)
@@ -589,16 +573,15 @@ def app(
 def _guard(settings: ServerSettings, routes: list[BaseRoute], metrics: Metrics) -> list[Middleware]:
     """Return what a request passes before its handler, the outermost first."""
     guard = []
-    if settings.has_metrics or settings.log is not None:
-        guard.append(Middleware(Observed, routes=routes, metrics=metrics, log=settings.log))
-    guard.append(Middleware(BoundedBody, seconds=settings.body_seconds, largest=settings.largest))
+    if settings.metrics or settings.access_log:
+        guard.append(Middleware(Observed, routes=routes, metrics=metrics, has_log=settings.access_log))
+    guard.append(Middleware(BoundedBody, seconds=settings.body_seconds, largest=settings.max_body << 20))
     if settings.is_local:
         guard.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(_LOOPBACK)))
-    if settings.origins:
-        told = [IGNORED, "retry-after"]
+    if settings.cors:
         cors = Middleware(
-            CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["GET", "POST"],
-            allow_headers=["*"], expose_headers=told,
+            CORSMiddleware, allow_origins=[each.lower() for each in settings.cors],
+            allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=[IGNORED, "retry-after"],
         )  # fmt: skip
         guard.append(cors)
     return guard
