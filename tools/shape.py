@@ -82,9 +82,9 @@ BOUNDS = {
     "derive lora": Bound(31, 25),
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
     "files": Bound(538, 440),
-    "lines": Bound(115_579, 92_000),
+    "lines": Bound(115_572, 92_000),
     "error codes": Bound(40, 40),
-    "words of docs": Bound(65_522, 65_000),
+    "words of docs": Bound(65_421, 65_000),
     "root": Bound(18, 18),
     "package circles": Bound(0, 0),
     "module circles": Bound(0, 0),
@@ -93,7 +93,7 @@ BOUNDS = {
     "class names": Bound(0, 0),
     "attribute probes": Bound(26),
     "uses of Any": Bound(367),
-    "vague names": Bound(507, 0),
+    "vague names": Bound(502, 0),
     "private singles": Bound(2),
     "long functions": Bound(15),
 }
