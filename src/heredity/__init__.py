@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from heredity.redteam.checks.protocols import BreachCheck as BreachCheck
     from heredity.redteam.judges.protocols import Judge as Judge
     from heredity.study.estimates import Estimates as Estimates
+    from heredity.study.findings.seeds import SeedGroup as SeedGroup
     from heredity.study.importers import AnswerImporter as AnswerImporter
     from heredity.study.plan import StudyForecast as StudyForecast
     from heredity.study.report import ReportWriter as ReportWriter
@@ -133,6 +134,7 @@ _HOME = {
     "Result": "study.result",
     "Retrieval": "application.retrieval",
     "Static": "recipes.static",
+    "SeedGroup": "study.findings.seeds",
     "Store": "lineage.store",
     "Strategy": "redteam.attacks.protocols",
     "Study": "study.study",

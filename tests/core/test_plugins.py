@@ -581,6 +581,12 @@ def entry(name: str, value: str, package: str = "alpha", group: str = "attacks")
     )
 
 
+@pytest.fixture(autouse=True)
+def no_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects that a test gives are unknown to the next one of the process."""
+    monkeypatch.setattr(registry, "_GIVEN", {})
+
+
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The entry points of installed packages, which a test fills."""
