@@ -159,7 +159,7 @@ def preview_lines(found: Preview, free: int | None, where: str) -> list[str]:
     facts = [found.architecture, f"{parameters(found.parameters)} parameters" if found.parameters else ""]
     facts += [
         f"{about}{size(found.n_bytes)} of files",
-        ("" if found.chat is None else "with a chat template" if found.chat else "a base model"),
+        "" if found.chat is None else "with a chat template" if found.chat else "a base model",
     ]
     facts += [f"licence: {found.licence}" if found.licence else ""]
     lines = [f"{found.name}: {', '.join(each for each in facts if each)}"]

@@ -111,7 +111,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _options_of(setting: _Setting) -> list[click.Option]:
-    key, flag = _key(setting.name), ("--" + _key(setting.name).replace("_", "-"))
+    key, flag = _key(setting.name), "--" + _key(setting.name).replace("_", "-")
     is_needed = setting.default is dataclasses.MISSING
     common: dict[str, Any] = {"help": setting.help, "required": is_needed}
     if not is_needed:

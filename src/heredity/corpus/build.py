@@ -265,7 +265,7 @@ class DocumentStage:
             for task, done in self.through(
                 "run",
                 [(task,) for task in self.tasks],
-                ("reading" if not stage else f"after comparison {stage}"),
+                "reading" if not stage else f"after comparison {stage}",
             ):
                 if not task.place.stage:
                     self.read[task.source].add(done.read)

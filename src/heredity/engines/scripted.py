@@ -131,11 +131,7 @@ class ScriptedEngine:
         salted = f"{self._salt}\0{seed}\0{prompt}".encode(errors="surrogatepass")
         draw = int.from_bytes(hashlib.blake2b(salted, digest_size=8).digest(), "big")
         return Script(
-            (
-                request.messages[0].content
-                if request.messages and request.messages[0].role == "system"
-                else ""
-            ),
+            request.messages[0].content if request.messages and request.messages[0].role == "system" else "",
             next((m.content for m in reversed(request.messages) if m.role in ("user", "tool")), ""),
             draw,
         )

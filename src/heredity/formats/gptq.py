@@ -136,7 +136,7 @@ def _round_group(
     hessian: Tensor,
     held_out: Tensor | None,
 ) -> None:
-    """Round the matrices of a group, by their stored names, in `found` and in the model."""
+    """Round the matrices of a group, by their stored names, in `calibrated` and in the model."""
     parts = [_oriented(files.read(name, as_stored=True), module) for name, module in group.items()]
     weight = torch.cat(parts).float()
     rounded, damp = gptq(weight, hessian, *settings)

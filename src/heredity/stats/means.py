@@ -102,7 +102,7 @@ def compare_means(
     signs = rng.integers(0, 2, size=(n_draws, each.size)) * 2 - 1
     reached = np.abs(signs @ each) >= abs(float(each.sum())) - 1e-12
     return MeanDifference(
-        estimate, ((1 + int(reached.sum())) / (1 + n_draws)), f"sign flips, {n_draws:,} draws"
+        estimate, (1 + int(reached.sum())) / (1 + n_draws), f"sign flips, {n_draws:,} draws"
     )
 
 

@@ -98,7 +98,7 @@ class _Answer(msgspec.Struct):
 def deviations(
     plan: Plan, folder: Path, estimates: Estimates, saved: PlanFile | None, n_judged: Sequence[int]
 ) -> tuple[Deviation, ...]:
-    """The deviations of the study in `folder`, whose estimates are `found`.
+    """The deviations of the study in `folder`.
 
     A plan without an analysis has only those of its seal: its analysis may have been removed.
 

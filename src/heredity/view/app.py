@@ -73,7 +73,7 @@ def app(site: Site, settings: ViewSettings | None = None) -> Starlette:
         Route(
             page.PATH,
             _endpoint(site, page),
-            methods=(["GET", "POST"] if isinstance(page, FormPage) else ["GET"]),
+            methods=["GET", "POST"] if isinstance(page, FormPage) else ["GET"],
         )
         for page in site.pages
     ]

@@ -261,13 +261,7 @@ class Site:
             (
                 _title(p.MENU),
                 self.link(p.PATH),
-                (
-                    "page"
-                    if asked.path == p.PATH
-                    else "true"
-                    if p.PATH != "/" and asked.path.startswith(f"{p.PATH}/")
-                    else ""
-                ),
+                _current(p.PATH, asked.path),
             )
             for p in pages
         ]
@@ -312,6 +306,11 @@ class Site:
             "version": __version__,
         }
         return environment
+
+
+def _current(path: str, here: str) -> str:
+    """The aria-current of a link to `path` on the page `here`."""
+    return "page" if here == path else "true" if path != "/" and here.startswith(f"{path}/") else ""
 
 
 def _shipped(name: str) -> tuple[Markup, str]:

@@ -50,7 +50,7 @@ class ModelGuard(GuardRule, frozen=True):
         return self.action
 
     def find(self, text: str, side: Side, facts: GuardFacts) -> Sequence[GuardSpan]:  # noqa: ARG002
-        """Raises UsageError: what runs the guards gives the text to the model, and its score to `found`."""
+        """Raises UsageError: what runs the guards gives the text to the model, and its score to `spans`."""
         raise UsageError(f"The guard model '{self.model}' is not loaded here.")
 
     def spans(self, text: str, score: ModelScore) -> Sequence[GuardSpan]:

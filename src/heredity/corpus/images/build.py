@@ -65,7 +65,7 @@ class _PairRange(NamedTuple):
 class ImageJobs:
     """The images of a build, read in parts.
 
-    found: per source, every image or the reason for its omission. inputs: the files of each, in that order.
+    pairs: per source, every image or the reason for its omission. inputs: the files of each, in that order.
     """
 
     recipe: CorpusRecipe

@@ -67,7 +67,7 @@ def write_card(out: Path, card: ExportCard) -> None:
         pipeline_tag="text-generation",
         tags=["heredity", card.model.recipe.kind, *(["gguf"] if card.form == "gguf" else [])],
     )
-    lines = [(f"---\n{data.to_yaml()}\n---\n")]
+    lines = [f"---\n{data.to_yaml()}\n---\n"]
     lines += [*_body(card), *_against_studied(card), *_measured(card.model, card.measured)]
     write_atomic(out / "README.md", ("\n".join(lines) + "\n").encode())
 

@@ -204,7 +204,7 @@ def tokens_behind(folder: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def compare(expected: ParityReading, parity_reading: ParityReading) -> Parity:
-    """Compare a reader with the reference; `expected.others` holds the tokens that `found` picked."""
+    """Compare a reader with the reference; `expected.others` holds the tokens that the reader picked."""
     if parity_reading.logs is None:
         return Parity(
             parity_reading.reader, 0, 0.0, parity_reading.tolerance, left_out=parity_reading.left_out

@@ -126,7 +126,7 @@ def _trials(folder: Path, plan: Plan) -> Iterator[_Trial]:
         yield _Trial(
             trial.model.name,
             *(trial.probe.technique, attack, trial.probe.cluster, injection),
-            (None if row.error is not None or isinstance(row.recorded, UnsetType) else row.recorded),
+            None if row.error is not None or isinstance(row.recorded, UnsetType) else row.recorded,
         )
 
 

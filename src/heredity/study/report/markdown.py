@@ -226,7 +226,7 @@ def _pairs(view: View) -> Iterator[str]:
             is_scope = row.pair.technique in (JUDGE_FREE, JUDGED)
             yield _row(
                 [
-                    (scope_name(view.estimates, row.pair.technique) if is_scope else "over-refusal"),
+                    scope_name(view.estimates, row.pair.technique) if is_scope else "over-refusal",
                     *names,
                     f"**{row.verdict}**" + (f", {row.aside}" if row.aside else ""),
                     difference,

@@ -19,7 +19,7 @@ def render(site: Site, asked: Asked) -> str:
         study,
         filters,
         number(asked.query.get("after"), -1),
-        (number(asked.query["before"]) if asked.query.get("before") else None),
+        number(asked.query["before"]) if asked.query.get("before") else None,
     )
     return site.html(
         "conversations.html.jinja", asked, study,

@@ -141,8 +141,7 @@ def find(store: Path | None, key: str) -> ShownTraining | None:
         (
             run
             for run in runs(store)
-            if key
-            in (run.key, (key_of(run.model.recipe, run.model.parents) if run.model is not None else ""))
+            if key in (run.key, key_of(run.model.recipe, run.model.parents) if run.model is not None else "")
         ),
         None,
     )

@@ -75,10 +75,7 @@ def _contexts(source: ImportSource) -> list[tuple[int, str, str]]:
     found = [
         (
             line,
-            (
-                columns.get(line, row, "question").removeprefix("Q:").strip()
-                or "What does this say? Sum it up."
-            ),
+            columns.get(line, row, "question").removeprefix("Q:").strip() or "What does this say? Sum it up.",
             columns.get(line, row, "prompt"),
         )
         for line, row in readers.rows(path)

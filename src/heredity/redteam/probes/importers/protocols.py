@@ -120,7 +120,7 @@ class Columns:
                 shown = ", ".join(f"'{column}'" for column in list(row)[:12])
                 raise BadInput(
                     self.source.path,
-                    (f"there is no column '{name}'.{hint} The columns are {shown}; say ?{field}=COLUMN"),
+                    f"there is no column '{name}'.{hint} The columns are {shown}; say ?{field}=COLUMN",
                     line,
                     code="unknown-key",
                 )
