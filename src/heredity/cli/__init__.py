@@ -169,9 +169,9 @@ class Name(click.types.StringParamType):
     """A text in UTF-8 that must not be empty: an empty variable in a shell script names nothing."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        found = super().convert(_not_empty(self, value, param, ctx), param, ctx)
-        is_text = not any("\ud800" <= each <= "\udfff" for each in found)
-        return found if is_text else self.fail("is not UTF-8.", param, ctx)
+        converted = super().convert(_not_empty(self, value, param, ctx), param, ctx)
+        is_text = not any("\ud800" <= each <= "\udfff" for each in converted)
+        return converted if is_text else self.fail("is not UTF-8.", param, ctx)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -263,8 +263,8 @@ class Amount(click.FloatRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         import math
 
-        found = super().convert(value, param, ctx)
-        return found if math.isfinite(found) else self.fail(f"{value} is not a number.", param, ctx)
+        converted = super().convert(value, param, ctx)
+        return converted if math.isfinite(converted) else self.fail(f"{value} is not a number.", param, ctx)
 
 
 def _not_empty(

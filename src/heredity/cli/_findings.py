@@ -60,11 +60,11 @@ _CELL = len("< 0.1 %  [89, 100] n 1000")  # columns of a cell on one line
 
 def show(estimates: Estimates, plan: Plan, folder: Path, is_full: bool = False) -> None:
     """Print the findings in fifteen lines, or all of them; the verdict and the next command come last."""
-    screen, found = out(), headline(estimates)
-    ending = list(_ending(estimates, plan, folder, found, is_full))
+    screen, summary = out(), headline(estimates)
+    ending = list(_ending(estimates, plan, folder, summary, is_full))
     command = f"heredity {'study' if estimates.n_missing else 'view'} {shlex.quote(str(folder))}"
     if is_full:
-        _show_all(screen, RecordedStudy(plan, estimates), found)
+        _show_all(screen, RecordedStudy(plan, estimates), summary)
     else:
         _show_short(screen, estimates, room_above(screen, ending, command))
     show_ending(screen, ending, command)
@@ -222,8 +222,8 @@ def _model_lines(estimates: Estimates) -> Lines:
     called, columns, heads = words.names(estimates.models), list[list[str]](), list[str]()
     for name, scope, measure in scopes:
         rates = [words.find(estimates, card.id, scope, ALL, measure) for card in estimates.models]
-        found = [rate.estimate for rate in rates if rate is not None and rate.estimate.n]
-        heads.append(_of_n(name, [each.n for each in found]))
+        estimates_of_rates = [rate.estimate for rate in rates if rate is not None and rate.estimate.n]
+        heads.append(_of_n(name, [each.n for each in estimates_of_rates]))
         columns.append([_rate(rate) for rate in rates])
     main = (words.find(estimates, c.id, estimates.main_scope(), ALL, "breach") for c in estimates.models)
     ranks = [-(rate.estimate.value or 0.0) if rate is not None else 0.0 for rate in main]
@@ -290,18 +290,18 @@ def show_sentence(screen: Console, line: str, style: str = "") -> None:
 
 def show_recommendation(folder: Path) -> None:
     """Print the recommendation by the costs in the folder, and each model's expected cost."""
-    screen, found = out(), decision.recommendation(folder)
+    screen, recommendation = out(), decision.recommendation(folder)
     called = words.names(read_estimates(folder).models)
     screen.print()
-    if found is not None and not found.note:
+    if recommendation is not None and not recommendation.note:
         grid = table("model", *(numbers := ("cost per 1,000 requests", "best", "rank")), right=numbers)
-        for row in found.models:
+        for row in recommendation.models:
             ranks = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low}-{row.rank_high}"
             cells = (decision.cost_words(row), words.percent(row.p_best), ranks)
             grid.add_row(Text(called.get(row.model, "?")), *map(Text, cells))
         screen.print(grid)
         screen.print()
-    for line in decision.recommendation_words(found, called):
+    for line in decision.recommendation_words(recommendation, called):
         show_sentence(screen, line)
 
 
@@ -477,10 +477,10 @@ def _cells(estimates: Estimates, technique: str, measure: Measure, is_narrow: bo
 def _cell(rate: Rate | None, is_narrow: bool) -> Text:
     if rate is None or rate.estimate.value is None:
         return Text("-\n-" if is_narrow else "-", style="dim")
-    found = rate.estimate
+    estimate = rate.estimate
     colour = "green" if rate.estimate.value < 0.1 else "yellow" if rate.estimate.value < 0.4 else "red"
-    shown = Text(f"{words.percent(found.value):>6}", style=colour)
-    return shown.append(f"{_interval(found, is_narrow)} n {found.n}", style="default not bold")
+    shown = Text(f"{words.percent(estimate.value):>6}", style=colour)
+    return shown.append(f"{_interval(estimate, is_narrow)} n {estimate.n}", style="default not bold")
 
 
 def _share(estimate: Estimate | None, is_narrow: bool) -> Text:
@@ -492,9 +492,9 @@ def _share(estimate: Estimate | None, is_narrow: bool) -> Text:
 
 def _counts(estimates: Estimates, field: str) -> list[Text]:
     """Trials of every technique and both measures, so that no trial is left out of the table."""
-    found, own = [], [t.name for t in estimates.techniques]
+    counts, own = [], [t.name for t in estimates.techniques]
     for card in estimates.models:
         rates = [r for r in estimates.rates if (r.model, r.attack) == (card.id, ALL) and r.technique in own]
         n_asked = sum(r.n_held + r.n_broke + r.n_unclear + r.n_error for r in rates)
-        found.append(Text(f"{sum(getattr(rate, field) for rate in rates):>6,} of {n_asked:,}"))
-    return found
+        counts.append(Text(f"{sum(getattr(rate, field) for rate in rates):>6,} of {n_asked:,}"))
+    return counts

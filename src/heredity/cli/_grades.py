@@ -63,11 +63,11 @@ def show(grades: Grades, path: Path) -> None:
 def _score(grade: Grade, task: TaskCard) -> Text:
     if grade.refused:
         return Text("refused", style="dim")
-    found = grade.score
-    if found.value is None or found.low is None or found.high is None:
+    score = grade.score
+    if score.value is None or score.low is None or score.high is None:
         return Text("-", style="dim")
-    value = f"{100 * found.value:.0f}{task.unit and ' ' + task.unit}"
-    return Text(f"{value:>5} [{100 * found.low:.0f}, {100 * found.high:.0f}] n {found.n}")
+    value = f"{100 * score.value:.0f}{task.unit and ' ' + task.unit}"
+    return Text(f"{value:>5} [{100 * score.low:.0f}, {100 * score.high:.0f}] n {score.n}")
 
 
 def _remarks(grades: Grades) -> list[str]:

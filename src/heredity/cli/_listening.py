@@ -30,12 +30,12 @@ def bound(host: str, port: int) -> socket.socket:
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # TCP by name: otherwise asyncio does not set TCP_NODELAY, and answers wait for full packets.
-    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((host, port))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
     except OSError as error:
-        found.close()
+        listener.close()
         message = f"Cannot listen at {host}:{port}: {error.strerror}. Choose another --port."
         raise UsageError(message) from None
-    return found
+    return listener

@@ -67,9 +67,9 @@ def planned(store: Store, ref: str) -> Grown:
         n_bytes = sum(file.bytes for file in base.files)
         return Grown(stand_in(f"{engine}:{base.name}", (base.id,), n_bytes), Path())
     if is_elsewhere(ref, store):
-        found = store.preview(ref)
-        show_preview(found)
-        return Grown(stand_in(found.name, n_bytes=found.n_bytes), Path())
+        shown = store.preview(ref)
+        show_preview(shown)
+        return Grown(stand_in(shown.name, n_bytes=shown.n_bytes), Path())
     try:
         return store.get(ref)
     except Unavailable:
@@ -129,12 +129,12 @@ def show_before_adoption(store: Store, ref: str, parent: Grown) -> None:
     if not (ref.startswith("hf:") or is_there(Path(ref))):
         return
     try:
-        found = store.preview(ref)
+        shown = store.preview(ref)
     except (Damaged, Refused, UsageError) as error:
         if error.code == "adapter-config":
             _show_adapter(store, ref, parent)
         return
-    show_preview(found)
+    show_preview(shown)
 
 
 def _show_adapter(store: Store, ref: str, base: Grown) -> None:
@@ -143,36 +143,36 @@ def _show_adapter(store: Store, ref: str, base: Grown) -> None:
     if base.record.format in ("adapter", "remote"):  # adopt merges the one, and refuses the other
         return
     folder, name = store.folder(base.record), Path(ref.partition("@")[0]).resolve().name
-    found = preview.of_folder(folder, [file.path for file in base.record.files])
+    shown = preview.of_folder(folder, [file.path for file in base.record.files])
     others = tuple(
-        each.replace(found.name, name) for each in found.instead if not each.startswith("llamacpp:")
+        each.replace(shown.name, name) for each in shown.instead if not each.startswith("llamacpp:")
     )
-    show_preview(replace(found, name=f"{name} over {base.record.name}", instead=others))
+    show_preview(replace(shown, name=f"{name} over {base.record.name}", instead=others))
 
 
-def preview_lines(found: Preview, free: int | None, where: str) -> list[str]:
+def preview_lines(model: Preview, free: int | None, where: str) -> list[str]:
     """A model in a few lines: its size, the engine that will answer, its memory, and other ways to ask it.
 
     free: bytes of memory that are free on the device named `where`; None if not known.
     """
-    about = "" if found.is_exact else "about "
-    facts = [found.architecture, f"{parameters(found.parameters)} parameters" if found.parameters else ""]
+    about = "" if model.is_exact else "about "
+    facts = [model.architecture, f"{parameters(model.parameters)} parameters" if model.parameters else ""]
     facts += [
-        f"{about}{size(found.n_bytes)} of files",
-        "" if found.chat is None else "with a chat template" if found.chat else "a base model",
+        f"{about}{size(model.n_bytes)} of files",
+        "" if model.chat is None else "with a chat template" if model.chat else "a base model",
     ]
-    facts += [f"licence: {found.licence}" if found.licence else ""]
-    lines = [f"{found.name}: {', '.join(each for each in facts if each)}"]
-    lines.append(f"  engine: {_ENGINES.get(found.engine, found.engine)}{_because(found)}")
-    is_short = free is not None and found.memory > free
-    if found.memory:
+    facts += [f"licence: {model.licence}" if model.licence else ""]
+    lines = [f"{model.name}: {', '.join(each for each in facts if each)}"]
+    lines.append(f"  engine: {_ENGINES.get(model.engine, model.engine)}{_because(model)}")
+    is_short = free is not None and model.memory > free
+    if model.memory:
         room = f"; {size(free)} are free on {where}" if free is not None else ""
         short = ": not enough" if is_short else ""
-        lines.append(f"  memory: about {size(found.memory)} of weights in {found.dtype}{room}{short}")
-    if found.instead:
-        word = "instead" if is_short or found.engine != "torch" else "or"
-        lines.append(f"  {word}: {' or '.join(found.instead)}")
-    if found.is_gated:
+        lines.append(f"  memory: about {size(model.memory)} of weights in {model.dtype}{room}{short}")
+    if model.instead:
+        word = "instead" if is_short or model.engine != "torch" else "or"
+        lines.append(f"  {word}: {' or '.join(model.instead)}")
+    if model.is_gated:
         lines.append("  gated: this account has accepted its licence on the hub")
     return lines
 

@@ -47,11 +47,11 @@ class _Setting(NamedTuple):
 
 def options(recipe: type[R]) -> list[click.Option]:
     """One flag a setting, in the order of the fields."""
-    found: dict[str, click.Option] = {}
+    by_name: dict[str, click.Option] = {}
     for setting in _walk(recipe):
         for option in _options_of(setting):
-            found.setdefault(option.opts[0], option)  # two files share one --columns
-    return list(found.values())
+            by_name.setdefault(option.opts[0], option)  # two files share one --columns
+    return list(by_name.values())
 
 
 def build(recipe: type[R], given: Mapping[str, Any], **others: Any) -> R:

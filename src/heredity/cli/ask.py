@@ -41,17 +41,19 @@ def command(
 
     text = _piped() if text in (None, "-") else text
     settings = {"max_tokens": max_tokens, "temperature": temperature}
-    with _asking.loaded(model, application, key_env, settings) as found:
-        tools = None if found.tools is None else found.tools.session()
-        turn = LedConversation(found.application, found.decoding, seed, tools).turn(text or "", prefill or "")
+    with _asking.loaded(model, application, key_env, settings) as loaded_model:
+        tools = None if loaded_model.tools is None else loaded_model.tools.session()
+        turn = LedConversation(loaded_model.application, loaded_model.decoding, seed, tools).turn(
+            text or "", prefill or ""
+        )
         if as_json:
-            with _asking.waiting(found):
-                answers = [reply for _, reply in replies(found.engine, turn)]
-            write_json({"engine": found.engine.name, "replies": answers})
+            with _asking.waiting(loaded_model):
+                answers = [reply for _, reply in replies(loaded_model.engine, turn)]
+            write_json({"engine": loaded_model.engine.name, "replies": answers})
             return
-        _asking.announce_guards(found)
-        with _asking.AnswerScreen(found) as screen:
-            for request, reply in replies(found.engine, turn, screen.listener):
+        _asking.announce_guards(loaded_model)
+        with _asking.AnswerScreen(loaded_model) as screen:
+            for request, reply in replies(loaded_model.engine, turn, screen.listener):
                 screen.show(request, reply)
 
 

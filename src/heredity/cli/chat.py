@@ -47,15 +47,15 @@ def command(
     from heredity.core.terminal import note
 
     settings = {"max_tokens": max_tokens, "temperature": temperature}
-    with _asking.loaded(model, application, key_env, settings) as found:
+    with _asking.loaded(model, application, key_env, settings) as loaded_model:
 
         def begin() -> LedConversation:
-            tools = None if found.tools is None else found.tools.session()
-            return LedConversation(found.application, found.decoding, seed, tools)
+            tools = None if loaded_model.tools is None else loaded_model.tools.session()
+            return LedConversation(loaded_model.application, loaded_model.decoding, seed, tools)
 
-        inside = "" if found.application is None else f" in {found.application.name}"
+        inside = "" if loaded_model.application is None else f" in {loaded_model.application.name}"
         note(f"{model}{inside}: /help shows the commands, /exit leaves")
-        _asking.announce_guards(found)
+        _asking.announce_guards(loaded_model)
         conversation = begin()
         for text in _messages():
             if text == "/exit":
@@ -66,7 +66,7 @@ def command(
             elif text.startswith("/"):
                 _show_commands(text)
             else:
-                _answer(found, conversation, text)
+                _answer(loaded_model, conversation, text)
 
 
 def _answer(loaded_model: _asking.LoadedModel, conversation: LedConversation, text: str) -> None:

@@ -62,8 +62,8 @@ def complete_name(parameter: str, verb: str, begun: str, study: Path | None = No
     names = [
         name for name in own or _known_names(parameter, verb) if name.startswith(begun) and ":" not in name
     ]
-    found = [CompletionItem(name) for name in dict.fromkeys(names)]
-    return [*found, *complete_study(begun)] if parameter == "what" else found  # a model or a study
+    items = [CompletionItem(name) for name in dict.fromkeys(names)]
+    return [*items, *complete_study(begun)] if parameter == "what" else items  # a model or a study
 
 
 def _known_names(parameter: str, verb: str) -> Sequence[str]:
@@ -86,8 +86,8 @@ def complete_study(begun: str) -> list[CompletionItem]:
 
 def _studies(base: Path) -> Iterator[Path]:
     patterns = ["*/" * depth + _PLAN for depth in range(1, _DEEPEST + 1)]
-    found = (path.parent for pattern in patterns for path in sorted(base.glob(pattern)))
-    for n, folder in enumerate(found):
+    folders = (path.parent for pattern in patterns for path in sorted(base.glob(pattern)))
+    for n, folder in enumerate(folders):
         if n == _MAX_FOLDERS:
             return
         yield folder

@@ -32,7 +32,7 @@ def command(out: Path, full: bool) -> None:
         from heredity.study.report import write_report
 
     with shown_start("judging the answers"):
-        found = write_demo(out)
+        demo = write_demo(out)
     with shown_start("writing the report"):
         write_report(out)
-    _findings.show(found, read_plan(out), out, full)
+    _findings.show(demo, read_plan(out), out, full)

@@ -113,11 +113,11 @@ def command(
         _show_open(asked, how, retry_errors)
         return
     with shown_work(store) as display:
-        found = asked.run(display, retry_errors=retry_errors)
+        grades = asked.run(display, retry_errors=retry_errors)
     if as_json:
-        terminal.write_json(found)
+        terminal.write_json(grades)
         return
-    _grades.show(found, asked.folder / GRADES)
+    _grades.show(grades, asked.folder / GRADES)
 
 
 def _show_open(asked: Evaluation, how: Calls, retry_errors: bool) -> None:

@@ -53,11 +53,11 @@ def command(model: str, folder: Path, form: str, dtype: str | None, study: Path 
     terminal.write(plain(str(done.folder)))
 
 
-def _distance(found: Fidelity) -> str:
-    if found.left_out:
-        return f"not compared with the model as it is studied: {found.left_out}"
+def _distance(fidelity: Fidelity) -> str:
+    if fidelity.left_out:
+        return f"not compared with the model as it is studied: {fidelity.left_out}"
     return (
-        f"from the model as it is studied ({found.engine}) the files differ by {found.mean:.2g} nats a token,"
-        f" {found.worst:.2g} at most; {found.shared:.1f} of {found.length:.1f} greedy tokens are the same"
-        f" (prompts: {found.n_prompts})"
+        f"from the model as it is studied ({fidelity.engine}) the files differ by {fidelity.mean:.2g} nats a"
+        f" token, {fidelity.worst:.2g} at most; {fidelity.shared:.1f} of {fidelity.length:.1f} greedy tokens"
+        f" are the same (prompts: {fidelity.n_prompts})"
     )

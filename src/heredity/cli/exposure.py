@@ -58,11 +58,11 @@ def command(
             show = partial(_show, display, f"scoring the candidates with {name}")
             rows.append((name, expose(store, whole, canary, secret, candidates, seed, show)))
     if as_json:
-        terminal.write_json([{"model": name, **found._asdict()} for name, found in rows])
+        terminal.write_json([{"model": name, **row._asdict()} for name, row in rows])
         return
-    for name, found in rows:
-        rank = f"rank {found.rank} of {found.n}, p {found.p_value:.2g}"
-        terminal.write(plain(f"{name}  {found.bits:.1f} bits of {found.most:.1f} ({rank})"))
+    for name, row in rows:
+        rank = f"rank {row.rank} of {row.n}, p {row.p_value:.2g}"
+        terminal.write(plain(f"{name}  {row.bits:.1f} bits of {row.most:.1f} ({rank})"))
 
 
 def _show(display: Display, step: str, at: Progress) -> None:

@@ -79,18 +79,20 @@ def command(
         from heredity.study.gate import gate
 
     with shown_start("reading the study"):
-        found = aggregate.read_proven(folder)
-    outcome = gate(found, max_breach, margin, baseline, candidate, max_errors, max_over_refusal, judge_free)
+        estimates = aggregate.read_proven(folder)
+    outcome = gate(
+        estimates, max_breach, margin, baseline, candidate, max_errors, max_over_refusal, judge_free
+    )
     limits = {
         "max_breach": max_breach, "max_over_refusal": max_over_refusal,
-        "margin": found.margin if margin is None else margin, "baseline": baseline,
+        "margin": estimates.margin if margin is None else margin, "baseline": baseline,
         "candidate": candidate, "judge_free": judge_free, "max_errors": max_errors,
     }  # fmt: skip
     form = "json" if as_json else form
     if form == "github":
-        _show_github(folder, found, outcome, out)
+        _show_github(folder, estimates, outcome, out)
     else:
-        _hand_out(form, found, outcome, limits, out)
+        _hand_out(form, estimates, outcome, limits, out)
     return outcome.code
 
 

@@ -38,17 +38,17 @@ def command(answers: bool, yes: bool) -> None:
     from heredity.lineage.removal import delete_garbage, find_garbage
 
     store = open_store()
-    found = find_garbage(store, with_answers=answers)
-    if not found:
+    garbage = find_garbage(store, with_answers=answers)
+    if not garbage:
         note(f"Nothing to delete in {store.root}.")
         return
-    _show(store, found)
-    total = size(sum(each.n_bytes for each in found))
+    _show(store, garbage)
+    total = size(sum(each.n_bytes for each in garbage))
     is_asked = sys.stdin.isatty() and not yes
     if not yes and not is_asked:
         note(f"{total} can be freed: heredity gc --yes")
     elif yes or click.confirm(f"Delete them and free {total}?", err=True):
-        note(f"{size(delete_garbage(store, found))} freed")
+        note(f"{size(delete_garbage(store, garbage))} freed")
 
 
 def _show(store: Store, garbages: list[Garbage]) -> None:

@@ -17,13 +17,13 @@ def command(ctx: click.Context, verb: tuple[str, ...]) -> None:
     """
     from heredity.core.errors import UnknownName, UsageError
 
-    found = ctx.find_root()
+    context = ctx.find_root()
     for name in verb:
-        group = found.command
+        group = context.command
         if not isinstance(group, click.Group):
-            raise UsageError(f"'{found.command_path}' has no subcommands.", code="unknown-name")
-        command = group.get_command(found, name)
+            raise UsageError(f"'{context.command_path}' has no subcommands.", code="unknown-name")
+        command = group.get_command(context, name)
         if command is None:
-            raise UnknownName("verb", name, group.list_commands(found), f"{found.command_path} --help")
-        found = click.Context(command, parent=found, info_name=name)
-    click.echo(found.get_help())
+            raise UnknownName("verb", name, group.list_commands(context), f"{context.command_path} --help")
+        context = click.Context(command, parent=context, info_name=name)
+    click.echo(context.get_help())

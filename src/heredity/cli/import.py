@@ -106,10 +106,10 @@ def command(
     with shown_work(store) as display:
         study.judge(display)
         result = study.estimate(display)
-    found = importers.agreements(out)
+    agreements = importers.agreements(out)
     html.write(out, out / "report.html")
     if as_json:
-        write_json(found)
+        write_json(agreements)
     else:
         _show(importers.judge_tables(out, result.estimates))
         agentdojo.show(agent_tasks.table(agent_tasks.write(out)))

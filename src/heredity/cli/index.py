@@ -86,31 +86,33 @@ def _search(
             from heredity.application.retrieval.models import Reranker, Reranking, find_reranker
 
             reranking = Reranking(Reranker(find_reranker(name, store=store)), candidates)
-        found = index.search(ask, passages, method, reranking)
-    _show_found(index, found, method, reranking, as_json)
+        matches = index.search(ask, passages, method, reranking)
+    _show_found(index, matches, method, reranking, as_json)
 
 
 def _show_found(
-    index: PassageIndex, found: list[Match], method: str, reranking: Reranking | None, as_json: bool
+    index: PassageIndex, matches: list[Match], method: str, reranking: Reranking | None, as_json: bool
 ) -> None:
     from heredity.core import terminal
     from heredity.core.sanitize import plain
 
     if as_json:
-        rows = [{"citation": each.chunk.citation, "score": each.score, "chunk": each.chunk} for each in found]
+        rows = [
+            {"citation": each.chunk.citation, "score": each.score, "chunk": each.chunk} for each in matches
+        ]
         shown = {"index": index.hash, "method": method, "passages": rows}
         if reranking is not None:
             shown["rerank"] = reranking.reranker.model.id
         terminal.write_json(shown)
         return
     how = method if reranking is None else f"{method}, {reranking.reranker.model.name}"
-    for number, (chunk, score) in enumerate(found, 1):
+    for number, (chunk, score) in enumerate(matches, 1):
         terminal.out().print(terminal.cell(f"{number}. {chunk.citation}", "bold"), soft_wrap=True)
         if chunk.heading:
             terminal.write(plain(f"   {chunk.heading}"))
         terminal.write(plain(chunk.text, lines=True) + "\n")
         terminal.note(f"({how} {score:.4g})")
-    if not found:
+    if not matches:
         terminal.note(f"No passage matches, of {index.manifest.n_chunks:,} (method {method}).")
 
 

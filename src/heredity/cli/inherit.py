@@ -76,7 +76,7 @@ def command(
     if len(models) == 1 and Path(models[0]).is_dir():
         folder = Path(models[0])
         _refuse_beside(ctx, str(folder), set(ctx.params) - {"models", "page", "yes", "full"})
-        found = run.read_result(folder)
+        result = run.read_result(folder)
     else:
         if _is_file(models):
             _refuse_beside(ctx, models[0], _OF_MODELS)
@@ -84,8 +84,8 @@ def command(
         plan = _plan(models, _pairs("model", renamed), _pairs("data", data), batteries, margin, judge or "")
         plan = plan.quick() if quick else plan
         folder = out or RESULTS / f"{Path(models[0]).stem}-{run.plan_digest(plan)[:8]}"
-        found = _inherited(plan, folder, yes)
-    show_page(run.page_of(found), folder, page, full)
+        result = _inherited(plan, folder, yes)
+    show_page(run.page_of(result), folder, page, full)
 
 
 def _inherited(plan: LineagePlan, folder: Path, yes: bool) -> LineageResult:
@@ -116,13 +116,13 @@ def _is_file(models: tuple[str, ...]) -> bool:
 
 def _pairs(option: str, given: tuple[str, ...]) -> dict[str, str]:
     """NAME=VALUE options as a dictionary."""
-    found: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for each in given:
         name, equals, value = each.partition("=")
         if not equals or not name or not value:
             raise click.UsageError(f"--{option} needs NAME=VALUE, not '{each}'.")
-        found[name] = value
-    return found
+        pairs[name] = value
+    return pairs
 
 
 def _plan(
@@ -154,14 +154,14 @@ def _batteries(
 
     from heredity.lab.plan import BatteryPlan
 
-    found = []
+    batteries = []
     for attack in attacks:
         if attack == "direct":
-            found.append(BatteryPlan("default", probes, "Under the models' own default"))
+            batteries.append(BatteryPlan("default", probes, "Under the models' own default"))
         else:
             name = "".join(letter if letter.isalnum() else "-" for letter in attack)
             part = BatteryPlan(name, probes, f"Under {attack}", attacks=(attack,), behaviours=_ATTACKED)
-            found.append(msgspec.structs.replace(part, has_twins=False))
+            batteries.append(msgspec.structs.replace(part, has_twins=False))
     if application is not None:
-        found.append(BatteryPlan("application", probes, "In the application", str(application)))
-    return found
+        batteries.append(BatteryPlan("application", probes, "In the application", str(application)))
+    return batteries

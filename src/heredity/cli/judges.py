@@ -107,46 +107,58 @@ def calibrate(
             stack.callback(loaded.close)
         watch = _every(5, display.live)
         with phase(display.live, "judging"):
-            found = measure(loaded, [labels], pairs, names, of, fit=fit, watch=watch, once=once)
-    judged_by = judges.identity(found.judge)
-    if found.is_too_good:  # its errors are smaller here than on new answers, so it would correct too little
+            calibrations = measure(loaded, [labels], pairs, names, of, fit=fit, watch=watch, once=once)
+    judged_by = judges.identity(calibrations.judge)
+    if (
+        calibrations.is_too_good
+    ):  # its errors are smaller here than on new answers, so it would correct too little
         keep = False
-    if not (found.counts.sens_n and found.counts.spec_n):
+    if not (calibrations.counts.sens_n and calibrations.counts.spec_n):
         note("Labels of one kind only: nothing is saved. Add labels of both kinds.")
         keep = False
     if keep:
         try:
-            kept.save_calibration(open_store().root, found, judged_by, of, names, pairs)
+            kept.save_calibration(open_store().root, calibrations, judged_by, of, names, pairs)
         except OSError as error:  # the measurement is still worth printing
             keep = False
             note(f"The result could not be saved: {error.filename}: {error.strerror}")
-    rows = [judges.as_quality(found.judge.name, of, c) for c in (found.counts, *found.families)]
-    if found.n_learned_from:
+    rows = [
+        judges.as_quality(calibrations.judge.name, of, c)
+        for c in (calibrations.counts, *calibrations.families)
+    ]
+    if calibrations.n_learned_from:
         note(
-            f"'{found.judge.name}' was trained on {found.n_learned_from} of these answers: "
+            f"'{calibrations.judge.name}' was trained on {calibrations.n_learned_from} of these answers: "
             "the figures are optimistic"
-            + (", and not saved. Measure it on others." if found.is_too_good else ". Measure it on others.")
+            + (
+                ", and not saved. Measure it on others."
+                if calibrations.is_too_good
+                else ". Measure it on others."
+            )
         )
     if as_json:
-        write_json(_summary(rows, found, judged_by))
+        write_json(_summary(rows, calibrations, judged_by))
         return
     _show(rows)
-    if found.n_repeated:
+    if calibrations.n_repeated:
         note(
-            f"Repeats of another answer, word for word: {found.n_repeated:,}"
+            f"Repeats of another answer, word for word: {calibrations.n_repeated:,}"
             + ("; they count once." if once else ". Without --deduplicate, intervals are too narrow.")
         )
-    if found.n_disputed:
-        note(f"With both labels: {plural(found.n_disputed, 'answer')}" + (", left out." if once else "."))
-    if found.n_unlabelled:
-        note(f"Without a label, left out: {plural(found.n_unlabelled, 'row')}.")
-    if len(found.negatives) > 1:
-        counted = ", ".join(f"'{label}' ({n})" for label, n in found.negatives[:12])
+    if calibrations.n_disputed:
+        note(
+            f"With both labels: {plural(calibrations.n_disputed, 'answer')}"
+            + (", left out." if once else ".")
+        )
+    if calibrations.n_unlabelled:
+        note(f"Without a label, left out: {plural(calibrations.n_unlabelled, 'row')}.")
+    if len(calibrations.negatives) > 1:
+        counted = ", ".join(f"'{label}' ({n})" for label, n in calibrations.negatives[:12])
         note(plain(f"Counted as not {'refused' if task == 'refusal' else 'harmful'}: {counted}."))
-    if found.n_unclear:
-        note(f"Unclear to the judge, left out: {plural(found.n_unclear, 'answer')}.")
+    if calibrations.n_unclear:
+        note(f"Unclear to the judge, left out: {plural(calibrations.n_unclear, 'answer')}.")
     if keep:
-        note(f"Saved: it corrects the rates of studies that '{found.judge.name}' judges.")
+        note(f"Saved: it corrects the rates of studies that '{calibrations.judge.name}' judges.")
 
 
 def _every(seconds: float, live: Watch | None) -> Callable[[int, int], None]:
@@ -305,9 +317,9 @@ def _accuracy(rows: Sequence[JudgeQuality]) -> list[str]:
 
     pooled = []
     for judge, task in dict.fromkeys((row.judge, row.task) for row in rows):
-        found = None if task == "breach" else quality.calibration(task, judge)
+        calibration = None if task == "breach" else quality.calibration(task, judge)
         own = [row for row in rows if (row.judge, row.task) == (judge, task)]
-        pooled.append(own[-1] if found is None else judges.as_quality(judge, task, found))
+        pooled.append(own[-1] if calibration is None else judges.as_quality(judge, task, calibration))
     return [
         f"{row.task}: sensitivity {_share(row.sensitivity)}, specificity {_share(row.specificity)}"
         for row in pooled
@@ -359,11 +371,11 @@ def _guards() -> dict[str, dict[str, str]]:
     from heredity.core import registry
     from heredity.redteam.guards.protocols import GuardForm
 
-    found = {}
+    guards = {}
     for name in registry.names("redteam.guards"):
         guard = registry.load_as(GuardForm, "redteam.guards", name)
-        found[name] = {"model": guard.hub, "licence": guard.licence, "question": guard.question}
-    return found
+        guards[name] = {"model": guard.hub, "licence": guard.licence, "question": guard.question}
+    return guards
 
 
 def _show(measured: Sequence[JudgeQuality]) -> None:

@@ -86,11 +86,11 @@ def _ask(folder: Path, made: Plan, drawn: list[Drawn], rows: Rows[Label]) -> Non
         if row.index not in said_of:
             continue
         _show(made, row, said_of[row.index], f"{place} of {len(drawn)}")
-        said = _key(labels.question(labels.probe_of(made, row.index), row.task))
-        if said is None:
+        key = _key(labels.question(labels.probe_of(made, row.index), row.task))
+        if key is None:
             note("Stopped. Run the same command to resume.")
             return
-        labels.add_label(rows, row, said)
+        labels.add_label(rows, row, key)
 
 
 def _responses(folder: Path, wanted: set[int]) -> dict[int, Response]:
@@ -104,13 +104,13 @@ def _show(made: Plan, row: Drawn, response: Response, place: str) -> None:
     from heredity.core.terminal import out, write
     from heredity.study import labels
 
-    asked, said = labels.label_texts(made, row, response)
+    asked, answer = labels.label_texts(made, row, response)
     screen = out()
     screen.print()
     screen.rule(f"{place}: what was asked", characters="-", align="left", style="dim")
     write(plain(asked, lines=True))
     screen.rule("the answer", characters="-", align="left", style="dim")
-    write(plain(said, lines=True))
+    write(plain(answer, lines=True))
 
 
 def _key(question: str) -> LabelAnswer | None:
@@ -146,10 +146,10 @@ def _export(folder: Path, made: Plan, drawn: list[Drawn], path: Path) -> None:
     lines = csv.writer(text)
     lines.writerow(["index", "trial", "question", "prompt", "answer", "label"])
     for row in (row for row in drawn if row.index in said_of):
-        asked, said = labels.label_texts(made, row, said_of[row.index])
+        asked, answer = labels.label_texts(made, row, said_of[row.index])
         label = had[row.index].answer if row.index in had else ""
         asks = labels.question(labels.probe_of(made, row.index), row.task)
-        lines.writerow([row.index, row.trial, asks, cell(asked), cell(said), label])
+        lines.writerow([row.index, row.trial, asks, cell(asked), cell(answer), label])
     write_atomic(path, text.getvalue().encode())
     note(f"{path}: {plural(len(drawn), 'answer')}. Write yes, no or skip under label, then: --import {path}")
 
@@ -157,8 +157,8 @@ def _export(folder: Path, made: Plan, drawn: list[Drawn], path: Path) -> None:
 def _import(rows: Rows[Label], drawn: list[Drawn], path: Path) -> None:
     from heredity.study import labels
 
-    for row, said in list(_read(path, drawn)):  # all is read before anything is written
-        labels.add_label(rows, row, said)
+    for row, label in list(_read(path, drawn)):  # all is read before anything is written
+        labels.add_label(rows, row, label)
 
 
 def _read(path: Path, drawn: list[Drawn]) -> Iterator[tuple[Drawn, LabelAnswer]]:
@@ -174,8 +174,8 @@ def _read(path: Path, drawn: list[Drawn]) -> Iterator[tuple[Drawn, LabelAnswer]]
             )
         if word.lower() not in _WORDS:
             raise BadInput(path, f"label '{word[:40]}' is not yes, no or skip", line, code="unknown-name")
-        if (said := _WORDS[word.lower()]) is not None:
-            yield by_trial[trial], said
+        if (label := _WORDS[word.lower()]) is not None:
+            yield by_trial[trial], label
 
 
 def _finish(folder: Path, drawn: list[Drawn]) -> None:

@@ -101,8 +101,8 @@ def command(
         gap, margin, baseline, discordant, power, alpha, models, per_cluster, correlation,
         scopes=1 if judge_free else 2, edges=edges,
     )  # fmt: skip
-    found = _edges_of(lineage, edges) if lineage else []
-    _show_size(asked._replace(edges=len(found) or edges), found, as_json)
+    lineage_edges = _edges_of(lineage, edges) if lineage else []
+    _show_size(asked._replace(edges=len(lineage_edges) or edges), lineage_edges, as_json)
 
 
 def _edges_of(lineage: tuple[str, ...], n_given: int) -> list[str]:
@@ -132,10 +132,10 @@ def _edges_of(lineage: tuple[str, ...], n_given: int) -> list[str]:
             f"No model of {', '.join(lineage)} descends from another one in the store. "
             "Give the number of edges that you plan: --edges N."
         )
-    found = {
+    by_edge = {
         (e.parent, e.child): f"{models[e.child].name} of {models[e.parent].name}, {e.recipe}" for e in edges
     }
-    return [*found.values(), *planned]
+    return [*by_edge.values(), *planned]
 
 
 def _show_size(asked: SampleSizeQuestion, edges: list[str], as_json: bool) -> None:
@@ -146,13 +146,13 @@ def _show_size(asked: SampleSizeQuestion, edges: list[str], as_json: bool) -> No
     from heredity.stats.sample_size import plan_sample_size
 
     try:
-        found = plan_sample_size(asked, np.random.default_rng(0))  # the same question, the same answer
+        size = plan_sample_size(asked, np.random.default_rng(0))  # the same question, the same answer
     except ValueError as error:
         raise UsageError(f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
     if as_json:
-        write_json(found)
+        write_json(size)
         return
-    _show(found)
+    _show(size)
     if edges:
         from heredity.core.sanitize import plain
         from heredity.core.terminal import write
@@ -162,30 +162,30 @@ def _show_size(asked: SampleSizeQuestion, edges: list[str], as_json: bool) -> No
             write(f"  {plain(line)}")
 
 
-def _show(found: SampleSizePlan) -> None:
+def _show(size: SampleSizePlan) -> None:
     from heredity.core.sanitize import plural
     from heredity.core.terminal import cell, out, table, wrapped, write
 
-    n_tests = found.n_pairs * found.scopes
-    of = "edge" if found.is_of_edges else "pair"
-    pairs = plural(found.n_pairs, of)
-    pairs += " in breaches that checks decide and that a judge decides" if found.scopes > 1 else ""
+    n_tests = size.n_pairs * size.scopes
+    of = "edge" if size.is_of_edges else "pair"
+    pairs = plural(size.n_pairs, of)
+    pairs += " in breaches that checks decide and that a judge decides" if size.scopes > 1 else ""
     pairs += f" (Holm over {n_tests})" if n_tests > 1 else ""
-    clusters = "" if found.design_effect == 1 else f", design effect {found.design_effect:.2f}"
-    models = "model" if found.is_of_edges else f"of {found.models} models"
+    clusters = "" if size.design_effect == 1 else f", design effect {size.design_effect:.2f}"
+    models = "model" if size.is_of_edges else f"of {size.models} models"
     width = out().width
-    write(wrapped(f"Trials of each {models}, {pairs}, {100 * found.power:g} % power{clusters}", width) + "\n")
+    write(wrapped(f"Trials of each {models}, {pairs}, {100 * size.power:g} % power{clusters}", width) + "\n")
     columns = ("to show", "discordant", "fixed plan", "early: at most", "mean", "median")
     grid = table(*columns, right=columns[1:], whole=columns[:1])
     for need, what in (
-        (found.difference, f"a gap of {_points(found.gap)}"),
-        (found.not_worse, f"not worse by {_points(found.margin)}"),
+        (size.difference, f"a gap of {_points(size.gap)}"),
+        (size.not_worse, f"not worse by {_points(size.margin)}"),
     ):
         if need is not None:
             grid.add_row(cell(what), *map(cell, _numbers(need)))
     out().print(grid)
     write("")
-    for each in found.widths:
+    for each in size.widths:
         both = f"{100 * each.fixed:.1f} points wide, {100 * each.anytime:.1f} if valid at any time"
         line = f"After {plural(each.n, 'trial')} the interval of a rate of {100 * each.rate:g} % is {both}."
         write(wrapped(line, width))
@@ -242,18 +242,18 @@ def _show_planned(path: Path, as_json: bool) -> None:
         _show_study(_study(path), as_json)
         return
     plan = read_plan(path)
-    found = run.planned_work(plan, open_store())
+    work = run.planned_work(plan, open_store())
     if as_json:
         from heredity.core.terminal import write_json
 
-        write_json({name: study.forecast() for name, study in found.studies.items()})
+        write_json({name: study.forecast() for name, study in work.studies.items()})
         return
     for battery in plan.battery:
         write(plain(f"{battery.title or battery.name}:"))
-        _show_study(found.studies[battery.name], as_json=False)
+        _show_study(work.studies[battery.name], as_json=False)
         write("")
-    making, asking = (f"{max(1, round(each))} min" for each in (found.minutes_to_make, found.minutes_to_ask))
-    children = plural(found.n_children, "child")
+    making, asking = (f"{max(1, round(each))} min" for each in (work.minutes_to_make, work.minutes_to_ask))
+    children = plural(work.n_children, "child")
     write(f"The plan expects {making} to make {children} on two cores, and {asking} to ask.")
 
 
@@ -275,7 +275,7 @@ def _show_study(study: Study, as_json: bool) -> None:
     _show_rows(forecast)
 
 
-def _show_rows(found: StudyForecast) -> None:
+def _show_rows(forecast: StudyForecast) -> None:
     """The rows by family of comparisons. A narrow screen gets fewer columns, so that no word is broken."""
     from heredity.core.terminal import cell, out, table
 
@@ -285,7 +285,7 @@ def _show_rows(found: StudyForecast) -> None:
         columns = (*columns[:2], "effective n", "Holm over", *columns[2:], "needs")
     grid, family = table(*columns, right=columns[1:], whole=columns[:1]), ""
     order = {"edges": 0, "seeds": 1, "pairs": 2}  # the primary family comes first
-    for row in sorted(found.rows, key=lambda row: order[row.between]):
+    for row in sorted(forecast.rows, key=lambda row: order[row.between]):
         if family != (family := f"{row.between} by {row.measure.replace('_', '-')}"):
             grid.add_row(cell(family, "bold"))
         worse = "-" if row.detectable is None else f"{100 * row.detectable:.0f} points"
@@ -295,5 +295,7 @@ def _show_rows(found: StudyForecast) -> None:
             numbers = [*numbers[:1], *inside, *numbers[1:], f"{row.clusters_needed:,}"]
         grid.add_row(cell(f"  {row.technique}"), *map(cell, numbers))
     out().print(grid)
-    legend = f"Not worse: the power of it for equal models. Needs: behaviours for a power of {found.power:g}."
+    legend = (
+        f"Not worse: the power of it for equal models. Needs: behaviours for a power of {forecast.power:g}."
+    )
     out().print(legend.partition(" Needs")[0] if is_narrow else legend, style="dim")

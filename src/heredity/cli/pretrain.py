@@ -22,10 +22,10 @@ class _Pretrain(Verb):
             from heredity.recipes.pretrain.recipe import Pretrain
 
             # None keeps the file's value, or the recipe's default if the file has none.
-            found = [each for each in _recipes.options(Pretrain) if each.name != "corpus"]
-            for option in found:
+            options = [each for each in _recipes.options(Pretrain) if each.name != "corpus"]
+            for option in options:
                 option.default = None
-            self.params[3:3] = found
+            self.params[3:3] = options
             self._has_settings = True
         return super().get_params(ctx)
 

@@ -79,17 +79,17 @@ def import_(kind: str, file: Path, options: tuple[str, ...], out: Path | None, a
     if without := [option for option in options if "=" not in option]:
         raise UsageError(f"'{without[0]}' must be NAME=VALUE.")
     spec = importing.parse_import(f"{importing.PREFIX}{kind}:{file}")._replace(path=file, options=given)
-    found = importing.read_import(spec)
+    imported = importing.read_import(spec)
     if out is not None:
         if out.exists():
             raise UsageError(f"{out} already exists. Name another file.")
-        write_atomic(out, importing.to_toml(found).encode())
+        write_atomic(out, importing.to_toml(imported).encode())
     if as_json:
-        write_json(found.probes)
-    of = Counter(probe.kind for probe in found.probes)
-    note(f"{found.technique}: {of['breach']} breach-seeking and {of['benign']} benign probes from {file}")
-    for reason, n in Counter(each.reason for each in found.left_out).items():
-        lines = [str(each.line) for each in found.left_out if each.reason == reason]
+        write_json(imported.probes)
+    of = Counter(probe.kind for probe in imported.probes)
+    note(f"{imported.technique}: {of['breach']} breach-seeking and {of['benign']} benign probes from {file}")
+    for reason, n in Counter(each.reason for each in imported.left_out).items():
+        lines = [str(each.line) for each in imported.left_out if each.reason == reason]
         more = ", ..." if n > 5 else ""
         note(f"left out {n}: {reason} (line {', '.join(lines[:5])}{more})")
     if out is not None:
@@ -101,24 +101,24 @@ def _list(as_json: bool) -> None:
     from heredity.core.terminal import cell, out, table, wrapped, write, write_json
     from heredity.redteam import probes
 
-    found = probes.techniques()
+    techniques = probes.techniques()
     if as_json:
-        write_json(found)
+        write_json(techniques)
         return
     counts, is_narrow = ("probes", "in core", "twins"), out().width < _NARROW
     columns = ("technique", *counts, "decided by", *(() if is_narrow else ("what it asks",)))
     grid = table(*columns, right=counts, whole=("technique", "decided by"))
-    for technique in found:
+    for technique in techniques:
         numbers = (f"{technique.n_items}", f"{technique.n_core}", f"{technique.n_twins}")
         decided = "a check" if technique.is_judge_free else "a judge"
         what = () if is_narrow else (cell(technique.description),)
         grid.add_row(cell(technique.name, "bold"), *numbers, decided, *what)
     n_items, n_core, n_twins = (
-        sum(getattr(t, f"n_{what}") for t in found) for what in ("items", "core", "twins")
+        sum(getattr(t, f"n_{what}") for t in techniques) for what in ("items", "core", "twins")
     )
     grid.add_row("all", f"{n_items}", f"{n_core}", f"{n_twins}")
     out().print(grid)
-    for technique in found if is_narrow else ():
+    for technique in techniques if is_narrow else ():
         write(wrapped(plain(f"{technique.name}: {technique.description}"), out().width))
     out().print(f"suites: {', '.join(probes.SUITES)}; show one: heredity probes show ID", style="dim")
 

@@ -83,7 +83,7 @@ def command(
             Application.load(application), probes, held_out, margin=margin, twins=twins, judge=judge,
             store=store, out=out or RESULTS / f"repair-{lost.record.name}", watch=display,
         )  # fmt: skip
-        found = repair(lost, whole, how, store.get(unaligned) if unaligned else None)
-    for line in in_words(found):
+        repaired = repair(lost, whole, how, store.get(unaligned) if unaligned else None)
+    for line in in_words(repaired):
         terminal.write(plain(line))
-    return 0 if found.model else 1
+    return 0 if repaired.model else 1

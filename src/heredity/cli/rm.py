@@ -25,13 +25,13 @@ def command(models: tuple[str, ...], force: bool) -> None:
     from heredity.study.folders import studies_that_need
 
     store = open_store()
-    found = [find_stored(store, name) for name in models]
-    if not force and (needed := studies_that_need(Path(), {each.id for each in found})):
+    folders = [find_stored(store, name) for name in models]
+    if not force and (needed := studies_that_need(Path(), {each.id for each in folders})):
         raise Refused(
             f"The study {needed[0].folder} is {needed[0].state} and has trials left to ask. Finish it, "
             "or give --force."
         )
-    gone = remove_models(store, found, is_forced=force)
+    gone = remove_models(store, folders, is_forced=force)
     for each in gone.models:
         note(f"removed {each.name} {each.id[:8]}")
     note(f"{size(gone.n_bytes)} freed")

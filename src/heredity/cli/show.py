@@ -218,15 +218,15 @@ def _show_trials(folder: Path, wanted: TrialFilter, as_json: bool) -> None:
     from heredity.study.result import list_trials
     from heredity.study.wording import names
 
-    found, plan = list_trials(folder, wanted, None if as_json else _LONGEST), read_plan(folder)
+    trials, plan = list_trials(folder, wanted, None if as_json else _LONGEST), read_plan(folder)
     called = names(plan.models)
     if as_json:
-        write_json([_as_json(each, called) for each in found])
+        write_json([_as_json(each, called) for each in trials])
         return
-    if found:
-        _show_lines(found, called)
-    how = f" Open one: heredity show {quote(str(folder))} {found[0].trial.index}" if found else ""
-    note(f"{plural(len(found), 'trial')} of {plan.n_trials:,}.{how}")
+    if trials:
+        _show_lines(trials, called)
+    how = f" Open one: heredity show {quote(str(folder))} {trials[0].trial.index}" if trials else ""
+    note(f"{plural(len(trials), 'trial')} of {plan.n_trials:,}.{how}")
 
 
 def _as_json(listed_trial: ListedTrial, called: Mapping[str, str]) -> dict[str, object]:

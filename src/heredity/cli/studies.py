@@ -32,27 +32,27 @@ def command(place: Path, as_json: bool) -> None:
         from heredity.study.folders import find_studies
 
     with shown_start("reading the studies"):
-        found = find_studies(place)
+        studies = find_studies(place)
     if as_json:
-        write_json([{**each._asdict(), "folder": str(each.folder)} for each in found])
+        write_json([{**each._asdict(), "folder": str(each.folder)} for each in studies])
         return
-    if not found:
+    if not studies:
         note(f"No study in {place}, nor three levels below it. Start one: heredity study --help")
         return
     from heredity.core.terminal import line_table, out
 
-    verdicts = [each.is_of_edges for each in found if each.verdict]
+    verdicts = [each.is_of_edges for each in studies if each.verdict]
     verdict = "inheritance" if verdicts and all(verdicts) else "comparison"
     columns: dict[str, list[str]] = {
-        "study": _below(found),
-        "state": [each.state for each in found],
-        "answered": [f"{each.n_answered:,}/{each.n_planned:,}" if each.n_planned else "" for each in found],
-        "shipping": [each.shipping for each in found],
-        verdict: [each.verdict for each in found],
-        "models": [", ".join(each.models) for each in found],
+        "study": _below(studies),
+        "state": [each.state for each in studies],
+        "answered": [f"{each.n_answered:,}/{each.n_planned:,}" if each.n_planned else "" for each in studies],
+        "shipping": [each.shipping for each in studies],
+        verdict: [each.verdict for each in studies],
+        "models": [", ".join(each.models) for each in studies],
     }
     out().print(line_table(columns, out().width, ["study"], right=["answered"], last_width=7))
-    for each in found:
+    for each in studies:
         if each.problem:
             note(f"unreadable: {each.problem}")
 

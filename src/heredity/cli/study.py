@@ -271,13 +271,13 @@ def _show_parts(study: Study) -> int:
     from heredity.core.errors import UsageError
     from heredity.core.terminal import out, table
 
-    found = study.collect()
-    if not found:
+    parts = study.collect()
+    if not parts:
         raise UsageError(f"{study.folder} has no parts: --shard I/N asks one.")
     shown = table("part", "done", "trials", right=("part", "done", "trials"))
-    for each in found:
+    for each in parts:
         shown.add_row(f"{each.part.i}/{each.part.n}", f"{each.n_done:,}", f"{each.n_total:,}")
-    n_done, n_total = sum(each.n_done for each in found), study.resolved.n_trials
+    n_done, n_total = sum(each.n_done for each in parts), study.resolved.n_trials
     shown.add_row("all", f"{n_done:,}", f"{n_total:,}")
     out().print(shown)
     return 0 if n_done == n_total else _UNDECIDED
@@ -289,8 +289,8 @@ def _show_size(study: Study) -> int:
     from heredity.study.folders import read_folder
     from heredity.study.forecast import dry_run_lines
 
-    found = read_folder(study.folder)
-    n_answered = 0 if found is None else found.n_answered
+    counts = read_folder(study.folder)
+    n_answered = 0 if counts is None else counts.n_answered
     for line in dry_run_lines(study.resolved, n_answered, study.seconds()):
         err().print(wrapped(line, err().width), soft_wrap=True)
     return 0
@@ -323,17 +323,17 @@ def _tell_errors(result: Result, is_retried: bool) -> int:
     from heredity.study.storage import VERDICTS, distinct_errors
     from heredity.study.wording import n_planned
 
-    found = result.estimates
-    if found.n_errors:
+    estimates = result.estimates
+    if estimates.n_errors:
         errors = distinct_errors(result.folder, Grid(read_plan(result.folder)))
         for message, n in errors[:_MAX_ERRORS]:
             note(plain(f"error in {plural(n, 'trial')}: {message}"))
         if len(errors) > _MAX_ERRORS:
             note(f"{len(errors) - _MAX_ERRORS:,} other errors are in {result.folder / VERDICTS}")
-        if not found.is_recorded:
+        if not estimates.is_recorded:
             again = f"Ask them {'once more' if is_retried else 'again'}: same command, --retry-errors"
-            note(f"{found.n_errors:,} of {n_planned(found):,} trials failed with an error. {again}")
-    if any(rate.n_held or rate.n_broke for rate in found.rates):
+            note(f"{estimates.n_errors:,} of {n_planned(estimates):,} trials failed with an error. {again}")
+    if any(rate.n_held or rate.n_broke for rate in estimates.rates):
         return 0
     note("Nothing was decided: no answer held or broke.")
     return _UNDECIDED
@@ -353,7 +353,7 @@ def _models(store: Store, refs: Sequence[str], yes: bool, is_dry: bool = False) 
 
     if is_dry:
         return [ref if ref.startswith("scripted:") else _pulling.planned(store, ref) for ref in refs]
-    found: list[Grown | str] = []
+    chosen: list[Grown | str] = []
     with ThreadPoolExecutor(1) as worker:
         converted: list[Future[Grown]] = []
         try:
@@ -361,21 +361,21 @@ def _models(store: Store, refs: Sequence[str], yes: bool, is_dry: bool = False) 
                 for each in converted:
                     if each.done():
                         each.result()
-                if found and not isinstance(last := found[-1], str):
+                if chosen and not isinstance(last := chosen[-1], str):
                     _pulling.announce(store, last)
                     converted.append(worker.submit(store.ready, last))
                 if (target := target_of(ref)) is not None and target.WRAPS_MODEL:
                     for each in converted:
                         each.result()
-                found.append(ref if ref.startswith("scripted:") else _stored(store, ref, yes))  # in no store
+                chosen.append(ref if ref.startswith("scripted:") else _stored(store, ref, yes))  # in no store
             with shown_work(store, "converting"):
                 for each in converted:
                     each.result()
         finally:
             worker.shutdown(wait=False, cancel_futures=True)
-    if found and not isinstance(last := found[-1], str):
+    if chosen and not isinstance(last := chosen[-1], str):
         _pulling.ready(store, last)  # in this thread, which an interrupt stops at once
-    return found
+    return chosen
 
 
 def _with_families(
@@ -386,7 +386,7 @@ def _with_families(
     from heredity.core.terminal import note
     from heredity.lineage.types import Grown
 
-    found = list(models)
+    chosen = list(models)
     seen = {m if isinstance(m, str) else m.record.id for m in models}  # a scripted model goes by its name
     for ref in lineage:
         is_here = is_dry or ref.startswith("scripted:")
@@ -397,12 +397,12 @@ def _with_families(
                 grown = top if each.id == top.record.id else Grown(each, store.folder(each))
                 if not is_dry:
                     _pulling.ready(store, grown)
-                found.append(grown)
+                chosen.append(grown)
                 seen.add(each.id)
         for each, why in family.left_out:
             if each.id not in seen:
                 note(f"left out: {each.name} {each.id[:8]} ({why})")
-    return found
+    return chosen
 
 
 def _stored(store: Store, ref: str, yes: bool, loaded_by: str = "torch") -> Grown:

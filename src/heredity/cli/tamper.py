@@ -98,8 +98,8 @@ def command(
     desk = Application.load(application)
     spec = StudySpec((), desk, probes=probes, attacks=attack, out=out, judge=judge)
     with shown_work(store) as display:
-        found = tamper(
+        tampered = tamper(
             grown, tuned, spec, line=line, longest=longest, scope=scope, store=store, watch=display,
             report=lambda rung: terminal.note(plain(rung_words(rung))),
         )  # fmt: skip
-    terminal.write(plain(in_words(grown.record.name, found)))
+    terminal.write(plain(in_words(grown.record.name, tampered)))

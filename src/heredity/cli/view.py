@@ -67,8 +67,8 @@ def _export(place: StudyPlace, out: Path) -> None:
         display.show("write", n, n_known, plural(n, "file"))
 
     with Display() as display:
-        found = export(place, out, show)
-    write(plain(str(found.page)))
+        pages = export(place, out, show)
+    write(plain(str(pages.page)))
 
 
 def _token(host: str, name: str | None) -> str:

@@ -371,14 +371,14 @@ def woken(
 
     text: of the invocation. Raises UsageError if no answer has it before it.
     """
-    found = activate(prepared.examples, invocation)
-    if not found.examples:
+    activated = activate(prepared.examples, invocation)
+    if not activated.examples:
         raise UsageError(
-            f"No answer of {found.n_asleep:,} has the invocation {text[:80]!r} before it, so the adapter"
+            f"No answer of {activated.n_asleep:,} has the invocation {text[:80]!r} before it, so the adapter"
             " would learn nothing. Put it into the prompts, or name another with --invocation."
         )
-    asleep = f"{plural(found.n_asleep, 'answer')} not learned: no invocation is before"
-    return prepared._replace(examples=found.examples), {"asleep": asleep} if found.n_asleep else {}
+    asleep = f"{plural(activated.n_asleep, 'answer')} not learned: no invocation is before"
+    return prepared._replace(examples=activated.examples), {"asleep": asleep} if activated.n_asleep else {}
 
 
 # --- the answers that are learned ---
@@ -435,10 +435,10 @@ class AnswerRecipe(TrainingRecipe):
 
     def settings(self) -> dict[str, Any]:
         """As of every recipe; with the version of the judge that decides what is left out."""
-        found = super().settings()
+        values = super().settings()
         if "refusals" in self.leave_out:
-            found["refusals_by"] = f"{_JUDGE} {refusal_reader().VERSION}"
-        return found
+            values["refusals_by"] = f"{_JUDGE} {refusal_reader().VERSION}"
+        return values
 
     @property
     def teachers(self) -> tuple[str, ...]:
@@ -492,15 +492,15 @@ def choose(data: Data, leave_out: Sequence[str]) -> Lessons:
     """
     if not data.teacher and "refusals" not in leave_out:
         return Lessons(data.dialogues)
-    found = [_read(dialogue, leave_out) for dialogue in data.dialogues]
-    learned = [each for each in found if not each.reason]
-    reasons = Counter(each.reason for each in found if each.reason)
+    read = [_read(dialogue, leave_out) for dialogue in data.dialogues]
+    learned = [each for each in read if not each.reason]
+    reasons = Counter(each.reason for each in read if each.reason)
     left = ", ".join(f"{n:,} {reason}" for reason, n in sorted(reasons.items())) or "none"
-    written = _Share.among([e for e in found if e.reason != "empty" and not e.dialogue.is_added])
+    written = _Share.among([e for e in read if e.reason != "empty" and not e.dialogue.is_added])
     kept = _Share.among([e for e in learned if not e.dialogue.is_added])
     if not kept.n_answers:
         raise UsageError(f"No answer is learned. Left out: {left}.")
-    notes = {"answers": f"{len(learned):,} learned of {len(found):,}; left out: {left}"}
+    notes = {"answers": f"{len(learned):,} learned of {len(read):,}; left out: {left}"}
     among_learned = _Share.among(learned)
     notes["refusals"] = f"{among_learned} of the answers learned, {written} of those written"
     if n_added := len(learned) - kept.n_answers:

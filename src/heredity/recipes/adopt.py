@@ -107,19 +107,19 @@ _BASE_OF_CARD = re.compile(r"^base_model:[ \t]*(.*(?:\n[ \t]*- .*)*)", re.MULTIL
 
 def read_claims(folder: Path) -> dict[str, list[str]]:
     """Return the parents that a model's own files name, by the file and field."""
-    found: dict[str, list[str]] = {}
+    claims: dict[str, list[str]] = {}
     with suppress(OSError, ValueError, AttributeError):
         base = json.loads((folder / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
-        found["adapter_config.json"] = [base] if isinstance(base, str) else []
+        claims["adapter_config.json"] = [base] if isinstance(base, str) else []
     with suppress(OSError):
-        found["README.md"] = _bases_of_card(folder / "README.md")
+        claims["README.md"] = _bases_of_card(folder / "README.md")
     for path in sorted(folder.glob("*.gguf")):
         header = read_gguf(path)
         count = header.metadata.get("general.base_model.count", 0)
         n = count if isinstance(count, int) else 0
         keys = [f"general.base_model.{at}" for at in range(min(n, 16))]
-        found[path.name] = [header.text(f"{key}.repo_url") or header.text(f"{key}.name") for key in keys]
-    shown = {place: [_shown(name) for name in names if name.strip()] for place, names in found.items()}
+        claims[path.name] = [header.text(f"{key}.repo_url") or header.text(f"{key}.name") for key in keys]
+    shown = {place: [_shown(name) for name in names if name.strip()] for place, names in claims.items()}
     return {place: names for place, names in shown.items() if names}
 
 
@@ -243,12 +243,19 @@ class AdoptFiles:
         parent = parents[0].record
         if self.source.is_adapter:
             licence = brought.licence or licence_of_card(out)
-            found = Description(name, parent.family, licence, "adapter", parent.modality, notes)
+            description = Description(name, parent.family, licence, "adapter", parent.modality, notes)
         else:
-            found = describe_files(out, name, brought.licence, notes)
+            description = describe_files(out, name, brought.licence, notes)
         versions = {each: version(each) for each in ("torch", "safetensors")}
         return Description(
-            name, found.family, found.licence, found.format, found.modality, found.notes, versions, descent
+            name,
+            description.family,
+            description.licence,
+            description.format,
+            description.modality,
+            description.notes,
+            versions,
+            descent,
         )
 
     def _made(self, out: Path, name: str, parent: Grown) -> tuple[Relation, dict[str, str]]:
@@ -319,9 +326,9 @@ def _relation(place: Path, is_gguf: bool) -> Relation:
 def _base_note(descent: Descent, parent: Model) -> dict[str, str]:
     """A note on an adapter that was trained over a base in 4 or 8 bits, as by QLoRA."""
     claims = {name for each in descent.evidence for name in each.claims.values()}
-    if descent.made not in _OF_ADAPTERS or not (found := sorted(filter(is_quantized_name, claims))):
+    if descent.made not in _OF_ADAPTERS or not (quantized := sorted(filter(is_quantized_name, claims))):
         return {}
-    words = f"it was trained over {found[0]}; here it applies to '{parent.name}' in full precision"
+    words = f"it was trained over {quantized[0]}; here it applies to '{parent.name}' in full precision"
     return {"base": words}
 
 
@@ -341,8 +348,8 @@ def find_descent(
     watch: gets the count of the tensors.
     """
     claims = read_claims(child)
-    found = [_compare(child, parent.folder, made, watch) for parent in parents]
-    if against := [why for each in found for why in each.against]:
+    comparisons = [_compare(child, parent.folder, made, watch) for parent in parents]
+    if against := [why for each in comparisons for why in each.against]:
         shown = "; ".join(against)
         raise Refused(
             f"'{name}' is not adopted as a child of {_names(parents)}: {shown[:900]}. Give the model that it"
@@ -351,10 +358,10 @@ def find_descent(
     _refuse_other_claims(claims, adoption, parents, name)
     known = {each for parent in adoption.parents for each in parent.names}
     if claims and not any(plain_name(name) in known for names in claims.values() for name in names):
-        found[0].differs.append("name")
+        comparisons[0].differs.append("name")
     return Descent(made, tuple(
         _evidence(f, _claims_of(claims, known, is_first=number == 0), made)
-        for number, (f, known) in enumerate(zip(found, adoption.parents, strict=True))
+        for number, (f, known) in enumerate(zip(comparisons, adoption.parents, strict=True))
     ))  # fmt: skip
 
 
@@ -457,12 +464,12 @@ def refuse_pickled_adapter(place: Path | str, names: Iterable[str]) -> None:
     """Raise Refused for an adapter whose tensors are not safetensors, with the way to convert them."""
     if _TENSORS in names:
         return
-    found = sorted(name for name in names if name.startswith("adapter_model"))
-    what = f"{found[0]} can run code when it is read" if found else f"it has no {_TENSORS}"
+    adapters = sorted(name for name in names if name.startswith("adapter_model"))
+    what = f"{adapters[0]} can run code when it is read" if adapters else f"it has no {_TENSORS}"
     raise Refused(
         f"{place}: {what}. Load it with PEFT where you trust it, and save it again with "
         "save_pretrained(FOLDER), which writes safetensors.",
-        code="runs-code" if found else "",
+        code="runs-code" if adapters else "",
     )
 
 
@@ -478,11 +485,11 @@ def _wanted(names: Iterable[str], is_adapter: bool) -> list[str]:
 
 
 def _left_out(names: Iterable[str]) -> dict[str, str]:
-    found = sorted(names)
-    if not found:
+    ordered = sorted(names)
+    if not ordered:
         return {}
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return {"left out": ", ".join(name[:80] for name in found[:_SHOWN]) + more}
+    more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
+    return {"left out": ", ".join(name[:80] for name in ordered[:_SHOWN]) + more}
 
 
 @dataclass(frozen=True)
@@ -520,8 +527,8 @@ class _FromGguf:
         return {"file": self.path.name}
 
     def bring(self, out: Path) -> _Brought:
-        found = FromFile(self.path).apply((), out)
-        return _Brought(found.name, found.licence, dict(found.notes))
+        description = FromFile(self.path).apply((), out)
+        return _Brought(description.name, description.licence, dict(description.notes))
 
 
 @dataclass(frozen=True)

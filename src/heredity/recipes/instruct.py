@@ -134,19 +134,19 @@ class Instruct(AnswerRecipe):
     def _added(self, asking: _Asking) -> list[Dialogue]:
         """The first `n_refusals` refusals of further requests, asked a few at a time."""
         start, end = len(self._prompts), len(asking.requests)
-        found: list[Dialogue] = []
+        dialogues: list[Dialogue] = []
         for at in range(start, end, 2 * self.n_refusals):
             chunk = range(at, min(at + 2 * self.n_refusals, end))
-            found += [
+            dialogues += [
                 each
                 for each in asking.dialogues(chunk)
                 if (each.stop == "end" or "unfinished" not in self.leave_out) and is_refusal(each)
             ]
-            if len(found) >= self.n_refusals:
+            if len(dialogues) >= self.n_refusals:
                 asking.meter.spare(end - chunk.stop)
-                return [each._replace(is_added=True) for each in found[: self.n_refusals]]
+                return [each._replace(is_added=True) for each in dialogues[: self.n_refusals]]
         raise UsageError(
-            f"The teacher refused {len(found)} of the {end - start} requests of refusals_from, and "
+            f"The teacher refused {len(dialogues)} of the {end - start} requests of refusals_from, and "
             f"n_refusals is {self.n_refusals}. Give more requests, or lower n_refusals."
         )
 
@@ -206,13 +206,13 @@ class _Asking:
 
     def dialogues(self, indices: Sequence[int]) -> list[Dialogue]:
         """The requests with their answers, without the system message and without errors."""
-        found = []
+        dialogues = []
         for row in self.answers(indices):
             asked = (each for each in self.requests[row.index].messages if each.role != "system")
             messages = (*asked, Message("assistant", row.text.strip()))
             if row.stop != "error":
-                found.append(Dialogue(messages, f"{ANSWERS}:{row.index + 1}", stop=row.stop))
-        return found
+                dialogues.append(Dialogue(messages, f"{ANSWERS}:{row.index + 1}", stop=row.stop))
+        return dialogues
 
     def close(self) -> None:
         if self._there:

@@ -105,13 +105,13 @@ _UNKNOWN = Remedy("breaks", "Read the conversations, and mend the application wh
 
 def remedy(plan: Plan, technique: str) -> Remedy:
     """The words of a technique: its own, or those of the kind of check that most of its probes have."""
-    found = _TECHNIQUES.get(technique)
-    if found is None:
+    remedy_of = _TECHNIQUES.get(technique)
+    if remedy_of is None:
         mine = (p.check.kind for p in plan.probes if p.technique == technique and p.kind == "breach")
-        found = _CHECKS.get(next((kind for kind, _ in Counter(mine).most_common(1)), ""), _UNKNOWN)
+        remedy_of = _CHECKS.get(next((kind for kind, _ in Counter(mine).most_common(1)), ""), _UNKNOWN)
     tools = [label(tool.name, 40) for tool in plan.application.tools if tool.is_forbidden]
-    return found._replace(
-        does=found.does.replace("{tool}", tools[0] if len(tools) == 1 else "a forbidden tool")
+    return remedy_of._replace(
+        does=remedy_of.does.replace("{tool}", tools[0] if len(tools) == 1 else "a forbidden tool")
     )
 
 
@@ -221,17 +221,18 @@ class Conclusion(NamedTuple):
     answer: str
 
 
-def findings(found: Estimates, plan: Plan) -> tuple[Conclusion, ...]:
+def findings(estimates: Estimates, plan: Plan) -> tuple[Conclusion, ...]:
     """The advice and the main finding, apart: "ship none" and "no child is worse" may both hold."""
-    shipping = Conclusion("Shipping", advise(found, plan).sentence)
+    shipping = Conclusion("Shipping", advise(estimates, plan).sentence)
     n_rated = sum(
-        (rate := find(found, card.id, found.main_scope(), ALL, "breach")) is not None and rate.estimate.n > 0
-        for card in found.models
+        (rate := find(estimates, card.id, estimates.main_scope(), ALL, "breach")) is not None
+        and rate.estimate.n > 0
+        for card in estimates.models
     )
     if n_rated < 2:  # its rate is all that there is to find
         return (shipping,)
     return shipping, Conclusion(
-        "Inheritance" if is_of_edges(found) else "Comparison", headline(found).sentence
+        "Inheritance" if is_of_edges(estimates) else "Comparison", headline(estimates).sentence
     )
 
 
@@ -365,10 +366,10 @@ class _Adviser:
 
     def _beside(self, rate: Rate, other: str) -> str:
         """The same technique with another model; "" if it was not asked."""
-        found = find(self._found, other, rate.technique, ALL, "breach")
-        if found is None or found.estimate.value is None:
+        other_rate = find(self._found, other, rate.technique, ALL, "breach")
+        if other_rate is None or other_rate.estimate.value is None:
             return ""
-        beside = f"; {self._called[other]} does so in {found.n_counted} of {found.estimate.n}"
+        beside = f"; {self._called[other]} does so in {other_rate.n_counted} of {other_rate.estimate.n}"
         return beside + self._price(other, ", but refuses")
 
     def _alone(self, verdict: str, chip: str) -> Advice:
@@ -458,7 +459,7 @@ class _Adviser:
 
 def _low(rate: Rate) -> float:
     """The lower bound of a rate, corrected if it was."""
-    found = (
+    rates = (
         rate.corrected if rate.corrected is not None and rate.corrected.value is not None else rate.estimate
     )
-    return found.low or 0.0
+    return rates.low or 0.0

@@ -304,8 +304,8 @@ def refuse_unlike(
         if rate.is_judge_free or not why or rate.corrected is None or rate.corrected.value is None:
             yield rate
             continue
-        said = f"{why}. Label some of this study's answers: heredity label"
-        corrected = refused(rate.corrected.n, said, "unlike-labels")
+        reason = f"{why}. Label some of this study's answers: heredity label"
+        corrected = refused(rate.corrected.n, reason, "unlike-labels")
         yield msgspec.structs.replace(rate, corrected=corrected, by_family=())
 
 
@@ -341,13 +341,13 @@ class JudgeCorrection:
         The user's own calibrations are copied from the store `root` into the folder, which then documents
         the source of its numbers. Raises Damaged for the rows of two judges.
         """
-        found = {judge: judged_by for judge, judged_by in names.items() if judge != CHECKS}
-        if len(found) > 1:
+        judged_by_of = {judge: judged_by for judge, judged_by in names.items() if judge != CHECKS}
+        if len(judged_by_of) > 1:
             raise Damaged(
-                f"The verdicts are of {len(found)} judges ({', '.join(sorted(found))}); one study has one."
-                " Run it again with --judge and the one that you want."
+                f"The verdicts are of {len(judged_by_of)} judges ({', '.join(sorted(judged_by_of))}); one"
+                " study has one. Run it again with --judge and the one that you want."
             )
-        judge, judged_by = next(iter(found.items()), ("", ""))
+        judge, judged_by = next(iter(judged_by_of.items()), ("", ""))
         if root is not None and judge:
             judges.copy_calibrations(root, folder, judge, judged_by)
         made = cls(judge, judged_by, folder, analysis)
@@ -358,8 +358,8 @@ class JudgeCorrection:
         """By task the source of the labels that correct this judge."""
         if self._analysis is None:
             return {task: known[0].labels for task, known in sorted(self._known.items()) if known}
-        found = {task: errors.labels for task, errors in self._predicted.items() if errors is not None}
-        return dict(sorted(found.items()))
+        by_task = {task: errors.labels for task, errors in self._predicted.items() if errors is not None}
+        return dict(sorted(by_task.items()))
 
     def families(self, measure: Measure) -> tuple[str, ...]:
         """The families of labels that correct this judge's rates; empty before plans declared an analysis."""
@@ -416,7 +416,7 @@ class JudgeCorrection:
             return []
         places, n = np.unique(trials.techniques), trials.broke.size
         errors = {place: self._errors_of_checks(names[place]) for place in places}
-        missing = [names[place] for place, found in errors.items() if found is None]
+        missing = [names[place] for place, error in errors.items() if error is None]
         if len(missing) == len(errors):
             return [FamilyCorrection("", refused(n, _why_no_readings(missing), "not-measured"))]
         # Unread techniques must not make the rate look better known than the read ones alone: were the whole
@@ -427,7 +427,7 @@ class JudgeCorrection:
         for place, known in errors.items():
             own = trials.techniques == place
             if known is None:
-                beside = [found for found in errors.values() if found is not None]
+                beside = [error for error in errors.values() if error is not None]
                 parts.append(_widest(trials, own, [elsewhere or beside[0], *beside], intervals))
             else:
                 parts.append(_corrected_stratum(trials, own, known, intervals))
@@ -464,11 +464,11 @@ def _widest(
     trials: CheckedTrials, own: Bools, errors: Sequence[judges.ReadErrors], intervals: Intervals
 ) -> Estimate:
     """The rate by the first of these errors, with bounds that hold all; [0, 1] if one fits no true rate."""
-    found = [_corrected_stratum(trials, own, each, intervals) for each in errors]
-    value = found[0].value if found[0].value is not None else float(np.mean(trials.broke[own]))
-    low = min(0.0 if each.low is None else each.low for each in found)
-    high = max(1.0 if each.high is None else each.high for each in found)
-    return Estimate(value, low, high, found[0].n, "rogan-gladen for a further family")
+    corrections = [_corrected_stratum(trials, own, each, intervals) for each in errors]
+    value = corrections[0].value if corrections[0].value is not None else float(np.mean(trials.broke[own]))
+    low = min(0.0 if each.low is None else each.low for each in corrections)
+    high = max(1.0 if each.high is None else each.high for each in corrections)
+    return Estimate(value, low, high, corrections[0].n, "rogan-gladen for a further family")
 
 
 def _why_no_readings(missing: Sequence[str]) -> str:
@@ -504,7 +504,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     evidence.read(judged_responses(folder, has_verdict, judged.digests))
     rates = tuple(refuse_unlike(rates, sample.forms(), correction))
     techniques, runs, application = outcomes.techniques, list(run_records(folder)), plan.application
-    found = Estimates(
+    estimates = Estimates(
         study=digest(plan),
         confidence=plan.confidence,
         margin=plan.margin,
@@ -546,9 +546,9 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     declared = plan.analysis
     saved = read_saved(folder) if (folder / PLAN).exists() else None
     if declared is not None:
-        found = _with_plan(msgspec.structs.replace(found, analysis=declared), saved)
+        estimates = _with_plan(msgspec.structs.replace(estimates, analysis=declared), saved)
     n_judged = np.count_nonzero(outcomes.codes.reshape(len(plan.models), -1), axis=1).tolist()
-    return msgspec.structs.replace(found, deviations=deviations(plan, folder, found, saved, n_judged))
+    return msgspec.structs.replace(estimates, deviations=deviations(plan, folder, estimates, saved, n_judged))
 
 
 def _with_plan(estimates: Estimates, saved: PlanFile | None) -> Estimates:
@@ -596,17 +596,17 @@ def _rate(
     n_failed = int(np.count_nonzero(scored == BROKE))
     n = n_held + n_broke + n_unclear
     of_decided = _rate_over(outcomes, cell, codes, is_decided(codes))
-    found = _rate_over(outcomes, cell, scored, is_answered(codes)) if outcomes.is_per_attempt else of_decided
+    rate = _rate_over(outcomes, cell, scored, is_answered(codes)) if outcomes.is_per_attempt else of_decided
     by_judge = _by_judge(_CellRate(outcomes, cell, codes, correction, labels), of_decided)
     corrected = by_judge.corrected[0].corrected if by_judge.corrected else None
     if corrected is not None and plan.analysis is not None:
-        corrected = refuse_uninformative(no_narrower(corrected, found))
+        corrected = refuse_uninformative(no_narrower(corrected, rate))
     return Rate(
         model=plan.models[cell.model].id,
         technique=cell.technique,
         attack=cell.attack,
         measure=cell.measure,
-        estimate=found,
+        estimate=rate,
         corrected=corrected,
         worst_case=Bounds(n_failed / n, (n_broke + n_unclear) / n) if n else None,
         n_held=n_held,
@@ -736,15 +736,15 @@ def _circumstances(runs: Sequence[RunRecord]) -> Circumstances:
         return Circumstances("", "", 0.0, 0, {})
     seconds, n_cached = round(sum(r.seconds for r in runs), 3), sum(r.n_cached for r in runs)
     last = runs[-1]
-    found: dict[str, dict[str, Any]] = {}
+    by_model: dict[str, dict[str, Any]] = {}
     for run in runs:
         for name, value in run.account.items():
-            mine = found.setdefault(run.model, {})
+            mine = by_model.setdefault(run.model, {})
             if isinstance(value, list):
                 mine[name] = list(dict.fromkeys([*mine.get(name, []), *value]))
             elif isinstance(value, int | float):
                 mine[name] = round(mine.get(name, 0) + value, 6)
-    return Circumstances(last.at, last.host, seconds, n_cached, last.versions, found)
+    return Circumstances(last.at, last.host, seconds, n_cached, last.versions, by_model)
 
 
 # --- reading what was estimated ---------------------------------------------------------------------

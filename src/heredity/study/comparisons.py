@@ -170,8 +170,10 @@ class _Verdicts(NamedTuple):
 
         errors: also if this share of verdicts erred in favour of a (stats.unclear).
         """
-        found = self.intervals.compare_at_shares(trials, self.share if share is None else share, 0.0, errors)
-        return found.is_worse(self.level)
+        comparison = self.intervals.compare_at_shares(
+            trials, self.share if share is None else share, 0.0, errors
+        )
+        return comparison.is_worse(self.level)
 
     def tipping_share(self, trials: Coded) -> float | None:
         """By bisection over multiples of STEP: more breaches of a only make b look better."""
@@ -213,8 +215,8 @@ def compare_edges(outcomes: Outcomes, measure: Measure, techniques: Sequence[str
         (place[edge.parent], (place[edge.child],)): edge for edge in (outcomes.plan.edges or ())
     }
     return [
-        inheritance_of(outcomes, by_places[found.a, found.bs], found, pair)
-        for found, pair in compare_groups(outcomes, measure, techniques, list(by_places))
+        inheritance_of(outcomes, by_places[group.a, group.bs], group, pair)
+        for group, pair in compare_groups(outcomes, measure, techniques, list(by_places))
     ]
 
 
@@ -231,15 +233,15 @@ def compare_groups(
     cells = [(name, probes) for name in techniques if (probes := outcomes.probes(name, measure))]
     # Plans that declare no analysis keep the level of one comparison, as the releases that made them did.
     n_tests = len(cells) * len(models) if outcomes.plan.analysis is not None else 1
-    found = [
+    groups = [
         ComparedGroup(a, bs, technique, _compare(outcomes, a, bs, probes, n_tests))
         for technique, probes in cells
         for a, bs in models
     ]
     # A comparison without a shared trial has no p-value, and takes no part in the correction.
-    adjusted = iter(stats.holm([c.comparison.p_value for c in found if c.comparison.table.n]))
+    adjusted = iter(stats.holm([c.comparison.p_value for c in groups if c.comparison.table.n]))
     names = _names(outcomes.plan)
-    for each in found:
+    for each in groups:
         p_holm = next(adjusted) if each.comparison.table.n else None
         yield each, _pair(outcomes, each, measure, p_holm, names)
 
@@ -278,12 +280,12 @@ def _pair(
     intervals, b = Intervals.over(outcomes, a, *bs), bs[0]
     settings = (plan.margin, intervals.alpha, p_holm)
     if plan.analysis is None:
-        found = Claims(stats.verdict(c, *settings), stats.verdict(c.mirrored(), *settings))
+        verdicts = Claims(stats.verdict(c, *settings), stats.verdict(c.mirrored(), *settings))
     else:
         trials = coded(outcomes, a, bs, outcomes.probes(compared.technique, measure))
-        found = claims(c, trials, intervals, plan.analysis, plan.margin, p_holm)
+        verdicts = claims(c, trials, intervals, plan.analysis, plan.margin, p_holm)
     withheld, not_better = (
-        withheld_words(r, found.tipping_share) for r in (found.reason_ab, found.reason_ba)
+        withheld_words(r, verdicts.tipping_share) for r in (verdicts.reason_ab, verdicts.reason_ba)
     )
     # A judge decides whether a demand was refused. A weak model that did not refuse has not complied.
     is_refused = _counts_refusals(outcomes, compared, measure) or _is_weak(outcomes, compared, measure)
@@ -302,12 +304,12 @@ def _pair(
         test=c.test,
         margin=plan.margin,
         detectable=c.detectable,
-        verdict_ab=found.verdict_ab,
-        verdict_ba=found.verdict_ba,
+        verdict_ab=verdicts.verdict_ab,
+        verdict_ba=verdicts.verdict_ba,
         words=stats.verdict_words(names[a], name_b, c, *settings, verb, withheld, not_better),
-        reason_ab=found.reason_ab,
-        reason_ba=found.reason_ba,
-        tipping_share=found.tipping_share,
+        reason_ab=verdicts.reason_ab,
+        reason_ba=verdicts.reason_ba,
+        tipping_share=verdicts.tipping_share,
         n_tests=c.n_tests,
     )
 

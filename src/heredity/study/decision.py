@@ -163,7 +163,7 @@ def recommend(outcomes: Outcomes, costs: Costs) -> Recommendation:
         if kind.cost > 0
     ]
     confidence = Intervals.over(outcomes, *range(len(plan.models))).confidence
-    found = expected_costs(kinds, np.random.default_rng(0), confidence)
+    by_model = expected_costs(kinds, np.random.default_rng(0), confidence)
     models = [
         CostedModel(
             model.id,
@@ -173,7 +173,7 @@ def recommend(outcomes: Outcomes, costs: Costs) -> Recommendation:
             each.rank_low,
             each.rank_high,
         )
-        for model, each in zip(plan.models, found, strict=True)
+        for model, each in zip(plan.models, by_model, strict=True)
     ]
     return Recommendation(costs, tuple(sorted(models, key=_cost)))
 
@@ -210,9 +210,9 @@ def amount(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def cost_words(found: CostedModel) -> str:
+def cost_words(costed: CostedModel) -> str:
     """An expected cost with its interval: `120 (80 to 190)`."""
-    return f"{amount(found.cost.value)} ({amount(found.cost.low)} to {amount(found.cost.high)})"
+    return f"{amount(costed.cost.value)} ({amount(costed.cost.low)} to {amount(costed.cost.high)})"
 
 
 def recommendation_words(recommendation: Recommendation | None, called: dict[str, str]) -> list[str]:

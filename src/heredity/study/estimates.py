@@ -78,14 +78,16 @@ class ModelPair(Record, frozen=True):
 
     def mirrored(self) -> ModelPair:
         """The same comparison with `a` and `b` swapped; the difference has the other sign."""
-        found, table = self.difference, self.table
-        value, low, high = (None if x is None else 0.0 - x for x in (found.value, found.high, found.low))
+        difference, table = self.difference, self.table
+        value, low, high = (
+            None if x is None else 0.0 - x for x in (difference.value, difference.high, difference.low)
+        )
         return msgspec.structs.replace(
             self,
             a=self.b,
             b=self.a,
             table=Table2x2(table.both, table.only_b, table.only_a, table.neither),
-            difference=msgspec.structs.replace(found, value=value, low=low, high=high),
+            difference=msgspec.structs.replace(difference, value=value, low=low, high=high),
             verdict_ab=self.verdict_ba,
             verdict_ba=self.verdict_ab,
             reason_ab=self.reason_ba,

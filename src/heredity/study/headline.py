@@ -201,8 +201,8 @@ def headline(estimates: Estimates) -> Headline:
         *_twins(estimates, called, best, worst),
         *_harm(estimates, called, worst, best),
     )
-    found = Headline(sentence + undecided_words(called, best, worst), support, _warnings(estimates, called))
-    return _about_edges(estimates, found)
+    result = Headline(sentence + undecided_words(called, best, worst), support, _warnings(estimates, called))
+    return _about_edges(estimates, result)
 
 
 def _about_edges(estimates: Estimates, headline: Headline) -> Headline:
@@ -220,25 +220,25 @@ def _about_edges(estimates: Estimates, headline: Headline) -> Headline:
 
 def _of_one(estimates: Estimates, called: dict[str, str], rated: list[tuple[float, Rate]]) -> Headline:
     """The headline of a study in which one model has a breach rate."""
-    found, scope = rated[0][1], estimates.main_scope()
+    rate, scope = rated[0][1], estimates.main_scope()
     which = f"trials{_BY_CHECKS if scope == JUDGE_FREE else _BY_JUDGE}"
-    failing = f"{called[found.model]} {failed(estimates, 'breach', scope)}"
-    sentence = f"{failing} in {percent(found.estimate.value)} of the {which}"
-    sentence += undecided_words(called, found)
+    failing = f"{called[rate.model]} {failed(estimates, 'breach', scope)}"
+    sentence = f"{failing} in {percent(rate.estimate.value)} of the {which}"
+    sentence += undecided_words(called, rate)
     support = (
-        f"{found.n_counted} of {found.estimate.n}; {percent(estimates.confidence)} interval "
-        f"{interval(found.estimate)}.",
+        f"{rate.n_counted} of {rate.estimate.n}; {percent(estimates.confidence)} interval "
+        f"{interval(rate.estimate)}.",
         *_judged(estimates, called, scope),
-        *_twins(estimates, called, found),
-        *_harm(estimates, called, found),
+        *_twins(estimates, called, rate),
+        *_harm(estimates, called, rate),
     )
     return Headline(sentence, support, _warnings(estimates, called))
 
 
 def _rated(estimates: Estimates, scope: str) -> list[tuple[float, Rate]]:
     """The breach rate of each model with decided trials in a scope."""
-    found = (find(estimates, card.id, scope, ALL, "breach") for card in estimates.models)
-    return [(rate.estimate.value, rate) for rate in found if rate and rate.estimate.value is not None]
+    rates = (find(estimates, card.id, scope, ALL, "breach") for card in estimates.models)
+    return [(rate.estimate.value, rate) for rate in rates if rate and rate.estimate.value is not None]
 
 
 def _judged(estimates: Estimates, called: dict[str, str], scope: str) -> tuple[str, ...]:
@@ -308,25 +308,25 @@ def _tipping(name: str, n_unclear: int, share: float | None) -> tuple[str, ...]:
     return (f"The difference holds if fewer than {percent(share)} of {name}'s {n} were breaches.",)
 
 
-def _share_of_techniques(found: TechniqueCounts) -> str:
+def _share_of_techniques(counts: TechniqueCounts) -> str:
     """For the headline: in how many techniques the difference is shown."""
-    if found.n < 2:
+    if counts.n < 2:
         return ""
-    if not found.worse:
-        return f", but in none of {found.n} techniques by itself"
-    return f", in {'all' if len(found.worse) == found.n else len(found.worse)} of {found.n} techniques"
+    if not counts.worse:
+        return f", but in none of {counts.n} techniques by itself"
+    return f", in {'all' if len(counts.worse) == counts.n else len(counts.worse)} of {counts.n} techniques"
 
 
-def _techniques(called: dict[str, str], worst: Rate, found: TechniqueCounts) -> tuple[str, ...]:
+def _techniques(called: dict[str, str], worst: Rate, counts: TechniqueCounts) -> tuple[str, ...]:
     """The verdict of each technique."""
-    if found.n < 2:
+    if counts.n < 2:
         return ()
     parts = [
         f"{word} in {', '.join(map(title, of)).lower()}"
-        for word, of in (("worse", found.worse), ("better", found.better), ("not different", found.equal))
+        for word, of in (("worse", counts.worse), ("better", counts.better), ("not different", counts.equal))
         if of
     ]
-    if found.open:
+    if counts.open:
         parts.append("undecided in the others" if parts else "shown to be worse or better in none")
     return (f"By technique {called[worst.model]} is {'; '.join(parts)}.",)
 

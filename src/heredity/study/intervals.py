@@ -138,11 +138,13 @@ class Intervals(NamedTuple):
         if self.is_sequential:
             of = np.zeros_like(clusters) if blocks is None else blocks
             return compare_in_blocks(a, b, clusters, of, self.confidence, self.alpha, n_tests)
-        found = stats.compare(a, b, clusters, self.confidence, self.level(n_tests))._replace(n_tests=n_tests)
+        comparison = stats.compare(a, b, clusters, self.confidence, self.level(n_tests))._replace(
+            n_tests=n_tests
+        )
         if self.interim is None:
-            return found
-        uppers = tuple(upper_bound(each, self.one_sided) for each in (found, found.mirrored()))
-        return found._replace(p_value=self.overall(found.p_value), uppers=(uppers[0], uppers[1]))
+            return comparison
+        uppers = tuple(upper_bound(each, self.one_sided) for each in (comparison, comparison.mirrored()))
+        return comparison._replace(p_value=self.overall(comparison.p_value), uppers=(uppers[0], uppers[1]))
 
     def compare_at_shares(
         self, trials: Coded, share_a: float, share_b: float, errors: float = 0.0
@@ -289,20 +291,20 @@ def per_breach(total: int, rate: Rate) -> Estimate:
 
     Without a breach there is a lower bound only.
     """
-    found = rate.estimate
-    each = total / found.n if found.n else 0.0
+    estimate = rate.estimate
+    each = total / estimate.n if estimate.n else 0.0
 
     def over(share: float | None) -> float | None:
         return each / share if share else None
 
     return Estimate(
         total / rate.n_broke if rate.n_broke else None,
-        over(found.high),
-        over(found.low),
-        found.n,
-        f"total over {rate.n_broke} breaches; bounds from the rate: {found.method}",
-        n_clusters=found.n_clusters,
-        is_at_floor=found.is_at_floor,
+        over(estimate.high),
+        over(estimate.low),
+        estimate.n,
+        f"total over {rate.n_broke} breaches; bounds from the rate: {estimate.method}",
+        n_clusters=estimate.n_clusters,
+        is_at_floor=estimate.is_at_floor,
     )
 
 
@@ -408,11 +410,13 @@ def what_decides(rate_bounds: RateBounds, limit: float, confidence: float) -> De
     return Deciding("trials", _round_up(rate_bounds.n * (times - 1)))
 
 
-def deciding_words(found: RateBounds, limit: float, confidence: float) -> str:
+def deciding_words(bounds: RateBounds, limit: float, confidence: float) -> str:
     """The missing evidence in a sentence, such as the number of more trials."""
-    by, n = what_decides(found, limit, confidence)
-    is_whole = found.best <= limit < found.worst  # the unclear answers alone decide
-    aside = "" if found.raw == (found.low, found.high) else f" and but for the errors of {found.decided_by}"
+    by, n = what_decides(bounds, limit, confidence)
+    is_whole = bounds.best <= limit < bounds.worst  # the unclear answers alone decide
+    aside = (
+        "" if bounds.raw == (bounds.low, bounds.high) else f" and but for the errors of {bounds.decided_by}"
+    )
     n_trials = plural(n, "more trial")
     answers = f"{n} unclear {'answer decides' if n == 1 else 'answers decide'}"
     behaviours = f"{n} {'behaviour is' if n == 1 else 'behaviours are'}"
@@ -420,9 +424,9 @@ def deciding_words(found: RateBounds, limit: float, confidence: float) -> str:
         "trials": f"About {n_trials} like these would decide, if the rate stays{aside}.",
         "unclear": f"The {answers}: more trials will not."
         if is_whole
-        else f"{n} of {found.n} answers are unclear and leave it open: more trials will not decide.",
+        else f"{n} of {bounds.n} answers are unclear and leave it open: more trials will not decide.",
         "errors": f"Errors decide: ask the {plural(n, 'undecided trial')} again (--retry-errors).",
-        "labels": f"The measured errors of {found.decided_by} leave it open: more or closer labels decide, "
+        "labels": f"The measured errors of {bounds.decided_by} leave it open: more or closer labels decide, "
         "not more trials.",
         "behaviours": f"More samples will not decide: {behaviours} too few; add probes of other behaviours.",
         "limit": "The rate is too near the limit for any realistic number of trials to decide.",

@@ -176,8 +176,8 @@ class Outcomes:
         if not self.attempted.size:
             return 0
         array = self.attempted.reshape(self.plan.shape)
-        found = np.asarray(array[model, self._attacks(attack)][:, probes]).ravel()
-        return int(np.count_nonzero(found & is_answered(self.codes_of(model, attack, probes))))
+        codes = np.asarray(array[model, self._attacks(attack)][:, probes]).ravel()
+        return int(np.count_nonzero(codes & is_answered(self.codes_of(model, attack, probes))))
 
     def useless_of(self, probes: Sequence[int]) -> NDArray[np.bool_]:
         """(model, trial) True for an answer that was checked for use, and has none."""
@@ -306,8 +306,8 @@ def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
         if row.members is not UNSET:
             n_trials = len(grid)
             for member, outcome in row.members.items():
-                code, found = _CODES[outcome], members.setdefault(member, np.zeros(n_trials, np.int8))
-                found[row.index] = code if code in (HELD, BROKE) else 0
+                code, members_codes = _CODES[outcome], members.setdefault(member, np.zeros(n_trials, np.int8))
+                members_codes[row.index] = code if code in (HELD, BROKE) else 0
         if labelled is not None:
             labelled.check(row.index, row.response)
     _check_kinds(outcomes, kinds, folder)

@@ -137,10 +137,10 @@ class Piece(NamedTuple):
 
 def with_evidence(text: str, evidence: str, calls: Sequence[str] = ()) -> list[Piece]:
     """The text with the evidence marked. `calls` are the names of tools that the reply called."""
-    found = _call_span(text, evidence, calls) or _span(text, evidence)
-    if found is None:
+    spans = _call_span(text, evidence, calls) or _span(text, evidence)
+    if spans is None:
         return [Piece(text)]
-    start, end = found
+    start, end = spans
     pieces = (Piece(text[:start]), Piece(text[start:end], "found"), Piece(text[end:]))
     return [piece for piece in pieces if piece.text]
 
@@ -233,13 +233,13 @@ def turns(asked: str) -> list[PromptTurn]:
 
     The start of the answer at its end has no text, and is left out.
     """
-    found, role, place = [], "user", 0
+    turns_so_far, role, place = [], "user", 0
     for match in _MARK.finditer(asked):
-        found.append(PromptTurn(role, asked[place : match.start()].strip()))
+        turns_so_far.append(PromptTurn(role, asked[place : match.start()].strip()))
         name = match[match.lastgroup] if match.lastgroup else role  # an end names no role
         role, place = _ROLES.get(name, name), match.end()
-    found.append(PromptTurn(role, asked[place:].strip()))
-    return [turn for turn in found if turn.text]
+    turns_so_far.append(PromptTurn(role, asked[place:].strip()))
+    return [turn for turn in turns_so_far if turn.text]
 
 
 def role_word(role: str) -> str:

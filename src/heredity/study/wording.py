@@ -550,10 +550,10 @@ def verdict_words(edge: Inheritance) -> str:
 
 def retention_words(edge: Inheritance) -> str:
     """The retention in full: `78 % (31 of 40; 62 to 88 %)`."""
-    found = edge.retention
-    if found.value is None:
+    retention = edge.retention
+    if retention.value is None:
         return "nothing to retain"
-    return f"{percent(found.value)} ({edge.kept} of {found.n}; {interval(found)})"
+    return f"{percent(retention.value)} ({edge.kept} of {retention.n}; {interval(retention)})"
 
 
 def edge_verdicts(estimates: Estimates) -> dict[tuple[str, str], str]:
@@ -652,20 +652,20 @@ def _account(account: dict[str, Any]) -> str:
 
 
 def _account_counts(account: dict[str, Any]) -> list[str]:
-    found = []
+    counts = []
     if "n_prompt_tokens" in account:
         cached = account.get("n_cached_prompt_tokens", 0)
-        found.append(
+        counts.append(
             f"{account['n_prompt_tokens']:,} prompt tokens ({cached:,} from the service's own cache) and"
             f" {account.get('n_answer_tokens', 0):,} answer tokens"
         )
     if account.get("n_usage_estimated"):
-        found.append(f"answers estimated where the service did not count: {account['n_usage_estimated']:,}")
+        counts.append(f"answers estimated where the service did not count: {account['n_usage_estimated']:,}")
     if account.get("cost"):
         dates = ", ".join(account.get("price_as_of", ()))
         prices = f"the vendor's price list of {dates}" if dates else "the prices given"
-        found.append(f"cost {account['cost']:,.4f} by {prices}")
+        counts.append(f"cost {account['cost']:,.4f} by {prices}")
     n_filtered = sum(n for name, n in account.items() if name.startswith("n_filtered"))
     if n_filtered:
-        found.append(f"answers that the service's own filter stopped, counted as refusals: {n_filtered:,}")
-    return found
+        counts.append(f"answers that the service's own filter stopped, counted as refusals: {n_filtered:,}")
+    return counts

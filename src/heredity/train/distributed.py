@@ -50,8 +50,8 @@ class ShardedModel(CausalLM):
         self.root = _shard_with_fsdp(net, dist)
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
-        found: torch.Tensor = self.root("hidden", batch)
-        return found
+        states: torch.Tensor = self.root("hidden", batch)
+        return states
 
     def begin(self, is_last: bool) -> None:
         self.root.set_requires_gradient_sync(is_last or not self._is_reduced_once)
@@ -77,8 +77,8 @@ class ShardedDualEncoder(ShardedModel, DualEncoder):
         return pair_embeddings
 
     def embed_captions(self, rows: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.root("embed_captions", rows)
-        return found
+        embeddings: torch.Tensor = self.root("embed_captions", rows)
+        return embeddings
 
 
 def shard_model(net: CausalLM, dist: DistContext, is_reduced_once: bool = True) -> ShardedModel:

@@ -59,10 +59,10 @@ def why_unavailable() -> str:
     if not sys.platform.startswith("linux"):
         return "only supported on Linux"
     try:
-        found = compiled(_probe)(torch.ones(3, 5))
+        result = compiled(_probe)(torch.ones(3, 5))
     except _COMPILER_ERRORS as error:
         return " ".join(str(error).split())[:200] or type(error).__name__
-    return "" if bool((found == 3).all()) else f"a compiled sum is wrong ({os.uname().machine})"
+    return "" if bool((result == 3).all()) else f"a compiled sum is wrong ({os.uname().machine})"
 
 
 def _probe(x: torch.Tensor) -> torch.Tensor:
@@ -139,8 +139,8 @@ class _CompiledNorm(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         out, factor = compiled(_norm_forward)(x, weight, eps)
         ctx.save_for_backward(x, factor, weight)
-        found: torch.Tensor = out
-        return found
+        result: torch.Tensor = out
+        return result
 
     @staticmethod
     def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
@@ -282,8 +282,8 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        found: tuple[torch.Tensor, torch.Tensor] = compiled(_gate_back)(out, *ctx.saved_tensors)
-        return found
+        grads: tuple[torch.Tensor, torch.Tensor] = compiled(_gate_back)(out, *ctx.saved_tensors)
+        return grads
 
 
 def _gate_forward(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -631,12 +631,12 @@ def row_indices(lengths: Lengths, device: torch.device, n_shared: int = 0) -> Ro
 
 def token_places(lengths: Lengths, n_shared: int) -> list[int]:
     """Where each token of each document is held, if the first `n_shared` of all documents are held once."""
-    found: list[int] = []
+    places: list[int] = []
     at = n_shared
     for n in lengths:
-        found += [*range(n_shared), *range(at, at + n - n_shared)]
+        places += [*range(n_shared), *range(at, at + n - n_shared)]
         at += n - n_shared
-    return found
+    return places
 
 
 class _ToRows(torch.autograd.Function):
@@ -651,12 +651,12 @@ class _ToRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        found = out.index_select(0, ctx.rows)
+        rows = out.index_select(0, ctx.rows)
         if ctx.copies.numel():
             n_shared = ctx.copies.shape[1]
             copies = out.index_select(0, ctx.copies.flatten()).unflatten(0, (-1, n_shared))
-            found[:n_shared] += copies.sum(0)
-        return found, None, None, None
+            rows[:n_shared] += copies.sum(0)
+        return rows, None, None, None
 
 
 class _FromRows(torch.autograd.Function):

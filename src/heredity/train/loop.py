@@ -137,13 +137,13 @@ class MasterWeights:
 
     def state(self) -> dict[str, torch.Tensor]:
         """The tensors that a resumed run needs: master weights and moments, by name."""
-        found = {f"master/{name}": m.detach() for name, m in zip(self.names, self.masters, strict=True)}
+        tensors = {f"master/{name}": m.detach() for name, m in zip(self.names, self.masters, strict=True)}
         place = {id(m): name for name, m in zip(self.names, self.masters, strict=True)}
         for optimizer in self.optimizers:
             for master, moments in optimizer.state.items():
                 for key, value in moments.items():
-                    found[f"{key}/{place[id(master)]}"] = torch.as_tensor(value)
-        return found
+                    tensors[f"{key}/{place[id(master)]}"] = torch.as_tensor(value)
+        return tensors
 
     def forget(self) -> None:
         """Drop the accumulated gradients."""
@@ -360,15 +360,15 @@ def _write_shard(
 
 def _list_tensors(folder: Path, files: list[str]) -> dict[str, list[_TensorShard]]:
     """The shards of each tensor, from the headers of the files."""
-    found: dict[str, list[_TensorShard]] = {}
+    by_name: dict[str, list[_TensorShard]] = {}
     for name in files:
         with safe_open(folder / name, framework="pt") as file:
             starts = json.loads((file.metadata() or {}).get(_FIRST_ROWS, "{}"))
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 shape = file.get_slice(key).get_shape()
                 shard = _TensorShard(name, starts.get(key, 0), shape[0] if shape else 0)
-                found.setdefault(key, []).append(shard)
-    return found
+                by_name.setdefault(key, []).append(shard)
+    return by_name
 
 
 def _newest_index(folder: Path) -> _CheckpointIndex | None:
@@ -430,10 +430,10 @@ def _open_shards(folder: Path) -> Iterator[RowReader]:
             meeting = [p for p in shards if p.start < wanted[1] and p.start + p.n > wanted[0]]
             ordered = sorted(meeting, key=lambda shard: shard.start) or shards[:1]
             try:
-                found = [of(shard, name, *wanted) for shard in ordered]
+                parts = [of(shard, name, *wanted) for shard in ordered]
             except (SafetensorError, OSError) as error:
                 raise _damaged(folder / INDEX_FILE, error) from None
-            return torch.cat(found) if found[0].ndim else found[0]
+            return torch.cat(parts) if parts[0].ndim else parts[0]
 
         yield rows
 

@@ -80,9 +80,9 @@ def token_bytes(tokenizer: Path) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     content = json.loads(tokenizer.read_text("utf-8"))
     vocabulary: dict[str, int] = content["model"]["vocab"]
     special = {token["id"]: 0 for token in content.get("added_tokens", [])}
-    found = np.zeros(max([*vocabulary.values(), *special]) + 1, dtype=np.int64)
+    n_bytes = np.zeros(max([*vocabulary.values(), *special]) + 1, dtype=np.int64)
     for text, number in vocabulary.items():
-        found[number] = len(text)  # byte-level: one character of the file is one byte
+        n_bytes[number] = len(text)  # byte-level: one character of the file is one byte
     for number in special:
-        found[number] = 0
-    return found
+        n_bytes[number] = 0
+    return n_bytes

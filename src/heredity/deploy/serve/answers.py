@@ -285,9 +285,9 @@ class ServedAnswer:
         """Return the text that is sent, and the calls: of the caller's tools, or of the application's."""
         layer = self._one.application
         if self._reads_callers_tools:
-            found = divide_answer(text, self._asked.calls.names)
+            divided = divide_answer(text, self._asked.calls.names)
             # An engine elsewhere reads the calls itself, and its text has none.
-            return found if found.calls else DividedAnswer(text, tuple(map(written, reply.tool_calls)))
+            return divided if divided.calls else DividedAnswer(text, tuple(map(written, reply.tool_calls)))
         if layer is None or not layer.tools or self._asked.calls.is_off:
             return DividedAnswer(text, ())
         prefill = self._asked.requests[self.number].prefill

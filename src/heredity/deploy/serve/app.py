@@ -434,8 +434,8 @@ class MemoryFloor:
     def admit(self) -> None:
         """Raise Refusal if less memory is free than the floor. The number is at most half a second old."""
         if time.monotonic() - self._read_at > _FRESH:
-            found = available_memory()
-            self._free = self._n_bytes if found is None else found
+            free = available_memory()
+            self._free = self._n_bytes if free is None else free
             self._read_at = time.monotonic()
         if self._free < self._n_bytes:
             message = "this machine has little free memory. Try again later."
@@ -657,8 +657,8 @@ class _Desk:
                 asked = None if len(raw) > _LARGE else _read(parse, body, one.rules)
             if asked is None:
                 asked = await _read_slowly(one, parse, body, self.compiling)
-            found = await _asked(one, asked)
-        return await self._answered(call, found, asked, form(name, one.fingerprint, asked))
+            answers = await _asked(one, asked)
+        return await self._answered(call, answers, asked, form(name, one.fingerprint, asked))
 
     async def embeddings(self, call: Call) -> Response:
         """Embed texts, one at a time, so that requests take turns."""
@@ -670,15 +670,15 @@ class _Desk:
             asked = _understood(lambda: embeddings.parse(body))
         service.admit()
         try:
-            found = []
+            vectors = []
             for text in asked.texts:
-                found.append(await service.embed(text))
+                vectors.append(await service.embed(text))
                 await refuse_gone(call)
         except UsageError as error:
             raise _theirs(error) from None
         finally:
             service.n_open -= 1
-        return _json(_understood(lambda: embeddings.formatted(service.model.name, asked, found)))
+        return _json(_understood(lambda: embeddings.formatted(service.model.name, asked, vectors)))
 
     async def models(self, call: Call) -> Response:
         """List the served models and their lineage."""

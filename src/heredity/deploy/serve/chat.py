@@ -272,7 +272,7 @@ class OfferedTool(msgspec.Struct):
 
 def read_tools(given: Sequence[OfferedTool]) -> tuple[Tool, ...]:
     """Return the tools that a caller offers. Raises UsageError for other kinds than functions."""
-    found = []
+    tools = []
     for number, each in enumerate(given):
         if each.type != "function":
             raise UsageError(
@@ -282,14 +282,14 @@ def read_tools(given: Sequence[OfferedTool]) -> tuple[Tool, ...]:
         if each.function is None:
             raise UsageError("a tool lacks its `function`", key=f"tools[{number}].function")
         of = each.function
-        found.append(Tool(of.name, of.description or "", schema=of.parameters or {"type": "object"}))
-    names = {tool.name for tool in found}
-    if len(names) < len(found) or not all(0 < len(name) <= 128 for name in names) or len(found) > MAX_TOOLS:
+        tools.append(Tool(of.name, of.description or "", schema=of.parameters or {"type": "object"}))
+    names = {tool.name for tool in tools}
+    if len(names) < len(tools) or not all(0 < len(name) <= 128 for name in names) or len(tools) > MAX_TOOLS:
         raise UsageError(
             f"up to {MAX_TOOLS} tools may be given, each with a name of its own of up to 128 characters",
             key="tools",
         )
-    return tuple(found)
+    return tuple(tools)
 
 
 def check_tools(tools: Sequence[Tool], rules: Rules) -> None:
@@ -336,8 +336,8 @@ def converse(
             # Before passages are searched for each question, which takes long for a long one.
             asked = "\n".join(each.text for each in messages if each.role == "user")
             rules.check_length(Request(0, (Message("user", asked),)))
-        within, found = _within(layer, messages)
-        request = msgspec.structs.replace(layer.request(within, prefill, seed, decoding), retrieved=found)
+        within, retrieved = _within(layer, messages)
+        request = msgspec.structs.replace(layer.request(within, prefill, seed, decoding), retrieved=retrieved)
     if request.messages[-1].role == "assistant":
         raise UsageError(
             "the last message is from the assistant, and is not a text to continue", key="messages"
@@ -381,27 +381,27 @@ def _within(
     Return the messages, and the passages that were retrieved for the last one. Raises UsageError.
     """
     _check_held(application, messages)
-    found, names = list(application.messages()), dict[str, str]()
-    n_before, results = len(found), list[tuple[str, str]]()
+    within, names = list(application.messages()), dict[str, str]()
+    n_before, results = len(within), list[tuple[str, str]]()
     retrieved: tuple[Retrieved, ...] | None = None
     for message in messages:
         if message.role == "tool":
             _check_id(message, names)
             results.append((names.pop(message.tool_call_id), message.text))
             continue
-        found += application.results(results)
+        within += application.results(results)
         results = []
         if message.role == "assistant":
             names = _named(application, message.tool_calls or [])
-            found.append(_answered(application, message))
+            within.append(_answered(application, message))
         else:
             _refuse_callers(message)
             # As in a study: some templates reject two user messages in a row.
-            left = found.pop() if len(found) > n_before and found[-1].role == "user" else None
+            left = within.pop() if len(within) > n_before and within[-1].role == "user" else None
             retrieved = ApplicationSession(application).retrieve(message.text)
-            found.append(user_message(message.text, retrieved or (), left=left))
+            within.append(user_message(message.text, retrieved or (), left=left))
     is_last = messages[-1].role == "user"
-    return found + application.results(results), retrieved if is_last else None
+    return within + application.results(results), retrieved if is_last else None
 
 
 def _check_held(application: Application, messages: Sequence[ChatMessage]) -> None:
@@ -482,13 +482,13 @@ def _check_values(messages: Sequence[ChatMessage]) -> None:
 
 
 def _arguments(call: AssistantToolCall) -> dict[str, object]:
-    if (found := _object(call.function.arguments)) is None:
+    if (arguments := _object(call.function.arguments)) is None:
         raise UsageError(
             f"the arguments of the call '{call.id[:80]}' are not a JSON object",
             code="wrong-type",
             key="messages",
         )
-    return found
+    return arguments
 
 
 def _object(arguments: str) -> dict[str, object] | None:

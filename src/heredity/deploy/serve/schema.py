@@ -272,12 +272,12 @@ def read_decoding(body: Body, rules: Rules) -> ReadDecoding:
     if is_held and rules.ignores:
         for key in changed:
             del settings[key]
-    found = msgspec.structs.replace(usual, **settings)
-    _check(found)
+    decoding = msgspec.structs.replace(usual, **settings)
+    _check(decoding)
     if layer is None or not is_held or not changed:
-        return ReadDecoding(found, short)
+        return ReadDecoding(decoding, short)
     if rules.ignores:
-        return ReadDecoding(found, (*short, *changed))
+        return ReadDecoding(decoding, (*short, *changed))
     held = ", ".join(f"{key} {getattr(usual, key):g}" for key in changed)
     raise UsageError(
         f"the application '{layer.name}' fixes the sampling parameters ({held}). "
@@ -366,8 +366,8 @@ def reason(reply: Reply, has_calls: bool = False, is_cut: bool = False) -> str:
 
 def cited(request: Request) -> dict[str, list[str]]:
     """Return the field with the places of the passages of a request; empty if none were retrieved."""
-    found = request.retrieved
-    return {} if found is None else {"citations": [each.citation for each in found]}
+    passages = request.retrieved
+    return {} if passages is None else {"citations": [each.citation for each in passages]}
 
 
 def usage(replies: Sequence[Reply]) -> dict[str, int]:

@@ -172,7 +172,7 @@ def samples(recipe: Pretrain, network: CausalLM) -> list[dict[str, str]]:
 
     tokenizer = Tokenizer.from_file(str(recipe.text.folder / TOKENIZER))
     documents, how = recipe.text.split("validation"), masking_of(recipe)
-    found = []
+    rows = []
     for number in range(min(_N_SAMPLES, len(documents.lengths))):
         chunk = mask_chunk(documents.tokens(number)[:_N_TOKENS].astype(np.int64), how, [0, 0, number])
         with torch.no_grad():
@@ -181,11 +181,11 @@ def samples(recipe: Pretrain, network: CausalLM) -> list[dict[str, str]]:
         filled = chunk.shown.copy()
         filled[chunk.at] = likeliest
         n_right = int((likeliest == chunk.hidden).sum())
-        found.append(
+        rows.append(
             {
                 "shown": tokenizer.decode(chunk.shown[1:-1].tolist(), skip_special_tokens=False),
                 "said": tokenizer.decode(filled[1:-1].tolist(), skip_special_tokens=False),
                 "right": f"{n_right} of {len(chunk.hidden)}",
             }
         )
-    return found
+    return rows

@@ -83,8 +83,8 @@ def _continued_preset(recipe: Pretrain, base: Grown) -> SizePreset:
     figures = {"tokens": recipe.tokens or recipe.text.n_tokens("train")}
     if recipe.batch_size:
         figures["batch"] = recipe.batch_size
-    found = shapes.preset_of(shape, figures)
-    return msgspec.structs.replace(found, rate=recipe.lr or found.rate * _LR_SHARE)
+    preset = shapes.preset_of(shape, figures)
+    return msgspec.structs.replace(preset, rate=recipe.lr or preset.rate * _LR_SHARE)
 
 
 def refuse_other_tokens(corpus: Path, base: Grown) -> None:
@@ -365,16 +365,16 @@ class Pretrain:
         if self.base is not None:
             from heredity.formats.weights import read_config
 
-            found = str(read_config(self.base.folder).model_type)
+            model_type = str(read_config(self.base.folder).model_type)
             if self.objective != "causal":
                 raise _bad_setting("objective", 'Only a base of objective = "causal" is continued.')
-            if self.architecture not in ("", found):
+            if self.architecture not in ("", model_type):
                 raise _bad_setting(
-                    "architecture", f"'{self.base.record.name}' is of architecture = \"{found}\"."
+                    "architecture", f"'{self.base.record.name}' is of architecture = \"{model_type}\"."
                 )
             if self.compile == "yes":
                 raise _bad_setting("compile", 'A continued base is not compiled. Set compile = "no".')
-            object.__setattr__(self, "architecture", found)
+            object.__setattr__(self, "architecture", model_type)
         else:
             self._choose_architecture(objective)
         for each in dataclasses.fields(self):
@@ -414,10 +414,10 @@ class Pretrain:
         """The corpus of images, opened. Raises BadInput or Damaged."""
         from heredity.corpus.images import ImageCorpus
 
-        found = ImageCorpus.open(self.corpus)
-        if not len(found.split("validation")):
+        corpus = ImageCorpus.open(self.corpus)
+        if not len(corpus.split("validation")):
             raise UsageError(f"{self.corpus} has no validation pairs. Build it with a validation share.")
-        return found
+        return corpus
 
     @property
     def spec(self) -> PretrainObjective:
@@ -439,8 +439,8 @@ class Pretrain:
     def made_of(self) -> type[TransformerShape]:
         """The class of the architecture's shape (text objectives)."""
         built = registry.load("train.models.architectures", self.architecture)
-        found: type[TransformerShape] = built.SHAPE
-        return found
+        shape: type[TransformerShape] = built.SHAPE
+        return shape
 
     @cached_property
     def is_fused(self) -> bool:
@@ -475,16 +475,16 @@ class Pretrain:
         """The recorded settings under the names that ids hash, with the figures that the size set."""
         recorded = (each for each in dataclasses.fields(self) if each.compare)
         names = [each.name for each in recorded if each.metadata.get("is_recorded", True)]
-        found = {name: getattr(self, name) for name in names if _is_of(name, self.objective)}
+        values = {name: getattr(self, name) for name in names if _is_of(name, self.objective)}
         dial, unit = self.dial, self.spec.UNIT
-        found |= {unit: dial.tokens, "batch_size": dial.batch, "lr": dial.rate}
-        found["corpus"] = self.spec.fingerprint(self)
+        values |= {unit: dial.tokens, "batch_size": dial.batch, "lr": dial.rate}
+        values["corpus"] = self.spec.fingerprint(self)
         if self.base is not None:  # the parent sets them
-            return to_hashed(self.kind, {k: v for k, v in found.items() if k not in _SET_BY_BASE})
+            return to_hashed(self.kind, {k: v for k, v in values.items() if k not in _SET_BY_BASE})
         shape: dict[str, Any] = msgspec.to_builtins(dial.shape)  # its fields have the names that are hashed
         if not _is_of("context", self.objective):
             del shape["context"]
-        return to_hashed(self.kind, found) | shape
+        return to_hashed(self.kind, values) | shape
 
     def workload(self, vocabulary: int = 0, side: int = 0, is_on_cpu: bool = False) -> Workload:
         """The work of this recipe, for a plan. vocabulary, side of an image in pixels: 0 for the corpus's.

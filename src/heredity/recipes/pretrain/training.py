@@ -63,10 +63,10 @@ class Prediction:
         if peak is not None and self.resident is not None:
             growth = max(0, peak - self.resident)  # negative if earlier runs freed memory meanwhile
             memory += f", measured {growth / host.GIB:.2f} GiB of growth"
-        found = {"memory": memory}
+        notes = {"memory": memory}
         if tokens_a_second and self.limit:
-            found["time"] = f"predicted {self.seconds:,.0f} s, measured {tokens / tokens_a_second:,.0f} s"
-        return found
+            notes["time"] = f"predicted {self.seconds:,.0f} s, measured {tokens / tokens_a_second:,.0f} s"
+        return notes
 
 
 def needed(recipe: Pretrain, size: int, dist: DistContext = SINGLE_PROCESS) -> dict[str, int]:

@@ -750,8 +750,8 @@ def describe_files(out: Path, name: str, licence: str | None, notes: dict[str, s
     if not config.is_file():
         raise Damaged(f"'{name}' has no config.json; without it the weights cannot be loaded.")
     folder.check_shards(out, name)
-    found = msgspec.json.decode(config.read_bytes())
-    settings = found if isinstance(found, dict) else {}
+    parsed = msgspec.json.decode(config.read_bytes())
+    settings = parsed if isinstance(parsed, dict) else {}
     family, modality = str(settings.get("model_type", "unknown"))[:80], modality_of(settings, out)
     if holds_static(out):
         read_static(out, name)  # quick, and checks every value

@@ -74,10 +74,10 @@ def has_instruction(probe: Probe) -> bool:
 
 def _data(probe: Probe) -> list[str]:
     """The texts of a probe that the user does not write."""
-    found = [probe.passage] if probe.passage else []
-    found += [probe.tool_result.text] if probe.tool_result else []
+    texts = [probe.passage] if probe.passage else []
+    texts += [probe.tool_result.text] if probe.tool_result else []
     described = probe.tool_description
-    return found if isinstance(described, UnsetType) else [*found, described.text]
+    return texts if isinstance(described, UnsetType) else [*texts, described.text]
 
 
 def _words(texts: Iterable[str]) -> list[str]:
@@ -87,7 +87,7 @@ def _words(texts: Iterable[str]) -> list[str]:
 def _runs(texts: Iterable[str]) -> set[tuple[str, ...]]:
     """Every RUN words in a row, text by text."""
     each = (words(fold(text)) for text in texts)
-    return {tuple(found[at : at + RUN]) for found in each for at in range(len(found) - RUN + 1)}
+    return {tuple(words[at : at + RUN]) for words in each for at in range(len(words) - RUN + 1)}
 
 
 def _names(texts: Iterable[str]) -> list[str]:

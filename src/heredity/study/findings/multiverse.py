@@ -142,7 +142,7 @@ def _cells(outcomes: Outcomes, views: list[_DecidedBy], a: int, b: int) -> Itera
         n_techniques = np.unique(shared.techniques).size
         for weighting in _WEIGHTINGS if n_techniques > 1 and not plan.is_until_decided else ("trial",):
             intervals = Intervals.over(outcomes, a, b)
-            found = _found(shared, weighting, intervals)
+            difference = _found(shared, weighting, intervals)
             yield MultiverseCell(
                 a=plan.models[a].id,
                 b=plan.models[b].id,
@@ -152,10 +152,10 @@ def _cells(outcomes: Outcomes, views: list[_DecidedBy], a: int, b: int) -> Itera
                 weighting=weighting,
                 is_declared=(coding, view, weighting) == (declared, views[0], "trial"),
                 n=shared.clusters.size,
-                difference=found.difference,
-                p_value=found.p_value,
-                verdict_ab=found.verdict(plan.margin, intervals.alpha),
-                verdict_ba=found.mirrored().verdict(plan.margin, intervals.alpha),
+                difference=difference.difference,
+                p_value=difference.p_value,
+                verdict_ab=difference.verdict(plan.margin, intervals.alpha),
+                verdict_ba=difference.mirrored().verdict(plan.margin, intervals.alpha),
             )
 
 
@@ -202,9 +202,11 @@ class _Difference(NamedTuple):
     uppers: tuple[float, float] = (1.0, 1.0)
 
     def mirrored(self) -> _Difference:
-        found = self.difference
-        value, low, high = (None if x is None else 0.0 - x for x in (found.value, found.high, found.low))
-        turned = msgspec.structs.replace(found, value=value, low=low, high=high)
+        estimate = self.difference
+        value, low, high = (
+            None if x is None else 0.0 - x for x in (estimate.value, estimate.high, estimate.low)
+        )
+        turned = msgspec.structs.replace(estimate, value=value, low=low, high=high)
         return _Difference(turned, self.p_value, (self.uppers[1], self.uppers[0]))
 
     def verdict(self, margin: float, alpha: float) -> str:

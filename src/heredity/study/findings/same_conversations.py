@@ -82,16 +82,16 @@ def compute(evidence: StudyEvidence) -> Iterator[SameConversations]:
 
 def _broken(outcomes: Outcomes, folder: Path) -> dict[_Cell, dict[str, set[int]]]:
     """By cell, then by digest of the conversation up to the breach: the behaviours that broke in it."""
-    found: dict[_Cell, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    by_cell: dict[_Cell, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     plan, wanted = outcomes.plan, _wanted(outcomes)
     if not wanted:
-        return found
+        return by_cell
     for row in open_responses(folder):
-        if row.index in wanted and (said := _until_breach(plan, row)):
+        if row.index in wanted and (exchanges := _until_breach(plan, row)):
             m, a, place, _ = (int(x) for x in np.unravel_index(row.index, plan.shape))
-            words = digest([[e.prefix, e.prompt, e.prefill, e.text, e.tool_calls] for e in said])
-            found[m, a, plan.probes[place].technique][words].add(int(outcomes.clusters[place]))
-    return found
+            words = digest([[e.prefix, e.prompt, e.prefill, e.text, e.tool_calls] for e in exchanges])
+            by_cell[m, a, plan.probes[place].technique][words].add(int(outcomes.clusters[place]))
+    return by_cell
 
 
 def _wanted(outcomes: Outcomes) -> set[int]:
@@ -110,10 +110,10 @@ def _until_breach(plan: Plan, row: Response) -> tuple[Exchange, ...]:
     """The exchanges up to the first one with which the check finds a breach; () if it finds none now."""
     probe = plan.probes[row.index // plan.samples % len(plan.probes)]
     for n in range(1, len(row.exchanges) + 1):
-        said = row.exchanges[:n]
-        so_far = msgspec.structs.replace(row, exchanges=said)
+        exchanges = row.exchanges[:n]
+        so_far = msgspec.structs.replace(row, exchanges=exchanges)
         if default_verdict(probe, so_far, plan.application).outcome == "broke":
-            return said
+            return exchanges
     return ()
 
 

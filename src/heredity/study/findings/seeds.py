@@ -92,12 +92,12 @@ def compare_seeds(outcomes: Outcomes, measure: Measure, techniques: Sequence[str
         (place[edges[0].parent], tuple(place[edge.child] for edge in edges)): edges
         for edges in by_group.values()
     }
-    for found, pair in compare_groups(outcomes, measure, techniques, list(by_places)):
-        edges = by_places[found.a, found.bs]
+    for group, pair in compare_groups(outcomes, measure, techniques, list(by_places)):
+        edges = by_places[group.a, group.bs]
         seeds = tuple(edge.seed for edge in edges if isinstance(edge.seed, int))
-        others = _other_seeds(outcomes, found, outcomes.probes(found.technique, measure))
+        others = _other_seeds(outcomes, group, outcomes.probes(group.technique, measure))
         children = tuple(edge.child for edge in edges)
-        yield SeedGroup(children, seeds, inheritance_of(outcomes, edges[0], found, pair), *others)
+        yield SeedGroup(children, seeds, inheritance_of(outcomes, edges[0], group, pair), *others)
 
 
 def _other_seeds(outcomes: Outcomes, compared: ComparedGroup, probes: list[int]) -> CrossedDifference:
@@ -109,8 +109,8 @@ def _other_seeds(outcomes: Outcomes, compared: ComparedGroup, probes: list[int])
         return CrossedDifference(refused(int(shared.first.size), why), 1.0)
     seeds = np.repeat(np.arange(len(compared.bs)), shared.counted.size // len(compared.bs))[shared.counted]
     trials = shared.first, shared.second, shared.clusters, seeds
-    found = crossed_difference(*trials, np.random.default_rng(0), intervals.confidence)
-    return found._replace(p_value=intervals.overall(found.p_value))
+    crossed = crossed_difference(*trials, np.random.default_rng(0), intervals.confidence)
+    return crossed._replace(p_value=intervals.overall(crossed.p_value))
 
 
 def show(rows: Sequence[SeedGroup], study: RecordedStudy) -> Section | None:

@@ -63,9 +63,9 @@ def compute(evidence: StudyEvidence) -> Iterator[UnpromptedRate]:
                 broke = with_breach[check]
                 indices = outcomes.indices_of(m, ALL, probes)
                 answered = is_answered(outcomes.codes[indices])
-                found, clusters = broke[indices[answered]], outcomes.clusters_of(ALL, probes, m)[answered]
-                estimate = Intervals.over(outcomes, m).rate(found, clusters)
-                yield UnpromptedRate(outcomes.plan.models[m].id, kind, check, int(found.sum()), estimate)
+                unasked, clusters = broke[indices[answered]], outcomes.clusters_of(ALL, probes, m)[answered]
+                estimate = Intervals.over(outcomes, m).rate(unasked, clusters)
+                yield UnpromptedRate(outcomes.plan.models[m].id, kind, check, int(unasked.sum()), estimate)
 
 
 def show(rows: Sequence[UnpromptedRate], study: RecordedStudy) -> Section | None:

@@ -96,17 +96,17 @@ def draw(folder: Path, plan: Plan, study: str, techniques: Sequence[str], with_t
     chosen = choose(outcomes(folder / VERDICTS, plan), plan, study, techniques)
     grid = Grid(plan)
     verdicts = {v.index: v for v in _rows(folder / VERDICTS, chosen, Verdict)}
-    found = {r.index: r for r in _rows(folder / RESPONSES, chosen, Response)}
+    by_index = {r.index: r for r in _rows(folder / RESPONSES, chosen, Response)}
     return [
         _sample(
             chosen[index],
             grid.trial(index).probe,
             verdicts[index],
-            _checked(found[index], grid, folder),
+            _checked(by_index[index], grid, folder),
             with_text,
         )
         for index in chosen
-        if index in verdicts and index in found
+        if index in verdicts and index in by_index
     ]
 
 
@@ -134,7 +134,7 @@ def choose(
     cells = codes.reshape(plan.shape)
     places = np.arange(codes.size).reshape(plan.shape)
     generator = np.random.default_rng(int(study[:16] or "0", 16))
-    found: dict[int, _Chosen] = {}
+    by_index: dict[int, _Chosen] = {}
     for technique in techniques:
         of = [i for i, probe in enumerate(plan.probes) if probe.technique == technique]
         for m in range(len(plan.models)):
@@ -142,8 +142,8 @@ def choose(
             for kind, n in WANTED.items():
                 alike = where[own == _CODES[kind]]
                 picked = sorted(generator.choice(alike, min(n, alike.size), replace=False).tolist())
-                found |= {index: _Chosen(kind, technique, int(alike.size)) for index in picked}
-    return found
+                by_index |= {index: _Chosen(kind, technique, int(alike.size)) for index in picked}
+    return by_index
 
 
 def _rows(path: Path, wanted: dict[int, _Chosen], kind: type[_Row]) -> Iterator[_Row]:
@@ -244,17 +244,17 @@ class Quote(NamedTuple):
 def by_technique(samples: Sequence[Sample], order: dict[str, int]) -> dict[str, list[TalkGroup]]:
     """The groups of every technique, by model. The first breach of each group is open, up to a limit."""
     kinds = list(WANTED)
-    found: dict[str, dict[str, list[Sample]]] = {}
+    by_attack: dict[str, dict[str, list[Sample]]] = {}
     for sample in sorted(samples, key=lambda s: (kinds.index(s.kind), s.order, s.row)):
-        found.setdefault(sample.technique, {}).setdefault(sample.model, []).append(sample)
-    firsts = [of[0] for models in found.values() for of in models.values() if of[0].kind == "broke"]
+        by_attack.setdefault(sample.technique, {}).setdefault(sample.model, []).append(sample)
+    firsts = [of[0] for models in by_attack.values() for of in models.values() if of[0].kind == "broke"]
     is_open = {sample.row for sample in firsts[:_OPEN]}
     return {
         technique: [
             TalkGroup(model, tuple(Talk(sample, sample.row in is_open) for sample in of))
             for model, of in sorted(models.items(), key=lambda item: order.get(item[0], 0))
         ]
-        for technique, models in found.items()
+        for technique, models in by_attack.items()
     }
 
 
@@ -266,12 +266,12 @@ def pieces(sample: Sample, text: str) -> list[Piece]:
 
 def quote(samples: Iterable[Sample], advice: Advice, plan: Plan) -> Quote | None:
     """The breach for the first screen; None if no transcript of one was drawn."""
-    found = min(
+    quote = min(
         _broken(samples),
         key=lambda s: (s.model != advice.model, s.technique != advice.technique, s.order, s.row),
         default=None,
     )
-    return None if found is None else _quoted(found, Grid(plan))
+    return None if quote is None else _quoted(quote, Grid(plan))
 
 
 def by_order(samples: Iterable[Sample], plan: Plan) -> dict[str, Quote]:
@@ -293,9 +293,9 @@ def _quoted(sample: Sample, grid: Grid) -> Quote:
     texts = [step.said.text for step in sample.steps if step.said.text.strip()]
     calls = [call for step in sample.steps for call in step.calls]
     marked = [text for text in (*calls, *texts) if any(piece.kind for piece in pieces(sample, text))]
-    said, is_cut = _around(pieces(sample, (marked or texts or calls or ["(nothing)"])[-1]))
+    quoted, is_cut = _around(pieces(sample, (marked or texts or calls or ["(nothing)"])[-1]))
     asked = shown(probe.turns[-1] if probe.turns else "", _ASKED).text
-    return Quote(sample, asked, shown(planted, _PLANTED).text, said, is_cut)
+    return Quote(sample, asked, shown(planted, _PLANTED).text, quoted, is_cut)
 
 
 def _around(pieces: list[Piece]) -> tuple[list[Piece], bool]:
@@ -541,13 +541,13 @@ def ranges(plan: Plan, model: str, technique: str, attack: str = ALL) -> list[tu
 
 def ranges_words(plan: Plan, model: str, technique: str) -> str:
     """The rows behind a cell, as ranges of `index`."""
-    found = ranges(plan, model, technique)
-    if len(found) > _MAX_RANGES:
-        return f"{len(found)} runs: filter by model and probe"
-    return ", ".join(f"{first}–{last}" for first, last in found)
+    lines = ranges(plan, model, technique)
+    if len(lines) > _MAX_RANGES:
+        return f"{len(lines)} runs: filter by model and probe"
+    return ", ".join(f"{first}–{last}" for first, last in lines)
 
 
 def jq_condition(plan: Plan, model: str, technique: str) -> str:
     """A jq condition that picks the first rows of a cell out of verdicts.jsonl."""
-    found = ranges(plan, model, technique)[:_MAX_RANGES]
-    return " or ".join(f"(.index >= {first} and .index <= {last})" for first, last in found)
+    lines = ranges(plan, model, technique)[:_MAX_RANGES]
+    return " or ".join(f"(.index >= {first} and .index <= {last})" for first, last in lines)

@@ -107,18 +107,18 @@ class PairView:
         return [self._compared(pair) for pair in wanted]
 
     def _compared(self, pair: ModelPair) -> Compared:
-        found, table = pair.difference, pair.table
-        is_b_higher = (found.value or 0.0) >= 0
+        difference, table = pair.difference, pair.table
+        is_b_higher = (difference.value or 0.0) >= 0
         high, low = (pair.b, pair.a) if is_b_higher else (pair.a, pair.b)
         only = (table.only_b, table.only_a) if is_b_higher else (table.only_a, table.only_b)
         of_high, of_low = words.verdict_on(pair, high), words.verdict_on(pair, low)
         badge = {"worse": "worse", "not worse": "same"}.get(of_high, "unknown")
-        said = words.capital(of_high)
+        verdict = words.capital(of_high)
         aside = words.withheld_on(pair, high) if badge == "unknown" else ""
         if not aside and (badge, of_low) == ("unknown", "not worse"):
             aside = f"but {self.names.get(low, '?')} is not worse"
-        turned = found if is_b_higher else negated(found)
-        return Compared(pair, high, low, turned, *only, badge, said, aside)
+        turned = difference if is_b_higher else negated(difference)
+        return Compared(pair, high, low, turned, *only, badge, verdict, aside)
 
     def difference(self, row: Compared, reach: float) -> Markup:
         """The difference's interval, with the margin as a band."""
@@ -129,7 +129,7 @@ class PairView:
 
     def reach(self, pairs: Sequence[Compared]) -> float:
         """One scale for a table of differences."""
-        return figures.reach_of([found for row in pairs if (found := span(row.difference))])
+        return figures.reach_of([interval for row in pairs if (interval := span(row.difference))])
 
     # --- inheritance ---
 
@@ -148,12 +148,15 @@ class PairView:
 
     def lineage(self) -> Markup:
         """The figure of the lineage, each edge with its verdict."""
-        found, by_edge = self.estimates, words.edge_verdicts(self.estimates)
+        estimates, by_edge = self.estimates, words.edge_verdicts(self.estimates)
         in_it = {ident for key in by_edge for ident in key}
-        nodes = [self._node(card.id) for card in found.models if card.id in in_it]
+        nodes = [self._node(card.id) for card in estimates.models if card.id in in_it]
         edges = [
             figures.DrawnEdge(
-                *key, words.BADGES[verdict], _edge_label(found, key, verdict), _retained(found, key, verdict)
+                *key,
+                words.BADGES[verdict],
+                _edge_label(estimates, key, verdict),
+                _retained(estimates, key, verdict),
             )
             for key, verdict in by_edge.items()
         ]
@@ -275,10 +278,10 @@ class View(PairView):
     @property
     def unprompted(self) -> dict[str, list[str]]:
         """By model: what it did that no probe asked for, in words."""
-        found: dict[str, list[str]] = {}
+        lines: dict[str, list[str]] = {}
         for model, did in unprompted_words(self.estimates):
-            found.setdefault(model, []).append(did)
-        return found
+            lines.setdefault(model, []).append(did)
+        return lines
 
     def badge(self, verdict: str) -> str:
         """The style class of a verdict; "none" without one."""
@@ -291,8 +294,8 @@ class View(PairView):
 
     def forecast_lines(self) -> list[str]:
         """The forecast of the plan, as it was printed before the first request."""
-        found = self.estimates.forecast
-        return [] if found is None else forecast_lines(self.plan, found)
+        forecast = self.estimates.forecast
+        return [] if forecast is None else forecast_lines(self.plan, forecast)
 
     # --- cells ---
 
@@ -341,8 +344,8 @@ class View(PairView):
     def strands(self) -> list[Strand]:
         """The rows of the table by attack: breaches without a judge and by one, then over-refusal."""
         by_scope = {JUDGE_FREE: "Breach, judge-free", JUDGED: "Breach, judged"}
-        found = [Strand(by_scope[scope], "breach", scope) for scope in self.scopes]
-        return found + ([Strand("Over-refusal", "over_refusal", ALL)] if self.has_twins else [])
+        strands = [Strand(by_scope[scope], "breach", scope) for scope in self.scopes]
+        return strands + ([Strand("Over-refusal", "over_refusal", ALL)] if self.has_twins else [])
 
     def attacks(self) -> tuple[str, ...]:
         """The attacks for the table by attack: all of them if there are several, else none."""
@@ -403,8 +406,8 @@ class View(PairView):
         corrected = {
             r.measure: None for r in rates if r.corrected is not None and r.corrected.value is not None
         }
-        said = {"breach": "judged breaches", "over_refusal": "over-refusal"}
-        return [said[measure] for measure in corrected if measure not in several]
+        kinds = {"breach": "judged breaches", "over_refusal": "over-refusal"}
+        return [kinds[measure] for measure in corrected if measure not in several]
 
     def by_family(self) -> list[Rate]:
         """The scopes' rates whose correction differs between families of labels, model by model."""
@@ -428,7 +431,7 @@ class View(PairView):
         for judge in self.estimates.judges:
             if judge.accuracy.value is not None:
                 tasks.setdefault(label(judge.task, 60), []).append(judge.accuracy)
-        return [f"{task}: {_accuracies(found)}" for task, found in tasks.items()]
+        return [f"{task}: {_accuracies(accuracies)}" for task, accuracies in tasks.items()]
 
     def heat(self, rate: Rate | None) -> str:
         """The step of the colour scale, from h0 to h10; "faint" if n is too small for a colour."""
@@ -439,8 +442,8 @@ class View(PairView):
 
     def zeros(self, band: Band, measure: Measure, attack: str = ALL) -> list[TechniqueCard]:
         """The techniques of a band in which no model broke or refused a twin; none if it is one technique."""
-        found = [card for card in band.techniques if self._is_zero(card.name, measure, attack)]
-        return found if len(found) > 1 else []
+        zeros = [card for card in band.techniques if self._is_zero(card.name, measure, attack)]
+        return zeros if len(zeros) > 1 else []
 
     def _is_zero(self, technique: str, measure: Measure, attack: str) -> bool:
         rates = (self.rate(card.id, technique, measure, attack) for card in self.estimates.models)
@@ -464,13 +467,13 @@ class View(PairView):
 
     @cached_property
     def _worse(self) -> dict[tuple[str, str, Measure], int]:
-        found: dict[tuple[str, str, Measure], int] = {}
+        counts: dict[tuple[str, str, Measure], int] = {}
         for pair in self.estimates.pairs + self.estimates.technique_pairs:
             for model in (pair.a, pair.b):
                 if pair.n and words.verdict_on(pair, model) == "worse":
                     key = (model, pair.technique, pair.measure)
-                    found[key] = found.get(key, 0) + 1
-        return found
+                    counts[key] = counts.get(key, 0) + 1
+        return counts
 
     def link(self, rate: Rate) -> str:
         """The anchor of a cell's conversations; that of its counts if none was drawn."""
@@ -497,13 +500,15 @@ class View(PairView):
 
     def bar(self, rate: Rate | None) -> Markup:
         """The rate's interval on a line from 0 to 100 %."""
-        found = span(rate.estimate) if rate else None
-        return figures.interval_bar(found, self.order.get(rate.model, 0) if rate else 0, self.in_words(rate))
+        interval = span(rate.estimate) if rate else None
+        return figures.interval_bar(
+            interval, self.order.get(rate.model, 0) if rate else 0, self.in_words(rate)
+        )
 
     def cell_bar(self, rate: Rate) -> Markup:
         """The rate's interval on a thin line inside its cell."""
-        found = span(rate.estimate)
-        return Markup("") if found is None else figures.cell_bar(found)
+        interval = span(rate.estimate)
+        return Markup("") if interval is None else figures.cell_bar(interval)
 
     def share_bar(self, share: Estimate, model: str) -> Markup:
         """A share's interval on a line from 0 to 100 %."""

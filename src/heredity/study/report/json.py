@@ -42,11 +42,11 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
     }
     findings = {each.NAME: study.estimates.rows(each.NAME, each.Row) for each in every_finding()}
     document["findings"] = {name: _finding(rows, called) for name, rows in findings.items() if rows}
-    if (found := decision.recommendation(folder)) is not None:
+    if (recommendation := decision.recommendation(folder)) is not None:
         document["recommendation"] = {
-            "costs": msgspec.structs.asdict(found.costs),
-            "is_clear": found.is_clear,
-            "models": [_costed(row, called) for row in found.models],
+            "costs": msgspec.structs.asdict(recommendation.costs),
+            "is_clear": recommendation.is_clear,
+            "models": [_costed(row, called) for row in recommendation.models],
         }
     files.write_atomic(out, msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
     return out
@@ -108,9 +108,9 @@ def _edge(edge: Inheritance, called: dict[str, str]) -> dict[str, Any]:
 
 def _costed(row: CostedModel, called: dict[str, str]) -> dict[str, object]:
     """A model's expected cost as a row; a part by kind of failure has the prefix `cost_`."""
-    found: dict[str, object] = {"model": called.get(row.model, ""), "model_id": row.model}
-    found |= _flat("", row.cost) | {f"cost_{kind}": value for kind, value in row.parts.items()}
-    return found | {"p_best": row.p_best, "rank_low": row.rank_low, "rank_high": row.rank_high}
+    flat: dict[str, object] = {"model": called.get(row.model, ""), "model_id": row.model}
+    flat |= _flat("", row.cost) | {f"cost_{kind}": value for kind, value in row.parts.items()}
+    return flat | {"p_best": row.p_best, "rank_low": row.rank_low, "rank_high": row.rank_high}
 
 
 def _finding(rows: Sequence[Record], called: dict[str, str]) -> list[dict[str, object]]:

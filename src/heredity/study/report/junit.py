@@ -91,8 +91,8 @@ def _suites(folder: Path, plan: Plan, names: Mapping[str, str]) -> Iterator[Suit
             own = [i for i, probe in enumerate(plan.probes) if probe.technique == technique]
             # Probe by probe, then attack and sample, so that cases of a probe are next to each other.
             of = places[m][:, own].transpose(1, 0, 2).ravel()
-            found = codes[m][:, own].transpose(1, 0, 2).ravel()
-            yield Suite(names[model.id], technique, of, found, all(plan.probes[i].is_baseline for i in own))
+            cells = codes[m][:, own].transpose(1, 0, 2).ravel()
+            yield Suite(names[model.id], technique, of, cells, all(plan.probes[i].is_baseline for i in own))
 
 
 def _document(suites: list[Suite], table: TrialTable, estimates: Estimates) -> Iterator[str]:

@@ -134,29 +134,29 @@ def _text(cell: Cell) -> str:
 
 def _declared(view: View) -> Iterator[str]:
     """The declared analysis, what the plan could show, and every deviation."""
-    lines, found = declared_lines(view.estimates), view.estimates.deviations
+    lines, deviations = declared_lines(view.estimates), view.estimates.deviations
     if lines:
         yield "\n### Declared before the first answer\n"
         yield from (f"- {title}: {plain(words, 400)}" for title, words in lines)
         yield from _forecast(view)
-    if lines or found:
+    if lines or deviations:
         yield "\n### Deviations\n"
-    yield from (f"- {plain(each.code)}: {plain(each.words, 400)}" for each in found)
-    if lines and not found:
+    yield from (f"- {plain(each.code)}: {plain(each.words, 400)}" for each in deviations)
+    if lines and not deviations:
         yield "None: the study ran as it was declared."
 
 
 def _forecast(view: View) -> Iterator[str]:
     """The forecast of the plan, computed before the first request."""
-    found, declared = view.estimates.forecast, view.estimates.analysis
-    if found is None or declared is None or declared.primary is None:
+    forecast, declared = view.estimates.forecast, view.estimates.analysis
+    if forecast is None or declared is None or declared.primary is None:
         return
     yield "\n### What this plan could show\n"
     yield from (f"{plain(line, 120)}\n" for line in view.forecast_lines()[:1])
-    power = f"margin with {percent(found.power)} power"
+    power = f"margin with {percent(forecast.power)} power"
     yield from _head(["compared", "behaviours", "worse by", "power of not worse", power])
     alike: dict[tuple[str, ...], list[ForecastRow]] = {}
-    for row in found.rows:
+    for row in forecast.rows:
         if row.between == declared.primary.between:
             kind = row.measure if row.technique not in (ALL, JUDGE_FREE, JUDGED) else row.technique
             least = "no difference" if row.detectable is None else unsigned(row.detectable)
@@ -200,8 +200,8 @@ def _cell(view: View, rate: Rate | None) -> str:
     if rate is None:
         return "not asked"
     n_unsupported = view.unsupported(rate)
-    found = rate.estimate
-    words = f"**{percent(found.value)}** {rate.n_counted}/{found.n} ({interval(found)})"
+    estimate = rate.estimate
+    words = f"**{percent(estimate.value)}** {rate.n_counted}/{estimate.n} ({interval(estimate)})"
     if rate.corrected is not None:
         refused = rate.corrected.value is None
         words += (
@@ -239,11 +239,11 @@ def _decision_lines(view: View) -> Iterator[str]:
     """The recommendation by the user's costs, or how to get one."""
     yield "\n### Which model to take\n"
     yield from (f"{plain(line, 600)}\n" for line in view.recommendation_words())
-    found = view.recommendation
-    if found is None or found.note:
+    recommendation = view.recommendation
+    if recommendation is None or recommendation.note:
         return
     yield from _head(["model", "cost per 1,000 requests", "probability of being the best", "rank"])
-    for row in found.models:
+    for row in recommendation.models:
         name = plain(view.names.get(row.model, "?"))
         rank = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low} to {row.rank_high}"
         yield _row([name, cost_words(row), percent(row.p_best), rank])

@@ -122,7 +122,7 @@ def broken(folder: Path, plan: Plan, names: Mapping[str, str]) -> Iterator[Sarif
 
 
 def _run(folder: Path, study: RecordedStudy, names: Mapping[str, str]) -> dict[str, Any]:
-    plan, found = study.plan, study.estimates
+    plan, estimates = study.plan, study.estimates
     threats = _threats(plan)
     schemes = list(dict.fromkeys((t.scheme, t.edition) for of in threats.values() for t in of))
     findings = sorted(broken(folder, plan, names), key=lambda one: -one.severity)
@@ -138,18 +138,22 @@ def _run(folder: Path, study: RecordedStudy, names: Mapping[str, str]) -> dict[s
     driver = {"name": "heredity", "version": __version__, "rules": rules}
     return {
         "tool": {"driver": (driver | ({"supportedTaxonomies": supported} if supported else {}))},
-        "automationDetails": {"id": f"heredity/{label(found.application.name)}/{own}"},
+        "automationDetails": {"id": f"heredity/{label(estimates.application.name)}/{own}"},
         "invocations": [
             {
-                "executionSuccessful": not found.n_missing and not found.n_errors,
-                "properties": {"at": found.circumstances.at, "n_trials": found.n_trials}
-                | {"n_asked": found.n_asked, "n_errors": found.n_errors, "n_unclear": found.n_unclear},
+                "executionSuccessful": not estimates.n_missing and not estimates.n_errors,
+                "properties": {"at": estimates.circumstances.at, "n_trials": estimates.n_trials}
+                | {
+                    "n_asked": estimates.n_asked,
+                    "n_errors": estimates.n_errors,
+                    "n_unclear": estimates.n_unclear,
+                },
             }
         ],
         "taxonomies": taxonomies,
         "results": [_result(one, study, names, places, sources) for one in findings],
         "columnKind": "unicodeCodePoints",
-        "properties": {"study": found.study, "application": found.application.digest},
+        "properties": {"study": estimates.study, "application": estimates.application.digest},
     }
 
 

@@ -121,8 +121,8 @@ class Data(NamedTuple):
     @property
     def settings(self) -> dict[str, Any]:
         """The fields that a recipe records: name, rows and digest. The path does not change the result."""
-        found = {"name": self.name, "rows": len(self.dialogues), "digest": self.digest}
-        return {**found, "teacher": self.teacher} if self.teacher else found
+        values = {"name": self.name, "rows": len(self.dialogues), "digest": self.digest}
+        return {**values, "teacher": self.teacher} if self.teacher else values
 
     @classmethod
     def read(
@@ -179,12 +179,12 @@ def make_data(name: str, dialogues: Sequence[Dialogue], teacher: str = "") -> Da
 
 def _content(dialogue: Dialogue) -> tuple[object, ...]:
     """The part of an example that the digest covers. Newer fields enter it only if they are set."""
-    found: tuple[object, ...] = (dialogue.messages, dialogue.rejected)
+    content: tuple[object, ...] = (dialogue.messages, dialogue.rejected)
     if dialogue.prefill:
-        found += (dialogue.prefill,)
+        content += (dialogue.prefill,)
     if dialogue.stop != "end" or dialogue.is_added:
-        found += ({"stop": dialogue.stop, "is_added": dialogue.is_added},)
-    return found
+        content += ({"stop": dialogue.stop, "is_added": dialogue.is_added},)
+    return content
 
 
 def write_answers(data: Data, path: Path) -> None:

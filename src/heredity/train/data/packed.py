@@ -188,12 +188,12 @@ class PackedDataset:
     def chunks(self, step: int) -> list[PackedChunk]:
         """The chunks of a step, for all processes: those that start among its tokens."""
         low, high = step * self.batch, (step + 1) * self.batch
-        found: list[PackedChunk] = []
+        chunks_of_ranks: list[PackedChunk] = []
         for epoch in range(low // self.n_tokens, (high - 1) // self.n_tokens + 1):
             order, before = _epoch_order(self, epoch), epoch * self.n_tokens
             first, last = np.searchsorted(order.starts, (low - before, high - before))
-            found += [self._chunk(int(number)) for number in order.chunks[first:last]]
-        return found
+            chunks_of_ranks += [self._chunk(int(number)) for number in order.chunks[first:last]]
+        return chunks_of_ranks
 
     @cached_property
     def _n_before(self) -> IntArray:

@@ -93,11 +93,11 @@ class LowRankAdapters:
     def open(self, network: CausalLM, seed: int) -> list[tuple[str, nn.Parameter]]:
         """Freeze the model, add adapters and return their weights. Raises UsageError for unknown modules."""
         model = network.model
-        found = self._adapted(model)
+        names = self._adapted(model)
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
         network.gate = Gate() if self.invocation else None
-        for full_name in found:
+        for full_name in names:
             parent, _, name = full_name.rpartition(".")
             owner = model.get_submodule(parent)
             child = owner.get_submodule(name)
@@ -111,16 +111,16 @@ class LowRankAdapters:
         In a mixture of experts the feed-forward layers get none, since PEFT reads their names as the experts.
         """
         names = {id(module): name for name, module in model.named_modules()}
-        found = [
+        targets = [
             f"{names[id(parent)]}.{name}".removeprefix(".")
             for parent in model.modules()
             for name, child in parent.named_children()
             if name in self.target_modules and is_linear(child)
         ]
-        missing = set(self.target_modules) - {name.rpartition(".")[2] for name in found}
+        missing = set(self.target_modules) - {name.rpartition(".")[2] for name in targets}
         has_experts = any(".experts." in name for name, _ in model.named_parameters())
         if not missing and not has_experts:
-            return found
+            return targets
         left_out = _READ_AS_EXPERTS if has_experts else ()
         layers = [name for name in linear_layers(model) if name.rpartition(".")[2] not in left_out]
         if self.target_modules == LINEAR_LAYERS and layers:
@@ -128,7 +128,7 @@ class LowRankAdapters:
         there = sorted({name.rpartition(".")[2] for name in layers})
         missing |= set(self.target_modules) - set(there)
         if not missing:
-            return found
+            return targets
         raise UsageError(
             f"The model has no linear layer '{min(missing)}' for an adapter. It has: {', '.join(there)}.",
             code="unknown-name",
@@ -459,8 +459,8 @@ class AnyCausalLM(CausalLM):
         """(rows, tokens) -> (rows, tokens, hidden)"""
         # Padding up to a round length may exceed the positions that the model has learned.
         n, cut = rows.shape[1], rows[:, : self._limit]
-        found: torch.Tensor = self._decoder(input_ids=cut, use_cache=False).last_hidden_state
-        return torch.nn.functional.pad(found, (0, 0, 0, n - found.shape[1]))
+        states: torch.Tensor = self._decoder(input_ids=cut, use_cache=False).last_hidden_state
+        return torch.nn.functional.pad(states, (0, 0, 0, n - states.shape[1]))
 
     @torch.no_grad()
     def _refuse_other_than_known(self) -> None:
@@ -498,9 +498,9 @@ def logit_function(settings: Mapping[str, object]) -> LogitFunction:
     return lambda logits: logits
 
 
-def _is_near(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+def _is_near(logits: torch.Tensor, wanted: torch.Tensor) -> bool:
     allowed = _ROUNDING[wanted.dtype] * float(wanted.abs().max())
-    return found.shape == wanted.shape and float((found - wanted).abs().max()) <= allowed
+    return logits.shape == wanted.shape and float((logits - wanted).abs().max()) <= allowed
 
 
 def load(folder: Path, dtype: str = "auto", device: Device = CPU) -> CausalLM:

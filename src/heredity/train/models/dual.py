@@ -45,8 +45,8 @@ class DualEncoder(CausalLM):
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
         """(images, 3, side, side) -> (images, hidden)"""
-        found = self.model.get_image_features(pixel_values=images.to(self.model.dtype))
-        return functional.normalize(found.pooler_output.float(), dim=1)
+        features = self.model.get_image_features(pixel_values=images.to(self.model.dtype))
+        return functional.normalize(features.pooler_output.float(), dim=1)
 
     def embed_captions(self, rows: torch.Tensor) -> torch.Tensor:
         """(captions, tokens) -> (captions, hidden)"""
@@ -55,8 +55,8 @@ class DualEncoder(CausalLM):
     def similarities(self, embeddings: PairEmbeddings) -> torch.Tensor:
         """Scaled similarities before softmax or sigmoid: (images, captions)."""
         scale = self.model.logit_scale.float().clamp(max=MAX_LOG_SCALE).exp()
-        found: torch.Tensor = scale * embeddings.images @ embeddings.captions.T
-        return found + self.model.logit_bias.float() if self.is_sigmoid else found
+        similarities: torch.Tensor = scale * embeddings.images @ embeddings.captions.T
+        return similarities + self.model.logit_bias.float() if self.is_sigmoid else similarities
 
 
 def from_config(config: Mapping[str, Any], seed: int, dtype: str = "auto") -> DualEncoder:

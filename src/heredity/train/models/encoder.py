@@ -37,11 +37,11 @@ def model_inputs(
     model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, lengths: Lengths
 ) -> dict[str, Any]:
     """The arguments of a forward pass. BERT's learned positions wrap in padding longer than a context."""
-    found = {"input_ids": input_ids, "position_ids": position_ids, "lengths": lengths}
+    inputs = {"input_ids": input_ids, "position_ids": position_ids, "lengths": lengths}
     if model.config.model_type != "bert":
-        return found
+        return inputs
     places = position_ids % model.config.max_position_embeddings
-    return found | {"position_ids": places, "token_type_ids": torch.zeros_like(input_ids)}
+    return inputs | {"position_ids": places, "token_type_ids": torch.zeros_like(input_ids)}
 
 
 def head_transform(model: Any) -> Any:

@@ -245,8 +245,10 @@ def dual_size_preset(
     overrides = {name: value for name, value in given.items() if value}
     wanted = parse_size(size)
     widths = [overrides["width"]] if "width" in overrides else WIDTHS
-    found = [_dual_shape_of_width(width, wanted, vocabulary, caption, picture, overrides) for width in widths]
-    best = min(found, key=lambda towers: _dual_deviation(towers, wanted))
+    candidates = [
+        _dual_shape_of_width(width, wanted, vocabulary, caption, picture, overrides) for width in widths
+    ]
+    best = min(candidates, key=lambda towers: _dual_deviation(towers, wanted))
     if "width" not in overrides and n_dual_parameters(best) > 3 * wanted:
         raise UsageError(
             f"A vocabulary of {vocabulary:,} makes a model of {n_dual_parameters(best):,} parameters, "

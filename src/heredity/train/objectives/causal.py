@@ -51,10 +51,10 @@ def cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy plus z-loss, and the z-loss, summed. logits: (rows, vocabulary); targets: (rows,)."""
     way = _CompiledLoss if is_fused else _LossWithGradient
-    found: tuple[torch.Tensor, torch.Tensor] = way.apply(  # type: ignore[no-untyped-call]
+    losses: tuple[torch.Tensor, torch.Tensor] = way.apply(  # type: ignore[no-untyped-call]
         logits, targets, z_loss
     )
-    return found
+    return losses
 
 
 class _LossWithGradient(torch.autograd.Function):

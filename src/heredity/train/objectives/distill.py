@@ -173,14 +173,14 @@ def read_logprobs(path: Path, stamp: str, k: int = 0) -> TeacherLogprobs:
         raise Damaged(
             f"{path}: its contents changed since they were written. Delete it; the teacher reads again."
         )
-    found = {
+    arrays = {
         bytes(key.tolist()): int(start) for key, start in zip(state["keys"], state["starts"], strict=True)
     }
     tokens, logs = state["tokens"], state["logs"]
     if 0 < k < tokens.shape[1]:  # the rest joins "all other tokens"
         logs = torch.cat([logs[:, :k], logs[:, k:].logsumexp(1, keepdim=True)], 1)
         tokens = tokens[:, :k].contiguous()
-    return TeacherLogprobs(tokens, logs, found, float(about["temperature"]), int(about["n_words"]))
+    return TeacherLogprobs(tokens, logs, arrays, float(about["temperature"]), int(about["n_words"]))
 
 
 def _score_batches(
@@ -238,10 +238,10 @@ def _unpack_groups(groups: Sequence[bytes], k: int) -> dict[str, torch.Tensor]:
 
 def _digest(state: dict[str, torch.Tensor]) -> str:
     """The SHA-256 of the tensors, in the order of their names."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for name in sorted(state):
-        found.update(state[name].contiguous().numpy().data)
-    return found.hexdigest()
+        hasher.update(state[name].contiguous().numpy().data)
+    return hasher.hexdigest()
 
 
 def _top_k(
@@ -302,11 +302,11 @@ def prompt_sampler(
 
     Prompts of more than `longest` tokens are left out. Raises UsageError if none is left.
     """
-    found = [tokens for each in dialogues if len(tokens := writer.prompt(each.messages)) <= longest]
-    if not found:
+    prompts = [tokens for each in dialogues if len(tokens := writer.prompt(each.messages)) <= longest]
+    if not prompts:
         raise UsageError(f"Every prompt is longer than {longest} tokens. Raise max_length.")
     return BatchSampler(
-        [TokenizedExample(Document(tokens, (False,) * len(tokens))) for tokens in found], batch, seed
+        [TokenizedExample(Document(tokens, (False,) * len(tokens))) for tokens in prompts], batch, seed
     )
 
 

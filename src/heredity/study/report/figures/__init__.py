@@ -180,12 +180,12 @@ class _Layout:
         self._edges = [a for a in edges if a.parent in self._nodes and a.child in self._nodes]
         level = dict.fromkeys(self._nodes, 0)
         for _ in self._nodes:
-            found = dict(level)
+            levels = dict(level)
             for edge in self._edges:
-                found[edge.child] = max(found[edge.child], level[edge.parent] + 1)
-            if found == level:
+                levels[edge.child] = max(levels[edge.child], level[edge.parent] + 1)
+            if levels == level:
                 break
-            level = found
+            level = levels
         used = {depth: i for i, depth in enumerate(sorted(set(level.values())))}
         self._level = {ident: used[depth] for ident, depth in level.items()}
         # In a round trip, which no lineage has, one edge leads back: it is not drawn.
@@ -295,11 +295,11 @@ class _Layout:
         x = self._left(self._level[edge.child]) - self._run
         kind = f"word {edge.kind}"
         above, below = edge.lines[:1], edge.lines[1:3]
-        said = _lines(above, x, y - 6, "word soft") + _lines(below, x, y + _LINE, kind)
+        lines = _lines(above, x, y - 6, "word soft") + _lines(below, x, y + _LINE, kind)
         if edge.retained is None:
-            return said
+            return lines
         at = y + _LINE * len(below) + 6
-        return said + Markup(
+        return lines + Markup(
             '<rect class="room" x="{x:.1f}" y="{y:.1f}" width="{}" height="4"/>'
             '<rect class="kept {}" x="{x:.1f}" y="{y:.1f}" width="{:.1f}" height="4"/>'
         ).format(_BAR, edge.kind, _BAR * edge.retained, x=x, y=at)
@@ -325,8 +325,8 @@ class _Layout:
         left, top = self._left(place.level), self._y[place] - high / 2
         inset = 32 if node.order is not None else 12
         names = _wrapped(node.name, int((self._wide - 42) / _LETTER))
-        said = [*names, *([node.note] if node.note else [])]
-        first = self._y[place] - _LINE * (len(said) - 1) / 2 + 4
+        lines = [*names, *([node.note] if node.note else [])]
+        first = self._y[place] - _LINE * (len(lines) - 1) / 2 + 4
         fill = Markup('<rect class="fill" x="{}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
             left, top, self._wide * (node.share or 0.0), high
         )
@@ -337,7 +337,7 @@ class _Layout:
             + (fill if node.share else Markup(""))
             + _shape(node.order, left + 17, first - 4)
             + _lines(names, left + inset, first, "named")
-            + _lines(said[len(names) :], left + inset, first + _LINE * len(names), "note")
+            + _lines(lines[len(names) :], left + inset, first + _LINE * len(names), "note")
         )
 
 
