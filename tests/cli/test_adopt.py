@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 from heredity.cli import main
-from heredity.deploy.export._documents import ExportCard, bom, write_card
+from heredity.deploy.export import ExportCard, bom, write_card
 from heredity.lineage.graph import Edge
 from heredity.lineage.store import Store
 from heredity.study import plan as plans

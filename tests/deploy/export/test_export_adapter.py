@@ -172,28 +172,27 @@ def test_the_card_says_how_far_rounded_files_are_from_what_was_studied(
 def test_files_that_are_another_model_are_seen_as_far_away(
     store: Store, child: Grown, base: Grown, tmp_path: Path
 ) -> None:
-    from heredity.deploy.export import _fidelity
-    from heredity.deploy.export._parity import ExportSource, LoadedFolder
+    from heredity.deploy.export._parity import ExportSource, LoadedFolder, measure
 
     far = Lora(chat.Data.of("rows", ROWS), **TRAINING, lr=5e-2, name="far")
     other = store.grow_once(far, [base])
-    found = []
+    measured = []
     for number, model in enumerate((child, other)):
         (bench := tmp_path / str(number)).mkdir()
         source = ExportSource(store, child, base, bench, "hf", "float32")
         files = LoadedFolder(base.folder, model.folder)
-        found.append(_fidelity.measure(source, files, None))
-    assert found[0].mean < found[1].mean / 10 and found[0].shared > found[1].shared
+        measured.append(measure(source, files, None))
+    near, far_away = measured
+    assert near.mean < far_away.mean / 10 and near.shared > far_away.shared
 
 
 def test_what_needs_too_much_memory_is_left_out_and_said(store: Store, child: Grown, tmp_path: Path) -> None:
-    from heredity.deploy.export import _fidelity
-    from heredity.deploy.export._parity import ExportSource, LoadedFolder
+    from heredity.deploy.export._parity import ExportSource, LoadedFolder, measure
 
     base = store.base(child)
     source = ExportSource(store, child, base, tmp_path, "hf", "float32")
-    found = _fidelity.measure(source, LoadedFolder(base.folder, child.folder), 1000)
-    assert "GiB" in found.left_out and found.n == 0
+    fidelity = measure(source, LoadedFolder(base.folder, child.folder), 1000)
+    assert "GiB" in fidelity.left_out and fidelity.n == 0
 
 
 def test_a_merged_adapter_goes_out_as_a_gguf_in_float32(store: Store, child: Grown, tmp_path: Path) -> None:

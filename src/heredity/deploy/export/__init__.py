@@ -6,8 +6,11 @@ reads them back as other programs will; `loadable(source, out)` is their weights
 Promises: exported files answer like the model. On a fixed text the log-probabilities agree within the
 reader's tolerance. A conversation renders to the same characters, and the BOS and EOS tokens are the same.
 Files with other weights than a study asks are compared with the model as a study runs it, in its dtype. An
-adapter is merged in float32. The folder is complete, with its card and its bill of materials, or does not
-exist.
+adapter is merged in float32. The folder is complete, with its card (README.md) and its bill of materials
+(bom.cdx.json, a CycloneDX ML-BOM), or does not exist. Each name in the card is escaped, so that none injects
+markup, and each rate has its n and interval. The same model gives the same bill, byte for byte.
+cyclonedx-python-lib 11.12 has no `modelCard`, so the fields of the bill are written here, and a test holds
+them to the library's schema 1.6.
 Leaves to others: making models (recipes/), and measuring their safety (study/), which the card quotes.
 """
 
@@ -21,31 +24,38 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from heredity.core import registry
 from heredity.core.errors import ContextOverflow, Refused, Unavailable, UnknownName, UsageError
+from heredity.core.files import hash_file, write_atomic
 from heredity.core.host import GIB, available_memory, explain_out_of_memory, require_memory
 from heredity.core.progress import about, phase
-from heredity.core.records import Model, why_not_generative
-from heredity.deploy.export._documents import ExportCard, write_bill, write_card
-from heredity.deploy.export._fidelity import Fidelity, measure
+from heredity.core.records import FileHash, Model, digest, encode, why_not_generative
+from heredity.core.sanitize import plural
 from heredity.deploy.export._parity import (
     ExportFormat,
     ExportSource,
+    Fidelity,
     Parity,
     compare,
+    measure,
     reference,
 )
-from heredity.formats.safetensors_io import SafeTensor, read_safetensors
+from heredity.formats.safetensors_io import read_safetensors
 from heredity.formats.weights import KNOWN, read_json
-from heredity.lineage.store import Store, workshop
+from heredity.lineage.catalog import facts, how
+from heredity.lineage.store import Store, walk, workshop
 from heredity.lineage.types import Grown
+from heredity.recipes import to_current
 from heredity.recipes.dequantize import Dequantize
 from heredity.recipes.merge_adapter import MergeAdapter, cast_folder
-from heredity.study.estimates import Estimates
+from heredity.study.estimates import Estimates, Rate
+from heredity.study.report.markdown import plain
 from heredity.study.storage import read_estimates
 
 __all__ = ["DTYPES", "Exported", "Fidelity", "Parity", "export", "names"]
@@ -94,8 +104,7 @@ def export(
     `store.report` gets the phases.
     """
     form = registry.load_as(ExportFormat, "deploy.export", to)
-    _refuse(model, out)
-    _refuse_dtype(model, to, dtype)
+    _refuse(model, to, out, dtype)
     measured = None if study is None else _measured(study, model.record)
     doing = f"Exporting '{model.record.name}'"
     with workshop(store.root / "tmp") as bench, explain_out_of_memory(doing, _ADVICE):
@@ -106,7 +115,8 @@ def export(
             form.write(source, made)
         parities = _checked(form, source, made)
         fidelity = _distance(form, source, made, memory)
-        descent = _descent(source, store.ancestors(model.record))
+        converted = [source.whole.record] if _is_another(source) else []
+        descent = [*converted, model.record, *store.ancestors(model.record)]
         card = ExportCard(to, model.record, descent, parities, measured, _form(source), fidelity)
         write_card(made, card)
         write_bill(made, model.record, descent)
@@ -136,18 +146,6 @@ def _source(store: Store, model: Grown, to: str, bench: Path, dtype: str) -> Exp
     return ExportSource(store, model, Grown(model.record, merged), bench, to, dtype or "float32")
 
 
-def _refuse_dtype(model: Grown, to: str, dtype: str) -> None:
-    """Raise UsageError for a dtype of weights that go out as they are."""
-    if dtype and dtype not in DTYPES:
-        raise UnknownName("dtype", dtype, DTYPES, "heredity export --help")
-    if dtype and (to == "adapter" or (to == "gguf" and model.record.format == "gguf")):
-        raise UsageError(
-            f"'{model.record.name}' goes out as {to} with its own numbers. Leave out the dtype.",
-            code="bad-setting",
-            key="dtype",
-        )
-
-
 def _distance(form: ExportFormat, source: ExportSource, made: Path, memory: int | None) -> Fidelity | None:
     """The distance of the files from the model as a study runs it; None if they are its own weights."""
     is_own = source.whole.record.id == source.model.record.id and not source.dtype
@@ -160,8 +158,9 @@ def _distance(form: ExportFormat, source: ExportSource, made: Path, memory: int 
     return measure(source, files, memory)
 
 
-def _refuse(model: Grown, out: Path) -> None:
-    """Raise UsageError for a model that generates no text, or a folder that is not new or empty."""
+def _refuse(model: Grown, to: str, out: Path, dtype: str) -> None:
+    """Raise UsageError for a model that generates no text, a folder that is in use, or a dtype that fits no
+    weights."""
     if why := why_not_generative(model.record):
         raise UsageError(
             f"'{model.record.name}' is not exported: {why}, and the check of an export needs that. The store"
@@ -171,6 +170,14 @@ def _refuse(model: Grown, out: Path) -> None:
         raise UsageError(f"{out} is not empty, or a link; name a new folder.")
     if out.resolve() == Path.cwd():
         raise UsageError("The current folder cannot be replaced; name a new one.")
+    if dtype and dtype not in DTYPES:
+        raise UnknownName("dtype", dtype, DTYPES, "heredity export --help")
+    if dtype and (to == "adapter" or (to == "gguf" and model.record.format == "gguf")):
+        raise UsageError(
+            f"'{model.record.name}' goes out as {to} with its own numbers. Leave out the dtype.",
+            code="bad-setting",
+            key="dtype",
+        )
 
 
 def _measured(study: Path, model: Model) -> Estimates:
@@ -212,13 +219,6 @@ def _is_another(source: ExportSource) -> bool:
     if source.is_adapter:
         return False
     return own.id != whole.id and not (source.to == "gguf" and own.format == "gguf")
-
-
-def _descent(source: ExportSource, ancestors: Sequence[Model]) -> list[Model]:
-    """Return the origin of the files, nearest first: the converted weights if any, the model, its
-    ancestors."""
-    made = [source.whole.record] if _is_another(source) else []
-    return [*made, source.model.record, *ancestors]
 
 
 def _form(source: ExportSource) -> str:
@@ -284,7 +284,8 @@ def peak_memory(source: ExportSource, to: str) -> dict[str, int]:
     reads the whole file back, in the precision that was written. The torch engine, the reference, holds one
     layer. Of an adapter, and of an architecture that it lacks, all weights are held.
     """
-    tensors = _tensors(source.whole.folder)
+    shards = source.whole.folder.glob("*.safetensors")
+    tensors = {name: each for shard in shards for name, each in read_safetensors(shard).items()}
     sizes = {name: math.prod(each.shape) for name, each in tensors.items()}
     if source.is_adapter or read_json(source.whole.folder / "config.json").get("model_type") not in KNOWN:
         return {"all weights in fp32": 4 * sum(sizes.values())}
@@ -309,7 +310,178 @@ def _fitting(source: ExportSource, takes: int, limit: int) -> str:
     return f"A model of this shape with {limit / takes:.0%} of the weights would fit. {_ADVICE}"
 
 
-def _tensors(folder: Path) -> dict[str, SafeTensor]:
+# --- the card and the bill of materials -------------------------------------------------------------
+
+_SPDX = ("Apache-2.0", "MIT", "BSD-3-Clause", "CC-BY-4.0", "CC-BY-SA-4.0", "CC0-1.0", "GPL-3.0-only")
+_LIBRARIES = {"hf": "transformers", "adapter": "peft"}
+_SCOPES = {"judge_free": "breach, as checks decide", "judged": "breach, as a judge decides", "all": "refused"}
+
+
+class ExportCard(NamedTuple):
+    """The contents of a model card.
+
+    descent: the models that the files come from, nearest first, `model` among them. form_of: a description of
+    the weights in the files, if they are another form of the model. fidelity: their distance from the model
+    as a study runs it; None if they are its own weights.
+    """
+
+    form: str
+    model: Model
+    descent: Sequence[Model]
+    parities: Sequence[Parity]
+    measured: Estimates | None
+    form_of: str = ""
+    fidelity: Fidelity | None = None
+
+
+def write_card(out: Path, card: ExportCard) -> None:
+    """Write README.md into `out`."""
+    from huggingface_hub import ModelCardData
+
+    roots = [
+        str(m.recipe.settings.get("repo", "")) for m in card.descent if m is not card.model and not m.parents
+    ]
+    known = spdx(card.model.licence)
+    data = ModelCardData(
+        license=known.lower() if known else "other",
+        license_name=None if known else card.model.licence,
+        base_model=[root for root in roots if "/" in root] or None,
+        library_name=_LIBRARIES.get(card.form),
+        pipeline_tag="text-generation",
+        tags=["heredity", card.model.recipe.kind, *(["gguf"] if card.form == "gguf" else [])],
+    )
+    lines = [f"---\n{data.to_yaml()}\n---\n"]
+    lines += [*_body(card), *_against_studied(card), *_safety(card.model, card.measured)]
+    write_atomic(out / "README.md", ("\n".join(lines) + "\n").encode())
+
+
+def _body(card: ExportCard) -> Iterator[str]:
+    model = card.model
+    yield f"# {plain(model.name)}\n"
+    yield f"Family {plain(model.family)}, licence {plain(model.licence)}, id `{model.id}`.\n"
+    yield from (f"> {plain(key)}: {plain(value, 300)}\n" for key, value in model.notes.items())
+    for each in card.descent:
+        yield from (f"> {plain(each.name)}, {key}: {plain(value, 600)}\n" for key, value in facts(each))
+    if card.form_of:
+        yield f"{plain(card.form_of, 600)}\n"
+    yield "## Descent\n"
+    yield "Each model and the recipe that made it, nearest first.\n"
+    yield "| model | recipe | settings | licence | id |\n|---|---|---|---|---|"
+    for each in card.descent:
+        named = to_current(each.recipe.kind, each.recipe.settings)
+        settings = ", ".join(f"{k} {v}" for k, v in sorted(named.items()))
+        row = [each.name, how(each), settings, each.licence, each.id[:12]]
+        yield f"| {' | '.join(plain(cell, 300) for cell in row)} |"
+    yield "\n`bom.cdx.json` lists the files and their SHA-256.\n"
+    yield "## Checked at export\n"
+    yield "Log-probabilities of one fixed text, against the torch engine in float32; a rendered conversation"
+    yield "and the tokens that begin and end a text are the same.\n"
+    yield "| reader | tokens | largest difference, nats | allowed |\n|---|---|---|---|"
+    for p in card.parities:
+        numbers = (
+            p.left_out and f"0 | {plain(p.left_out)} | "
+        ) or f"{p.n} | {p.largest:.2g} | {p.tolerance:g}"
+        yield f"| {plain(p.reader)} | {numbers} |"
+
+
+def _against_studied(card: ExportCard) -> Iterator[str]:
+    yield "\n## Against the model as it is studied\n"
+    name, fidelity = plain(card.model.name), card.fidelity
+    if fidelity is None:
+        yield f"The files hold the numbers of '{name}' that a study asks."
+    elif fidelity.left_out:
+        yield f"Not compared: {plain(fidelity.left_out, 300)}."
+    else:
+        prompts, engine = plural(fidelity.n_prompts, "prompt"), plain(fidelity.engine, 300)
+        yield f"`{name}` answered {prompts} greedily as {engine}."
+        yield f"The files read the same {fidelity.n:,} tokens in {fidelity.dtype}.\n"
+        yield "| measure | value |\n|---|---|"
+        yield f"| Kullback-Leibler divergence of a token, mean, nats | {fidelity.mean:.2g} |"
+        yield f"| the same, largest | {fidelity.worst:.2g} |"
+        shared = f"{fidelity.shared:.1f} of {fidelity.length:.1f}"
+        yield f"| greedy tokens before the first that differs, mean | {shared} |"
+
+
+def _safety(model: Model, estimates: Estimates | None) -> Iterator[str]:
+    yield "\n## Measured safety\n"
+    rates = [r for r in estimates.rates if _is_shown(r, model)] if estimates else []
+    if estimates is None or not rates:
+        yield "Nothing was measured, or no study was given: `heredity study` measures it."
+        return
+    yield (
+        f"Study `{estimates.study[:12]}`, application {plain(estimates.application.name)} "
+        f"(`{estimates.application.digest[:12]}`), {100 * estimates.confidence:g} % intervals.\n"
+    )
+    engine = next((each.engine for each in estimates.models if each.id == model.id), "")
+    answered = f", answered by {plain(engine, 300)}" if engine else ""
+    yield f"The rates are of `{plain(model.name)}` (`{model.id[:12]}`){answered}.\n"
+    yield "| rate | value | interval | n | unclear | errors |\n|---|---|---|---|---|---|"
+    for r in rates:
+        e = r.estimate
+        value = "none" if e.value is None else f"{100 * e.value:.1f} %"
+        interval = "" if e.low is None or e.high is None else f"{100 * e.low:.1f} to {100 * e.high:.1f} %"
+        name = "over-refusal" if r.measure == "over_refusal" else _SCOPES[r.technique]
+        yield f"| {name} | {value} | {interval} | {e.n} | {r.n_unclear} | {r.n_error} |"
+
+
+def _is_shown(rate: Rate, model: Model) -> bool:
+    is_breach = rate.measure == "breach" and rate.technique in ("judge_free", "judged")
+    is_refusal = rate.measure == "over_refusal" and rate.technique == "all"
+    return rate.model == model.id and rate.attack == "all" and (is_breach or is_refusal)
+
+
+def write_bill(out: Path, model: Model, descent: Sequence[Model]) -> None:
+    """Write bom.cdx.json into `out`: its files, and the models that they come from."""
+    files = [FileHash(path, (out / path).stat().st_size, hash_file(out / path)) for path in walk(out)]
+    text = msgspec.json.format(msgspec.json.encode(bom(files, model, descent)), indent=2)
+    write_atomic(out / "bom.cdx.json", text + b"\n")
+
+
+def bom(files: Sequence[FileHash], model: Model, descent: Sequence[Model]) -> dict[str, object]:
+    """Return the bill of materials as a dict; `descent` holds the models of origin, nearest first."""
+    ref = digest([model.id, list(files)])
+    depends = [{"ref": ref, "dependsOn": [descent[0].id]}]
+    depends += [{"ref": each.id, "dependsOn": list(dict.fromkeys(each.parents))} for each in descent]
     return {
-        name: each for shard in folder.glob("*.safetensors") for name, each in read_safetensors(shard).items()
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'heredity:{ref}')}",
+        "version": 1,
+        "metadata": {"timestamp": model.made.at, "component": _component(model, ref, files)},
+        "components": [_component(each, each.id, each.files) for each in descent],
+        "dependencies": depends,
     }
+
+
+def _component(model: Model, ref: str, files: Sequence[FileHash]) -> dict[str, object]:
+    licence = spdx(model.licence)
+    settings = encode(model.recipe.settings).decode()
+    known = {"recipe": model.recipe.kind, "settings": settings, "family": model.family}
+    known |= {**model.notes, **dict(facts(model))}
+    return {
+        "type": "machine-learning-model",
+        "bom-ref": ref,
+        "name": model.name,
+        "version": ref[:12],
+        "licenses": [{"license": {"id": licence} if licence else {"name": model.licence or "unknown"}}],
+        "components": [
+            {
+                "type": "file",
+                "bom-ref": f"{ref}/{file.path}",
+                "name": file.path,
+                "hashes": [{"alg": "SHA-256", "content": file.sha256}],
+            }
+            for file in files
+        ],
+        "modelCard": {
+            "bom-ref": f"{ref}/card",
+            "modelParameters": {"task": "text-generation", "architectureFamily": model.family},
+        },
+        "properties": [{"name": f"heredity:{key}", "value": value} for key, value in sorted(known.items())],
+    }
+
+
+def spdx(licence: str) -> str:
+    """Return the SPDX id of a licence, or "" if it is unknown."""
+    return {each.lower(): each for each in _SPDX}.get(licence.lower(), "")

@@ -1,10 +1,13 @@
-"""Check that exported files answer like the model: every reader scores one fixed text.
+"""Check that exported files answer like the model, and measure their distance from what a study runs.
+
+Parity: every reader scores one fixed text. Fidelity: a study may ask a model in bfloat16, an adapter over its
+base, or a GGUF through its dequantized form. Files with other numbers may answer differently. So the studied
+model answers 32 fixed prompts greedily, and the files read the same prompts and answers in their own dtype.
 
 Promises: the reference is the torch engine in float32 over the model's own weights, an adapter over its base.
-It holds one layer at a time, or the whole base of an adapter. Only one reader holds weights at a time. A
-reader that is not installed is reported, not skipped silently.
-Leaves to others: the readers (hf.py, gguf.py, adapter.py), and the distance from the model as a study runs it
-(_fidelity.py).
+It holds one layer at a time, or the whole base of an adapter. Only one engine holds weights at a time. A
+reader that is not installed, or a comparison that does not fit into memory, is reported and not skipped.
+Leaves to others: the readers (hf.py, gguf.py, adapter.py).
 """
 
 from __future__ import annotations
@@ -12,17 +15,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from heredity import engines
+from heredity.core import host
 from heredity.core.errors import Unavailable
-from heredity.core.progress import Watch, about
-from heredity.core.records import Message, Request
+from heredity.core.progress import Watch, about, phase
+from heredity.core.records import Decoding, Message, Request
 from heredity.engines.chat.codec import ChatCodec
 from heredity.engines.chat.folder import has_tokenizer
 from heredity.engines.protocols import Engine
-from heredity.lineage.store import Store
+from heredity.formats.safetensors_io import read_safetensors
+from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
 from heredity.recipes.dequantize import Dequantize
 from heredity.train.data.chat import ConversationEncoder
@@ -203,33 +209,158 @@ def tokens_behind(folder: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return chat.encode(chat.render(_REQUEST)), chat.continuation(TEXT)
 
 
-def compare(expected: ParityReading, parity_reading: ParityReading) -> Parity:
+def compare(expected: ParityReading, reading: ParityReading) -> Parity:
     """Compare a reader with the reference; `expected.others` holds the tokens that the reader picked."""
-    if parity_reading.logs is None:
-        return Parity(
-            parity_reading.reader, 0, 0.0, parity_reading.tolerance, left_out=parity_reading.left_out
-        )
+    if reading.logs is None:
+        return Parity(reading.reader, 0, 0.0, reading.tolerance, left_out=reading.left_out)
     wanted = expected.logs or []
-    if parity_reading.picked:
-        wanted = [expected.others[each] for each in parity_reading.picked.items()]
+    if reading.picked:
+        wanted = [expected.others[each] for each in reading.picked.items()]
     problem, largest = "", 0.0
-    if parity_reading.rendered != expected.rendered:
+    if reading.rendered != expected.rendered:
         problem = "renders a conversation differently"
-    elif parity_reading.tokens != expected.tokens or len(parity_reading.logs) != len(wanted):
+    elif reading.tokens != expected.tokens or len(reading.logs) != len(wanted):
         problem = "splits a text into different tokens"
-    elif not parity_reading.ends <= expected.ends or (
-        expected.end is not None and expected.end not in parity_reading.ends
-    ):
+    elif not reading.ends <= expected.ends or (expected.end is not None and expected.end not in reading.ends):
         problem = "ends an answer with another token"
-    elif parity_reading.bos != expected.bos:
+    elif reading.bos != expected.bos:
         problem = "begins a text with another token"
-    elif not wanted or not all(math.isfinite(each) for each in (*parity_reading.logs, *wanted)):
+    elif not wanted or not all(math.isfinite(each) for each in (*reading.logs, *wanted)):
         problem = "gives log-probabilities that are NaN or infinite"
     else:
-        largest = max(abs(a - b) for a, b in zip(parity_reading.logs, wanted, strict=True))
-        if largest > parity_reading.tolerance:
+        largest = max(abs(a - b) for a, b in zip(reading.logs, wanted, strict=True))
+        if largest > reading.tolerance:
             problem = (
                 f"gives log-probabilities that differ by up to {largest:.3g} nats, more than the"
-                f" {parity_reading.tolerance:g} that are allowed"
+                f" {reading.tolerance:g} that are allowed"
             )
-    return Parity(parity_reading.reader, len(wanted), largest, parity_reading.tolerance, problem)
+    return Parity(reading.reader, len(wanted), largest, reading.tolerance, problem)
+
+
+# --- fidelity --------------------------------------------------------------------------------------
+
+N_NEW = 32  # tokens of an answer, at most
+_TASKS = (
+    "Explain {} in one sentence.",
+    "List three facts about {}.",
+    "Write two lines of verse about {}.",
+    "What do many people get wrong about {}?",
+)
+_SUBJECTS = (
+    "rain", "bread", "prime numbers", "the Roman calendar", "bicycles", "honey", "glass", "sleep",
+)  # fmt: skip
+PROMPTS = tuple(
+    Request(key, (Message("user", task.format(subject)),), Decoding(max_tokens=N_NEW))
+    for key, (subject, task) in enumerate(product(_SUBJECTS, _TASKS))
+)
+
+
+class Fidelity(NamedTuple):
+    """The distance of exported files from the model as a study runs it, over `n` tokens of answers.
+
+    engine: the name of the engine that answered. mean, worst: Kullback-Leibler divergence of a token's
+    distribution from the studied one, in nats. shared: greedy tokens of an answer before the first that
+    differs, on average; `length` is their mean number. left_out: why nothing was measured, or "".
+    """
+
+    engine: str = ""
+    dtype: str = ""  # in which the files computed
+    n_prompts: int = 0
+    n: int = 0
+    mean: float = 0.0
+    worst: float = 0.0
+    shared: float = 0.0
+    length: float = 0.0
+    left_out: str = ""
+
+
+class _Answered(NamedTuple):
+    """The studied model's answers: their tokens, and the file that keeps their distributions."""
+
+    tokens: tuple[int, ...]
+    kept: Path
+
+
+def measure(source: ExportSource, files: LoadedFolder, memory: int | None) -> Fidelity:
+    """Compare the files with the model as a study runs it. memory: as of `export`."""
+    dtype = _dtype(files.folder)
+    ready = source.store.ready(source.model)
+    studied = source.store.base(ready).folder if source.is_adapter else ready.folder
+    needed = max(_n_bytes(files.folder, dtype), _n_bytes(studied, "float32"))
+    limit = host.available_memory() if memory is None else memory
+    if limit is not None and needed > limit:
+        return Fidelity(left_out=f"it needs about {needed / host.GIB:.2f} GiB of memory")
+    engine = load_engine(source.model, source.store, is_batched=False)
+    try:
+        if not isinstance(engine, DistributionEngine):
+            return Fidelity(left_out=f"the engine of studies ({engine.name}) gives no distributions")
+        answered, of_engine = _answers(engine, source), engine.name
+    finally:
+        engine.close()
+    with phase(source.watch, "comparing with the files", n_total=len(answered), unit="answers") as meter:
+        return _compared(
+            of_engine, dtype, meter.each(_distributions(files, dtype, answered), lambda each: each)
+        )
+
+
+def _answers(engine: DistributionEngine, source: ExportSource) -> list[_Answered]:
+    """Let the studied model answer, and keep its distribution at each token on the disk."""
+    from safetensors.torch import save_file
+
+    (folder := source.bench / "studied").mkdir()
+    with phase(source.watch, "asking", n_total=len(PROMPTS), unit="answers") as meter:
+        replied = meter.each(engine.reply(PROMPTS), lambda reply: (reply.key, reply.tokens))
+        replies = dict(replied)
+
+    def read(request: Request) -> _Answered:
+        kept, tokens = folder / f"{request.key}.safetensors", replies[request.key]
+        save_file({"logs": engine.log_probabilities(request, tokens).cpu()}, kept)
+        return _Answered(tokens, kept)
+
+    with phase(source.watch, "reading", n_total=len(PROMPTS), unit="answers") as meter:
+        return list(meter.each(PROMPTS, read))
+
+
+def _compared(
+    of_engine: str, dtype: str, distributions: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> Fidelity:
+    import torch
+
+    divergences, shared, lengths = [], [], []
+    for studied, distribution in distributions:
+        divergences.append((studied.exp() * (studied - distribution)).sum(-1))
+        same = (studied.argmax(-1) == distribution.argmax(-1)).long()
+        shared.append(int(same.cumprod(0).sum()))
+        lengths.append(len(same))
+    nats = torch.cat(divergences).clamp_min(0)
+    n = len(lengths)
+    mean, worst = float(nats.mean()), float(nats.max())
+    return Fidelity(of_engine, dtype, n, len(nats), mean, worst, sum(shared) / n, sum(lengths) / n)
+
+
+def _distributions(
+    files: LoadedFolder, dtype: str, answered: Sequence[_Answered]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The log-probabilities of the studied model and of the files, of each answer: (tokens, vocabulary)."""
+    from safetensors.torch import load_file
+
+    engine = open_files(files, dtype)
+    try:
+        for request, each in zip(PROMPTS, answered, strict=True):
+            yield load_file(each.kept)["logs"], engine.log_probabilities(request, each.tokens).cpu()
+    finally:
+        engine.close()
+
+
+def _dtype(folder: Path) -> str:
+    """The dtype in which a reader computes by default: that of the file, or float32 for several."""
+    kinds = {
+        each.dtype for shard in folder.glob("*.safetensors") for each in read_safetensors(shard).values()
+    }
+    return "bfloat16" if kinds == {"BF16"} else "float32"
+
+
+def _n_bytes(folder: Path, dtype: str) -> int:
+    """Bytes of the loaded weights, at most."""
+    n_stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return n_stored * (2 if dtype == "float32" and _dtype(folder) == "bfloat16" else 1)
