@@ -536,7 +536,7 @@ def test_a_file_that_is_too_large_to_read_is_refused(tmp_path: Path, monkeypatch
     assert read_file(tmp_path / "a", 9) == b"x" * 9
     with raises(Refused, "refused", [9]):
         read_file(tmp_path / "a", 8)
-    monkeypatch.setattr(files, "_LONGEST", 8)
+    monkeypatch.setattr(files, "_MAX_BYTES", 8)
     with raises(Refused, "refused"):
         list(read_lines(tmp_path / "a"))
 

@@ -103,7 +103,7 @@ def of_step(kind: str) -> str:
 
 
 def _left(step: Any) -> list[Any]:
-    batch = TextBatch.of([text.encode() for text in TEXTS])
+    batch = TextBatch.from_documents([text.encode() for text in TEXTS])
     if isinstance(step, Duplicates):
         kept = step.kept(step.keys(batch))
         return [document.decode() for document in batch.keep(kept)]

@@ -236,7 +236,7 @@ def test_a_worker_s_mistake_names_its_file_and_leaves_nothing(
 def test_a_document_too_long_to_be_one_is_named(
     built: Build, shelf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("heredity.corpus.jobs.LONGEST", 200_000)
+    monkeypatch.setattr("heredity.corpus.jobs.MAX_DOCUMENT_BYTES", 200_000)
     (shelf / "00.txt").write_text("word " * 50_000)
     with raises(UsageError, "bad-input", mentions=["shelf", "00.txt", "59.txt", "250,000", "separator"]):
         built()

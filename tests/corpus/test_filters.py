@@ -29,12 +29,12 @@ PROSE = (
 
 def reason(step: Filter, text: str, beside: tuple[str, ...] = ()) -> str | None:
     """Why a filter drops a text, which stands behind others."""
-    batch = TextBatch.of([*(each.encode() for each in beside), text.encode()])
+    batch = TextBatch.from_documents([*(each.encode() for each in beside), text.encode()])
     return next((name for name, holds in step.verdicts(batch) if holds[-1]), None)
 
 
 def tokens(text: str) -> list[str]:
-    batch = TextBatch.of([text.encode()])
+    batch = TextBatch.from_documents([text.encode()])
     spans = zip(batch.tokens.start, batch.tokens.end, strict=True)
     return [batch.raw[a:b].decode() for a, b in spans]
 
@@ -176,7 +176,7 @@ def test_a_filter_decides_as_the_rule_does_word_by_word_on_real_text(
     real = paragraphs()
     made = [f"{a}\n\n{b}".replace("- ", "\n") for a, b in zip(real, reversed(real), strict=True)]
     texts = [each.strip() for each in [*real, *made, *(("\n".join([PROSE] * n)) for n in (1, 2, 5))]]
-    batch = TextBatch.of([text.encode() for text in texts])
+    batch = TextBatch.from_documents([text.encode() for text in texts])
     found: list[str | None] = [None] * len(texts)
     for name, holds in reversed(step.verdicts(batch)):
         for i in np.flatnonzero(holds):
@@ -208,7 +208,7 @@ def test_a_setting_of_zero_turns_a_rule_off() -> None:
 
 
 def written(text: str, **settings: int | bool) -> tuple[str, list[str]]:
-    result = write(C4QualityFilter(**settings), TextBatch.of([b"x.", text.encode()]))  # type: ignore[arg-type]
+    result = write(C4QualityFilter(**settings), TextBatch.from_documents([b"x.", text.encode()]))  # type: ignore[arg-type]
     return result.batch[1].decode(), [name for name, holds in result.dropped if holds[1]]
 
 

@@ -27,7 +27,7 @@ from tests.support.errors import raises
 
 
 def of(*texts: str) -> TextBatch:
-    return TextBatch.of([text.encode() for text in texts])
+    return TextBatch.from_documents([text.encode() for text in texts])
 
 
 # --- batches ------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ _BLOCK = 1 << 20  # bytes; a writer's buffer, and the step of every scan
 _TORN = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)  # the names that _held_temporary gives
 _OLD = 86_400.0  # seconds after which a temporary file is no one's, where no lock can tell
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_LONGEST = 1 << 28  # bytes of a file that is read at once, and of a line
+_MAX_BYTES = 1 << 28  # bytes of a file that is read at once, and of a line
 RESULTS = Path("runs")  # the default folder of every study and measurement; `out` names another
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -74,7 +74,7 @@ def open_file(path: Path) -> BinaryIO:
     return os.fdopen(open_handle(path), "rb")
 
 
-def read_file(path: Path, max_bytes: int = _LONGEST) -> bytes:
+def read_file(path: Path, max_bytes: int = _MAX_BYTES) -> bytes:
     """The bytes of a file in a study's folder. Raises as `open_handle` does, and for a larger file."""
     with open_file(path) as file:
         if (n := os.fstat(file.fileno()).st_size) > max_bytes:
@@ -86,8 +86,8 @@ def read_lines(path: Path, start: int = 0) -> Iterator[bytes]:
     """The lines of a file in a study's folder from byte `start`; none without it. Raises as `read_file`."""
     with suppress(FileNotFoundError), open_file(path) as file:
         file.seek(start)
-        for line in iter(partial(file.readline, _LONGEST), b""):
-            if len(line) == _LONGEST:
+        for line in iter(partial(file.readline, _MAX_BYTES), b""):
+            if len(line) == _MAX_BYTES:
                 raise Refused(f"{path} has a line that is too long to read.")
             yield line
 
@@ -238,12 +238,12 @@ def _clear_abandoned(path: Path) -> None:
         _torn_in[folder] = [each.name for each in folder.iterdir() if _TORN.fullmatch(each.name)]
     if not (names := _torn_in[folder]):
         return
-    mine = [name for name in names if name[1 : -len(".01234567.tmp")] == path.name]
-    for name in mine:
+    of_path = [name for name in names if name[1 : -len(".01234567.tmp")] == path.name]
+    for name in of_path:
         if is_abandoned(folder / name):
             with suppress(OSError):
                 (folder / name).unlink()
-    _torn_in[folder] = [name for name in names if name not in mine]
+    _torn_in[folder] = [name for name in names if name not in of_path]
 
 
 class Lock:

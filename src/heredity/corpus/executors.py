@@ -88,7 +88,9 @@ class Cleaning(PipelineStep):  # type: ignore[misc]
         """The documents that are left, with their new texts."""
         run = StepRun(self._steps, self._context)
         for held in _batched(data):
-            left, places = run.through(TextBatch.of([document.text.encode() for document in held]))
+            left, places = run.through(
+                TextBatch.from_documents([document.text.encode() for document in held])
+            )
             for place, text in zip(places.tolist(), left, strict=True):
                 held[place].text = text.decode()
                 yield held[place]

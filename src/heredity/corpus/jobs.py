@@ -156,7 +156,7 @@ def _counter(_kind: type, value: dict[str, int]) -> Counter[str]:
 
 
 T = TypeVar("T")
-LONGEST = 64 << 20  # bytes of a document: the counts of a batch take many times as much memory
+MAX_DOCUMENT_BYTES = 64 << 20  # bytes of a document: the counts of a batch take many times as much memory
 _ENCODED = 256  # documents that are tokenized at once
 
 
@@ -213,14 +213,16 @@ class Worker:
         keys: list[Hashes] = []
         files = place.write(_passed(result, run, step, keys))
         if isinstance(step, Duplicates):
-            files.append(place.put("keys", np.concatenate(keys) if keys else step.keys(TextBatch.of([]))))
+            files.append(
+                place.put("keys", np.concatenate(keys) if keys else step.keys(TextBatch.from_documents([])))
+            )
         done.counts = run.counts
         return finish(place.record, files, done)
 
     def _read(self, task: SourceJob, done: JobResult) -> Iterator[TextBatch]:
         source = self.recipe.sources[task.source]
         for batch in batches(_counted(source.read(task.job), done.read)):
-            if (longest := int(batch.lengths.max())) > LONGEST:
+            if (longest := int(batch.lengths.max())) > MAX_DOCUMENT_BYTES:
                 raise UsageError(_too_long(source.name, task.job, longest), table=source.name)
             yield batch
 
@@ -263,8 +265,8 @@ def _too_long(source: str, job: Job, n_bytes: int) -> str:
     names = [name for _, name in job.files]
     where = names[0] if len(names) == 1 else f"one of {names[0]} to {names[-1]}"
     return (
-        f"source '{source}': a document of {where} has {n_bytes:,} bytes, and {LONGEST:,} is the most. Split"
-        " it into documents (separator = ...), or into files."
+        f"source '{source}': a document of {where} has {n_bytes:,} bytes, and {MAX_DOCUMENT_BYTES:,} is the"
+        " most. Split it into documents (separator = ...), or into files."
     )
 
 

@@ -241,7 +241,7 @@ class _RecipeReader:
         kinds = [kind_of(source) for source in sources]
         if "images" not in kinds:
             if "picture" in self.data:
-                self._fail('picture is for sources of kind = "images", and there is none', "picture", 0)
+                self._fail('picture needs a source with kind = "images"', "picture", 0)
             return False
         for i, kind in enumerate(kinds):
             if kind != "images":

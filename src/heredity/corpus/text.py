@@ -74,7 +74,7 @@ class TextBatch:
         self.start: Ints = self.end - lengths
 
     @classmethod
-    def of(cls, documents: Sequence[bytes]) -> TextBatch:
+    def from_documents(cls, documents: Sequence[bytes]) -> TextBatch:
         """A batch of these documents."""
         raw = b"".join(part for document in documents for part in (document, b"\n"))
         return cls(raw, np.fromiter(map(len, documents), np.int64, len(documents)))
@@ -103,7 +103,7 @@ class TextBatch:
         """A batch with some documents replaced, by their index."""
         if not changed:
             return self
-        return TextBatch.of([changed.get(i, document) for i, document in enumerate(self)])
+        return TextBatch.from_documents([changed.get(i, document) for i, document in enumerate(self)])
 
     def documents_with(self, hits: Mask) -> list[int]:
         """The indices of the documents that contain one of these bytes."""
@@ -232,7 +232,7 @@ def batches(documents: Iterable[bytes], target: int = TARGET) -> Iterator[TextBa
         held.append(document)
         size += len(document)
         if size >= target:
-            yield TextBatch.of(held)
+            yield TextBatch.from_documents(held)
             held, size = [], 0
     if held:
-        yield TextBatch.of(held)
+        yield TextBatch.from_documents(held)

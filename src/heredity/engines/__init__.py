@@ -55,8 +55,8 @@ def choose(model: Model) -> str:
     """
     settings = model.recipe.settings
     by_objective = _BY_OBJECTIVE.get(str(settings.get("objective")))
-    found = str(settings.get("engine") or by_objective or BY_FORMAT[model.format])
-    return GENERAL if found == "torch" and _is_beyond_torch(model) else found
+    engine = str(settings.get("engine") or by_objective or BY_FORMAT[model.format])
+    return GENERAL if engine == "torch" and _is_beyond_torch(model) else engine
 
 
 def _is_beyond_torch(model: Model) -> bool:

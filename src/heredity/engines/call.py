@@ -78,14 +78,14 @@ def find(name: str) -> Target:
     module_name, separator, inner = name.partition(":")
     if not (separator and module_name and inner):
         raise UsageError(f"'call:{name}' names no function. Write call:package.module:function.")
-    found: object = _import(module_name, name)
+    target: object = _import(module_name, name)
     for part in inner.split("."):
-        if not hasattr(found, part):
+        if not hasattr(target, part):
             raise UsageError(f"call:{name}: {module_name} has no '{inner}'.")
-        found = getattr(found, part)
-    if not callable(found):
+        target = getattr(target, part)
+    if not callable(target):
         raise UsageError(f"call:{name}: '{inner}' is not a function.")
-    return found
+    return target
 
 
 def _import(module: str, name: str) -> ModuleType:
@@ -207,11 +207,11 @@ class _Parts:
 
     def _add(self, part: object) -> bool:
         """Add a part; return whether another is wanted."""
-        found = read_answer(part)
-        text = found.text[: MAX_TEXT - self._n]
+        answer = read_answer(part)
+        text = answer.text[: MAX_TEXT - self._n]
         self._n += len(text)
         self._texts.append(text)
-        self._calls += found.tool_calls
+        self._calls += answer.tool_calls
         self._heard.hear(text)
         return self._heard.is_wanted and self._n < MAX_TEXT
 

@@ -126,5 +126,5 @@ class DualEngine:
         mean, deviation = torch.tensor([how.image_mean, how.image_std])[:, :, None, None]
         scaled = torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255
         prepared = ((scaled - mean) / deviation)[None].to(self._device)
-        found = self._loaded.get_image_features(pixel_values=prepared)
-        return functional.normalize(found.pooler_output, dim=1)
+        features = self._loaded.get_image_features(pixel_values=prepared)
+        return functional.normalize(features.pooler_output, dim=1)

@@ -36,7 +36,7 @@ from heredity.engines.protocols import AddressedRequest, Capabilities, Listener,
 from heredity.formats.gguf import GgufHeader, GgufValue, read_gguf
 
 WIDTH = 8  # slots: more are not faster on a CPU
-LONGEST = 4096  # tokens of prompt and answer per slot, if the model supports as many
+MAX_SLOT_TOKENS = 4096  # tokens of prompt and answer per slot, if the model supports as many
 _HOURS = 4 * 3600.0  # a machine that swaps is slow, but it answers
 _ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|end|>", "</s>")
 
@@ -99,7 +99,7 @@ def load(
     return open_file(path)
 
 
-def open_file(path: Path, width: int = WIDTH, context: int = LONGEST) -> LlamaCppEngine:
+def open_file(path: Path, width: int = WIDTH, context: int = MAX_SLOT_TOKENS) -> LlamaCppEngine:
     """Load a GGUF. `width`: the most answers at once; fewer if memory is short.
 
     Raises Unavailable if llama.cpp does not load it, Damaged if the GGUF is incomplete.
@@ -156,7 +156,7 @@ class _Shape:
         head_dim = _number(metadata.get(f"{kind}.embedding_length"), 4096) // max(1, heads)
         key = _number(metadata.get(f"{kind}.attention.key_length"), head_dim)
         value = _number(metadata.get(f"{kind}.attention.value_length"), head_dim)
-        self.context = _number(metadata.get(f"{kind}.context_length"), LONGEST)
+        self.context = _number(metadata.get(f"{kind}.context_length"), MAX_SLOT_TOKENS)
         layers = _number(metadata.get(f"{kind}.block_count"), 32)
         self.cache_bytes = 4 * layers * kv_heads * (key + value)  # of one token, in float32
 

@@ -106,7 +106,7 @@ class ScriptedEngine:
     def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
         """Do the same as `reply` and report each answer word by word."""
         for reply in self.reply(requests):
-            yield reply if reply.error else _told(reply, listener)
+            yield reply if reply.error else _reported(reply, listener)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -137,7 +137,7 @@ class ScriptedEngine:
         )
 
 
-def _told(reply: Reply, listener: Listener) -> Reply:
+def _reported(reply: Reply, listener: Listener) -> Reply:
     """Report an answer; return it as far as it was wanted."""
     is_heard, n_chars = listener.is_heard(reply.key), 0
     for word in _WORD.findall(reply.text):

@@ -223,11 +223,11 @@ class _EventTexts:
 def _refuse_error(event: str) -> None:
     """Raise WebRequestFailed for an event that reports an error."""
     try:
-        found: object = json.loads(event)
+        payload: object = json.loads(event)
     except (ValueError, RecursionError):
         return
-    if isinstance(found, dict) and found.get("error"):
-        raise WebRequestFailed(f"the application ended the stream: {_as_text(found['error'])[:300]}")
+    if isinstance(payload, dict) and payload.get("error"):
+        raise WebRequestFailed(f"the application ended the stream: {_as_text(payload['error'])[:300]}")
 
 
 def _bounded(response: httpx.Response, most: int) -> Iterator[bytes]:
@@ -280,7 +280,7 @@ def fill_template(template: object, values: Mapping[str, object]) -> object:
         return template
     if (alone := _SLOT.fullmatch(template)) and alone[1] in values:
         return values[alone[1]]
-    return _SLOT.sub(lambda found: _as_text(values.get(found[1], found[0])), template)
+    return _SLOT.sub(lambda slot: _as_text(values.get(slot[1], slot[0])), template)
 
 
 def _as_text(value: object) -> str:
@@ -293,13 +293,13 @@ def slots_in(template: object) -> set[str]:
         return set().union(*map(slots_in, template.values()))
     if isinstance(template, list | tuple):
         return set().union(*map(slots_in, template))
-    found = set(_SLOT.findall(template)) if isinstance(template, str) else set()
-    if unknown := sorted(found - set(SLOTS)):
+    names = set(_SLOT.findall(template)) if isinstance(template, str) else set()
+    if unknown := sorted(names - set(SLOTS)):
         raise UsageError(
             f"the body has no slot '${unknown[0]}'. There are: ${', $'.join(SLOTS)}.",
             code="unknown-name",
         )
-    return found
+    return names
 
 
 def answer_in(text: str, pointer: str) -> str:

@@ -349,10 +349,10 @@ def _tensors(
         kind = gguf.GGMLQuantizationType.F32 if len(shape) == 1 else ends if written in _ENDS else middle
         if shape[-1] % _BLOCK and kind.name not in _UNBLOCKED:
             kind = gguf.GGMLQuantizationType.F16  # as llama.cpp does with rows that are not whole blocks
-        yield written, shape, kind, partial(_made, shard, name, config, architecture, kind)
+        yield written, shape, kind, partial(_as_llama_cpp, shard, name, config, architecture, kind)
 
 
-def _made(
+def _as_llama_cpp(
     shard: Path, name: str, config: PreTrainedConfig, architecture: str, kind: GGMLQuantizationType
 ) -> Array:
     import gguf

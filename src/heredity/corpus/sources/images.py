@@ -54,13 +54,15 @@ class ImagesSource(CorpusSource, frozen=True, kw_only=True):
 
     def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:
         """The captions of a job's images."""
-        for pair in self._beside(job):
+        for pair in self._sidecar_captions(job):
             yield pair if isinstance(pair, SkippedDocument) else pair.caption.encode()
 
     def pairs(self, root: Path) -> Iterator[CaptionedImage | SkippedDocument]:
         """Every image with its caption, in the order of names or of rows. Raises BadInput, UsageError."""
         for job in self.jobs(root):
-            yield from self._rows(root, Path(job.files[0][0])) if self.captions else self._beside(job)
+            yield from (
+                self._rows(root, Path(job.files[0][0])) if self.captions else self._sidecar_captions(job)
+            )
 
     def inputs_of(self, pair: CaptionedImage) -> list[Input]:
         """The files of a pair."""
@@ -69,7 +71,7 @@ class ImagesSource(CorpusSource, frozen=True, kw_only=True):
             inputs.append(input_of(str(_text_of(pair.path)), str(_text_of(pair.name))))
         return inputs
 
-    def _beside(self, job: Job) -> Iterator[CaptionedImage | SkippedDocument]:
+    def _sidecar_captions(self, job: Job) -> Iterator[CaptionedImage | SkippedDocument]:
         for path, name in job.files:
             if Path(path).suffix.lower() in _DRAWN:
                 yield SkippedDocument("drawing")

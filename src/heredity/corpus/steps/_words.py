@@ -24,7 +24,7 @@ def share(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
 
 def hash_words(words: Iterable[str]) -> Hashes:
     """The hash of each word, as in a batch."""
-    batch = TextBatch.of([word.encode() for word in words])
+    batch = TextBatch.from_documents([word.encode() for word in words])
     return tables.word_hashes(batch.raw, batch.start, batch.end)
 
 

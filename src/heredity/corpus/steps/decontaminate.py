@@ -81,7 +81,7 @@ class Index:
     """
 
     def __init__(self, texts: Sequence[str], n: int, least: int) -> None:
-        batch = TextBatch.of([text.encode() for text in texts])
+        batch = TextBatch.from_documents([text.encode() for text in texts])
         words, hashes = batch.words, simple_words(batch, batch.lower_word_hashes)
         size = np.minimum(words.n_each, n)
         self.n_short = int((size < least).sum())

@@ -134,15 +134,15 @@ class RemoteEngine:
     def account(self) -> dict[str, object]:
         """Return the versions that the service named, and the counts of this engine's life."""
         counted, budget = self.transport.counted, self.budget
-        found: dict[str, object] = {"served": list(counted.served), "not_sent": self.endpoint.withheld}
-        found |= dict(sorted(counted.counts.items()))
+        account: dict[str, object] = {"served": list(counted.served), "not_sent": self.endpoint.withheld}
+        account |= dict(sorted(counted.counts.items()))
         if budget.max_cost is not None or self.price is not None:
-            found["cost"] = round(budget.cost, 6)
+            account["cost"] = round(budget.cost, 6)
         if self.price is not None:
-            found["price"] = [f"{self.price.prompt:g},{self.price.answer:g}"]  # a list: runs may differ
+            account["price"] = [f"{self.price.prompt:g},{self.price.answer:g}"]  # a list: runs may differ
             if self.price.as_of:
-                found["price_as_of"] = [self.price.as_of]
-        return found
+                account["price_as_of"] = [self.price.as_of]
+        return account
 
     def close(self) -> None:
         """Close the connections and end the thread."""

@@ -29,8 +29,8 @@ class PrefillRemover:
         self._unread += more
         if len(self._unread) < len(self._prefill) and self._prefill.startswith(self._unread):
             return ""
-        found, self._prefill = self._unread.removeprefix(self._prefill), ""
-        return found
+        text, self._prefill = self._unread.removeprefix(self._prefill), ""
+        return text
 
 
 JsonObject = dict[str, object]
@@ -174,16 +174,16 @@ def call_ids(messages: tuple[Message, ...]) -> list[list[str]]:
 
     The ids of the service are not recorded. They bind a result to its call, and so do these.
     """
-    found: list[list[str]] = []
+    ids_by_message: list[list[str]] = []
     waiting: list[str] = []
     for number, message in enumerate(messages):
         if message.role == "tool":
-            found.append([waiting.pop(0) if waiting else f"call_{number}_0"])
+            ids_by_message.append([waiting.pop(0) if waiting else f"call_{number}_0"])
             continue
         ids = [f"call_{number}_{i}" for i in range(len(message.tool_calls))]
         waiting = list(ids) or waiting
-        found.append(ids)
-    return found
+        ids_by_message.append(ids)
+    return ids_by_message
 
 
 def schema(tool: Tool) -> JsonObject:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from email.utils import parsedate_to_datetime
 
 START = 4
-_LONGEST_WAIT = 30.0  # seconds between two attempts, if the service names none
+_MAX_WAIT_SECONDS = 30.0  # seconds between two attempts, if the service names none
 
 
 class TransportClosed(Exception):
@@ -104,7 +104,7 @@ class ConcurrencyLimit:
 
 def wait_seconds(n_failures: int, first: float) -> float:
     """Return the seconds before the next attempt: doubled each time, with jitter."""
-    longest = min(_LONGEST_WAIT, first * 2.0 ** min(n_failures - 1, 30))
+    longest = min(_MAX_WAIT_SECONDS, first * 2.0 ** min(n_failures - 1, 30))
     return longest * random.uniform(0.5, 1.0)
 
 

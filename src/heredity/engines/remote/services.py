@@ -143,10 +143,10 @@ class _Services(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def known_models() -> dict[str, KnownModel]:
     """Name -> model, in the order of the files."""
     try:
-        found = msgspec.toml.decode(_PATH.read_bytes(), type=_Services).service
+        services = msgspec.toml.decode(_PATH.read_bytes(), type=_Services).service
     except msgspec.DecodeError as error:
         raise BadInput(_PATH.name, str(error)) from error
-    known = {model.name: service.known(model) for service in found for model in service.models}
+    known = {model.name: service.known(model) for service in services for model in service.models}
     taken = {*known, *(alias for model in known.values() for alias in model.aliases)}
     own = readers.user_entries(UserModel, is_remote=True, taken=taken)
     return known | {name: model.known(name) for name, model in own}
@@ -167,8 +167,10 @@ def name_of(ref: str) -> str:
 
 def variable_of(base_url: str) -> str:
     """The environment variable with the key of a vendor at this address; "" for any other address."""
-    found = (known.variable for known in known_models().values() if base_url and known.base_url == base_url)
-    return next(found, "")
+    variables = (
+        known.variable for known in known_models().values() if base_url and known.base_url == base_url
+    )
+    return next(variables, "")
 
 
 def find(api: str, base_url: str, model: str) -> KnownModel | None:

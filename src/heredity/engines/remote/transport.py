@@ -188,24 +188,24 @@ def read_json(response: HttpResponse) -> JsonObject:
 
 def read_chunk(data: bytes) -> JsonObject:
     """Return the object in the data of an event. Raises RequestFailure for an error, or MalformedAnswer."""
-    found = _decode(data, "a part of the stream")
-    if found.get("error"):
+    chunk = _decode(data, "a part of the stream")
+    if chunk.get("error"):
         code, reason = _code_and_reason(data)
         message = "the service ended the stream" + (f": {reason}" if reason else "")
         raise RequestFailure(message, is_transient=True, code=code, may_cost=True)
-    return found
+    return chunk
 
 
 def _decode(body: bytes, name: str) -> JsonObject:
     try:
-        found = msgspec.json.decode(body)
+        value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        found = _repaired(body)
-        if found is None:
+        value = _repaired(body)
+        if value is None:
             raise MalformedAnswer(f"{name} is not JSON ({str(error)[:80]})") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise MalformedAnswer(f"{name} is not a JSON object")
-    return found
+    return value
 
 
 def _repaired(body: bytes) -> object:
@@ -262,10 +262,10 @@ def _failure_of_error(error: Exception) -> RequestFailure:
 def _code_and_reason(body: bytes) -> tuple[str, str]:
     """Read code and message of an error body of any shape. Without JSON the message is the body's start."""
     try:
-        found = msgspec.json.decode(body)
+        value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return "", _short(body[: 4 * _SHOWN].decode("utf-8", "replace"))
-    error = found.get("error", found) if isinstance(found, dict) else found
+    error = value.get("error", value) if isinstance(value, dict) else value
     if isinstance(error, list) and error and isinstance(error[0], dict):
         error = error[0].get("error", error[0])
     if not isinstance(error, dict):

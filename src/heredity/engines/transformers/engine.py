@@ -148,21 +148,21 @@ class GenerateSession:
             if self._waiting is None:
                 if (request := self._requests.next()) is None:
                     return
-                found = self._accept(request)
-                if isinstance(found, Reply):
-                    yield found
+                accepted = self._accept(request)
+                if isinstance(accepted, Reply):
+                    yield accepted
                     continue
-                self._waiting = found
+                self._waiting = accepted
             if not batch.has_room(self._waiting):
                 return
             batch.rows.append(self._waiting)
             self._waiting = None
 
     def _accept(self, request: Request) -> Row | Reply:
-        found = self._codec.prompt(request, self._context)
-        if isinstance(found, Reply):
-            return found
-        prompt, tokens = found
+        prompted = self._codec.prompt(request, self._context)
+        if isinstance(prompted, Reply):
+            return prompted
+        prompt, tokens = prompted
         if self._listener is not None and not self._listener.is_wanted(request.key):
             return Reply(request.key, prompt, "", stop="length", n_prompt_tokens=len(tokens))
         shared = self._codec.shared(request)
@@ -240,7 +240,7 @@ def load_model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, devic
     host.prepare_transformers()
     try:
         with host.LOADING, host.explain_out_of_memory(f"Loading {folder}", _ADVICE):
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, loading = AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **_HERE
             )
     except ImportError as error:
@@ -251,7 +251,7 @@ def load_model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, devic
         raise Unavailable(
             f"transformers {version()} does not load '{config.model_type}' from {folder}: {first_line(error)}"
         ) from error
-    if missing := sorted(found["missing_keys"]) + sorted(each[0] for each in found["mismatched_keys"]):
+    if missing := sorted(loading["missing_keys"]) + sorted(each[0] for each in loading["mismatched_keys"]):
         raise Damaged(
             f"{folder}: {len(missing)} tensors are missing, or of another shape than {CONFIG} says, such as"
             f" {missing[0]}."
@@ -281,8 +281,8 @@ def faster_dtype(config: PreTrainedConfig, device: Device) -> str:
 
 
 def _first(settings: Mapping[str, object], names: Iterable[str]) -> int | None:
-    found = (settings.get(name) for name in names)
-    return next((n for n in found if isinstance(n, int) and n > 0), None)
+    values = (settings.get(name) for name in names)
+    return next((n for n in values if isinstance(n, int) and n > 0), None)
 
 
 class Activation:
@@ -420,17 +420,17 @@ class _Attention(threading.local):
             if self.inner == "eager"
             else AttentionInterface()[self.inner]
         )
-        window, found = settings.get("sliding_window"), list[torch.Tensor | None]()
+        window, outputs = settings.get("sliding_window"), list[torch.Tensor | None]()
         for at, kept in enumerate(self.caches.last):
             if kept is None:
-                found.append(None)
+                outputs.append(None)
                 continue
             keys, values = kept
             if isinstance(window, int) and keys.shape[2] > window:
                 keys, values = keys[:, :, -window:], values[:, :, -window:]
-            found.append(attend(module, query[at : at + 1], keys, values, None, **settings)[0])
-        shape = next(each for each in found if each is not None)
-        return torch.cat([torch.zeros_like(shape) if each is None else each for each in found]), None
+            outputs.append(attend(module, query[at : at + 1], keys, values, None, **settings)[0])
+        shape = next(each for each in outputs if each is not None)
+        return torch.cat([torch.zeros_like(shape) if each is None else each for each in outputs]), None
 
 
 _ATTENTION = _Attention()
@@ -594,8 +594,10 @@ def prove(model: PreTrainedModel, width: int = WIDTH) -> bool:
 
     def run(slots: Sequence[int | None]) -> dict[int, torch.Tensor]:
         own = [None if at is None else copy.deepcopy(caches[at]) for at in slots]
-        found = [batch.decode(own, [0 if at is None else step[at] for at in slots]) for step in nexts]
-        logits = torch.stack(found, 1)  # (width, steps, vocabulary)
+        logits_by_step = [
+            batch.decode(own, [0 if at is None else step[at] for at in slots]) for step in nexts
+        ]
+        logits = torch.stack(logits_by_step, 1)  # (width, steps, vocabulary)
         return {at: logits[slot] for slot, at in enumerate(slots) if at is not None}
 
     expected = run(range(width))
@@ -611,10 +613,10 @@ def prove(model: PreTrainedModel, width: int = WIDTH) -> bool:
                for at in range(width))  # fmt: skip
 
 
-def _is_close(batch: RowBatch, cache: DynamicCache, tokens: Sequence[int], found: torch.Tensor) -> bool:
+def _is_close(batch: RowBatch, cache: DynamicCache, tokens: Sequence[int], expected: torch.Tensor) -> bool:
     """Return True if decoding this row by itself gives the same logits, up to rounding."""
     own = torch.stack([batch.run((token,), cache) for token in tokens])
-    return bool(((own - found).norm(dim=1) <= _CLOSE * own.norm(dim=1)).all())
+    return bool(((own - expected).norm(dim=1) <= _CLOSE * own.norm(dim=1)).all())
 
 
 Hook = Callable[[torch.nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]

@@ -100,8 +100,8 @@ class Completions:
     def version(self) -> str:
         """vLLM's version, "?" where the server does not tell it."""
         try:
-            found = self._client.get(f"{self._root}/version", timeout=_SHORT_SECONDS).json()
-            return str(found["version"])[:40]
+            answer = self._client.get(f"{self._root}/version", timeout=_SHORT_SECONDS).json()
+            return str(answer["version"])[:40]
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             return "?"
 
@@ -139,8 +139,8 @@ class Completions:
         if response.status_code != 200:
             raise _refused(response)
         try:
-            found = response.json()
-            choice, usage = found["choices"][0], found["usage"]
+            answer = response.json()
+            choice, usage = answer["choices"][0], answer["usage"]
             return VllmCompletion(
                 str(choice["text"]),
                 str(choice["finish_reason"]),
@@ -219,8 +219,8 @@ def _short(message: str) -> str:
 def _refused(response: httpx.Response) -> CompletionRefused:
     """A refusal in one line; vLLM has no code for a prompt that is too long, only words."""
     try:
-        found = response.json()
-        error = found.get("error", found)
+        answer = response.json()
+        error = answer.get("error", answer)
         message = str(error.get("message", error))
     except (ValueError, AttributeError):
         message = response.text

@@ -136,15 +136,15 @@ def cause(text: str) -> str:
 
 def _alone(log: Path) -> tuple[Path, FileLock]:
     """Return the first of log, log-2, ... that no other program uses, and its lock. The file is new."""
-    mine, number = log, 1
+    own, number = log, 1
     while True:
-        held = FileLock(f"{mine}.lock", timeout=0, thread_local=False)
+        held = FileLock(f"{own}.lock", timeout=0, thread_local=False)
         with suppress(Timeout):
             held.acquire()
-            mine.unlink(missing_ok=True)  # not emptied: a program may outlive a killed owner and still write
-            return mine, held
+            own.unlink(missing_ok=True)  # not emptied: a program may outlive a killed owner and still write
+            return own, held
         number += 1
-        mine = log.with_stem(f"{log.stem}-{number}")
+        own = log.with_stem(f"{log.stem}-{number}")
 
 
 def _watch(group: int) -> subprocess.Popen[bytes]:

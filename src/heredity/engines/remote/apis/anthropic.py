@@ -212,11 +212,11 @@ def _blocks(message: Message, ids: list[str]) -> list[JsonObject]:
     ]
 
 
-def _usage(found: object) -> Usage | None:
-    if not isinstance(found, dict) or not isinstance(found.get("input_tokens"), int):
+def _usage(usage: object) -> Usage | None:
+    if not isinstance(usage, dict) or not isinstance(usage.get("input_tokens"), int):
         return None
     n_cached, n_written = (
-        token_count(found.get(f"cache_{what}_input_tokens")) for what in ("read", "creation")
+        token_count(usage.get(f"cache_{what}_input_tokens")) for what in ("read", "creation")
     )
-    n_prompt = token_count(found["input_tokens"]) + n_cached + n_written
-    return Usage(n_prompt, token_count(found.get("output_tokens")), n_cached, n_written)
+    n_prompt = token_count(usage["input_tokens"]) + n_cached + n_written
+    return Usage(n_prompt, token_count(usage.get("output_tokens")), n_cached, n_written)

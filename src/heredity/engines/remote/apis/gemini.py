@@ -153,13 +153,13 @@ class ResponseJoiner:
 
     def answer(self) -> JsonObject:
         """Return the whole answer. A service names the reason of every end: one without it was cut off."""
-        found = {**self._rest, "usageMetadata": self._usage}
-        if _block_reason(found):
-            return found
+        whole = {**self._rest, "usageMetadata": self._usage}
+        if _block_reason(whole):
+            return whole
         if not self._reason:
             raise MalformedAnswer("the stream ended without a finishReason")
         return {
-            **found,
+            **whole,
             "candidates": [{"content": {"parts": self._parts}, "finishReason": self._reason}],
         }
 
@@ -211,10 +211,10 @@ def _read(parts: list[object]) -> tuple[str, tuple[ToolCall, ...]]:
     return "".join(texts), tuple(calls)
 
 
-def _usage(found: object) -> Usage | None:
-    if not isinstance(found, dict) or not isinstance(found.get("promptTokenCount"), int):
+def _usage(usage: object) -> Usage | None:
+    if not isinstance(usage, dict) or not isinstance(usage.get("promptTokenCount"), int):
         return None
-    n_answer = token_count(found.get("candidatesTokenCount")) + token_count(found.get("thoughtsTokenCount"))
+    n_answer = token_count(usage.get("candidatesTokenCount")) + token_count(usage.get("thoughtsTokenCount"))
     return Usage(
-        token_count(found["promptTokenCount"]), n_answer, token_count(found.get("cachedContentTokenCount"))
+        token_count(usage["promptTokenCount"]), n_answer, token_count(usage.get("cachedContentTokenCount"))
     )

@@ -160,9 +160,9 @@ class ChunkJoiner:
 
     def _feed_call(self, call: JsonObject) -> None:
         index = call.get("index")
-        found = self._calls.setdefault(index if isinstance(index, int) else len(self._calls), {})
+        fields = self._calls.setdefault(index if isinstance(index, int) else len(self._calls), {})
         for key, value in as_object(call.get("function") or {}, "function").items():
-            parts = found.setdefault(key, [])
+            parts = fields.setdefault(key, [])
             if not (isinstance(value, str) and parts and isinstance(parts[-1], str)):
                 parts.clear()
             parts.append(value)
@@ -213,17 +213,17 @@ def _text(content: object) -> str:
 
 
 def _calls(message: JsonObject) -> tuple[ToolCall, ...]:
-    found = []
+    calls = []
     for entry in as_list(message.get("tool_calls") or [], "tool_calls"):
         function = as_object(as_object(entry, "a tool call").get("function"), "function")
         if isinstance(name := function.get("name"), str):
-            found.append(ToolCall(name, parse_arguments(function.get("arguments"))))
-    return tuple(found)
+            calls.append(ToolCall(name, parse_arguments(function.get("arguments"))))
+    return tuple(calls)
 
 
-def _usage(found: object) -> Usage | None:
-    if not isinstance(found, dict) or not isinstance(found.get("prompt_tokens"), int):
+def _usage(usage: object) -> Usage | None:
+    if not isinstance(usage, dict) or not isinstance(usage.get("prompt_tokens"), int):
         return None
-    details = found.get("prompt_tokens_details")
+    details = usage.get("prompt_tokens_details")
     n_cached = token_count(details.get("cached_tokens")) if isinstance(details, dict) else 0
-    return Usage(token_count(found["prompt_tokens"]), token_count(found.get("completion_tokens")), n_cached)
+    return Usage(token_count(usage["prompt_tokens"]), token_count(usage.get("completion_tokens")), n_cached)
