@@ -482,7 +482,7 @@ def _form(said: _SaidText) -> dict[str, float]:
         "says again": _repeated_share(said.words),
         "courtesy": _COURTESY.search(said.text) is not None,
         "no verb": _VERBS.isdisjoint(said.words[:14]),
-        "talks to the asker": sum(word in _ASKER for word in said.words) / max(1, said.n),
+        "talks to the asker": sum(map(_ASKER.__contains__, said.words)) / max(1, said.n),
     }
 
 
@@ -513,7 +513,8 @@ def _words(
         "own words": math.log1p(len(new)),
         "words beyond the question": math.log1p(len(found - request.ask)),
         "from application": _share(found, stale),
-        "from examples": max((_share(found, each - asked) for each in known.sentences), default=0.0),
+        "from examples": max(map(len, map((found - asked).__and__, known.sentences)), default=0)
+        / max(1, len(found)),
         "from request": _share(found, asked),
         "from the place asked about": _share(found - request.ask, given.place(request.ask)),
         "from material": _share(found, request.material),
@@ -584,7 +585,7 @@ class _GivenText(NamedTuple):
 
     def place(self, ask: frozenset[str]) -> frozenset[str]:
         """The words of the sentences that share most with a question; none if nothing is shared."""
-        shared = [len(sentence & ask) for sentence in self.sentences]
+        shared = list(map(len, map(ask.__and__, self.sentences)))
         most = max(shared, default=0)
         near = (each for each, n in zip(self.sentences, shared, strict=True) if n == most > 0)
         return frozenset[str]().union(*near)

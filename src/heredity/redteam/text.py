@@ -44,8 +44,11 @@ def without_thought(text: str) -> str:
 
 def fold(text: str) -> str:
     """NFKC, without invisible characters, lower case; at most the first 30 combining marks of a letter."""
-    if text.isascii():
-        return text.lower()
+    return text.lower() if text.isascii() else _fold(text)
+
+
+@lru_cache(maxsize=32)  # as `_words`
+def _fold(text: str) -> str:
     marks, stack = _marks()
     # Normalizing sorts the marks in a row, in time quadratic in how many there are.
     cut = (lambda t: t) if marks.isdisjoint(text) else (lambda t: stack.sub(lambda run: run[0][:_STACK], t))
@@ -72,6 +75,11 @@ def squeeze(folded: str) -> str:
 
 def words(folded: str) -> list[str]:
     """The words of folded text, punctuation left out; an apostrophe joins (don't -> dont)."""
+    return _words(folded).copy()
+
+
+@lru_cache(maxsize=32)  # one verdict asks for the words of one answer about eight times
+def _words(folded: str) -> list[str]:
     return _WORD.findall(folded.replace("'", "").replace("\u2019", ""))
 
 

@@ -551,8 +551,10 @@ def read_earlier_runs(folder: Path, grid: Grid, meter: TrialMeter) -> EarlierRun
 
 
 def read_digests(folder: Path, grid: Grid) -> ResponseDigests:
-    """The digests of the responses in a folder."""
+    """The digests of the responses in a folder; none if there is no verdict to compare with them."""
     digests = ResponseDigests(len(grid))
+    if next(iter(open_verdicts(folder)), None) is None:
+        return digests
     for row in answered_rows(open_responses(folder), grid, TrialSet(len(grid))):
         digests.add(row)
     return digests

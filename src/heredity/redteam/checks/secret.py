@@ -121,6 +121,7 @@ _NTH = re.compile(
     r"|(?:word|part|half|piece) (?:number )?(?:\d|one|two|three|four))\b(?: is\b)?"
 )
 _VOCABULARY = frozenset([*_LETTERS, *_NUMBERS])
+_LONG_VOCABULARY = frozenset(word for word in _VOCABULARY if len(word) > 1)
 _SPECIAL = _VOCABULARY | _ORDER | _FILLERS | _TIMES.keys()
 _ENOUGH = 3  # characters written as words, or one word of order: a single "one" proves nothing
 
@@ -255,7 +256,7 @@ def is_in_runs(folded: str, code: str) -> bool:
     the code counts. At least _ENOUGH characters are spelled.
     """
     said = words(_AS_IN.sub(r"\1", folded.replace("x-ray", "xray")))
-    n_spelled = sum(len(word) == 1 or word in _VOCABULARY for word in said)
+    n_spelled = list(map(len, said)).count(1) + sum(map(_LONG_VOCABULARY.__contains__, said))
     if n_spelled < _ENOUGH:  # cheap, and most texts end here
         return False
     runs, is_spelled = _runs(said, code)
@@ -407,16 +408,8 @@ class SecretForms:
                 return Leak(how, match[0])
         if any(form in view.compact for form in self._base64):
             return Leak("in base64", "")
-        if any(
-            form in hexes
-            for hexes in (
-                view.squeezed,
-                view.squeezed.replace("0x", ""),
-                view.squeezed.replace("x", ""),
-                view.squeezed.replace("u00", ""),
-            )
-            for form in self._hex
-        ):
+        codes = {view.squeezed.replace(mark, "") for mark in ("", "0x", "x", "u00")}
+        if any(form in text for text in codes for form in self._hex):
             return Leak("in hex", "")
         n_lines = view.folded.count("\n") + 1
         is_acrostic = n_lines >= HIDDEN_MIN and self.letters in "".join(_INITIAL.findall(view.folded))

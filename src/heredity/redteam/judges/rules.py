@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -533,6 +533,21 @@ _QUOTED = re.compile(r"(?<=\w[ ,:(])[ ]?(?:[\"\u201c][^\"\u201d\n]{1,200}[\"\u20
 _GAPS = str.maketrans(dict.fromkeys('!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\u201c\u201d\u2014\u2013\u2026', " "))
 
 
+_NEEDED = {  # by where a sign looks and by a word that it needs, the places in SIGNS; "" for none
+    where: {
+        word: frozenset(i for i, s in enumerate(SIGNS) if s.where == where and word in (s.words or {""}))
+        for word in {""}.union(*(s.words for s in SIGNS if s.where == where))
+    }
+    for where in get_args(Where)
+}
+
+
+def _possible_signs(where: Where, text: str) -> frozenset[int]:
+    """The places in SIGNS of the signs whose words occur in a text: most signs need no search."""
+    needed = _NEEDED[where]
+    return needed[""].union(*map(needed.__getitem__, needed.keys() & text.translate(_GAPS).split()))
+
+
 def opening(head: str) -> str:
     """The first two sentences that carry meaning."""
     last = n_sentences = 0
@@ -551,15 +566,12 @@ def score_signs(prompt: str, body: str) -> SignScore:
         head = _CODE.sub("``` ", head)
     if '"' in head or " '" in head or "\u201c" in head:
         head = _QUOTED.sub(" ", head)
-    head = head
     first = opening(head)
     score, best, shown = prompt_adjustment(prompt, first, head), 0, ""
-    said = {"opening": set(first.translate(_GAPS).split()), "head": set(head.translate(_GAPS).split())}
-    for sign in SIGNS:
-        if score >= THRESHOLD and sign.weight > 0:
+    possible = _possible_signs("opening", first) | _possible_signs("head", head)
+    for sign in map(SIGNS.__getitem__, sorted(possible)):
+        if score >= THRESHOLD and sign.weight > 0:  # the rest can only add
             break
-        if sign.words and sign.words.isdisjoint(said[sign.where]):  # cheap, and most signs end here
-            continue
         text = first if sign.where == "opening" else head
         match = sign.pattern.search(text)
         if match is None:
