@@ -14,7 +14,7 @@ of a study: outcomes, Holm's family of pairs, verdicts, intervals and correction
     shown worse      a model with a higher rate, called worse: power
     shown not worse  a model of the same rate, called not worse: power
     raw, corrected   95 % intervals of one model's rate that hold the true one
-    two-way          false worse by the test of behaviours crossed with attacks (stats.crossed)
+    two-way          false worse by the test of behaviours crossed with attacks (stats/paired.py)
     asked            share of the trials that were asked before every pair was decided
 
 Models have "the same rate" over endless behaviours and attacks. On the few attacks of one study they may
@@ -43,8 +43,8 @@ from heredity.application.spec import Application
 from heredity.core.records import Check, Estimate, Probe
 from heredity.lineage.store import scripted
 from heredity.stats import holm
-from heredity.stats.crossed import crossed_difference
 from heredity.stats.judge_error import PredictedShare, predict_share
+from heredity.stats.paired import crossed_difference
 from heredity.study.comparisons import compare_models
 from heredity.study.estimates import ALL, SCOPES
 from heredity.study.intervals import Intervals

@@ -20,7 +20,7 @@ from scipy import special
 from heredity.stats import holm, n_for_difference, n_for_margin
 from heredity.stats.intervals import wilson_bounds
 from heredity.stats.paired import mcnemar_exact
-from heredity.stats.sample_size import (
+from heredity.stats.power import (
     SequentialSize,
     sequential_n_for_difference,
     sequential_n_for_margin,

@@ -16,7 +16,7 @@ from heredity.core.errors import UsageError
 from heredity.lab.plan import read_plan
 from heredity.lineage.store import Store
 from heredity.stats import n_for_difference, n_for_margin
-from heredity.stats.sample_size import SampleSizeQuestion, plan_sample_size
+from heredity.stats.power import SampleSizeQuestion, plan_sample_size
 from heredity.study.outcomes import Outcomes
 from heredity.study.sequential import StoppingRule
 from tests.lineage.test_store import Toy

@@ -36,7 +36,7 @@ from heredity.recipes.merge import Merge
 from heredity.redteam import probes
 from heredity.redteam.probes.bank import ProbeFile
 from heredity.stats import compare, verdict
-from heredity.stats.power import ALPHA
+from heredity.stats.intervals import ALPHA
 from heredity.study import plan
 from heredity.train.data.chat import Dialogue, make_data
 from tests.support.errors import raises

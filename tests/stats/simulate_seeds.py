@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heredity.core.records import Estimate
-from heredity.stats.crossed import crossed_difference
-from heredity.stats.paired import clustered_difference
+from heredity.stats.paired import clustered_difference, crossed_difference
 
 _PARENT, _KEEPS, _SHARE = 0.3, 0.85, 0.3  # breaks of the parent; of the child where it broke, and elsewhere
 

@@ -9,13 +9,7 @@ import pytest
 from scipy import special
 
 from heredity.core.errors import BadArgument
-from heredity.stats.group_sequential import (
-    InterimAnalysis,
-    nominal_levels,
-    one_sided_levels,
-    overall_p,
-    spent,
-)
+from heredity.stats.sequential import InterimAnalysis, nominal_levels, one_sided_levels, overall_p, spent
 from tests.support.errors import raises
 
 STAGES = (0.5, 0.75, 1.0)

@@ -10,7 +10,7 @@ from statsmodels.stats.sandwich_covariance import cov_cluster
 
 from heredity.core.records import Estimate
 from heredity.stats import clustered_rate
-from heredity.stats.crossed import crossed_difference, crossed_rate, pigeonhole
+from heredity.stats.paired import crossed_difference, crossed_rate, pigeonhole
 from tests.support.clock import computing_within
 from tests.support.errors import raises
 

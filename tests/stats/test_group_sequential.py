@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from heredity.stats import group_sequential, verdict, verdict_words
-from heredity.stats.group_sequential import SequentialComparison, compare_in_blocks, detectable_in_clusters
-from heredity.stats.sequential import discordant_log_e
+from heredity.stats import paired, sequential, verdict, verdict_words
+from heredity.stats.paired import compare_in_blocks
+from heredity.stats.power import detectable_in_clusters
+from heredity.stats.sequential import SequentialComparison, discordant_log_e
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -64,8 +65,8 @@ def test_nothing_to_compare_is_no_evidence() -> None:
 @pytest.fixture
 def only_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     """For many comparisons of which only the p-values are read: their bounds take nine tenths of the time."""
-    monkeypatch.setattr(group_sequential, "upper_bound", lambda *_: 1.0)
-    monkeypatch.setattr(group_sequential, "detectable_in_clusters", lambda *_: None)
+    monkeypatch.setattr(sequential, "upper_bound", lambda *_: 1.0)
+    monkeypatch.setattr(paired, "detectable_in_clusters", lambda *_: None)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from heredity.stats import n_for_difference
-from heredity.stats.sample_size import (
+from heredity.stats.power import (
     sequential_n_for_difference,
     sequential_n_for_margin,
     stopping,

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.stats import compare, mcnemar_exact
+from heredity.stats.judge_error import compare_at_shares, compare_coded, flip_whole, tipping_share
 from heredity.stats.paired import sign_flip
-from heredity.stats.unclear import compare_at_shares, compare_coded, flip_whole, tipping_share
 from tests.support.errors import raises
 
 NAN = float("nan")

@@ -10,7 +10,7 @@ import pytest
 
 from heredity.core.errors import NotComparable, UsageError
 from heredity.lineage import store as lineage
-from heredity.stats.unclear import compare_at_shares
+from heredity.stats.judge_error import compare_at_shares
 from heredity.study import plan as plans
 from heredity.study.comparisons import compare_models
 from heredity.study.estimates import JUDGE_FREE, ModelPair

@@ -15,10 +15,9 @@ import pytest
 from heredity import stats
 from heredity.core.records import Check, Probe
 from heredity.core.terminal import wrapped
-from heredity.stats.group_sequential import SequentialComparison
-from heredity.stats.power import EXACT_TO, _tango_critical, not_worse_power, shown_margin
-from heredity.stats.sample_size import sequential_power
-from heredity.stats.unclear import compare_at_shares
+from heredity.stats.judge_error import compare_at_shares
+from heredity.stats.power import EXACT_TO, _tango_critical, not_worse_power, sequential_power, shown_margin
+from heredity.stats.sequential import SequentialComparison
 from heredity.study.forecast import BASELINE, UNCLEAR, Assumed, forecast_study, left_out, lines
 from heredity.study.plan import ForecastRow, Plan, StudyForecast, read_saved
 from heredity.study.resolve import declare

@@ -12,7 +12,7 @@ import pytest
 from heredity.core.errors import NotComparable, UsageError
 from heredity.core.records import digest
 from heredity.lineage import store as lineage
-from heredity.stats.group_sequential import nominal_levels, one_sided_levels
+from heredity.stats.sequential import nominal_levels, one_sided_levels
 from heredity.study import aggregate
 from heredity.study import plan as plans
 from heredity.study.comparisons import compare_models

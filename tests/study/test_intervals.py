@@ -10,7 +10,7 @@ import pytest
 from heredity.core.records import Estimate
 from heredity.redteam.judges import Calibration
 from heredity.stats import rogan_gladen
-from heredity.stats.group_sequential import TEST
+from heredity.stats.paired import TEST
 from heredity.study.estimates import ALL, JUDGE_FREE, Rate
 from heredity.study.intervals import Intervals, per_breach
 from heredity.study.labels import LabelledTrials

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from heredity.core.records import Model
     from heredity.lineage.store import Store
     from heredity.lineage.types import Grown
-    from heredity.stats.sample_size import RequiredTrials, SampleSizePlan, SampleSizeQuestion
+    from heredity.stats.power import RequiredTrials, SampleSizePlan, SampleSizeQuestion
     from heredity.study.plan import StudyForecast
     from heredity.study.study import Study
 
@@ -95,7 +95,7 @@ def command(
         return
     if gap is None and margin is None:
         raise click.UsageError("Give --gap, --margin or both, or a plan with --study.")
-    from heredity.stats.sample_size import SampleSizeQuestion
+    from heredity.stats.power import SampleSizeQuestion
 
     asked = SampleSizeQuestion(
         gap, margin, baseline, discordant, power, alpha, models, per_cluster, correlation,
@@ -143,7 +143,7 @@ def _show_size(asked: SampleSizeQuestion, edges: list[str], as_json: bool) -> No
 
     from heredity.core.errors import UsageError
     from heredity.core.terminal import write_json
-    from heredity.stats.sample_size import plan_sample_size
+    from heredity.stats.power import plan_sample_size
 
     try:
         size = plan_sample_size(asked, np.random.default_rng(0))  # the same question, the same answer

@@ -76,7 +76,7 @@ from heredity.lab.runner import (
 from heredity.lineage.references import without_folder
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader
-from heredity.stats.power import ALPHA
+from heredity.stats.intervals import ALPHA
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,

@@ -43,7 +43,7 @@ from heredity.recipes.guard import Guard
 from heredity.recipes.lora import Lora
 from heredity.recipes.merge import Merge
 from heredity.redteam import probes
-from heredity.stats.power import ALPHA
+from heredity.stats.intervals import ALPHA
 from heredity.study.estimates import ModelPair
 from heredity.study.result import Result
 from heredity.study.spec import StudySpec

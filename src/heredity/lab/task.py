@@ -48,7 +48,8 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes import recipe
 from heredity.redteam.checks import BadCheck, load_check, parse_check
-from heredity.stats.power import ALPHA, POWER, design_effect, paired_power
+from heredity.stats.intervals import ALPHA
+from heredity.stats.power import POWER, design_effect, paired_power
 from heredity.study.forecast import BASELINE, CORRELATION, RELATED, smallest
 from heredity.train.data.chat import Data, Dialogue, make_data
 

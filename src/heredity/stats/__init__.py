@@ -1,22 +1,15 @@
 """Statistics: numbers in, numbers out. They read no records, settings or clock, and seed no generator.
 
-intervals         one rate: Wilson, Clopper-Pearson, clustered
-paired            two models on the same trials: table, McNemar, Tango, Newcombe, verdicts, Holm
-inheritance       parent and child: kept, lost, gained, never; retention
-judge_error       Rogan-Gladen
-power             sample sizes and detectable differences of a fixed plan
-sequential        e-values, and intervals that hold at every moment
-group_sequential  two models compared at interim analyses
-sequential_power  the size of a study that stops early
-sample_size       both kinds of plan next to each other
-pass_at_k         success within k tries
-ppi               prediction-powered estimates: few labels, many judged trials
-heterogeneity     a paired difference by technique, and whether techniques differ
-technique_rates   mixed-effects logit: shrunk rates, this bank's mean, a new technique
-crossed           behaviours crossed with attacks: pigeonhole bootstrap, two-way clusters
-repeats           repeated samples: flips, item and sample variance, what more samples buy
-decision          expected cost by the user's costs, chance to be the best, ranks
-unclear           unclear answers: three codings, a declared share, the share that tips a claim
+intervals        one rate: Wilson, Clopper-Pearson, clustered; success within k tries
+paired           two models on the same trials: table, McNemar, Tango, Newcombe, verdicts, Holm; retention;
+                 Cohen's kappa; behaviours crossed with attacks
+judge_error      Rogan-Gladen, prediction-powered estimates, and unclear answers: codings, declared shares
+sequential       e-values, intervals that hold at every moment, and spending of alpha at interim analyses
+power            sample sizes and detectable differences, of a fixed plan and of a study that stops early
+technique_rates  mixed-effects logit: shrunk rates, a new technique; whether techniques differ
+means            means of scores, and repeated samples: flips, item and sample variance
+decision         expected cost by the user's costs, chance to be the best, ranks
+scaling          scaling laws
 """
 
 from heredity.stats.intervals import clopper_pearson, clustered_rate, wilson

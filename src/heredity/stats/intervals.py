@@ -22,6 +22,7 @@ from heredity.core.errors import BadArgument
 from heredity.core.records import Estimate
 
 CONFIDENCE = 0.95
+ALPHA = 0.05
 
 
 class Interval(NamedTuple):

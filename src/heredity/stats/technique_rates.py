@@ -28,9 +28,8 @@ from scipy import special
 
 from heredity.core.errors import BadArgument
 from heredity.core.records import Estimate
-from heredity.stats.intervals import CONFIDENCE, refused
+from heredity.stats.intervals import ALPHA, CONFIDENCE, refused
 from heredity.stats.paired import MARGIN, Comparison, compare, holm, upper_bound
-from heredity.stats.power import ALPHA
 
 FEWEST = 3  # techniques; two cannot show how techniques vary
 SCALE_T, SCALE_B = 2.0, 2.0  # of the half-normal priors of the two standard deviations

@@ -29,8 +29,8 @@ from heredity import stats
 from heredity.core.records import Estimate
 from heredity.lineage.graph import Edge
 from heredity.redteam.checks import is_judged
+from heredity.stats.judge_error import STEP
 from heredity.stats.paired import Word
-from heredity.stats.unclear import STEP
 from heredity.study.estimates import (
     ALL,
     JUDGED,
@@ -168,7 +168,7 @@ class _Verdicts(NamedTuple):
     def _survives(self, trials: Coded, share: float | None = None, errors: float = 0.0) -> bool:
         """Whether b is worse even if a share of a's unclear answers, and none of b's, were breaches.
 
-        errors: also if this share of verdicts erred in favour of a (stats.unclear).
+        errors: also if this share of verdicts erred in favour of a (stats/judge_error.py).
         """
         comparison = self.intervals.compare_at_shares(
             trials, self.share if share is None else share, 0.0, errors

@@ -4,7 +4,7 @@
 
 Promises: the power is that of the tests that the study will run, at the level of Holm's first step. The
 assumptions are part of the forecast. Nothing is asked.
-Leaves to others: the formulas (stats/power.py, stats/sample_size.py), and saving it (plan.py).
+Leaves to others: the formulas (stats/power.py), and saving it (plan.py).
 
 The assumptions are measured ones if an earlier study of all these models lies next to the folder. A copy of
 this very study does not count. Otherwise they are the defaults below, which are near what small models show
@@ -35,7 +35,6 @@ from heredity.engines.remote.budget import BYTES_PER_TOKEN, Usage
 from heredity.lineage.speeds import ModelSpeed, speed_seconds
 from heredity.redteam import attacks
 from heredity.redteam.checks import is_judged
-from heredity.stats.group_sequential import nominal_levels, one_sided_levels
 from heredity.stats.intervals import EffectiveN
 from heredity.stats.power import (
     POWER,
@@ -43,9 +42,11 @@ from heredity.stats.power import (
     n_for_not_worse,
     not_worse_power,
     paired_power,
+    sequential_n_for_margin,
+    sequential_power,
     shown_margin,
 )
-from heredity.stats.sample_size import sequential_n_for_margin, sequential_power
+from heredity.stats.sequential import nominal_levels, one_sided_levels
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Measure
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import in_scope, is_part, n_in_scope

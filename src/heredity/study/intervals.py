@@ -15,7 +15,7 @@ A wrong interval is wrong in one of two places: the choice, which is here, or th
     bounds for a gate           the rate's, widened by open trials     the same
 
 A group-sequential plan gets the methods of a fixed one, at the level of the analysis that its trials reached.
-So each interval is a repeated one, and each p-value that of the whole design (stats/group_sequential.py).
+So each interval is a repeated one, and each p-value that of the whole design (stats/sequential.py).
 
 Promises: every estimate of aggregate.py, comparisons.py and findings/ gets its interval from here.
 Leaves to others: which trials count (outcomes.py), the formulas (stats/), and the limit of a gate (gate.py).
@@ -35,12 +35,22 @@ from heredity import stats
 from heredity.core.records import Estimate
 from heredity.core.sanitize import plural
 from heredity.redteam.judges import Calibration
-from heredity.stats.group_sequential import InterimAnalysis, SequentialComparison, compare_in_blocks
 from heredity.stats.intervals import Interval, asr_at, cluster_sums, rate_effective_n, refused, wilson_bounds
-from heredity.stats.judge_error import PredictedShare, correct_for_family, ppi_mean
-from heredity.stats.paired import cohens_kappa, upper_bound
-from heredity.stats.sequential import cluster_means, clustered_rate_sequence, effective_n_of
-from heredity.stats.unclear import SharedComparison, compare_at_shares
+from heredity.stats.judge_error import (
+    PredictedShare,
+    SharedComparison,
+    compare_at_shares,
+    correct_for_family,
+    ppi_mean,
+)
+from heredity.stats.paired import cohens_kappa, compare_in_blocks, upper_bound
+from heredity.stats.sequential import (
+    InterimAnalysis,
+    SequentialComparison,
+    cluster_means,
+    clustered_rate_sequence,
+    effective_n_of,
+)
 from heredity.study.estimates import Rate
 from heredity.study.labels import LabelledTrials
 from heredity.study.plan import Plan
@@ -151,7 +161,7 @@ class Intervals(NamedTuple):
     ) -> SharedComparison:
         """The difference if these shares of the unclear answers were breaches, with its test.
 
-        errors: the share of verdicts that erred in favour of a (stats.unclear).
+        errors: the share of verdicts that erred in favour of a (stats/judge_error.py).
         """
         if trials.blocks is None:
             found_at = compare_at_shares(*trials[:3], share_a, share_b, self.confidence, errors)

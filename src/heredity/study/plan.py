@@ -264,7 +264,7 @@ class Analysis(Record, frozen=True, omit_defaults=True):
                    the other model's held trials were breaches. Unset for 0
     stopping       "fixed": every trial is asked. Else interim analyses stop models (Plan.blocks).
                    "group_sequential": at few planned ones (`interim`), with levels that add up to the
-                   plan's (stats/group_sequential.py). "until_decided": with tests that hold after any trial
+                   plan's (stats/sequential.py). "until_decided": with tests that hold after any trial
     judge          decides what no check decides
     families       claims beyond these comparisons, such as those of one technique, are exploratory
     primary        the comparison that the study is about; None for a study of one model.

@@ -31,7 +31,7 @@ from heredity.lineage.store import scripted as scripted_model
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks, checks, probes
 from heredity.redteam.judges import DEFAULT
-from heredity.stats.group_sequential import nominal_levels, one_sided_levels
+from heredity.stats.sequential import nominal_levels, one_sided_levels
 from heredity.study.estimates import SCOPES, Measure
 from heredity.study.outcomes import is_part
 from heredity.study.plan import (

@@ -16,8 +16,7 @@ from itertools import combinations
 import numpy as np
 
 from heredity.stats import holm
-from heredity.stats.group_sequential import SequentialComparison
-from heredity.stats.sequential import cluster_means
+from heredity.stats.sequential import SequentialComparison, cluster_means
 from heredity.study.comparisons import compare_edges, compare_models
 from heredity.study.estimates import JUDGE_FREE, ModelPair, PairDecision, Sequential, StoppedModel
 from heredity.study.intervals import Intervals

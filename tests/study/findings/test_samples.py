@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from heredity.stats.crossed import crossed_difference, crossed_rate
 from heredity.stats.means import repeats
+from heredity.stats.paired import crossed_difference, crossed_rate
 from heredity.study.findings import other_attacks, samples
 from heredity.study.findings.other_attacks import OtherAttacks
 from heredity.study.outcomes import BROKE, HELD, UNCLEAR, Outcomes

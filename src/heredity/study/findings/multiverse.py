@@ -20,8 +20,8 @@ import numpy as np
 from heredity.core.records import Estimate, Record
 from heredity.core.sections import Badge, Section, TextTable
 from heredity.stats.intervals import Interval, effective
+from heredity.stats.judge_error import CODINGS, Coding, flip_whole
 from heredity.stats.paired import sign_flip, tango_bounds_at
-from heredity.stats.unclear import CODINGS, Coding, flip_whole
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, negated
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Bools, Floats, Intervals, Places

@@ -1,7 +1,7 @@
 """Rates and differences with intervals for other attacks like these, if a plan has several attacks.
 
 Promises: nothing for a plan that declares no analysis, or of a study until decided.
-Leaves to others: the formulas (stats/crossed.py).
+Leaves to others: the formulas (stats/paired.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from heredity.core.records import Estimate, Record
 from heredity.core.sections import Cell, ModelName, Section, TextTable
-from heredity.stats.crossed import crossed_difference, crossed_rate
+from heredity.stats.paired import crossed_difference, crossed_rate
 from heredity.study.estimates import ALL
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.findings.samples import is_fixed

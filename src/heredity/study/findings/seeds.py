@@ -2,7 +2,7 @@
 
 Promises: a behaviour is one cluster, whatever its number of seeds. Holm's correction runs over the groups of
 seeds. A sentence names the seeds that it is about: these, or others.
-Leaves to others: the comparison of one child (comparisons.py), and the formula (stats/crossed.py).
+Leaves to others: the comparison of one child (comparisons.py), and the formula (stats/paired.py).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from heredity.core.records import Estimate, Record
 from heredity.core.sections import Section, TextTable
 from heredity.lineage.graph import Edge
-from heredity.stats.crossed import CrossedDifference, crossed_difference
 from heredity.stats.intervals import refused
+from heredity.stats.paired import CrossedDifference, crossed_difference
 from heredity.study.comparisons import (
     MEASURES,
     ComparedGroup,
@@ -55,7 +55,7 @@ class SeedGroup(Record, frozen=True):
     them, its clusters are behaviours, and its counts are sums. Its `child` is the first of `children`. Its
     `p_holm` is corrected over all such groups of the same measure.
     `other_seeds` is the same difference for other seeds of this recipe, with behaviours and seeds as samples
-    (stats/crossed.py). Few seeds say little about others: with two it rests on one degree of freedom.
+    (stats/paired.py). Few seeds say little about others: with two it rests on one degree of freedom.
     """
 
     children: tuple[str, ...]

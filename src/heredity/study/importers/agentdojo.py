@@ -29,8 +29,8 @@ from heredity.core.files import read_file, write_atomic
 from heredity.core.records import Check, Estimate, Probe, Record, ToolCall, Usefulness
 from heredity.core.sanitize import clean_call, clean_text
 from heredity.core.sections import TextTable
-from heredity.stats.crossed import crossed_rate
 from heredity.stats.intervals import refused, wilson
+from heredity.stats.paired import crossed_rate
 from heredity.study.importers import agentdojo
 from heredity.study.importers._record import Lacking, Raw, message_text
 from heredity.study.intervals import Intervals
