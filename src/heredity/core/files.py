@@ -412,24 +412,21 @@ class Rows(Closable, Generic[T]):
                 return
             self._end += len(line)
             self.line += 1
-            yield self._decode(line)
+            try:
+                record = self._decoder.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                _refuse_other_schema(self.path, self.line, line, self._schema)
+                raise Damaged(
+                    f"{self.path}:{self.line}: not a row of {self.path.name} ({error}). Remove that line to "
+                    "go on. An answer or verdict is then made again; any other row is lost."
+                ) from error
+            if getattr(record, "schema", self._schema) != self._schema:
+                _refuse_other_schema(self.path, self.line, line, self._schema)
+            yield record
 
     def skip_read(self) -> None:
         """Let the next reading start after the last row that was read."""
         self._start, self._n_before = self._end, self.line
-
-    def _decode(self, line: bytes) -> T:
-        try:
-            record = self._decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            _refuse_other_schema(self.path, self.line, line, self._schema)
-            raise Damaged(
-                f"{self.path}:{self.line}: not a row of {self.path.name} ({error})."
-                " Remove that line to go on. An answer or verdict is then made again; any other row is lost."
-            ) from error
-        if getattr(record, "schema", self._schema) != self._schema:
-            _refuse_other_schema(self.path, self.line, line, self._schema)
-        return record
 
     def write(self) -> None:
         """Hand every appended row to the system: a crash of this process loses none of them."""

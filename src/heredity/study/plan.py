@@ -475,7 +475,12 @@ class Grid:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.application = plan.application.digest
-        self._study_seed = f"{plan.seed}\0".encode()
+        # As bytes, because every row of a study is identified by a hash of them.
+        self._study_seed = b"%d\0" % plan.seed
+        self._models = [f"{model.id}\0{self.application}\0".encode() for model in plan.models]
+        self._attacks = [attack.encode() for attack in plan.attacks]
+        self._probes = [probe.id.encode() for probe in plan.probes]
+        self._samples = plan.samples
         self._n_trials = plan.n_trials  # a product, and asked for each row of a study
         self.planted = PlantedPassages(plan)
 
@@ -487,16 +492,26 @@ class Grid:
         plan = self.plan
         if not 0 <= index < self._n_trials:
             raise IndexError(f"trial {index} is outside a plan of {self._n_trials}")
-        rest, sample = divmod(index, plan.samples)
+        rest, sample = divmod(index, self._samples)
         rest, p = divmod(rest, len(plan.probes))
         m, a = divmod(rest, len(plan.attacks))
         model, attack, probe = plan.models[m], plan.attacks[a], plan.probes[p]
+        seed, name = self._identify(m, a, p, sample)
+        return Trial(index, model, attack, probe, sample, seed, name)
+
+    def _identify(self, m: int, a: int, p: int, sample: int) -> tuple[int, str]:
+        """The seed of a trial, and its id.
+
+        The id is 32 hex digits of SHA-256 over model id, application digest, probe, attack, sample, overlay
+        and seed.
+        """
+        # NUL between the parts: none of them can hold one, so two trials never spell the same bytes.
+        asked = b"%b\0%b\0%d" % (self._probes[p], self._attacks[a], sample)
         # The seed leaves the model out on purpose: all models share it, so that comparisons are paired.
-        asked = f"{probe.id}\0{attack}\0{sample}".encode()
         # 53 bits: a JSON reader that keeps numbers as doubles reads the same seed.
         seed = int.from_bytes(hashlib.blake2b(self._study_seed + asked, digest_size=8).digest(), "big") >> 11
-        name = trial_id(model.id, self.application, asked + self.planted.overlay(a, p), seed)
-        return Trial(index, model, attack, probe, sample, seed, name)
+        spelt = b"%b%b%b\0%d" % (self._models[m], asked, self.planted.overlay(a, p), seed)
+        return seed, hashlib.sha256(spelt).hexdigest()[:32]
 
     def of_model(self, m: int) -> range:
         """The indices of model number `m`."""
@@ -510,13 +525,11 @@ class Grid:
 
     def matches(self, index: int, trial: str) -> bool:
         """Whether a row with this index and trial id is of this plan."""
-        return 0 <= index < self._n_trials and self.trial(index).id == trial
-
-
-def trial_id(model: str, application: str, asked: bytes, seed: int) -> str:
-    """32 hex digits of SHA-256 over model id, application digest, probe, attack, sample, overlay and seed."""
-    # NUL between the parts: none of them can hold one, so two trials never spell the same bytes.
-    return hashlib.sha256(f"{model}\0{application}\0".encode() + asked + b"\0%d" % seed).hexdigest()[:32]
+        if not 0 <= index < self._n_trials:
+            return False
+        rest, sample = divmod(index, self._samples)
+        rest, p = divmod(rest, len(self._probes))
+        return self._identify(*divmod(rest, len(self._attacks)), p, sample)[1] == trial
 
 
 class TrialSet:
