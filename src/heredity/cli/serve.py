@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from heredity.application.guards import GuardReaders
     from heredity.application.spec import Application
     from heredity.core.records import Model
-    from heredity.deploy.serve.adapters import AdapterLoader, ServingRules
     from heredity.deploy.serve.answers import Served
     from heredity.deploy.serve.embeddings import EmbeddingService
     from heredity.deploy.serve.request_log import RequestLog
+    from heredity.deploy.serve.roster import AdapterLoader, ServingRules
     from heredity.deploy.serve.worker import Service
     from heredity.engines.protocols import Engine
     from heredity.lineage.store import Store
@@ -58,7 +58,7 @@ def command(models: tuple[str, ...], key_env: tuple[str, ...], **given: Any) -> 
     from heredity.core.terminal import note
 
     _listening.check_installed("The server needs")
-    from heredity.deploy.serve.adapters import ServingRules
+    from heredity.deploy.serve.roster import ServingRules
 
     settings = ServerSettings(applications=given.pop("application"), **given)
     settings.keys()  # a mistake shows before anything is loaded
@@ -118,8 +118,8 @@ def _loaded(
     from heredity.cli import _pulling
     from heredity.core.progress import phase
     from heredity.core.terminal import note
-    from heredity.deploy.serve.adapters import AdapterLoader, share
     from heredity.deploy.serve.embeddings import EmbeddingService
+    from heredity.deploy.serve.roster import AdapterLoader, share
     from heredity.deploy.serve.worker import EngineWorker
     from heredity.lineage.store import refuse_silent
 

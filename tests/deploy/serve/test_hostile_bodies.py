@@ -21,7 +21,7 @@ from heredity.application.retrieval import Retrieval
 from heredity.application.spec import Application
 from heredity.core.errors import ContextOverflow, EngineFailure, UsageError
 from heredity.core.records import Reply, Request, Tool, encode
-from heredity.deploy.serve import chat, completions, embeddings, messages, responses, schema
+from heredity.deploy.serve import chat, embeddings, messages, responses, schema
 from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.schema import MAX_VALUES, Rules
 from heredity.deploy.serve.worker import EngineWorker
@@ -66,7 +66,7 @@ VALUES = st.recursive(
 )
 BODIES = (
     chat.ChatBody,
-    completions.TextBody,
+    chat.TextBody,
     responses.ResponsesBody,
     messages.MessagesBody,
     embeddings.EmbeddingsBody,
@@ -83,7 +83,7 @@ FIELDS = sorted({*OTHERS, *(field for body in BODIES for field in body.__struct_
 )
 def test_a_body_of_any_shape_is_read_or_refused(body: dict[str, Any], turns: list[Any], rules: Rules) -> None:
     given_ = {"model": "m", "max_tokens": 5, "messages": turns, "input": turns} | body
-    for parse in (chat.parse, completions.parse, responses.parse, messages.parse):
+    for parse in (chat.parse, chat.parse_text, responses.parse, messages.parse):
         with suppress(UsageError):
             assert parse(given_, rules).requests
     with suppress(UsageError):

@@ -15,7 +15,7 @@ from heredity.application.spec import Application, Passage
 from heredity.core.errors import UsageError
 from heredity.core.records import Check, Decoding, Message, Probe, Reply, Request, Tool, Turn
 from heredity.deploy.serve import chat as chats
-from heredity.deploy.serve import completions, schema
+from heredity.deploy.serve import schema
 from heredity.engines.chat import tool_calls
 from tests.support.errors import raises
 
@@ -233,7 +233,7 @@ def test_a_last_message_of_the_assistant_is_continued(layer: Application | None)
 @pytest.mark.parametrize("prompt", ["", [], ["a", ""], [[]]])
 def test_from_nothing_nothing_goes_on(prompt: Any) -> None:
     with raises(UsageError, "bad-usage"):
-        completions.parse({"model": "m", "prompt": prompt}, schema.Rules())
+        chats.parse_text({"model": "m", "prompt": prompt}, schema.Rules())
 
 
 def test_what_changes_nothing_is_taken() -> None:

@@ -1,26 +1,33 @@
 """Send an answer to its caller: in one body, or in parts as server-sent events.
 
 Promises: the parts joined are the answer. A caller who disconnects frees the answer's place. A stream that
-fails ends with an error event, never like a complete one.
-Leaves to others: parsing requests and formatting answers (chat.py, completions.py), the engine (worker.py).
+fails ends with an error event, never like a complete one. Guards act as in a study: a blocked question never
+reaches the engine, and no text is sent before it was checked. A guard that takes long delays no other caller.
+The caller does not get its findings, which would help to get around it; the operator gets their number.
+Leaves to others: parsing requests and formatting answers (chat.py), checks (application/guarded.py), and the
+engine (worker.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import Future
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from contextvars import copy_context
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from heredity.application.guarded import Admission
+from msgspec.structs import replace
+
+from heredity.application.guarded import Admission, GuardChain
+from heredity.application.guards import GuardReaders
 from heredity.application.spec import Application
+from heredity.core import host
 from heredity.core.errors import Busy, ContextOverflow, EngineFailure, HeredityError, UsageError
-from heredity.core.records import Model, Reply, ToolCall, digest, encode
+from heredity.core.records import Model, Reply, Request, ToolCall, digest, encode
 from heredity.deploy.serve import schema
-from heredity.deploy.serve.guarding import ServedGuards
 from heredity.deploy.serve.request_log import LoggedModel, RequestLog
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.deploy.serve.worker import Service, Ticket
@@ -448,3 +455,63 @@ def refusal(error: HeredityError) -> Refusal:
         return Refusal(429, str(error), "too_many_requests", error.code)
     status = 503 if isinstance(error, EngineFailure) else 500
     return Refusal(status, str(error), "engine_error", error.code)
+
+
+# --- guards ------------------------------------------------------------------------------------------
+
+THREADS = 16  # texts that are read at once; the model of a guard reads them in one batch
+MAX_WAITING = 256  # texts that are read or wait for it
+T = TypeVar("T")
+
+
+class ServedGuards:
+    """The guards of an application, in threads.
+
+    n_found: answers that each of them touched, by its label.
+    """
+
+    def __init__(self, chain: GuardChain) -> None:
+        self._chain, self._n_open = chain, 0
+        self._threads = ThreadPoolExecutor(THREADS, "guards")
+        self.n_found: Counter[str] = Counter()
+
+    @classmethod
+    def from_application(
+        cls, application: Application | None, readers: GuardReaders | None = None
+    ) -> ServedGuards | None:
+        """The guards of an application that are on; None without any. readers: the models of guards."""
+        specs = () if application is None else application.standing_guards
+        if application is None or not specs:
+            return None
+        return cls(GuardChain(specs, application, readers))
+
+    async def admit(self, request: Request) -> Admission:
+        """The request for the engine, unless it is blocked. Raises Busy if too many wait."""
+        if self._n_open >= MAX_WAITING:
+            raise Busy(f"{self._n_open:,} requests are already open. Try again later.")
+        return await self._in_thread(lambda: self._chain.admit(request))
+
+    async def refused(self, admission: Admission, engine: Engine) -> Reply:
+        """The reply to a blocked request. An engine that counts tokens counts its prompt, as of any other."""
+        n_tokens = 0
+        if (scorer := capabilities(engine).token_scorer) is not None:
+            with suppress(HeredityError):
+                n_tokens = await self._in_thread(lambda: len(scorer.prompt_tokens(admission.request)))
+        return self._counted(replace(admission.refused(), n_prompt_tokens=n_tokens))
+
+    async def check(self, admission: Admission, reply: Reply) -> Reply:
+        """The reply as the guards let it pass."""
+        return self._counted(await self._in_thread(lambda: self._chain.check(admission, reply)))
+
+    async def _in_thread(self, read: Callable[[], T]) -> T:
+        self._n_open += 1
+        try:
+            with_helpers = host.temporary_helpers()(read)
+            as_caller = copy_context().run  # the model of a guard has the same caller
+            return await asyncio.get_running_loop().run_in_executor(self._threads, as_caller, with_helpers)
+        finally:
+            self._n_open -= 1
+
+    def _counted(self, reply: Reply) -> Reply:
+        self.n_found.update({note.partition(": ")[0] for note in reply.guarded or ()})
+        return reply

@@ -20,7 +20,7 @@ Promises: served answers equal those of a study on this machine, bit for bit. No
 executed. A web page cannot query the server: it accepts only JSON, and on a loopback address only loopback
 host names. A caller who disconnects frees the places of all answers of the request. A request over a limit
 on size, time or rate is refused while others are answered; one caller's requests use up no other's.
-Leaves to others: sharing an engine (worker.py), the bodies of each endpoint (chat.py, completions.py)
+Leaves to others: sharing an engine (worker.py), the bodies of each endpoint (chat.py, messages.py, ...)
 and answers with their events (answers.py).
 """
 
@@ -70,17 +70,15 @@ from heredity.deploy.serve import (
     ServerSettings,
     answers,
     chat,
-    completions,
     embeddings,
     messages,
     responses,
     schema,
 )
-from heredity.deploy.serve.adapters import AdapterLoader, refusal
 from heredity.deploy.serve.answers import AnswerFormat, Served, ServedAnswer
 from heredity.deploy.serve.embeddings import EmbeddingService
 from heredity.deploy.serve.request_log import RequestLog
-from heredity.deploy.serve.roster import Roster, described
+from heredity.deploy.serve.roster import AdapterLoader, Roster, described, refusal
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.deploy.serve.worker import CALLER, Service
 from heredity.engines.protocols import Engine, capabilities
@@ -624,7 +622,7 @@ class _Desk:
 
     async def text(self, call: Call) -> Response:
         """Continue a plain text."""
-        return await self._served(call, completions.parse, completions.TextFormat, is_plain=True)
+        return await self._served(call, chat.parse_text, chat.TextFormat, is_plain=True)
 
     async def responses(self, call: Call) -> Response:
         """Answer a conversation in the form of the Responses API."""

@@ -251,10 +251,10 @@ def callers_messages(request: Request) -> Sequence[Message]:
 
 def redacted(text: str, application: Application | None = None) -> str:
     """A text without secrets of the application, and without what looks like personal data."""
-    return without_spans(text, apart([span for _, span in _found(text, application)]))
+    return without_spans(text, apart([span for _, span in _spans(text, application)]))
 
 
-def _found(
+def _spans(
     text: str, application: Application | None
 ) -> list[tuple[Literal["secret", "personal"], GuardSpan]]:
     facts = GuardFacts() if application is None else application.facts
@@ -280,6 +280,6 @@ def _removed(
 def _removals(text: str, application: Application | None) -> Iterator[tuple[str, LoggedRemoval]]:
     """Each removal in a text, with what tells whether two are of the same."""
     text = clean_text(text)
-    for kind, span in _found(text, application):
+    for kind, span in _spans(text, application):
         same = span.why if kind == "secret" else text[span.start : span.end].casefold()
         yield f"{kind} {same}", LoggedRemoval(kind, span.why)
