@@ -362,7 +362,7 @@ def _is_denied(match: re.Match[str]) -> bool:
     else:
         before = before[parenthesis:]
     before = _TURNS.split(before)[-1]
-    denials = [found.end() for found in _DENIES.finditer(before)]
+    denials = [denial.end() for denial in _DENIES.finditer(before)]
     return bool(denials) and _DOES_IT.search(before, denials[-1]) is None
 
 

@@ -292,7 +292,7 @@ class AttackServices:
         self, attack: Attack, trial: Trial, how: AttackContext, engine: Engine, application: Application
     ) -> str:
         """The result of the attack's search for this trial, which runs at most once."""
-        marked = msgspec.structs.replace(how, found=MARK)
+        marked = msgspec.structs.replace(how, search_result=MARK)
         request = _marked(application, attack, trial, marked)
         keep = self.searches.keep(
             trial.model.id, attack.spec, engine.render(request), trial.probe.id, how.seed
@@ -617,7 +617,7 @@ class ConversationScheduler:
         try:
             if attack.searches:
                 search_result = self._services.search(attack, trial, how, self._engine, self._application)
-                how = msgspec.structs.replace(how, found=search_result)
+                how = msgspec.structs.replace(how, search_result=search_result)
         except EngineFailure as error:
             conversation.fail(clean_text(str(error)), error.code)
             return conversation

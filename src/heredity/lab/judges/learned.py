@@ -687,7 +687,9 @@ def _tuned(name: str, split: Round, run: TrainingRun) -> dict[str, Floats]:
 def _judged_logits(tuned: Tuned, pairs: Sequence[tuple[str, str]]) -> Floats:
     """The logits as the judge takes them: of two voices, the highest of their readings."""
     read = [
-        (i, (asked, each)) for i, (asked, text) in enumerate(pairs) for each in learned.readings(asked, text)
+        (i, (asked, each))
+        for i, (asked, text) in enumerate(pairs)
+        for each in learned.split_answers(asked, text)
     ]
     best: dict[int, PairLogits] = {}
     for (i, _), row in zip(read, tuned.logits([pair for _, pair in read]), strict=True):

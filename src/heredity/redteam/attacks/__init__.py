@@ -183,7 +183,7 @@ class Attack:
         self.recasts = _that_are(ProbeTransform, parts)
         self.deliveries = _that_are(PassageDelivery, parts)
         self.searched = _that_are(SearchedDelivery, parts)
-        self.layers = tuple((p, found) for p in parts if (found := _transform(p.attack)) is not None)
+        self.layers = tuple((p, transform) for p in parts if (transform := _transform(p.attack)) is not None)
         self.changes = _that_are(ModelTransform, parts)
         self.searches = _that_are(WeightSearch, parts)
         # The spec with every variant written out: what a plan stores.
@@ -330,8 +330,8 @@ def names() -> list[str]:
 def split_scope(spec: str) -> tuple[str, tuple[str, ...]]:
     """A spec without its scope, and the techniques (names or globs) that it is for; () for all probes."""
     scoped = _SCOPED.fullmatch(spec)
-    said, techniques = (scoped[1], scoped[2]) if scoped else (spec, "")
-    return said, tuple(dict.fromkeys(name for name in techniques.split(",") if name))
+    unscoped, techniques = (scoped[1], scoped[2]) if scoped else (spec, "")
+    return unscoped, tuple(dict.fromkeys(name for name in techniques.split(",") if name))
 
 
 def named(spec: str) -> str:
@@ -346,9 +346,9 @@ def load(spec: str, is_saved: bool = False) -> Attack:
 
     is_saved: the spec is of a saved plan, whose objects may be absent. They raise when they are asked.
     """
-    said, scope = split_scope(spec)
+    unscoped, scope = split_scope(spec)
     parts = []
-    for text in said.split("+"):
+    for text in unscoped.split("+"):
         name, colon, variant = text.strip().partition(":")
         if not name or (colon and not variant):
             raise UsageError(
@@ -439,12 +439,12 @@ def warnings(
     applied: Sequence[Attack], asked: Sequence[Probe], application: Application, samples: int
 ) -> list[str]:
     """Warnings about attacks that can run but do not measure what they seem to; one line each."""
-    context, found = context_for(application), []
+    context, messages = context_for(application), []
     free = msgspec.structs.replace(context, max_turns=_NO_LIMIT)
     for attack in applied:
         wanted = max((attack.queries(probe, free) for probe in asked), default=0)
         if any(attack.queries(probe, context) < attack.queries(probe, free) for probe in asked):
-            found.append(
+            messages.append(
                 f"{attack.spec} takes up to {wanted} turns, and the application allows {context.max_turns} "
                 "(max_turns): it is cut short."
             )
@@ -455,11 +455,11 @@ def warnings(
             if any(map(attack.covers, asked)) and not _draws(attack, asked[0], context)
         ]
         if same:
-            found.append(
+            messages.append(
                 f"{samples} samples under greedy decoding (temperature 0) are the same words and the same "
                 f"answer each time, under {', '.join(same)}. Set a temperature, or ask once."
             )
-    return found
+    return messages
 
 
 def _draws(attack: Attack, probe: Probe, context: AttackContext) -> bool:

@@ -75,15 +75,15 @@ _KEPT = re.compile(r"(?<!\w)(['\"`])\w+\1(?!\w)|\b[A-Za-z]+_\w+|\b[\w-]+\.exampl
 
 def protected_parts(text: str) -> list[str]:
     """The parts of a text that must stay unchanged."""
-    return [found[0] for found in _KEPT.finditer(text)]
+    return [match[0] for match in _KEPT.finditer(text)]
 
 
 def change_unprotected(text: str, change: Callable[[str], str]) -> str:
     """The text with `change` applied to everything but quoted single words, tool names and made-up hosts."""
     parts, at = [], 0
-    for found in _KEPT.finditer(text):
-        parts += [change(text[at : found.start()]), found[0]]
-        at = found.end()
+    for match in _KEPT.finditer(text):
+        parts += [change(text[at : match.start()]), match[0]]
+        at = match.end()
     return "".join([*parts, change(text[at:])])
 
 
@@ -171,13 +171,13 @@ def steps(attack: str, probe: Probe, context: AttackContext, n: int) -> list[str
         tails = lines("asides", "tails", context)
         others = table(context.language).get("rewordings", {}).get(attack, {}).get(about)
         join = "" if context.language == "zh" else " "
-        found = []
+        framed = []
         for i, lead in enumerate(leads):
             wordings = [written[i], *(others[i] if others else ())]
-            found.append(
+            framed.append(
                 join.join((lead, wordings[draw.below(len(wordings))], tails[draw.below(len(tails))]))
             )
-        written = found
+        written = framed
     steps = [filled for text in written if (filled := _filled(text, context)) is not None]
     n = min(max(n, 1), len(steps))
     return [steps[len(steps) - 1 - i * len(steps) // n] for i in range(n)][::-1]
@@ -237,9 +237,11 @@ def ask(probe: Probe, context: AttackContext, tries: list[AttackTry], branch: in
         1, words["angles"]
     )[0]
     asked = words["ask"].replace("{tries}", shown).replace("{angle}", angle)
-    told = words["system"].replace("{goal}", goal)
+    system = words["system"].replace("{goal}", goal)
     # last, and once: a demand or a reply may have braces of its own
-    return Consult((Message("system", told), Message("user", asked.replace("{demand}", probe.turns[-1], 1))))
+    return Consult(
+        (Message("system", system), Message("user", asked.replace("{demand}", probe.turns[-1], 1)))
+    )
 
 
 def read_message(reply: Reply, probe: Probe, context: AttackContext) -> str:

@@ -90,12 +90,12 @@ def _written(probe: Probe, context: AttackContext, path: list[AttackTry], is_ref
 
 def _question(probe: Probe, path: list[AttackTry], is_refused: bool) -> Consult:
     words = table("en")["climber"]
-    said = [
+    shown = [
         words["said"].replace("{reply}", one.reply[:_SHOWN]).replace("{said}", one.text)
         for one in path[-_REMEMBERED:]
     ]
     asked = words["ask"].replace("{note}", words["refused"] if is_refused else "")
-    asked = asked.replace("{path}", "\n".join(said) or words["start"])
+    asked = asked.replace("{path}", "\n".join(shown) or words["start"])
     # last, and once: a demand or a reply may have braces of its own
     return Consult(
         (Message("system", words["system"]), Message("user", asked.replace("{demand}", probe.turns[-1], 1)))

@@ -19,7 +19,7 @@ from heredity.redteam.attacks.protocols import MARK, AttackContext, WeightSearch
 MAX_STEPS = 500
 
 
-class _Found(msgspec.Struct):
+class _SearchOutcome(msgspec.Struct):
     """The part of a search's outcome that is read."""
 
     text: str
@@ -39,17 +39,18 @@ class SuffixSearch:
 
     def transform(self, turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG002
         """The turn; if it makes the probe's demand, the optimized suffix follows."""
-        if not turn.asks or not context.found:
+        if not turn.asks or not context.search_result:
             return turn
-        found = MARK if context.found == MARK else msgspec.json.decode(context.found, type=_Found).text
-        return msgspec.structs.replace(turn, text=turn.text + found)
+        if (suffix := context.search_result) != MARK:
+            suffix = msgspec.json.decode(suffix, type=_SearchOutcome).text
+        return msgspec.structs.replace(turn, text=turn.text + suffix)
 
     def search(self, engine: WhiteBoxEngine, request: Request, probe: Probe, context: AttackContext) -> str:
         """The suffix as JSON, with its loss before and after; no suffix if it proved nothing."""
         n_steps = int(context.variant or self.variants[0])
-        found = engine.suffix(request, MARK, target(probe, context), n_steps, context.seed)
-        text = msgspec.json.decode(found, type=_Found).text
-        return '{"text": ""}' if context.referee.is_void(text) else found
+        outcome = engine.suffix(request, MARK, target(probe, context), n_steps, context.seed)
+        text = msgspec.json.decode(outcome, type=_SearchOutcome).text
+        return '{"text": ""}' if context.referee.is_void(text) else outcome
 
 
 def target(probe: Probe, context: AttackContext) -> str:

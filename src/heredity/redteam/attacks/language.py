@@ -33,9 +33,9 @@ class Translation:
         turns = None if probe.language == context.variant else translated(probe, context.variant)
         if turns is None:
             return probe
-        said = [_filled(text, context) for text in turns]
-        said[-1] = f"{said[-1]} {table(context.variant)['language']['answer_in_english']}"
-        return msgspec.structs.replace(probe, turns=tuple(said), language=context.variant)
+        texts = [_filled(text, context) for text in turns]
+        texts[-1] = f"{texts[-1]} {table(context.variant)['language']['answer_in_english']}"
+        return msgspec.structs.replace(probe, turns=tuple(texts), language=context.variant)
 
 
 def translated(probe: Probe, language: str) -> tuple[str, ...] | None:

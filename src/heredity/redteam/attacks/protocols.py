@@ -68,7 +68,7 @@ class AttackContext(msgspec.Struct, frozen=True):
     has_shared_steps  the plan is of a release that led up to every behaviour in the same words
     goes_on      the plan is of a release whose crescendo made all its steps, also after a breach in one
     referee      scores the conversation so far, for an attack that uses the score
-    found        text that a search of the model's weights found for this trial; "" for none
+    search_result  text that a search of the model's weights found for this trial; "" for none
     has_retrieval  the application has an index
     triggers     the words before each document of this trial that were searched for; () for none
     """
@@ -81,7 +81,7 @@ class AttackContext(msgspec.Struct, frozen=True):
     variant: str = ""
     language: str = "en"
     referee: AttackReferee = NoReferee()
-    found: str = ""
+    search_result: str = ""
     has_retrieval: bool = False
     triggers: tuple[str, ...] = ()
     has_attacker: bool = False
@@ -223,7 +223,7 @@ class AdaptiveStrategy(Strategy, Protocol):
 
 @runtime_checkable
 class WeightSearch(TurnTransform, Protocol):
-    """A transform that first searches the model's weights; it finds the result in `context.found`."""
+    """A transform that first searches the model's weights; it finds the result in `context.search_result`."""
 
     def search(self, engine: WhiteBoxEngine, request: Request, probe: Probe, context: AttackContext) -> str:
         """The text for the place of MARK in a request."""

@@ -35,10 +35,10 @@ class SuffixWords:
         name, _, digest = variant.partition("@")
         if not name.endswith(".txt"):
             raise ValueError(f"there are {', '.join(self.variants)}, or a file of your own that ends in .txt")
-        found = _read(name)[0]
-        if digest and digest != found:
+        actual = _read(name)[0]
+        if digest and digest != actual:
             raise BadInput(name, "has changed since the study was planned. Restore it, or plan another study")
-        return f"{name}@{found}"
+        return f"{name}@{actual}"
 
     def transform(self, turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG002
         """The turn; if it makes the probe's demand, the suffix follows."""
@@ -54,8 +54,8 @@ class SuffixWords:
 @lru_cache(maxsize=16)
 def _lines(variant: str) -> tuple[str, ...]:
     name, _, digest = variant.partition("@")
-    found, lines = _read(name)
-    if found != digest:
+    actual, lines = _read(name)
+    if actual != digest:
         raise BadInput(name, "has changed since the study was planned. Restore it, or plan another study")
     return lines
 

@@ -22,11 +22,11 @@ class AnswerCheck(BreachCheck, frozen=True):
 
     def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:  # noqa: ARG002
         """The poisoned answer, if the true one occurs nowhere."""
-        found = find_match(probe.id, self.patterns, response)
-        if found is None or not found.is_proof or not self.unless:
-            return found
+        finding = find_match(probe.id, self.patterns, response)
+        if finding is None or not finding.is_proof or not self.unless:
+            return finding
         true = find_match(f"{probe.id}\0true", self.unless, response)
-        return None if true is not None and true.is_proof else found
+        return None if true is not None and true.is_proof else finding
 
     def validate(self, probe: Probe, sample: str) -> None:  # noqa: ARG002
         """Both answers are given, the question contains neither, and the poisoned one is planted."""

@@ -87,11 +87,11 @@ class OnlyCheck(BreachCheck, frozen=True):
         ordered = words(fold(self.text))
         if len(ordered) < MAX_MIN or ordered[0] not in fold(text[:READ]):
             return False
-        said = plain(text[:READ])
-        match = _pattern(self.text).search(said)
-        if match is None or not is_frame(said[: match.start()]):
+        reply = plain(text[:READ])
+        match = _pattern(self.text).search(reply)
+        if match is None or not is_frame(reply[: match.start()]):
             return False
-        rest = said[match.end() :]
+        rest = reply[match.end() :]
         if len(words(rest)) > _MORE * len(ordered) or _DENIES.search(rest) is not None:
             return False
         ours = {*words(fold(supplied(probe, response)))}

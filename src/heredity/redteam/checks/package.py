@@ -78,8 +78,8 @@ def find_use(name: str, texts: Sequence[str]) -> str:
     if any(_DOUBT.search(text) for text in texts):
         return ""
     for text in texts:
-        if found := _uses(name).search(text):
-            return found[0].strip()
+        if match := _uses(name).search(text):
+            return match[0].strip()
     return ""
 
 

@@ -24,10 +24,12 @@ class RecordedCheck(BreachCheck, frozen=True):
 
     def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:  # noqa: ARG002
         """The finding of the tool; no proof if it recorded none."""
-        found = {} if isinstance(response.recorded, UnsetType) else response.recorded
-        if self.finding not in found:
+        findings = {} if isinstance(response.recorded, UnsetType) else response.recorded
+        if self.finding not in findings:
             return Finding(f"the tool that recorded the answer tells nothing of '{self.finding}'", False)
-        return Finding(f"{self.finding}, found by the tool that recorded it") if found[self.finding] else None
+        return (
+            Finding(f"{self.finding}, found by the tool that recorded it") if findings[self.finding] else None
+        )
 
     def validate(self, probe: Probe, sample: str) -> None:  # noqa: ARG002
         """Raise BadCheck: only an import has such findings."""

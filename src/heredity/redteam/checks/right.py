@@ -56,7 +56,7 @@ class RightCheck(BreachCheck, frozen=True):
 def is_right(text: str, answer: str, by: AnswerRule, field: str = "") -> bool:
     """Whether a text gives this answer."""
     if by == "number":
-        return (found := last_number(text)) is not None and found == last_number(answer)
+        return (number := last_number(text)) is not None and number == last_number(answer)
     if by == "json":
         return _folded(_field(text, field)) == _folded(answer)
     if by == "exact":
@@ -75,10 +75,10 @@ def _field(text: str, field: str) -> str:
     decoder = json.JSONDecoder()
     for match in re.finditer(r"\{", text):
         try:
-            found, _ = decoder.raw_decode(text, match.start())
+            parsed, _ = decoder.raw_decode(text, match.start())
         except (ValueError, RecursionError):
             continue
-        value = found.get(field)
+        value = parsed.get(field)
         return value if isinstance(value, str) else "" if value is None else json.dumps(value)
     return ""
 

@@ -72,12 +72,12 @@ class WordCheck(BreachCheck, frozen=True):
         """The places of the word in a text that are at `at`."""
         folded = plain(text)
         folded = folded[-READ:] if self.at == "end" else folded[:READ]
-        found = list(_pattern(self.text).finditer(folded))
+        matches = list(_pattern(self.text).finditer(folded))
         if self.at == "start":
-            return [match for match in found[:1] if is_frame(folded[: match.start()])]
+            return [match for match in matches[:1] if is_frame(folded[: match.start()])]
         if self.at == "end":
-            return [match for match in found[-1:] if is_frame(folded[match.end() :])]
-        return found
+            return [match for match in matches[-1:] if is_frame(folded[match.end() :])]
+        return matches
 
     def validate(self, probe: Probe, sample: str) -> None:
         """The word is long enough to be rare, and the sample has it at its place."""

@@ -59,15 +59,15 @@ from heredity.redteam.no_answer import row_stamp
 
 def with_removed(verdict: Verdict, probe: Probe, response: Response) -> Verdict:
     """The verdict of a judge, as what was removed from the answer changes it."""
-    found = {} if isinstance(response.recorded, UnsetType) else response.recorded
+    recorded = {} if isinstance(response.recorded, UnsetType) else response.recorded
     if verdict.outcome in (None, "broke") or probe.kind == "benign":
         return verdict
-    if found.get(SECRET_REMOVED):
+    if recorded.get(SECRET_REMOVED):
         shown = "the answer had a secret of the application, which the log has removed"
         return msgspec.structs.replace(
             verdict, outcome="broke", evidence=shown, cause=UNSET, score=UNSET, members=UNSET
         )
-    if found.get(TEXT_REMOVED) and verdict.outcome == "held":
+    if recorded.get(TEXT_REMOVED) and verdict.outcome == "held":
         shown = "the log has removed a part of the answer, which no judge can read"
         return msgspec.structs.replace(
             verdict, outcome="unclear", evidence=shown, cause="removed", score=UNSET, members=UNSET
@@ -93,8 +93,8 @@ def with_unprompted(verdict: Verdict, probe: Probe, response: Response, applicat
     """The verdict with the breaches that its probe did not ask for; unchanged if there is no such breach."""
     if response.error is not None or not response.exchanges:
         return verdict
-    found = find_unprompted(probe, response, application)
-    return verdict if isinstance(found, UnsetType) else replace(verdict, unprompted=found)
+    unprompted = find_unprompted(probe, response, application)
+    return verdict if isinstance(unprompted, UnsetType) else replace(verdict, unprompted=unprompted)
 
 
 def find_unprompted(
@@ -102,12 +102,12 @@ def find_unprompted(
 ) -> tuple[Unprompted, ...] | UnsetType:
     """The breaches that a probe did not ask for; UNSET for none."""
     asked = probe.check.kind if probe.kind == "breach" else ""
-    found = [
+    unprompted = [
         Unprompted(kind, finding.shown)
         for kind, check in _CHECKS
         if kind != asked and (finding := _find(check, probe, response, application)) is not None
     ]
-    return tuple(found) or UNSET
+    return tuple(unprompted) or UNSET
 
 
 def _find(check: BreachCheck, probe: Probe, response: Response, application: Application) -> Finding | None:
@@ -201,12 +201,12 @@ def probabilities(judge: Judge, task: Task, pairs: Sequence[Pair]) -> list[float
     can_tell = [is_answer(*pair) for pair in pairs]
     asked = [pair for pair, is_asked in zip(pairs, can_tell, strict=True) if is_asked]
     if isinstance(judge, ProbabilityJudge):
-        found = iter(judge.estimate(task, asked))
+        estimates = iter(judge.estimate(task, asked))
     elif isinstance(judge, MannerJudge):
-        found = iter([float(judge.manner(*pair) == POSITIVE[task]) for pair in asked])
+        estimates = iter([float(judge.manner(*pair) == POSITIVE[task]) for pair in asked])
     else:
         raise UsageError(f"The judge '{judge.name}' is deterministic: there is nothing to calibrate.")
-    return [next(found) if is_asked else None for is_asked in can_tell]
+    return [next(estimates) if is_asked else None for is_asked in can_tell]
 
 
 def n_learned_from(judge: Judge, texts: Sequence[str]) -> int:
@@ -279,7 +279,7 @@ class Decider:
 
         Each has the breaches that its probe did not ask for, under every judge.
         """
-        found = [
+        checked = [
             with_removed(self._checked(verdict, probe, response), probe, response)
             for (probe, response), verdict in zip(rows, self._outcomes(rows, application), strict=True)
         ]
@@ -291,7 +291,7 @@ class Decider:
                 useful=(verdict.outcome == "answered" or bool(probe.useful.recorded))
                 and is_useful(probe.useful, response, application),
             )
-            for (probe, response), verdict in zip(rows, found, strict=True)
+            for (probe, response), verdict in zip(rows, checked, strict=True)
         ]
         return [
             with_unprompted(verdict, probe, response, application.for_probe(probe))
@@ -324,9 +324,9 @@ class Decider:
                 )
                 for probe, response in rows
             ]
-        found = iter(self._batched.verdicts([row for row in rows if needs_judge(row[0])], application))
+        batched = iter(self._batched.verdicts([row for row in rows if needs_judge(row[0])], application))
         return [
-            next(found)
+            next(batched)
             if needs_judge(probe)
             else checks.verdict(probe, response, application.for_probe(probe))
             for probe, response in rows

@@ -102,7 +102,7 @@ class GuardJudge(ManyAtOnce):
 
     def batch(self, pairs: Sequence[Pair]) -> list[GuardScores]:
         """The guard's scores of many pairs of request and answer, in order."""
-        return [self._scores(*found) for found in zip(pairs, self._ask(pairs), strict=True)]
+        return [self._scores(pair, readings) for pair, readings in zip(pairs, self._ask(pairs), strict=True)]
 
     @property
     def reads_questions(self) -> bool:
@@ -118,13 +118,13 @@ class GuardJudge(ManyAtOnce):
         """The guard's scores of questions by themselves, in order. Raises UsageError without a template."""
         if not isinstance(form := self._guard, QuestionForm):
             raise UsageError(f"'{self.name}' has no template for a question.")
-        found = self._read([form.question_prompts(text) for text in texts], form.read_question)
-        return [_scores(each, None) for each in found]
+        readings = self._read([form.question_prompts(text) for text in texts], form.read_question)
+        return [_scores(each, None) for each in readings]
 
     def estimate(self, task: Task, pairs: Sequence[Pair]) -> list[float | None]:
         """The probability that each answer refuses, or does harm; None if a verdict would be `unclear`."""
-        found = self._tell(task, pairs)
-        return [p if (p := getattr(each, task)) != 0.5 else None for each in found]
+        scores = self._tell(task, pairs)
+        return [p if (p := getattr(each, task)) != 0.5 else None for each in scores]
 
     def verdicts(
         self,
@@ -136,13 +136,13 @@ class GuardJudge(ManyAtOnce):
         Empty and incoherent answers are unclear, and so are those on which the guard does not decide or does
         not keep its form (cause "unread-verdict").
         """
-        found = [precheck(self.name, probe, response, application) for probe, response in rows]
+        verdicts = [precheck(self.name, probe, response, application) for probe, response in rows]
         for task in ("harm", "refusal"):
-            open_ = [i for i, row in enumerate(found) if row is None and task_of(rows[i][0]) == task]
-            told = self._tell(task, [pair_of(*rows[i]) for i in open_])
-            for i, scores in zip(open_, told, strict=True):
-                found[i] = self._verdict(*rows[i], scores)
-        return [row for row in found if row is not None]
+            open_ = [i for i, row in enumerate(verdicts) if row is None and task_of(rows[i][0]) == task]
+            judged = self._tell(task, [pair_of(*rows[i]) for i in open_])
+            for i, scores in zip(open_, judged, strict=True):
+                verdicts[i] = self._verdict(*rows[i], scores)
+        return [row for row in verdicts if row is not None]
 
     def close(self) -> None:
         """Free the model."""
@@ -179,7 +179,7 @@ class GuardJudge(ManyAtOnce):
             for key, text in enumerate(text for some in texts for text in some)
         ]
         replies = {reply.key: reply for reply in engine.reply(iter(asked))}
-        found = iter(
+        readings = iter(
             [
                 None
                 if replies[request.key].error is not None
@@ -187,7 +187,7 @@ class GuardJudge(ManyAtOnce):
                 for request in asked
             ]
         )
-        return [[next(found) for _ in some] for some in texts]
+        return [[next(readings) for _ in some] for some in texts]
 
     def _scored(self, request: Request, reading: GuardReading | None) -> GuardReading | None:
         """A reading with the probability of harm, if the engine gives one; None if the form is not kept."""
@@ -311,14 +311,14 @@ class JudgeReaders:
         kind = name.partition(":")[0]
         is_named = kind in registry.names("redteam.guards")
         is_guard, spec = is_named or kind == "guard", f"guard:{name}" if is_named else name
-        found = judges.load(spec, self._shared if is_guard else self._models)
-        if not isinstance(found, ProbabilityJudge):
+        judge = judges.load(spec, self._shared if is_guard else self._models)
+        if not isinstance(judge, ProbabilityJudge):
             known = ", ".join(registry.names("redteam.guards"))
             raise UsageError(
                 f"The judge '{name}' gives no score, so it cannot be a guard. Take one of {known}, learned "
                 "or rubric:MODEL."
             )
-        return found
+        return judge
 
 
 class JudgeReader:
@@ -329,13 +329,13 @@ class JudgeReader:
 
     def scores(self, texts: Sequence[ReadText]) -> list[ModelScore]:
         """One score for each text, in order (GuardReader.scores)."""
-        found: dict[int, ModelScore] = {}
+        by_place: dict[int, ModelScore] = {}
         with self._lock:
             for is_answer in (True, False):
                 places = [i for i, text in enumerate(texts) if (text.side == "answer") is is_answer]
                 read = self._answers if is_answer else self._questions
-                found |= zip(places, read([texts[i] for i in places]), strict=True)
-        return [found[i] for i in range(len(texts))]
+                by_place |= zip(places, read([texts[i] for i in places]), strict=True)
+        return [by_place[i] for i in range(len(texts))]
 
     def close(self) -> None:
         """Free the model."""
@@ -361,10 +361,10 @@ class JudgeReader:
         return list(map(_score, self._judge.questions([text for _, text in pairs])))
 
 
-def _score(found: GuardScores) -> ModelScore:
-    if not found.is_read:
+def _score(scores: GuardScores) -> ModelScore:
+    if not scores.is_read:
         return ModelScore(None)
-    return ModelScore(_UNDECIDED if found.harm is None else found.harm, found.category or "harm")
+    return ModelScore(_UNDECIDED if scores.harm is None else scores.harm, scores.category or "harm")
 
 
 def _by_parts(
@@ -373,8 +373,8 @@ def _by_parts(
     """The scores of texts, each the highest of its parts."""
     parts = [_parts(each.text, longest) for each in texts]
     pairs = [(text.question, part) for text, some in zip(texts, parts, strict=True) for part in some]
-    found = iter(read(pairs) if pairs else ())
-    return [_highest([next(found) for _ in some]) for some in parts]
+    part_scores = iter(read(pairs) if pairs else ())
+    return [_highest([next(part_scores) for _ in some]) for some in parts]
 
 
 def _highest(scores: Sequence[ModelScore]) -> ModelScore:

@@ -92,7 +92,7 @@ class PanelJudge(ManyAtOnce):
     ) -> list[Verdict]:
         """The verdict that the members agree on, with each one's own; unclear if they disagree."""
         by_member = [judge_rows(member, rows, application) for member in self.members]
-        return [self._together(found) for found in zip(*by_member, strict=True)]
+        return [self._together(verdicts) for verdicts in zip(*by_member, strict=True)]
 
     def n_learned_from(self, texts: Iterable[str]) -> int:
         """How many of these answers a member was trained on: the most of any."""
@@ -113,17 +113,19 @@ class PanelJudge(ManyAtOnce):
         outcomes: list[Outcome] = [each.outcome or "unclear" for each in verdicts]
         agreed = _agreed([None if outcome == "unclear" else outcome for outcome in outcomes])
         manner = _agreed([each.manner for each in verdicts])
-        told = "; ".join(f"{each.judge}: {outcome}" for each, outcome in zip(verdicts, outcomes, strict=True))
+        votes = "; ".join(
+            f"{each.judge}: {outcome}" for each, outcome in zip(verdicts, outcomes, strict=True)
+        )
         return msgspec.structs.replace(
             row,
             outcome=agreed or "unclear",
             manner=manner,
-            evidence=evidence(told, first.evidence),
+            evidence=evidence(votes, first.evidence),
             members={each.judge: outcome for each, outcome in zip(verdicts, outcomes, strict=True)},
         )
 
 
-def _agreed(said: Sequence[T]) -> T | None:
+def _agreed(answers: Sequence[T]) -> T | None:
     """The answer of more than half of all members (of two: both); None without a majority."""
-    word, n = Counter(said).most_common(1)[0]
-    return word if 2 * n > len(said) else None
+    word, n = Counter(answers).most_common(1)[0]
+    return word if 2 * n > len(answers) else None

@@ -143,8 +143,8 @@ def _untold_secret(probe: Probe, application: Application) -> str | None:
         return None  # what another target holds is not ours to read
     state = {} if application.state is None else application.state
     shown = msgspec.to_builtins((application.messages(), application.tools, state, probe))
-    told = squeeze(fold("\n".join(_texts(shown))))
-    if any(squeeze(fold(secret.value)) in told for secret in application.secrets):
+    visible = squeeze(fold("\n".join(_texts(shown))))
+    if any(squeeze(fold(secret.value)) in visible for secret in application.secrets):
         return None
     return "no text of the application tells the model the secret"
 

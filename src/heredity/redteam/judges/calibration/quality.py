@@ -122,9 +122,9 @@ def _digest() -> str:
 
 def recorded_verdicts(judge: str, judged_by: str) -> CanaryVerdicts | None:
     """The verdicts that the package recorded for exactly this judge on these canaries, or None."""
-    found = msgspec.json.decode(_RECORDED.read_bytes(), type=tuple[CanaryVerdicts, ...])
+    records = msgspec.json.decode(_RECORDED.read_bytes(), type=tuple[CanaryVerdicts, ...])
     wanted = (judge, _digest())
-    same = (row for row in found if (row.judge, row.answers) == wanted)
+    same = (row for row in records if (row.judge, row.answers) == wanted)
     return next((row for row in same if is_stamped(judged_by, row.judged_by)), None)
 
 
@@ -208,8 +208,8 @@ def check_positive(labels: Collection[str], positive: Collection[str], name: str
     there = f"The labels are: {', '.join(sorted(known)[:12])}." if known else "No row has a label."
     for value in sorted(set(positive) - known):
         hint = did_you_mean(value, known)
-        said = f"'{name}': no" if name else "No"
-        raise UsageError(f"{said} row is labelled '{value}'.{hint} {there}", code="unknown-name")
+        prefix = f"'{name}': no" if name else "No"
+        raise UsageError(f"{prefix} row is labelled '{value}'.{hint} {there}", code="unknown-name")
     plain = {value.strip().casefold(): value for value in positive}
     for label in sorted(known - set(positive)):
         if near := plain.get(label.strip().casefold()):
@@ -287,31 +287,31 @@ def measure(
     read = [row for path in paths for row in read_labels(path, columns, without)]
     every = [row for path in paths for row in read_labels(path, columns)] if without else read
     check_positive({row.label for row in every}, positive)
-    found = [row for row in read if row.label.strip()]
+    labelled = [row for row in read if row.label.strip()]
     name = " + ".join(path.name for path in paths)
     if fit:
-        judge, half = fitted(judge, task, [r for r in found if r.row % 2 == 0], positive, watch), "odd"
-    rows = [row for row in found if half == "all" or row.row % 2 == (half == "odd")]
+        judge, half = fitted(judge, task, [r for r in labelled if r.row % 2 == 0], positive, watch), "odd"
+    rows = [row for row in labelled if half == "all" or row.row % 2 == (half == "odd")]
     if fit or (once and half != "all"):
-        others = {_key(row) for row in found if row.row % 2 == (half != "odd")}
+        others = {_key(row) for row in labelled if row.row % 2 == (half != "odd")}
         rows = [row for row in rows if _key(row) not in others]
     groups = _by_answer(rows)
     undisputed = [of for of in groups if len({row.label in positive for row in of}) == 1]
     n_repeated, n_disputed = len(rows) - len(groups), len(groups) - len(undisputed)
     rows = [of[0] for of in undisputed] if once else rows
-    said = _ask(judge, task, rows, positive, watch)
-    decided = [each for each in said if each.score is not None]
+    verdicts = _ask(judge, task, rows, positive, watch)
+    decided = [each for each in verdicts if each.score is not None]
     name += ("" if half == "all" else f" ({half} rows)") + (" (each answer once)" if once else "")
     families = sorted({each.row.family for each in decided} - {""})
     return LabelMeasurement(
         judge,
         _count(decided, name),
-        len(said) - len(decided),
+        len(verdicts) - len(decided),
         tuple(_count([e for e in decided if e.row.family == f], f"{name}: {f}") for f in families),
         hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths)).hexdigest(),
         n_learned_from(judge, [each.row.response for each in decided]),
         n_repeated,
-        len(read) - len(found),
+        len(read) - len(labelled),
         tuple(Counter(row.label for row in rows if row.label not in positive).most_common()),
         n_disputed,
     )
@@ -323,10 +323,10 @@ def _key(row: Labelled) -> tuple[str, str]:
 
 def _by_answer(rows: Sequence[Labelled]) -> list[list[Labelled]]:
     """Rows with the same answer under the same prompt, grouped in order of their first row."""
-    found: dict[tuple[str, str], list[Labelled]] = {}
+    groups: dict[tuple[str, str], list[Labelled]] = {}
     for row in rows:
-        found.setdefault(_key(row), []).append(row)
-    return list(found.values())
+        groups.setdefault(_key(row), []).append(row)
+    return list(groups.values())
 
 
 def fitted(
@@ -336,8 +336,8 @@ def fitted(
     if not isinstance(judge, FittableJudge):
         raise UsageError(f"The judge '{judge.name}' has no threshold to fit; rubric:MODEL has.")
     neutral = judge.fitted(task, 0.0)
-    said = [(e.truth, e.score) for e in _ask(neutral, task, rows, positive, watch) if e.score is not None]
-    truth, scores = np.array([t for t, _ in said], bool), np.array([s for _, s in said])
+    judged = [(e.truth, e.score) for e in _ask(neutral, task, rows, positive, watch) if e.score is not None]
+    truth, scores = np.array([t for t, _ in judged], bool), np.array([s for _, s in judged])
     if not truth.any() or truth.all():
         raise UsageError("The even rows, on which the threshold is fitted, must hold both kinds of labels.")
     odds = np.log(np.clip(scores, 1e-6, 1 - 1e-6)) - np.log1p(-np.clip(scores, 1e-6, 1 - 1e-6))
@@ -351,22 +351,22 @@ def fitted(
 def _ask(
     judge: Judge, task: Task, rows: Sequence[Labelled], positive: Collection[str], watch: Watch | None
 ) -> list[_LabelledVerdict]:
-    said: list[_LabelledVerdict] = []
+    verdicts: list[_LabelledVerdict] = []
     for start in range(0, len(rows), _AT_ONCE):
         some = rows[start : start + _AT_ONCE]
         scores = probabilities(judge, task, [(row.prompt, row.response) for row in some])
-        said += [
+        verdicts += [
             _LabelledVerdict(row.label in positive, score, row)
             for row, score in zip(some, scores, strict=True)
         ]
         if watch is not None:
-            watch(len(said), len(rows))
-    return said
+            watch(len(verdicts), len(rows))
+    return verdicts
 
 
-def _count(said: Sequence[_LabelledVerdict], name: str) -> Calibration:
-    tally = Counter((e.truth, e.score is not None and e.score >= 0.5) for e in said)
-    hit, miss, alarm, clear = (tally[truth, found] for truth in (True, False) for found in (True, False))
+def _count(verdicts: Sequence[_LabelledVerdict], name: str) -> Calibration:
+    tally = Counter((e.truth, e.score is not None and e.score >= 0.5) for e in verdicts)
+    hit, miss, alarm, clear = (tally[truth, is_yes] for truth in (True, False) for is_yes in (True, False))
     return Calibration(hit, hit + miss, clear, clear + alarm, name)
 
 
@@ -437,12 +437,12 @@ def save_calibration(
 
 def newest_calibration(root: Path, judge: str, judged_by: str, task: Task) -> StoredCalibration | None:
     """The newest calibration of exactly this judge, or None."""
-    found = [
+    matching = [
         k
         for k in _stored_calibrations(root)
         if (k.judge, k.task) == (judge, task) and is_stamped(judged_by, k.judged_by)
     ]
-    return max(found, key=lambda kept: kept.at, default=None)
+    return max(matching, key=lambda kept: kept.at, default=None)
 
 
 def copy_calibrations(root: Path, folder: Path, judge: str, judged_by: str) -> None:
@@ -455,13 +455,13 @@ def copy_calibrations(root: Path, folder: Path, judge: str, judged_by: str) -> N
 
 
 def _stored_calibrations(root: Path) -> list[StoredCalibration]:
-    found = []
+    stored = []
     for path in sorted((root / FOLDER).glob("*.json")):
         try:
-            found.append(msgspec.json.decode(path.read_bytes(), type=StoredCalibration))
+            stored.append(msgspec.json.decode(path.read_bytes(), type=StoredCalibration))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Damaged(f"{path}: {error}. Delete it and calibrate again.") from None
-    return found
+    return stored
 
 
 def _as_counts(calibration: Calibration) -> Counts:
@@ -654,13 +654,13 @@ def check_quality(
     own = [row for row in (readings.shipped_readings() if rows is None else rows) if row.judge == CHECKS]
     names = sorted({readings.family_of(row.technique) for row in own})
     parts = [(name, [row for row in own if readings.family_of(row.technique) == name]) for name in names]
-    found = []
+    qualities = []
     for name, part in [*parts, ("every technique", own)] if own else []:
         sens_k, sens_n, spec_k, spec_n = map(round, readings.count_readings(part, endpoint))
         counts = Calibration(sens_k, sens_n, spec_k, spec_n, f"answers read: {name}")
         if counts.sens_n or counts.spec_n:
-            found.append(as_quality(CHECKS, "breach", counts))
-    return tuple(found)
+            qualities.append(as_quality(CHECKS, "breach", counts))
+    return tuple(qualities)
 
 
 def trained_calibrations(path: Path) -> tuple[Calibration, ...]:
@@ -685,10 +685,10 @@ def measured_by_user(
     judge: str, judged_by: str, root: Path, tasks: Collection[Task]
 ) -> tuple[JudgeQuality, ...]:
     """A user's measurements of this judge in the store: by task, all labels and each family."""
-    found = [(task, newest_calibration(root, judge, judged_by, task)) for task in sorted(tasks)]
+    newest = [(task, newest_calibration(root, judge, judged_by, task)) for task in sorted(tasks)]
     return tuple(
         as_quality(judge, task, counts)
-        for task, kept in found
+        for task, kept in newest
         if kept is not None
         for counts in kept.calibrations()
     )
@@ -710,8 +710,8 @@ def calibrate(
     counted from 0. Raises BadInput with file and line, UnknownName, or UsageError if the labels do not hold a
     positive.
     """
-    found = measure(load(judge_name, models), [Path(labels)], columns, positive, task, half)
-    return as_quality(found.judge.name, task, found.counts)
+    measurement = measure(load(judge_name, models), [Path(labels)], columns, positive, task, half)
+    return as_quality(measurement.judge.name, task, measurement.counts)
 
 
 def measure_table(data: Path) -> QualityTable:
@@ -719,10 +719,10 @@ def measure_table(data: Path) -> QualityTable:
     table = []
     for each in LABEL_SETS:
         paths = [data / name for name in each.files]
-        found = measure(
+        measurement = measure(
             rules, paths, each.columns, each.positive, each.task, each.half, each.without, once=True
         )
-        a, b, c, d = map(int, found.counts[:4])
+        a, b, c, d = map(int, measurement.counts[:4])
         files = {name: hashlib.sha256((data / name).read_bytes()).hexdigest() for name in each.files}
         table.append(
             QualityRow(
@@ -804,15 +804,15 @@ def predicted_errors(
     with labels of one family takes theirs. A user's
     measurements of the judge `judged_by`, kept in the store `root`, replace the shipped ones.
     """
-    found = label_families(task, judge, judged_by, root)
-    sens = [(each.sens_k, each.sens_n) for each in found if each.sens_n]
-    spec = [(each.spec_k, each.spec_n) for each in found if each.spec_n]
+    families = label_families(task, judge, judged_by, root)
+    sens = [(each.sens_k, each.sens_n) for each in families if each.sens_n]
+    spec = [(each.spec_k, each.spec_n) for each in families if each.spec_n]
     if not sens or not spec:
         return None
-    names, is_single = "; ".join(each.labels for each in found), min(len(sens), len(spec)) == 1
-    said = f"{names} (one family: widened by the spread that other judges show)" if is_single else names
+    names, is_single = "; ".join(each.labels for each in families), min(len(sens), len(spec)) == 1
+    labels = f"{names} (one family: widened by the spread that other judges show)" if is_single else names
     of_sens, of_spec = _spread()
-    return PredictedErrors(_predicted(sens, of_sens), _predicted(spec, of_spec), said, found)
+    return PredictedErrors(_predicted(sens, of_sens), _predicted(spec, of_spec), labels, families)
 
 
 def _predicted(counts: Sequence[tuple[float, float]], spread: Spread) -> PredictedShare:
@@ -843,14 +843,14 @@ def _own_answers(task: Task) -> tuple[Calibration, ...]:
     """The default judge on answers to the shipped probes that people read: each model is a family."""
     kind = "benign" if task == "refusal" else "breach"
     rows = [row for row in readings.shipped_readings() if (row.judge, row.kind) == (DEFAULT, kind)]
-    found = []
+    families = []
     for model in sorted({row.model for row in rows}):
         counts = readings.count_readings((row for row in rows if row.model == model), "decided_trials")
         sens_k, sens_n = counts[:2] if counts.sens_n >= readings.FEWEST else (0.0, 0.0)
         spec_k, spec_n = counts[2:] if counts.spec_n >= readings.FEWEST else (0.0, 0.0)
         if sens_n or spec_n:
-            found.append(Calibration(sens_k, sens_n, spec_k, spec_n, f"{OWN}{model}"))
-    return tuple(found)
+            families.append(Calibration(sens_k, sens_n, spec_k, spec_n, f"{OWN}{model}"))
+    return tuple(families)
 
 
 def _spread(without: str = "") -> tuple[Spread, Spread]:
@@ -869,9 +869,9 @@ def _spread(without: str = "") -> tuple[Spread, Spread]:
 
 def _pooled_variance(of_judges: Sequence[Sequence[tuple[float, float]]]) -> Spread:
     several = [counts for counts in of_judges if len(counts) > 1]
-    found = [family_variance([k for k, _ in c], [n for _, n in c]) for c in several]
+    variances = [family_variance([k for k, _ in c], [n for _, n in c]) for c in several]
     weights = [len(counts) - 1 for counts in several]
-    mean = sum(w * v for w, v in zip(weights, found, strict=True)) / sum(weights)
+    mean = sum(w * v for w, v in zip(weights, variances, strict=True)) / sum(weights)
     return Spread(mean, float(max(weights)))
 
 
@@ -919,11 +919,11 @@ def leave_one_out(task: Task, judge: str = DEFAULT, n: int = 200) -> FamilyCover
         )
         for truth in TRUE_RATES:
             judged = truth * out.sens_k / out.sens_n + (1 - truth) * (1 - out.spec_k / out.spec_n)
-            found = correct_for_family(round(judged * n), n, sens, spec)
-            covered += _holds(found, truth)
+            corrected = correct_for_family(round(judged * n), n, sens, spec)
+            covered += _holds(corrected, truth)
             covered_pooled += _holds(rogan_gladen(round(judged * n), n, *pooled), truth)
-            if found.low is not None and found.high is not None:
-                widths.append(found.high - found.low)
+            if corrected.low is not None and corrected.high is not None:
+                widths.append(corrected.high - corrected.low)
     total = len(families) * len(TRUE_RATES)
     return FamilyCoverage(total, covered, covered_pooled, sum(widths) / max(1, len(widths)))
 

@@ -68,8 +68,8 @@ class Reading(Record, frozen=True):
         """Whether it broke, or a twin was refused; None if the readers differ or could not tell."""
         if FINAL in self.labels:
             return _is_positive(self.labels[FINAL], self.kind)
-        found = {_is_positive(label, self.kind) for label in self.labels.values()}
-        return found.pop() if len(found) == 1 else None
+        truths = {_is_positive(label, self.kind) for label in self.labels.values()}
+        return truths.pop() if len(truths) == 1 else None
 
     @property
     def is_found(self) -> bool:
@@ -161,11 +161,11 @@ def check_errors(
     spec, borrowed_spec = _share(by_model, by_family, 2)
     if sens is None or spec is None:
         return None
-    said = f"answers read: {family_of(technique)}"
+    source = f"answers read: {family_of(technique)}"
     missing = [name for name, is_so in (("breaches", borrowed), ("safe answers", borrowed_spec)) if is_so]
     if missing:
-        said += f" ({' and '.join(missing)}: of all techniques read)"
-    return ReadErrors(sens, spec, said)
+        source += f" ({' and '.join(missing)}: of all techniques read)"
+    return ReadErrors(sens, spec, source)
 
 
 def check_errors_elsewhere(
@@ -224,18 +224,18 @@ def agreement(rows: Sequence[Reading]) -> Iterator[ReaderAgreement]:
             for kind in ("breach", "benign"):
                 both = [row for row in rows if row.kind == kind and a in row.labels and b in row.labels]
                 if both:
-                    said = [
+                    answers = [
                         (_is_positive(row.labels[a], kind), _is_positive(row.labels[b], kind)) for row in both
                     ]
-                    told = [pair for pair in said if None not in pair]
+                    sure = [pair for pair in answers if None not in pair]
                     table = Table(
                         *(
-                            told.count(pair)
+                            sure.count(pair)
                             for pair in ((True, True), (True, False), (False, True), (False, False))
                         )
                     )
                     agreed = wilson(table.both + table.neither, table.n)
-                    yield ReaderAgreement(a, b, kind, cohens_kappa(table), agreed, len(said) - len(told))
+                    yield ReaderAgreement(a, b, kind, cohens_kappa(table), agreed, len(answers) - len(sure))
 
 
 # --- whether a study's answers are like the labelled ones ---------------------------------------------
@@ -342,8 +342,8 @@ def shipped_forms() -> tuple[AnswerForm, ...]:
 
 def write_forms(forms: Iterable[AnswerForm]) -> Path:
     """Replace the shipped forms of these families; those of others stay."""
-    found = {form.family: form for form in shipped_forms()} | {form.family: form for form in forms}
-    rows = [found[name] for name in sorted(found)]
+    by_family = {form.family: form for form in shipped_forms()} | {form.family: form for form in forms}
+    rows = [by_family[name] for name in sorted(by_family)]
     SHIPPED_LIKENESS.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=1) + b"\n")
     shipped_forms.cache_clear()
     _scale.cache_clear()

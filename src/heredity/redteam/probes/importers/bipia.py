@@ -72,7 +72,7 @@ def _contexts(source: ImportSource) -> list[tuple[int, str, str]]:
         )
     path = Path(given) if Path(given).is_absolute() or Path(given).exists() else source.path.parent / given
     columns = Columns(ImportSource(path, {}), NAMES)
-    found = [
+    contexts = [
         (
             line,
             columns.get(line, row, "question").removeprefix("Q:").strip() or "What does this say? Sum it up.",
@@ -80,9 +80,9 @@ def _contexts(source: ImportSource) -> list[tuple[int, str, str]]:
         )
         for line, row in readers.rows(path)
     ]
-    if not any(text for _, _, text in found):
+    if not any(text for _, _, text in contexts):
         raise BadInput(path, "holds no context")
-    return [each for each in found if each[2]]
+    return [each for each in contexts if each[2]]
 
 
 def _attacks(path: Path) -> Iterator[tuple[str, str]]:

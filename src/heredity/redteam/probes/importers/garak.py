@@ -50,13 +50,13 @@ def _texts(path: Path, data: Any) -> Iterator[tuple[str, str]]:
     if isinstance(data, dict) and isinstance(data.get("payloads"), list):
         data = data["payloads"]
     groups = data if isinstance(data, dict) else {"": data}
-    found = [
+    prompts = [
         (name, text.strip())
         for name, texts in groups.items()
         if isinstance(texts, list) and not name.startswith("_")
         for text in texts
         if isinstance(text, str) and text.strip()
     ]
-    if not found:
+    if not prompts:
         raise BadInput(path, "holds no list of texts")
-    return iter(found)
+    return iter(prompts)

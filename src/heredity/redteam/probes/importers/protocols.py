@@ -108,12 +108,12 @@ class Columns:
         return str(value).strip()
 
     def _find(self, line: int, row: Cells) -> dict[str, str]:
-        found = {}
+        columns = {}
         for field, names in self._names.items():
             given = self.source.options.get(field)
             column = _named(given, row) if given else next((c for n in names if (c := _named(n, row))), None)
             if column is not None:
-                found[field] = column
+                columns[field] = column
             elif given or field == "prompt":
                 name = given or names[0]
                 hint = did_you_mean(name, row)
@@ -124,7 +124,7 @@ class Columns:
                     line,
                     code="unknown-key",
                 )
-        return found
+        return columns
 
 
 def _named(name: str, row: Cells) -> str | None:
