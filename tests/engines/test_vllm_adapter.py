@@ -17,8 +17,7 @@ from heredity.core.errors import Damaged, Unavailable
 from heredity.core.records import Message, Request
 from heredity.engines.transformers.engine import TransformersEngine
 from heredity.engines.vllm import engine as vllm
-from heredity.engines.vllm.adapter import server_options
-from heredity.engines.vllm.engine import VllmEngine
+from heredity.engines.vllm.engine import VllmEngine, server_options
 from heredity.lineage.adoption import adopt
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown

@@ -17,7 +17,7 @@ from heredity.core.records import Decoding, Message, Request
 from heredity.engines.protocols import Engine
 from heredity.engines.torch import engine as torch_engine
 from heredity.engines.vllm import engine as vllm
-from heredity.engines.vllm.server import ServerProgram, free_port
+from heredity.engines.vllm.engine import ServerProgram, free_port
 from heredity.lineage.store import load_engine
 from heredity.study.runner import check_server
 from tests.engines.test_vllm import gone

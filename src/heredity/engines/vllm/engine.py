@@ -16,35 +16,294 @@ Batch invariance depends on vLLM: see docs/benchmarks.md.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
 import secrets
 import shlex
+import signal
+import socket
 import ssl
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
 import truststore
+from filelock import FileLock, Timeout
 from msgspec import UnsetType
+from safetensors import SafetensorError, safe_open
 
-from heredity.core.errors import ContextOverflow, EngineFailure, Unavailable
+from heredity.core.errors import ContextOverflow, Damaged, EngineFailure, Unavailable
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, digest
 from heredity.core.sanitize import clean_text
 from heredity.engines import NOT_VERIFIED, base_folder, failed_reply
 from heredity.engines._heard import EventReader
 from heredity.engines._workers import WorkerPool, error_row
-from heredity.engines.chat.folder import FolderChat, has_tokenizer
+from heredity.engines.chat.folder import FolderChat, has_tokenizer, vocabulary
 from heredity.engines.chat.tool_calls import parse_tool_calls
 from heredity.engines.protocols import AddressedRequest, Capabilities, Listener, Provenance
-from heredity.engines.vllm.adapter import server_options
-from heredity.engines.vllm.server import ServerProgram, free_port
+
+# --- the program: it ends with this process, even after kill -9, with all its child processes ------------
+
+_GRACE_SECONDS = 10.0
+_READ_BYTES = 1 << 20  # of the end of a log; the cause precedes the last line by many lines
+# Waits for the end of its input, which comes with the end of this process, and then ends the group.
+_WATCH = """
+read -r _
+kill -TERM "$1"
+for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 "$1" || break; sleep 1; done
+kill -s KILL -- "-$1"
+"""
+# A logger's words in front of a line: "(EngineCore pid=7) ERROR 11-26 04:12:37 [core.py:9] ".
+_LOGGED = re.compile(r"(?:\([^)]*\) )?(?:([A-Z]+) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
+# The last line of an exception, or of an option parser.
+_CAUSE = re.compile(r"(?:[\w.]*(?:Error|Exception)|[\w.]+: error): ")
+
+
+class ServerProgram:
+    """A started program that answers `health` (an address) with 200 once it is ready.
+
+    log: the file for its output; another name next to it if another program uses that file.
+    """
+
+    def __init__(
+        self, command: Sequence[str], health: str, log: Path, seconds: float, environment: Mapping[str, str]
+    ) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log, self._held = _alone(log)
+        self._watch: subprocess.Popen[bytes] | None = None
+        with self._log.open("wb") as output:
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # a group of its own, so that its workers end with it
+                    env={**os.environ, **environment},
+                )
+            except OSError as error:
+                self._held.release()
+                raise Unavailable(f"{command[0]} does not start: {error.strerror}.") from error
+        atexit.register(self.close)
+        try:
+            self._watch = _watch(self._process.pid)
+            self._wait(health, seconds)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The id of the program and of its group."""
+        return self._process.pid
+
+    def ended(self, seconds: float = 0.0) -> str:
+        """Return how the program ended, "" while it runs. `seconds`: how long to wait for its end."""
+        with suppress(subprocess.TimeoutExpired):
+            return f"the server ended with code {self._process.wait(seconds)}: {self._tail()}"
+        return ""
+
+    def close(self) -> None:
+        """End the whole group. The program gets some seconds to end its workers; then the group is killed."""
+        atexit.unregister(self.close)
+        try:
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_GRACE_SECONDS)
+        finally:  # a second Ctrl-C arrives here at once
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # even if the program itself has ended
+            self._process.wait()
+            if self._watch is not None:  # last: until here it guards against a sudden end of this process
+                self._watch.kill()
+                self._watch.communicate()
+            self._held.release()
+
+    def _wait(self, health: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        with httpx.Client(trust_env=False, timeout=5.0) as client:
+            while time.monotonic() < deadline:
+                if why := self.ended():
+                    raise Unavailable(f"It does not start: {why}")
+                with suppress(httpx.HTTPError):
+                    if client.get(health).status_code == 200:
+                        return
+                time.sleep(0.1)
+        raise Unavailable(f"The server was not ready within {seconds:g} s: {self._tail()}")
+
+    def _tail(self) -> str:
+        text = self._log.read_bytes()[-_READ_BYTES:].decode("utf-8", "replace")
+        return f"{cause(text)} (all of it: {self._log})"
+
+
+def cause(text: str) -> str:
+    """Return the cause of a program's end from its log: the first logged error and the first exception.
+
+    Later exceptions only repeat the first one. Without either, the last lines are returned.
+    """
+    logged, named, lines = [], [], []
+    for each in text.splitlines():
+        match = _LOGGED.match(each)
+        if line := each[match.end() if match else 0 :].strip():
+            lines.append(line[:200])
+            if match and match[1] == "ERROR":
+                logged.append(line[:200])
+            if _CAUSE.match(line):
+                named.append(line[:300])
+    causes = list(dict.fromkeys([*logged[:1], *named[:1]]))
+    return " / ".join(causes or lines[-3:])
+
+
+def _alone(log: Path) -> tuple[Path, FileLock]:
+    """Return the first of log, log-2, ... that no other program uses, and its lock. The file is new."""
+    own, number = log, 1
+    while True:
+        held = FileLock(f"{own}.lock", timeout=0, thread_local=False)
+        with suppress(Timeout):
+            held.acquire()
+            own.unlink(missing_ok=True)  # not emptied: a program may outlive a killed owner and still write
+            return own, held
+        number += 1
+        own = log.with_stem(f"{log.stem}-{number}")
+
+
+def _watch(group: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        ["/bin/sh", "-c", _WATCH, "sh", str(group)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C in the terminal must not reach it
+    )
+
+
+def free_port() -> int:
+    """Return a port of this machine that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# --- an adapter ------------------------------------------------------------------------------------------
+# vLLM 0.32 ignores two things without an error: an embedding that an adapter holds whole, and a module that
+# has another name in the base. Earlier versions also ignore the ranks and scales of single modules. The
+# answers are then of another model than the recorded one. So only an adapter of plain LoRA is served, with
+# the names and the tokenizer of its base. Of the weights only the headers are read.
+
+_CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
+_OF_LORA = re.compile(r"base_model\.model\.(.+)\.lora_(?:embedding_)?[AB](?:\.weight)?")
+_ACTIVATED = "alora_invocation_tokens"  # vLLM does not read it (pull request 19710 is closed)
+# Settings that change what an adapter computes, and that not every version of vLLM has.
+_OTHER_FORMS = (
+    "rank_pattern",
+    "alpha_pattern",
+    "target_parameters",
+    "use_dora",
+    "lora_bias",
+    "modules_to_save",
+)
+_OF_TOKENIZER = ("normalizer", "pre_tokenizer", "post_processor")  # of tokenizer.json, beside its vocabulary
+
+
+def server_options(name: str, adapter: Path, base: Path) -> list[str]:
+    """Return the options of a server that has an adapter under `name`, and its base under another name.
+
+    Raises as `check_adapter` does.
+    """
+    rank = check_adapter(name, adapter, base)
+    module = json.dumps({"name": name, "path": str(adapter)})
+    return ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(rank), "--lora-modules", module]
+
+
+def check_adapter(name: str, adapter: Path, base: Path, base_name: str = "BASE") -> int:
+    """Return the smallest rank of vLLM that holds the adapter's. base_name: for the advice.
+
+    Raises Unavailable for an adapter that vLLM would serve in part, Damaged for files that do not read.
+    """
+    rank, why = _config(adapter)
+    if why == _ACTIVATED:
+        raise Unavailable(
+            f"vLLM cannot serve the adapter '{name}': it is an activated LoRA (aLoRA), which vLLM would apply"
+            " to the whole text. Name it without 'vllm:'; the torch engine answers it."
+        )
+    if not why:
+        why = _other_names(adapter, base) or _other_tokens(adapter, base)
+    if why:
+        raise Unavailable(
+            f"vLLM cannot serve the adapter '{name}': {why}. Merge it, and name the result:"
+            f" heredity derive merge_adapter {shlex.quote(name)} {shlex.quote(base_name)}"
+        )
+    return next(each for each in _RANKS if each >= rank)
+
+
+def _config(adapter: Path) -> tuple[int, str]:
+    """Return the rank, and what vLLM would not take in the config; "" for nothing."""
+    path = adapter / _CONFIG
+    try:
+        config = json.loads(path.read_bytes())
+        if config.get(_ACTIVATED):
+            return 0, _ACTIVATED
+        rank, forms = config["r"], [key for key in _OTHER_FORMS if config.get(key)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{path}: does not read ({type(error).__name__}).") from None
+    if forms:
+        return 0, f"it has {forms[0]}, which not every version serves"
+    if not isinstance(rank, int) or not 0 < rank <= _RANKS[-1]:
+        return 0, f"its rank is {str(rank)[:20]}, and vLLM's largest {_RANKS[-1]}"
+    return rank, ""
+
+
+def _other_names(adapter: Path, base: Path) -> str:
+    """Return a tensor that is not a matrix of LoRA on a module of the base; "" for none."""
+    there = {name for path in sorted(base.glob("*.safetensors")) for name in _names(path)}
+    for name in _names(adapter / _TENSORS):
+        match = _OF_LORA.fullmatch(name)
+        if match is None or f"{match[1]}.weight" not in there:
+            return f"{name[:80]!r} is not a matrix of LoRA on a module of the base"
+    return ""
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with safe_open(path, "numpy") as file:
+            return sorted(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise Damaged(f"{path}: {error}") from None
+
+
+def _other_tokens(adapter: Path, base: Path) -> str:
+    if has_tokenizer(adapter) and _tokenizer(adapter) != _tokenizer(base):
+        return "its tokenizer differs from that of its base"
+    return ""
+
+
+def _tokenizer(folder: Path) -> list[object]:
+    """Return the parts of a tokenizer that decide the tokens of a text."""
+    fast, slow = folder / "tokenizer.json", folder / "tokenizer.model"
+    try:
+        if not fast.is_file():
+            return [slow.read_bytes()]
+        whole = json.loads(fast.read_bytes())
+        merges = [
+            " ".join(each) if isinstance(each, list) else each for each in whole["model"].get("merges") or ()
+        ]
+        return [vocabulary(folder), merges, *(whole.get(key) for key in _OF_TOKENIZER)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{folder}: its tokenizer does not read ({type(error).__name__}).") from None
+
+
+# --- the requests ----------------------------------------------------------------------------------------
 
 _OTHER_SHAPE = (ValueError, KeyError, IndexError, TypeError)
 _CONNECT_SECONDS, _SHORT_SECONDS = 10.0, 15.0
