@@ -120,10 +120,10 @@ def test_text_that_looks_like_a_special_token_is_read_letter_by_letter(
 def test_llama_cpp_has_a_name_for_the_way_text_is_split(built: Build, tmp_path: Path, split: str) -> None:
     pytest.importorskip("transformers")
     from heredity.engines.chat.folder import read_gguf_chat
-    from heredity.formats import gguf_write
+    from heredity.formats import gguf_weights
 
     card = built(tail=TOKENIZER.replace("[shards]", f'split = "{split}"\n[shards]'))
-    vocabulary = gguf_write.read_vocabulary(tmp_path / "out", 400, read_gguf_chat)
+    vocabulary = gguf_weights.read_vocabulary(tmp_path / "out", 400, read_gguf_chat)
     assert vocabulary.split == card.tokenizer.split == split
     assert vocabulary.eos == card.tokenizer.end and vocabulary.eot == card.tokenizer.special["<|im_end|>"]
 

@@ -19,8 +19,8 @@ from heredity.engines.torch.engine import TorchEngine, open_folder
 from heredity.engines.torch.prefixes import plain
 from heredity.engines.torch.session import placed
 from heredity.engines.vllm.engine import check_adapter
-from heredity.formats.activation import find_last
 from heredity.formats.peft import read_adapter
+from heredity.formats.weights import find_last
 from heredity.recipes.merge_adapter import merge
 from tests.support.batch_caches import caches
 from tests.support.errors import raises

@@ -14,7 +14,7 @@ import gguf
 from gguf import quants
 from transformers import modeling_gguf_pytorch_utils as legacy
 
-from heredity.formats.gguf_reader import quick_gguf
+from heredity.formats.gguf_weights import quick_gguf
 
 _BLOCKS = [kind for kind in gguf.GGMLQuantizationType if hasattr(quants, kind.name)]
 _ODD_ARRAYS = ("numbers", "flags", "shares", "words")

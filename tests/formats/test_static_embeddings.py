@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from heredity.core.errors import Damaged
-from heredity.formats.choice import choose_by_config
+from heredity.formats.architectures import choose_by_config
 from heredity.formats.static_embeddings import holds_static, read_static
 from heredity.lineage.store import Store
 from tests.support.errors import raises

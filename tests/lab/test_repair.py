@@ -19,7 +19,7 @@ from heredity.core.records import Message, Reply, Request
 from heredity.engines import scripted
 from heredity.engines.protocols import Engine
 from heredity.engines.torch.engine import open_folder
-from heredity.formats.rewrite import read_all
+from heredity.formats.safetensors_io import read_all
 from heredity.lab.repair import (
     N_TESTS,
     RepairMeasurement,

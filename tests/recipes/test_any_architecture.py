@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from heredity.core.errors import Refused, Unavailable, UsageError
-from heredity.formats.rewrite import read_all
+from heredity.formats.safetensors_io import read_all
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.distill import Distill

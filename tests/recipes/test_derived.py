@@ -19,7 +19,7 @@ from heredity.core.files import Rows
 from heredity.core.records import Decoding, Message, Reply, Request
 from heredity.engines import NOT_VERIFIED
 from heredity.engines.torch.engine import TorchEngine, open_folder
-from heredity.formats.rewrite import read_all
+from heredity.formats.safetensors_io import read_all
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes import merge as merging

@@ -14,7 +14,7 @@ from heredity.core.records import Message, Request
 from heredity.engines.torch.engine import open_folder
 from heredity.formats import gptq
 from heredity.formats.gptq import GptqSettings, RoundingGrid, calibrate
-from heredity.formats.rewrite import read_all
+from heredity.formats.safetensors_io import read_all
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes import recipe

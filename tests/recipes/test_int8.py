@@ -16,8 +16,7 @@ from heredity.engines.torch.engine import TorchEngine, open_folder
 from heredity.formats import int8, weights
 from heredity.formats.architectures import ARCHITECTURES as LAYERS
 from heredity.formats.architectures import MATRIX
-from heredity.formats.rewrite import read_all
-from heredity.formats.safetensors_io import read_safetensors, write_safetensors
+from heredity.formats.safetensors_io import read_all, read_safetensors, write_safetensors
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.prune import Prune

@@ -12,7 +12,7 @@ pytest.importorskip("gguf")
 
 from heredity.core.progress import Progress
 from heredity.formats.gguf import read_gguf
-from heredity.formats.rewrite import read_all
+from heredity.formats.safetensors_io import read_all
 from heredity.lineage.store import Store
 from heredity.recipes import recipe
 from tests.support.tiny_models import make_model

@@ -14,9 +14,8 @@ from heredity.cli._pulling import preview_lines
 from heredity.core import registry
 from heredity.core.errors import Damaged, Refused, Unavailable, UsageError
 from heredity.core.terminal import parameters
-from heredity.formats import choice
-from heredity.formats.architectures import ARCHITECTURES
-from heredity.formats.choice import choose_by_config, choose_for_gguf
+from heredity.formats import architectures
+from heredity.formats.architectures import ARCHITECTURES, choose_by_config, choose_for_gguf
 from heredity.formats.gguf import read_gguf_start
 from heredity.lineage.store import Store
 from heredity.lineage.types import Preview
@@ -72,16 +71,16 @@ def test_where_no_engine_fits_the_reason_is_named(config: dict[str, object], wor
 
 def test_quantized_weights_need_their_package(has_slow_engine: None, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"model_type": "llama", "quantization_config": {"quant_method": "aqlm", "in_group_size": 8}}
-    real = choice.find_spec
-    monkeypatch.setattr(choice, "find_spec", lambda name: None if name == "aqlm" else real(name))
+    real = architectures.find_spec
+    monkeypatch.setattr(architectures, "find_spec", lambda name: None if name == "aqlm" else real(name))
     found = choose_by_config(config)
     assert found.engine == "" and "aqlm" in found.reason and found.quantization == "aqlm"
     there = ModuleSpec("aqlm", None)
-    monkeypatch.setattr(choice, "find_spec", lambda name: there if name == "aqlm" else real(name))
+    monkeypatch.setattr(architectures, "find_spec", lambda name: there if name == "aqlm" else real(name))
     assert choose_by_config(config).engine == "transformers"
 
 
-@pytest.mark.parametrize("method", choice.PACKED)
+@pytest.mark.parametrize("method", architectures.PACKED)
 def test_packed_weights_need_no_package(method: str, has_slow_engine: None) -> None:
     config = {"model_type": "llama", "quantization_config": {"quant_method": method}}
     found = choose_by_config(config)
@@ -90,7 +89,7 @@ def test_packed_weights_need_no_package(method: str, has_slow_engine: None) -> N
 
 
 def test_without_torch_the_reason_is_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "find_spec", lambda name: None)
+    monkeypatch.setattr(architectures, "find_spec", lambda name: None)
     for found in (choose_by_config({"model_type": "llama"}), choose_for_gguf("llama")):
         assert found.engine == "" and ".[torch]" in found.reason
 
@@ -100,9 +99,9 @@ def test_what_transformers_has_is_read_without_loading_it() -> None:
     import subprocess
 
     code = (
-        "import sys; from heredity.formats import choice;"
-        "assert {'llama', 'mixtral', 'phi3', 'gpt_neox'} <= choice.causal_types();"
-        "assert {'llama', 'qwen2'} <= choice.gguf_types();"
+        "import sys; from heredity.formats import architectures;"
+        "assert {'llama', 'mixtral', 'phi3', 'gpt_neox'} <= architectures.causal_types();"
+        "assert {'llama', 'qwen2'} <= architectures.gguf_types();"
         "assert not {'torch', 'transformers'} & sys.modules.keys()"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""

@@ -257,7 +257,7 @@ class Adapter:
     low_rank: Mapping[str, LowRank]
     whole: Mapping[str, torch.Tensor]
     keeps_ties: bool = True  # a new embedding is also the head of a model in which they are one
-    invocation: tuple[int, ...] = ()  # of an activated LoRA (activation.py): the tokens that wake it
+    invocation: tuple[int, ...] = ()  # of an activated LoRA (weights.Gate): the tokens that wake it
 
     def fitted(
         self, names: Collection[str], is_tied: bool, place: Path, model_type: object = None

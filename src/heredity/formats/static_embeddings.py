@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from heredity.core.errors import BadInput, Damaged, HeredityError, Unavailable, first_line, how_to_install
 from heredity.core.readers import json_of
-from heredity.formats.choice import STATIC
+from heredity.formats.architectures import STATIC
 from heredity.formats.safetensors_io import SafeTensor, read_safetensors
 from heredity.formats.tokenizer_files import read_tokenizer
 

@@ -28,7 +28,7 @@ from heredity.formats.safetensors_io import SafeTensor, read_safetensors
 if TYPE_CHECKING:
     import torch
 
-    from heredity.formats.grids import QuantizedRows, Reader
+    from heredity.formats.packed import QuantizedRows, Reader
     from heredity.formats.peft import LowRank
 
 RELATED = 0.5  # the smallest cosine of a descendant's matrices with its ancestor's
@@ -295,8 +295,7 @@ def compare_quantized(child: Path, parent: Path, findings: Findings) -> None:
 
 def _compare_folder(child: Path, parent: Path, findings: Findings, sums: _Sums, steps: _Steps) -> str:
     """Compare a folder of safetensors; returns how its shapes differ. Raises Unavailable."""
-    from heredity.formats.grids import read_grids
-    from heredity.formats.packed import packing_of
+    from heredity.formats.packed import packing_of, read_grids
 
     ours, theirs = places(child), places(parent)
     config = read_config(child).get("quantization_config")
@@ -331,7 +330,7 @@ def _read_grid(name: str, read: Reader) -> QuantizedRows:
 
 def _compare_gguf(path: Path, parent: Path, findings: Findings, sums: _Sums, steps: _Steps) -> str:
     """Compare a GGUF; returns how its shapes differ."""
-    from heredity.formats.grids import EXPERT, gguf_places, read_gguf_grid
+    from heredity.formats.packed import EXPERT, gguf_places, read_gguf_grid
 
     header, theirs, config = read_gguf(path), places(parent), read_config(parent)
     is_llama = header.text("general.architecture") == "llama"
@@ -361,7 +360,7 @@ def _turned(name: str, rows: torch.Tensor, config: Mapping[str, object]) -> torc
     """Queries and keys in the order in which a GGUF of a Llama has them."""
     import torch
 
-    from heredity.formats.gguf_write import in_gguf_order
+    from heredity.formats.gguf_weights import in_gguf_order
 
     key = "num_key_value_heads" if ".k_proj." in name else "num_attention_heads"
     n_heads = config.get(key) or config.get("num_attention_heads")

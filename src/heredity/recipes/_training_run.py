@@ -27,8 +27,7 @@ from heredity.core.errors import UnknownName, UsageError
 from heredity.core.progress import Watch, phase
 from heredity.core.records import digest, encode
 from heredity.core.sanitize import plural
-from heredity.formats.rewrite import copy_rest
-from heredity.formats.safetensors_io import INDEX
+from heredity.formats.safetensors_io import INDEX, copy_rest
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import ComputingRecipe, DerivableRecipe, setting
 from heredity.train.data.chat import Data, Dialogue, activate

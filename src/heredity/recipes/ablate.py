@@ -64,7 +64,7 @@ class Ablate(ComputingRecipe):
 
         from heredity.engines.torch import refusal_direction
         from heredity.engines.torch.engine import open_folder
-        from heredity.formats.rewrite import rewrite
+        from heredity.formats.safetensors_io import rewrite
         from heredity.formats.weights import read_config
 
         (parent,) = parents
@@ -150,8 +150,7 @@ def _merge_shards(out: Path) -> None:
     """One file, so that transformers needs no index."""
     from safetensors.torch import save_file
 
-    from heredity.formats.rewrite import read_all
-    from heredity.formats.safetensors_io import INDEX
+    from heredity.formats.safetensors_io import INDEX, read_all
 
     tensors = read_all(out)
     for shard in out.glob("*.safetensors"):

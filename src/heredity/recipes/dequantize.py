@@ -21,10 +21,8 @@ from heredity.core import host
 from heredity.core.errors import Damaged, Refused, Unavailable, first_line, how_to_install
 from heredity.core.files import explain_full_disk
 from heredity.core.progress import Watch, about, phase
-from heredity.formats import gguf_gemma, int8_write
 from heredity.formats.gguf import GgufHeader, read_gguf
-from heredity.formats.rewrite import copy_rest, replace_json
-from heredity.formats.safetensors_io import INDEX, read_safetensors
+from heredity.formats.safetensors_io import INDEX, copy_rest, read_safetensors, replace_json
 from heredity.lineage.types import Description, Grown
 
 if TYPE_CHECKING:
@@ -152,7 +150,9 @@ class Dequantize:
         (parent,) = parents
         watch = about(self.watch, parent.record.name)
         if parent.record.format == "int8":
-            int8_write.dequantize_int8(parent.folder, out, self.dtype, watch)
+            from heredity.formats.int8 import dequantize_int8
+
+            dequantize_int8(parent.folder, out, self.dtype, watch)
         elif parent.record.format == "safetensors" and is_packed(parent.folder):
             unpack_folder(parent.folder, out, self.dtype, watch=watch)
         else:
@@ -207,7 +207,7 @@ def _quiet_transformers(n_tensors: int, watch: Watch | None) -> Iterator[None]:
         from transformers import modeling_gguf_pytorch_utils as legacy
         from transformers.utils import logging
 
-        from heredity.formats.gguf_reader import quick_gguf
+        from heredity.formats.gguf_weights import quick_gguf
     except ImportError as error:
         raise Unavailable(
             f"Dequantizing a GGUF needs torch and transformers. {how_to_install('torch')}"
@@ -241,6 +241,8 @@ def _write_weights(gguf: Path, header: GgufHeader, out: Path, dtype: str, watch:
     import torch
     import transformers
 
+    from heredity.formats.gguf_weights import complete_gemma, is_gemma
+
     kind: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
     if hasattr(transformers, "GgufConfig"):  # from 5.24 on, blocks may stay packed unless this says no
         kind["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -252,8 +254,8 @@ def _write_weights(gguf: Path, header: GgufHeader, out: Path, dtype: str, watch:
             )
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise Refused(f"transformers does not load {gguf.name}: {first_line(error)}") from error
-    if gguf_gemma.is_one(model.config):
-        gguf_gemma.complete(model.config, header.metadata)
+    if is_gemma(model.config):
+        complete_gemma(model.config, header.metadata)
     _tie_equal_head(model)
     _remove_quantization(model)
     ends = _end_ids(header)

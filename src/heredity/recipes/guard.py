@@ -45,7 +45,7 @@ class Guard(DerivableRecipe):
         from heredity.core.records import Message, Request
         from heredity.engines.chat.codec import Template
         from heredity.engines.chat.folder import template_source
-        from heredity.formats.rewrite import rewrite
+        from heredity.formats.safetensors_io import rewrite
 
         (parent,) = parents
         template = template_source(parent.folder)

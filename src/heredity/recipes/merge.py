@@ -49,7 +49,7 @@ class Merge(DerivableRecipe):
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Write the merged weights, everything else as the first parent has it."""
-        from heredity.formats.rewrite import read_all, rewrite
+        from heredity.formats.safetensors_io import read_all, rewrite
 
         is_over_base = self.method in ("ties", "task_arithmetic")
         exact = {"slerp": 2, "resta": 3}.get(self.method)

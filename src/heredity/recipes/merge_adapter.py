@@ -21,7 +21,7 @@ from heredity.core.errors import Unavailable, UsageError
 from heredity.core.progress import Watch, about
 from heredity.engines import base_of
 from heredity.engines.chat.folder import has_tokenizer
-from heredity.formats.rewrite import replace_json, rewrite
+from heredity.formats.safetensors_io import replace_json, rewrite
 from heredity.lineage.types import Description, Grown
 
 if TYPE_CHECKING:

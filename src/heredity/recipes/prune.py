@@ -48,8 +48,7 @@ class Prune(DerivableRecipe):
         """Write the kept layers under new numbers. Raises UsageError for more than there are, or one."""
         from safetensors.torch import save_file
 
-        from heredity.formats.rewrite import copy_rest, read_all
-        from heredity.formats.safetensors_io import INDEX
+        from heredity.formats.safetensors_io import INDEX, copy_rest, read_all
 
         (parent,) = parents
         config = json.loads((parent.folder / "config.json").read_text("utf-8"))

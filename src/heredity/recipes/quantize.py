@@ -115,17 +115,19 @@ class Quantize(DerivableRecipe):
         if self.to in _GROUPED:
             form, packages, notes = "safetensors", ("torch", "safetensors"), self._write_grouped(parent, out)
         elif self.to == "int8":
-            from heredity.formats import int8_write
+            from heredity.formats.int8 import write_int8
+            from heredity.formats.weights import check_roundable, read_config
 
-            int8_write.write_int8(parent.folder, out, self.watch)
+            check_roundable(read_config(parent.folder))
+            write_int8(parent.folder, out, self.watch)
             form, packages = "int8", ("torch", "safetensors")
         else:
             try:
                 from heredity.engines.chat.folder import read_gguf_chat
-                from heredity.formats import gguf_write
+                from heredity.formats import gguf_weights
             except ImportError as error:
                 raise Unavailable(f"A GGUF needs torch and gguf. {how_to_install('torch')}") from error
-            gguf_write.write_gguf(
+            gguf_weights.write_gguf(
                 parent.folder, out / "model.gguf", self.to, parent.record.family, read_gguf_chat, self.watch
             )
             packages = "gguf", "numpy"
@@ -137,7 +139,7 @@ class Quantize(DerivableRecipe):
         """Write the rounded numbers in the parent's dtype, and return the notes about them."""
         from heredity.formats.gptq import RoundingGrid, round_to_nearest
         from heredity.formats.linear_layers import stored_matrices
-        from heredity.formats.rewrite import rewrite
+        from heredity.formats.safetensors_io import rewrite
 
         matrices = stored_matrices(parent.folder)
         if self.is_calibrated and (experts := [name for name in matrices if ".experts." in name]):

@@ -25,7 +25,7 @@ from heredity.core import host
 from heredity.core.errors import Damaged, UsageError, first_line
 from heredity.core.progress import Watch, phase
 from heredity.core.records import Model
-from heredity.formats.choice import EMBEDDING
+from heredity.formats.architectures import EMBEDDING
 from heredity.formats.static_embeddings import (
     CONFIG,
     MODULES,

@@ -35,7 +35,7 @@ from heredity.core.errors import (
     UsageError,
 )
 from heredity.core.records import Message, Request, Retrieved
-from heredity.formats.choice import modality_of
+from heredity.formats.architectures import modality_of
 from heredity.lineage.adoption import adopt
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown

@@ -19,7 +19,7 @@ from heredity.core.progress import Progress
 from heredity.core.records import Decoding, Message, Request
 from heredity.deploy import export
 from heredity.deploy.export import _parity
-from heredity.formats import gguf_write
+from heredity.formats import gguf_weights
 from heredity.formats.gguf import read_gguf
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
@@ -114,7 +114,7 @@ def test_weights_in_the_wrong_place_are_refused_and_nothing_is_left(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = store.pull(str(make_model(tmp_path / "tiny", "llama", **LARGER)))
-    monkeypatch.setattr(gguf_write, "_turned", lambda name, array, config: array)
+    monkeypatch.setattr(gguf_weights, "_turned", lambda name, array, config: array)
     with raises(Refused, "refused"):
         export.export(store, model, "gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list((store.root / "tmp").glob("*/"))
@@ -184,7 +184,7 @@ def _converter(place: Path, body: str) -> None:
 
 WRITES = """
 from heredity.engines.chat.folder import read_gguf_chat
-from heredity.formats.gguf_write import write_gguf
+from heredity.formats.gguf_weights import write_gguf
 write_gguf(Path(sys.argv[1]), Path(sys.argv[3]), sys.argv[5], "converted", read_gguf_chat)
 """
 
@@ -194,7 +194,7 @@ def test_another_architecture_is_converted_by_the_program_of_llama_cpp(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = store.pull(str(make_model(tmp_path / "tiny", "llama", **LARGER)))
-    monkeypatch.setattr(gguf_write, "_ARCHITECTURES", {})
+    monkeypatch.setattr(gguf_weights, "_ARCHITECTURES", {})
     monkeypatch.setenv("PATH", str(tmp_path))
     with raises(Refused, "refused", mentions=["llama", "convert_hf_to_gguf.py"]):
         export.export(store, model, "gguf", tmp_path / "none")

@@ -17,7 +17,7 @@ from heredity.core.records import Made, Model, RecipeRecord
 from heredity.deploy import export
 from heredity.deploy.export import adapter as adapter_form
 from heredity.engines.chat.codec import ChatCodec
-from heredity.formats.rewrite import read_all
+from heredity.formats.safetensors_io import read_all
 from heredity.lineage.adoption import adopt
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown

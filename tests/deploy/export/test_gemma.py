@@ -16,7 +16,7 @@ from heredity.core.errors import Refused
 from heredity.core.records import FileHash
 from heredity.deploy import export
 from heredity.engines.chat.folder import read_gguf_chat
-from heredity.formats import gguf_write
+from heredity.formats import gguf_weights
 from heredity.formats.gguf import read_gguf
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
@@ -71,12 +71,12 @@ def test_norms_that_were_written_as_transformers_holds_them_are_refused(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = store.pull(str(make_gemma(tmp_path / "tiny")))
-    made = gguf_write._made
+    made = gguf_weights._as_llama_cpp
 
     def unlike(*given: Any) -> Any:
         return made(*given) - (1 if given[1].endswith("norm.weight") else 0)
 
-    monkeypatch.setattr(gguf_write, "_made", unlike)
+    monkeypatch.setattr(gguf_weights, "_as_llama_cpp", unlike)
     with raises(Refused, "refused"):
         export.export(store, model, "gguf", tmp_path / "out")
 
@@ -148,19 +148,17 @@ def test_a_gguf_that_says_more_of_a_gemma_than_others_is_read_as_it_says(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another period of windows and another base of them, which newer conversions may name."""
-    from heredity.formats import gguf_gemma
-
-    written = gguf_gemma.add_shape
+    written = gguf_weights.add_gemma_shape
 
     def more(writer: Any, config: Any) -> None:
         written(writer, config)
         writer.add_sliding_window_pattern(3)
         writer.add_rope_freq_base_swa(5e4)
 
-    monkeypatch.setattr(gguf_gemma, "add_shape", more)
+    monkeypatch.setattr(gguf_weights, "add_gemma_shape", more)
     path = tmp_path / "more.gguf"
     folder = make_gemma(tmp_path / "tiny")
-    gguf_write.write_gguf(folder, path, "f32", "more", read_gguf_chat)
+    gguf_weights.write_gguf(folder, path, "f32", "more", read_gguf_chat)
     parent = store.pull(str(folder))
     written_as = _with(parent, path)
     (out := tmp_path / "back").mkdir()

@@ -29,7 +29,7 @@ from heredity.application.retrieval.documents import Match
 from heredity.core import host
 from heredity.core.errors import Damaged, NotComparable, Unavailable, UsageError, first_line, how_to_install
 from heredity.core.readers import json_of
-from heredity.formats.choice import CROSS_ENCODERS, EMBEDDING, POOLING, RANKING, modality_of
+from heredity.formats.architectures import CROSS_ENCODERS, EMBEDDING, POOLING, RANKING, modality_of
 from heredity.formats.static_embeddings import holds_static, read_static
 from heredity.formats.tokenizer_files import beginning, load_tokenizer, tokenizer_errors
 from heredity.lineage.store import Store, search_store

@@ -1,7 +1,7 @@
 """Export to one GGUF file for llama.cpp, Ollama and LM Studio: lossless, or the recorded GGUF unchanged.
 
 Weights are written in their own precision. For fewer bits, derive a quantized child and export it. An
-architecture that gguf_write.py lacks is converted by llama.cpp's own program, if it is on the PATH.
+architecture that gguf_weights.py lacks is converted by llama.cpp's own program, if it is on the PATH.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from heredity.deploy.export._parity import (
 from heredity.engines.chat.codec import Template
 from heredity.engines.chat.folder import read_gguf_chat
 from heredity.formats.gguf import read_gguf
-from heredity.formats.gguf_write import is_written, write_gguf
+from heredity.formats.gguf_weights import is_written, write_gguf
 from heredity.formats.safetensors_io import read_safetensors
 from heredity.formats.weights import read_json
 from heredity.lineage.types import Grown

@@ -6,7 +6,7 @@ Adapters may come and go while the server runs:
     POST /v1/unload_lora_adapter    {"lora_name": NAME}
 
 The bodies are those of vLLM. MODEL is an adapter of the store by its name or id, never a path; without it
-NAME is. An adapter whose form cannot share its base has an engine of its own (formats/updates.py).
+NAME is. An adapter whose form cannot share its base has an engine of its own (formats/adapted.py).
 
 Promises: a name that means two models, or none, is refused with the names that there are. A model that comes
 later has the guards of its application and the request log, like those of the start. A request ends with the

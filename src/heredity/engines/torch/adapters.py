@@ -35,8 +35,8 @@ from heredity.engines.torch.decoder import PAD, Attend, Decoder, KvSlots, KvWrit
 from heredity.engines.torch.engine import AnsweringEngine, TorchEngine
 from heredity.engines.torch.prefixes import NUMBERS, SharedPrefix, marked, padded_rows, plain, round_up
 from heredity.engines.torch.session import Member, PrefixPool, Session, marked_from
+from heredity.formats.adapted import Place, Update, Updates, UpdateStack, read_updates, stacked_alone
 from heredity.formats.int8 import Linear
-from heredity.formats.updates import Place, Update, Updates, UpdateStack, read_updates, stacked_alone
 from heredity.formats.weights import Block, Weights
 
 _KEPT = 64  # plans; the rows of a step are mostly those of the step before

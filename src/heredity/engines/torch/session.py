@@ -55,8 +55,7 @@ from heredity.engines.torch.prefixes import (
     plain,
 )
 from heredity.engines.torch.sampling import Sampler
-from heredity.formats.activation import find_last
-from heredity.formats.weights import Weights
+from heredity.formats.weights import Weights, find_last
 
 
 class ActivatedDecoder(Decoder):

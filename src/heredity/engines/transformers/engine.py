@@ -53,11 +53,10 @@ from heredity.engines.chat.folder import has_tokenizer
 from heredity.engines.chat.tool_calls import parse_tool_calls
 from heredity.engines.protocols import Capabilities, Listener, TokenScores
 from heredity.engines.torch.sampling import Sampler
-from heredity.formats.activation import Gate, find_last
 from heredity.formats.adapted import tensor_names
-from heredity.formats.choice import ENCODERS
+from heredity.formats.architectures import ENCODERS
 from heredity.formats.peft import HEAD, LowRank, read_adapter
-from heredity.formats.weights import CONFIG, read_json
+from heredity.formats.weights import CONFIG, Gate, find_last, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from heredity.formats.rewrite import copy_rest
+from heredity.formats.safetensors_io import copy_rest
 from heredity.recipes._training_run import canary_notes
 from heredity.recipes.pretrain.recipe import Pretrain, refuse_other_tokens
 from heredity.recipes.pretrain.training import (

@@ -2,7 +2,7 @@
 
 Promises: of a repository only the list of files and the config.json are read, of a GGUF on this disk only the
 header. The figures of the hub are taken, and else those of the catalogue.
-Leaves to others: the choice of the engine (formats/choice.py), and showing it (cli/_pulling.py).
+Leaves to others: the choice of the engine (formats/architectures.py), and showing it (cli/_pulling.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 
 from heredity.core.errors import Damaged
 from heredity.engines.chat.folder import template_source
-from heredity.formats.choice import ENCODERS, EngineChoice, choose_by_config, choose_for_gguf
+from heredity.formats.architectures import ENCODERS, EngineChoice, choose_by_config, choose_for_gguf
 from heredity.formats.gguf import GgufHeader, read_gguf, read_gguf_start
 from heredity.lineage.catalog import BYTES_PER_WEIGHT, Entry
 from heredity.lineage.types import Preview

@@ -48,7 +48,7 @@ from heredity.core.files import Lock, explain_full_disk, hash_file, write_atomic
 from heredity.core.progress import Watch
 from heredity.core.readers import toml_of
 from heredity.engines.remote.services import known_models
-from heredity.formats.choice import EMBEDDING, STATIC, modality_of
+from heredity.formats.architectures import EMBEDDING, STATIC, modality_of
 from heredity.formats.gguf import read_gguf
 from heredity.formats.static_embeddings import holds_static, read_static
 from heredity.lineage.catalog import Entry, aliases, catalogue, names

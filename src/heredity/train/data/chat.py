@@ -30,7 +30,7 @@ class ActivatedExamples(NamedTuple):
 
 def activate(examples: Iterable[TokenizedExample], invocation: Sequence[int]) -> ActivatedExamples:
     """Cut conversations into examples of one answer each, woken by the last invocation before it."""
-    from heredity.formats.activation import find_last  # it loads torch
+    from heredity.formats.weights import find_last  # it loads torch
 
     tokenized_examples: list[TokenizedExample] = []
     n_asleep = 0

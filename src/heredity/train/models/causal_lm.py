@@ -29,7 +29,6 @@ from torch.nn import functional
 from heredity.core import host
 from heredity.core.errors import Unavailable, UsageError, first_line
 from heredity.core.host import CPU, Device
-from heredity.formats.activation import Gate
 from heredity.formats.linear_layers import (
     decoder_of,
     is_linear,
@@ -40,6 +39,7 @@ from heredity.formats.linear_layers import (
     shape_of,
     text_config,
 )
+from heredity.formats.weights import Gate
 from heredity.train import kernels
 from heredity.train.data.batching import PADDING_MULTIPLE, PackedBatch
 from heredity.train.kernels import causal_attention, row_groups, row_indices

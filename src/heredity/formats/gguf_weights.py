@@ -1,36 +1,236 @@
-"""Write a folder of safetensors as one GGUF, each matrix in a format of llama.cpp.
+"""The tensors of a GGUF: written from a folder of safetensors, and read faster by gguf and transformers.
 
 Promises: equal folders give equal bytes. A model that llama.cpp would compute differently is refused: scaled
 rotary positions, an unknown architecture or tokenizer. Vectors stay in fp32, as in llama.cpp. One tensor at a
-time is in memory.
-Leaves to others: whether the file answers as its parent did (deploy/export, or a study).
+time is in memory. The faster parts read the same values, to the bit.
+Leaves to others: whether the file answers as its parent did (deploy/export, or a study); checking a file
+before it is read (gguf.py).
 
 Source: the GGUF specification; tensor names and block formats are the gguf package's own.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from heredity.core.errors import Damaged, Refused
 from heredity.core.files import explain_full_disk
+from heredity.core.host import n_cores
 from heredity.core.progress import Watch, phase
-from heredity.formats import gguf_gemma
-from heredity.formats.gguf import GgufChatReader
+from heredity.formats.gguf import GgufChatReader, GgufValue
 from heredity.formats.safetensors_io import read_safetensors
-from heredity.formats.weights import read_json
+from heredity.formats.weights import read_json, setting
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
     from transformers import PreTrainedConfig
+
+# --- reading: faster parts of gguf and transformers --------------------------------------------------------
+
+_GROUP = 1 << 17  # weights computed at once: their intermediate values stay in the processor's cache
+_Parts = tuple[int, list[object], list[int], list[object]]  # bytes read, parts, places of the values, types
+
+
+class _Reader(Protocol):
+    """The parts of a gguf.GGUFReader that are used here."""
+
+    data: NDArray[np.uint8]
+    gguf_scalar_to_np: Mapping[object, type[np.generic]]
+
+
+@contextmanager
+def quick_gguf() -> Iterator[None]:
+    """Read each GGUF once, and its blocks on all cores; the libraries are as before at the end.
+
+    transformers reads a file three times, and makes the map of tensor names once for each module of a model.
+    The files are ones that `read_gguf` has checked. A part that the installed versions lack is left out.
+    """
+    import gguf
+    from gguf import quants
+    from transformers import modeling_gguf_pytorch_utils as legacy
+
+    quick: tuple[tuple[object, str, Callable[..., object]], ...] = (
+        (gguf, "GGUFReader", cache),
+        (gguf, "get_tensor_name_map", cache),
+        (gguf.GGUFReader, "_get_field_parts", _quick_field_parts),
+        (quants, "_apply_over_grouped_rows", lambda _: _apply_over_rows),
+        (legacy, "_gguf_parse_value", _quick_value),
+    )
+    replaced = [
+        (place, name, vars(place)[name], change) for place, name, change in quick if name in vars(place)
+    ]
+    try:
+        for place, name, before, change in replaced:
+            setattr(place, name, change(before))
+        yield
+    finally:
+        for place, name, before, _ in replaced:
+            setattr(place, name, before)
+
+
+def _quick_field_parts(slow: Callable[[_Reader, int, int], _Parts]) -> Callable[[_Reader, int, int], _Parts]:
+    """gguf's reading of a field, with a short way for arrays.
+
+    gguf slices a numpy.memmap three times for each token and each merge, which takes most of the time of a
+    small model. Here an element is a tuple of one number, or bytes.
+    """
+    from gguf import GGUFValueType
+
+    def field_parts(reader: _Reader, orig_offs: int, raw_type: int) -> _Parts:
+        if raw_type != GGUFValueType.ARRAY:
+            return slow(reader, orig_offs, raw_type)
+        reader.data = np.asarray(reader.data)  # a memmap looks for its file at every slice of a tensor
+        data, at = reader.data.data, orig_offs + 12
+        number, count = struct.unpack_from("<IQ", data, orig_offs)
+        kind = GGUFValueType(number)
+        types: list[object] = [GGUFValueType.ARRAY, *([kind] if count else [])]
+        head: list[object] = [np.array([number], np.uint32), np.array([count], np.uint64)]
+        if kind != GGUFValueType.STRING:
+            values = np.frombuffer(data, reader.gguf_scalar_to_np[kind], count, at)
+            return 12 + values.nbytes, [*head, *zip(values.tolist())], list(range(2, 2 + count)), types
+        texts = []
+        for _ in range(count):
+            (length,) = struct.unpack_from("<Q", data, at)
+            texts.append(((length,), bytes(data[at + 8 : at + 8 + length])))
+            at += 8 + length
+        return at - orig_offs, [*head, *chain(*texts)], list(range(3, 3 + 2 * count, 2)), types
+
+    return field_parts
+
+
+def _quick_value(slow: Callable[[object, object], object]) -> Callable[[object, object], object]:
+    """transformers' reading of one value, with a short way for the elements of `_quick_field_parts`."""
+
+    def value(part: object, types: object) -> object:
+        if isinstance(part, bytes):
+            return part.decode()
+        return part[0] if isinstance(part, tuple) else slow(part, types)
+
+    return value
+
+
+def _apply_over_rows(
+    func: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    arr: NDArray[np.uint8],
+    otype: DTypeLike,
+    oshape: tuple[int, ...],
+) -> NDArray[np.float32]:
+    """gguf's loop over the rows of a tensor, in larger groups and on all cores. The arguments are gguf's."""
+    rows = arr.reshape(-1, arr.shape[-1])
+    out = np.empty((len(rows), math.prod(oshape) // len(rows)), otype)
+    n_rows = max(1, _GROUP // out.shape[1])
+
+    def group(start: int) -> None:
+        some = rows[start : start + n_rows]
+        out[start : start + n_rows] = func(some).reshape(len(some), -1)
+
+    with ThreadPoolExecutor(n_cores()) as pool:
+        list(pool.map(group, range(0, len(rows), n_rows)))
+    return out.reshape(oshape)
+
+
+# --- Gemma 3, as llama.cpp's conversion and loading have it ------------------------------------------------
+# llama.cpp fixes some of its settings itself. Every sixth layer attends to all tokens. The others use rotary
+# base 10,000. Scores are scaled by the head dimension; the largest model (62 layers) uses hidden size per
+# head instead. A model with other settings is not written, and one that is read gets them.
+
+_EVERY = 6  # of this many layers the last attends to all tokens
+_LOCAL_BASE = 10_000.0
+_LAYERS_27B = 62
+_GLOBAL, _LOCAL = "full_attention", "sliding_attention"
+
+
+def is_gemma(config: PreTrainedConfig) -> bool:
+    """Return True for the configuration of a Gemma 3."""
+    return str(config.model_type) == "gemma3_text"
+
+
+def gemma_rope(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return the rotary settings of layers that attend to all tokens: base, and factor if it is scaled.
+
+    Raises Refused for settings that llama.cpp does not support in Gemma 3.
+    """
+    ropes = dict(config.rope_parameters)
+    local = dict(ropes.get(_LOCAL) or {})
+    windows = list(config.layer_types) != _gemma_layers(int(config.num_hidden_layers))
+    _refuse_gemma(windows, "windows in other layers")
+    is_plain = local.get("rope_type", "default") == "default"
+    turns = not is_plain or float(local.get("rope_theta", 0)) != _LOCAL_BASE
+    _refuse_gemma(turns, "windowed layers that turn otherwise")
+    scalar = config.query_pre_attn_scalar
+    _refuse_gemma(scalar != _gemma_scalar(config), f"scores scaled by {scalar}")
+    is_capped = bool(config.final_logit_softcapping or config.attn_logit_softcapping)
+    _refuse_gemma(is_capped, "capped logits")
+    is_both = bool(config.use_bidirectional_attention)
+    _refuse_gemma(is_both, "attention in both directions")
+    return dict(ropes[_GLOBAL])
+
+
+def _refuse_gemma(is_there: bool, what: str) -> None:
+    if is_there:
+        raise Refused(f"A GGUF of a Gemma 3 with {what} is not written: llama.cpp would compute otherwise.")
+
+
+def add_gemma_shape(writer: GGUFWriter, config: PreTrainedConfig) -> None:
+    """Write the keys of a Gemma 3 that other models do not have."""
+    writer.add_sliding_window(int(config.sliding_window))
+    rope = gemma_rope(config)
+    if rope.get("rope_type") == "linear":
+        import gguf
+
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(rope["factor"]))
+
+
+def complete_gemma(config: PreTrainedConfig, metadata: Mapping[str, GgufValue]) -> None:
+    """Complete a configuration that transformers has read from a GGUF."""
+    values = {key.removeprefix("gemma3."): value for key, value in metadata.items()}
+    every = _gemma_number(values, "attention.sliding_window_pattern", _EVERY)
+    whole: dict[str, object] = {**config.rope_parameters[_GLOBAL]}
+    if (how := values.get("rope.scaling.type", "none")) == "linear":
+        whole |= {"rope_type": "linear", "factor": _gemma_number(values, "rope.scaling.factor", 0)}
+    elif how != "none":
+        raise Refused("A GGUF of a Gemma 3 whose rotations are not stretched linearly is not read here.")
+    base = _gemma_number(values, "rope.freq_base_swa", _LOCAL_BASE)
+    config.query_pre_attn_scalar = _gemma_scalar(config)
+    config.layer_types = _gemma_layers(int(config.num_hidden_layers), int(every))
+    config.rope_parameters = {_GLOBAL: whole, _LOCAL: {"rope_type": "default", "rope_theta": base}}
+
+
+def _gemma_number(values: Mapping[str, GgufValue], key: str, default: float) -> float:
+    """Return a number of at least 1."""
+    number = values.get(key, default)
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 1 <= number < 2**31:
+        raise Refused(f"A GGUF of a Gemma 3 whose {key} is {str(number)[:40]} is not read here.")
+    return float(number)
+
+
+def _gemma_layers(n_layers: int, every: int = _EVERY) -> list[str]:
+    """Return the attention type of each layer."""
+    return [_LOCAL if (at + 1) % every else _GLOBAL for at in range(n_layers)]
+
+
+def _gemma_scalar(config: PreTrainedConfig) -> int:
+    """Return the number whose inverse square root scales the scores."""
+    if int(config.num_hidden_layers) == _LAYERS_27B:
+        return int(config.hidden_size) // int(config.num_attention_heads)
+    return int(config.head_dim)
+
+
+# --- writing ---------------------------------------------------------------------------------------------
 
 SPACE = "▁"
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -270,13 +470,11 @@ def write_gguf(
 
 
 def _add_shape(writer: GGUFWriter, config: PreTrainedConfig) -> None:
-    from heredity.formats.weights import setting
-
-    is_gemma = gguf_gemma.is_one(config)
+    is_gemma3 = is_gemma(config)
     rope = dict(setting(config, "rope_parameters", {}))
-    if is_gemma:
-        rope = gguf_gemma.global_rope(config)
-    if rope.get("rope_type", "default") not in (("default", "linear") if is_gemma else ("default",)):
+    if is_gemma3:
+        rope = gemma_rope(config)
+    if rope.get("rope_type", "default") not in (("default", "linear") if is_gemma3 else ("default",)):
         raise Refused(f"A GGUF with rotations scaled by '{rope['rope_type']}' is not written here.")
     has_windows = config.model_type == "mistral" and setting(config, "sliding_window", 0) > 0
     if has_windows or setting(config, "use_sliding_window", False):
@@ -295,8 +493,8 @@ def _add_shape(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_rope_freq_base(float(rope.get("rope_theta", setting(config, "rope_theta", 10_000.0))))
     writer.add_layer_norm_rms_eps(float(config.rms_norm_eps))
     writer.add_vocab_size(int(config.vocab_size))
-    if is_gemma:
-        gguf_gemma.add_shape(writer, config)
+    if is_gemma3:
+        add_gemma_shape(writer, config)
 
 
 def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
@@ -328,8 +526,6 @@ def _tensors(
 ) -> Iterator[tuple[str, list[int], GGMLQuantizationType, Callable[[], Array]]]:
     """Yield name, shape and format of every tensor, and a function that makes its data, layer by layer."""
     import gguf
-
-    from heredity.formats.weights import setting
 
     where: dict[str, tuple[Path, list[int]]] = {}
     for shard in sorted(folder.glob("*.safetensors")):
@@ -371,8 +567,6 @@ def _turned(name: str, array: Array, config: PreTrainedConfig) -> Array:
     """Permute the rows of queries and keys: llama.cpp rotates neighbours, transformers halves."""
     n_heads = int(config.num_attention_heads)
     if ".k_proj." in name:
-        from heredity.formats.weights import setting
-
         n_heads = int(setting(config, "num_key_value_heads", n_heads))
     elif ".q_proj." not in name:
         return array
