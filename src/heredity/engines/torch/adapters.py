@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -31,7 +31,7 @@ from heredity.engines.chat.folder import has_tokenizer
 from heredity.engines.protocols import AddressedRequest, Capabilities, Listener
 from heredity.engines.torch import autotune
 from heredity.engines.torch.autotune import PASS_WIDTHS, WIDTHS
-from heredity.engines.torch.decoder import PAD, Attend, Decoder, KvSlots, KvWrites, ResidualHook, Segment
+from heredity.engines.torch.decoder import PAD, Decoder, Pass, ResidualHook
 from heredity.engines.torch.engine import AnsweringEngine, TorchEngine
 from heredity.engines.torch.prefixes import NUMBERS, SharedPrefix, marked, padded_rows, plain, round_up
 from heredity.engines.torch.session import Member, PrefixPool, Session, marked_from
@@ -45,7 +45,6 @@ _PROVEN: dict[object, ProvenRows] = {}  # of this process, by shapes and arithme
 _MAX_STACKED = 12  # adapters of one batched product when it is tried
 _MAX_PADDING = 4  # rows that are multiplied for each that is needed, in a product of several adapters
 _PACKED = (PAD, *PASS_WIDTHS)
-Pass = Literal["row", "step", "packed"]  # one row, all rows by a token, or segments of several rows
 
 
 class ProvenRows(NamedTuple):
@@ -77,7 +76,6 @@ class Route(threading.local):
     """The rows of this thread's pass, by adapter; none: the base answers all of them."""
 
     shares: Sequence[Share] = ()
-    kind: Pass = "row"
 
     @contextmanager
     def to(self, shares: Sequence[Share]) -> Iterator[None]:
@@ -87,15 +85,6 @@ class Route(threading.local):
             yield
         finally:
             self.shares = before
-
-    @contextmanager
-    def by(self, kind: Pass) -> Iterator[None]:
-        """Plan passes of this kind until the end of the block."""
-        before, self.kind = self.kind, kind
-        try:
-            yield
-        finally:
-            self.kind = before
 
 
 class RoutedLinear:
@@ -126,37 +115,16 @@ class AdapterDecoder(Decoder):
         super().__init__(weights, dtype, hook)
         self.adapters = adapters
 
-    def _forward(
-        self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend, is_read: bool = True
-    ) -> torch.Tensor:
-        is_marked = tokens < 0
+    def _forward(self, new: Pass) -> torch.Tensor:
+        is_marked = new.tokens < 0
         if not bool(is_marked.any()):
-            return super()._forward(tokens, positions, attend, is_read)
-        numbers = torch.where(is_marked, ~tokens // NUMBERS + 1, 0)
-        shares = self.adapters.shares(tuple(numbers.tolist()), tokens.device)
+            return super()._forward(new)
+        numbers = torch.where(is_marked, ~new.tokens // NUMBERS + 1, 0)
+        shares = self.adapters.shares(new.kind, tuple(numbers.tolist()), new.tokens.device)
         with self.adapters.route.to(shares):
-            plain = torch.where(is_marked, ~tokens % NUMBERS, tokens)
-            return super()._forward(plain, positions, attend, is_read)
-
-    def prefill_packed(
-        self, prefix: SharedPrefix, slots: KvSlots, segments: Sequence[Segment], width: int
-    ) -> None:
-        """Do the same as `Decoder.prefill_packed`, for segments of several adapters."""
-        with self.adapters.route.by("packed"):
-            super().prefill_packed(prefix, slots, segments, width)
-
-    def step(
-        self,
-        prefix: SharedPrefix,
-        slots: KvSlots,
-        tokens: torch.Tensor,
-        lengths: torch.Tensor,
-        n_slots: int | None = None,
-        writes: KvWrites | None = None,
-    ) -> torch.Tensor:
-        """Do the same as `Decoder.step`, for rows of several adapters."""
-        with self.adapters.route.by("step"):
-            return super().step(prefix, slots, tokens, lengths, n_slots, writes)
+            return super()._forward(
+                new._replace(tokens=torch.where(is_marked, ~new.tokens % NUMBERS, new.tokens))
+            )
 
     def _like(self, weights: Weights, hook: ResidualHook | None) -> Decoder:
         return AdapterDecoder(weights, self.dtype, self.adapters, hook)
@@ -171,7 +139,7 @@ class AdapterSet:
         self._places: dict[int, tuple[int, int]] = {}  # by number: its shape, and its place in the stacks
         self._shapes: list[object] = []
         self._proven: dict[int, ProvenRows] = {}  # by shape
-        self._plans: OrderedDict[tuple[Pass, tuple[int, ...]], tuple[Share, ...]] = OrderedDict()
+        self._plans: OrderedDict[tuple[str, tuple[int, ...]], tuple[Share, ...]] = OrderedDict()
         self._lock = threading.Lock()
         blocks = tuple(self._routed(layer, block) for layer, block in enumerate(base.blocks))
         self.weights = replace(base, blocks=blocks)
@@ -218,44 +186,46 @@ class AdapterSet:
             self._places |= {n: (shape, at - (at > place)) for n, at in left.items()}
             self._plans.clear()
 
-    def shares(self, numbers: tuple[int, ...], device: torch.device) -> tuple[Share, ...]:
-        """Return the rows of each adapter in a pass. numbers: the adapter of each row; 0 for the base.
+    def shares(self, kind: str, numbers: tuple[int, ...], device: torch.device) -> tuple[Share, ...]:
+        """Return the rows of each adapter in a `Pass`. numbers: the adapter of each row; 0 for the base.
 
         Raises EngineFailure for one that was removed.
         """
         if not self._places.keys() >= set(numbers) - {0}:
             raise EngineFailure("an adapter of these rows is no longer here")
-        key = self.route.kind, numbers
+        key = kind, numbers
         if (found := self._plans.get(key)) is None:
-            found = self._plans[key] = tuple(self._planned(numbers, device))
+            found = self._plans[key] = tuple(self._planned(kind, numbers, device))
             if len(self._plans) > _KEPT:
                 self._plans.popitem(last=False)
         return found
 
-    def _planned(self, numbers: tuple[int, ...], device: torch.device) -> Iterator[Share]:
+    def _planned(self, kind: str, numbers: tuple[int, ...], device: torch.device) -> Iterator[Share]:
         rows: dict[tuple[int, int], list[int]] = {}
         for at, number in enumerate(numbers):
             if number:
                 rows.setdefault(self._places[number], []).append(at)
-        if self.route.kind == "row":  # the product of an adapter by itself: all rows of the pass
+        if kind == "row":  # the product of an adapter by itself: all rows of the pass
             for (shape, place), own in rows.items():
                 there = torch.tensor(own, device=device)
                 yield Share(shape, place, there, torch.arange(len(numbers), device=device)[None], there)
             return
         for run in _runs(sorted(rows)):
-            yield from self._shared({place: rows[place] for place in run}, device)
+            yield from self._shared(kind, {place: rows[place] for place in run}, device)
 
-    def _shared(self, run: Mapping[tuple[int, int], list[int]], device: torch.device) -> Iterator[Share]:
+    def _shared(
+        self, kind: str, run: Mapping[tuple[int, int], list[int]], device: torch.device
+    ) -> Iterator[Share]:
         """Yield the shares of adapters next to each other in one stack: one of all, or one of each."""
         shape = next(iter(run))[0]
         proven, most = self._proven[shape], max(map(len, run.values()))
-        if self.route.kind == "step" and len(run) > 1:
+        if kind == "step" and len(run) > 1:
             width = next((each for each in proven.stacked if each >= most), 0)
             if width and width * len(run) <= _MAX_PADDING * sum(map(len, run.values())):
                 yield _share(run, (width,), device)
                 return
         for place, rows in run.items():
-            yield _share({place: rows}, proven.step if self.route.kind == "step" else proven.packed, device)
+            yield _share({place: rows}, proven.step if kind == "step" else proven.packed, device)
 
 
 def _runs(places: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
@@ -464,14 +434,5 @@ class _AllMarked(AdapterDecoder):
         super().__init__(decoder.weights, decoder.dtype, decoder.adapters)
         self._above = (number - 1) * NUMBERS
 
-    def step(
-        self,
-        prefix: SharedPrefix,
-        slots: KvSlots,
-        tokens: torch.Tensor,
-        lengths: torch.Tensor,
-        n_slots: int | None = None,
-        writes: KvWrites | None = None,
-    ) -> torch.Tensor:
-        """Do the same as `AdapterDecoder.step`."""
-        return super().step(prefix, slots, ~(tokens + self._above), lengths, n_slots, writes)
+    def _forward(self, new: Pass) -> torch.Tensor:
+        return super()._forward(new._replace(tokens=~(new.tokens + self._above)))

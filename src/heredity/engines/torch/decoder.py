@@ -14,9 +14,9 @@ drawn (`Sampler`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -69,6 +69,20 @@ FEWEST_QUERIES = 64  # rows of a segment's matmul in attention: fewer were found
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 ResidualHook = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Pass(NamedTuple):
+    """New tokens on their way through the layers.
+
+    kind: of one row, one token of every row, or segments of several rows. is_read: False if only keys and
+    values are wanted; the last layer then computes nothing else.
+    """
+
+    kind: Literal["row", "step", "packed"]
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    attend: Attend
+    is_read: bool = True
 
 
 @dataclass(slots=True)
@@ -139,6 +153,7 @@ class Decoder:
     can_pack = True  # whether keys and values depend on nothing but the tokens before them
     can_draft = True  # whether a position that was written may be written again with another token
     cache_form = ""  # how keys and values are kept, if not in full precision; part of `numerics`
+    chunk = CHUNK  # tokens per pass of `prefill`
 
     def __init__(self, weights: Weights, dtype: torch.dtype, hook: ResidualHook | None = None) -> None:
         self.weights, self.shape, self.dtype, self._hook = weights, weights.shape, dtype, hook
@@ -200,13 +215,14 @@ class Decoder:
         """
         n_padded, is_read = padded(own), is_read or self._hook is not None  # a hook is promised its calls
         hidden = []
-        for start in range(known, n_padded, CHUNK):
-            n_new = min(CHUNK, n_padded - start)
+        for start in range(known, n_padded, self.chunk):
+            n_new = min(self.chunk, n_padded - start)
             cut = own[start : start + n_new]
             tokens = torch.tensor(cut + (0,) * (n_new - len(cut)), device=self.device)
             positions = self._range(0, n_new) + prefix.length + start
             attend = self._attend_many(prefix, slots, slot, start, n_new, is_read)
-            hidden.append(self._forward(tokens, positions, attend, is_read))
+            hidden.append(self._forward(Pass("row", tokens, positions, attend, is_read)))
+            self._end_pass(slots, [(slot, start + len(cut))])
         return torch.cat(hidden)
 
     def prefill_packed(
@@ -224,7 +240,8 @@ class Decoder:
             positions[rows] = torch.arange(segment.start, segment.end) + prefix.length
         is_read = self._hook is not None  # a hook is promised its calls
         tokens, positions = tokens.to(self.device), positions.to(self.device)
-        self._forward(tokens, positions, self._attend_segments(prefix, slots, segments, is_read), is_read)
+        attend = self._attend_segments(prefix, slots, segments, is_read)
+        self._forward(Pass("packed", tokens, positions, attend, is_read))
 
     def step(
         self,
@@ -243,10 +260,13 @@ class Decoder:
         to its own slot. A layer writes before it reads, so rows may stand for several tokens of one text.
         """
         n_slots = len(tokens) if n_slots is None else n_slots
+        ends = lengths[:n_slots] + 1
         tokens, lengths, own = tokens.to(self.device), lengths.to(self.device), self._range(0, n_slots)
         writes = KvWrites(own, own, lengths[:n_slots]) if writes is None else writes.to(self.device)
         attend = self._attend_all(prefix, slots, lengths, n_slots, writes)
-        return self.logits(self._forward(tokens, lengths + prefix.length, attend))
+        logits = self.logits(self._forward(Pass("step", tokens, lengths + prefix.length, attend)))
+        self._end_pass(slots, enumerate(ends.tolist()))
+        return logits
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Final norm and head: (rows, hidden) -> (rows, vocabulary)."""
@@ -268,21 +288,23 @@ class Decoder:
         """Return a decoder of the same kind."""
         return Decoder(weights, self.dtype, hook)
 
-    def _forward(
-        self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend, is_read: bool = True
-    ) -> torch.Tensor:
+    def _end_pass(self, slots: KvSlots, ends: Iterable[tuple[int, int]]) -> None:
+        """Do what follows a pass by row or by step. ends: slots, and where the tokens in them end."""
+
+    def _forward(self, new: Pass) -> torch.Tensor:
+        """Return the residual stream after the last layer: (tokens, hidden)."""
         shape, hook = self.shape, self._hook
-        x = self.weights.embedding[tokens]
+        x = self.weights.embedding[new.tokens]
         if shape.is_gemma:  # in the dtype of the weights, as Gemma is computed
             x = x * torch.tensor(shape.embedding_scale, dtype=self.dtype)
         elif shape.embedding_scale != 1.0:
             x = x * shape.embedding_scale
-        rotations = self._rotation(positions)
+        rotations = self._rotation(new.positions)
         x = x if hook is None else hook(x)
         for i, block in enumerate(self.weights.blocks):
             q, k, v = self._qkv(block, self._norm(x, block.norm_attention), rotations[shape.rotations[i]])
-            attended = attend(i, q, k, v)
-            if not is_read and i == shape.n_layers - 1:
+            attended = new.attend(i, q, k, v)
+            if not new.is_read and i == shape.n_layers - 1:
                 return x  # its keys and values are written
             x = x + self._added(block.out(attended), block.norm_attention_out)
             x = x if hook is None else hook(x)

@@ -29,7 +29,7 @@ from heredity.engines.protocols import Capabilities, Listener, Provenance, Token
 from heredity.engines.torch import autotune, refusal_direction
 from heredity.engines.torch.autotune import Tuning
 from heredity.engines.torch.constrained import Constraints
-from heredity.engines.torch.decoder import Decoder, KvSlots, KvWrites, ResidualHook, padded
+from heredity.engines.torch.decoder import Decoder, KvSlots, ResidualHook, padded
 from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, continued, round_up
 from heredity.engines.torch.refusal_direction import Direction
 from heredity.engines.torch.session import (
@@ -146,6 +146,7 @@ class KvQuantizedDecoder(Decoder):
 
     can_pack = False  # tokens attend to blocks that were rounded before them, so a block is a pass
     can_draft = False  # a block with a wrong token in it would be rounded with it
+    chunk = BLOCK  # so that each block attends to rounded ones
 
     def __init__(
         self, weights: Weights, dtype: torch.dtype, bits: KvBits, hook: ResidualHook | None = None
@@ -165,46 +166,14 @@ class KvQuantizedDecoder(Decoder):
                 values[:, rest] = round_values(values[:, rest], self.bits)
         return found
 
-    def prefill(
-        self,
-        prefix: SharedPrefix,
-        slots: KvSlots,
-        slot: int,
-        own: tuple[int, ...],
-        known: int = 0,
-        is_read: bool = True,
-    ) -> torch.Tensor:
-        """Do the same as `Decoder.prefill`, block by block, so that each block attends to rounded ones."""
-        hidden = []
-        for start in range(known, max(round_up(len(own), BLOCK), BLOCK), BLOCK):
-            end = start + BLOCK
-            hidden.append(super().prefill(prefix, slots, slot, own[:end], start, is_read))
-            if end <= len(own):
-                self._round(slots, slot, end)
-        return torch.cat(hidden)
-
-    def step(
-        self,
-        prefix: SharedPrefix,
-        slots: KvSlots,
-        tokens: torch.Tensor,
-        lengths: torch.Tensor,
-        n_slots: int | None = None,
-        writes: KvWrites | None = None,
-    ) -> torch.Tensor:
-        """Do the same as `Decoder.step`, and round each block that this token fills."""
-        logits = super().step(prefix, slots, tokens, lengths, n_slots, writes)
-        ends = lengths[:n_slots] + 1
-        for slot in (ends % BLOCK == 0).nonzero()[:, 0].tolist():
-            self._round(slots, slot, int(ends[slot]))
-        return logits
-
-    def _round(self, slots: KvSlots, slot: int, end: int) -> None:
-        """Round the block of a row that ends before position `end`, in every layer."""
-        block = slice(end - BLOCK, end)
-        for keys, values in zip(slots.keys, slots.values, strict=True):
-            keys[slot, :, block] = round_keys(keys[slot, :, block], self.bits)
-            values[slot, :, block] = round_values(values[slot, :, block], self.bits)
+    def _end_pass(self, slots: KvSlots, ends: Iterable[tuple[int, int]]) -> None:
+        """Round each block that these tokens fill, in every layer."""
+        for slot, end in ends:
+            if end and end % BLOCK == 0:
+                block = slice(end - BLOCK, end)
+                for keys, values in zip(slots.keys, slots.values, strict=True):
+                    keys[slot, :, block] = round_keys(keys[slot, :, block], self.bits)
+                    values[slot, :, block] = round_values(values[slot, :, block], self.bits)
 
     def _like(self, weights: Weights, hook: ResidualHook | None) -> Decoder:
         return KvQuantizedDecoder(weights, self.dtype, self.bits, hook)

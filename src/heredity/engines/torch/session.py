@@ -37,10 +37,10 @@ from heredity.engines.torch.constrained import Constraints
 from heredity.engines.torch.decoder import (
     CHUNK,
     PAD,
-    Attend,
     Decoder,
     KvSlots,
     KvWrites,
+    Pass,
     ResidualHook,
     Segment,
     padded,
@@ -61,13 +61,11 @@ from heredity.formats.weights import Weights, find_last
 class ActivatedDecoder(Decoder):
     """A decoder whose adapter changes the marked tokens of a pass."""
 
-    def _forward(
-        self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend, is_read: bool = True
-    ) -> torch.Tensor:
-        is_marked = tokens < 0
+    def _forward(self, new: Pass) -> torch.Tensor:
+        is_marked = new.tokens < 0
         assert self.weights.gate is not None
         with self.weights.gate.only(is_marked):
-            return super()._forward(torch.where(is_marked, ~tokens, tokens), positions, attend, is_read)
+            return super()._forward(new._replace(tokens=torch.where(is_marked, ~new.tokens, new.tokens)))
 
     def _like(self, weights: Weights, hook: ResidualHook | None) -> Decoder:
         return ActivatedDecoder(weights, self.dtype, hook)
