@@ -45,13 +45,12 @@ from heredity.lineage.store import scripted
 from heredity.stats import holm
 from heredity.stats.judge_error import PredictedShare, predict_share
 from heredity.stats.paired import crossed_difference
-from heredity.study.comparisons import compare_models
+from heredity.study.comparisons import StoppingRule, compare_models
 from heredity.study.estimates import ALL, SCOPES
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, HELD, UNCLEAR, Outcomes
 from heredity.study.plan import Analysis, Plan, PlannedModel
 from heredity.study.resolve import resolve_plan
-from heredity.study.sequential import StoppingRule
 from heredity.study.spec import STOPPINGS, StudySpec
 
 N, SEED, MARGIN = 200, 17, 0.05

@@ -17,8 +17,8 @@ from heredity.lab.plan import read_plan
 from heredity.lineage.store import Store
 from heredity.stats import n_for_difference, n_for_margin
 from heredity.stats.power import SampleSizeQuestion, plan_sample_size
+from heredity.study.comparisons import StoppingRule
 from heredity.study.outcomes import Outcomes
-from heredity.study.sequential import StoppingRule
 from tests.lineage.test_store import Toy
 from tests.support.errors import raises
 from tests.support.studies import plan, study

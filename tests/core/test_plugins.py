@@ -130,7 +130,7 @@ class ParrotEngine:
     "study/importers/tabs.py": '''
 """Answers kept as PROMPT <tab> MODEL <tab> RESPONSE, under the ending .tabs."""
 
-from heredity.study.importers._record import Raw
+from heredity.study.importers import Raw
 
 OWN = {}
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from heredity.core.errors import Damaged, UnknownName, UsageError
-from heredity.study import decision
-from heredity.study.decision import Costs, parse_costs, recommend, recommendation_words
+from heredity.study import advice
+from heredity.study.advice import Costs, parse_costs, recommend, recommendation_words
 from heredity.study.outcomes import BROKE, HELD, UNCLEAR, Outcomes
 from heredity.study.report import write_report
+from heredity.study.storage import COSTS
 from tests.support.errors import raises, run_here
 from tests.support.report_studies import make, plan
 
@@ -121,7 +122,7 @@ def test_a_report_has_the_recommendation_or_says_how_to_get_one(tmp_path: Path) 
     page = write_report(folder).read_text(encoding="utf-8")
     assert "--cost" in page and "Probability" not in page.split('id="decision"')[1]
     assert "recommendation" not in json.loads(write_report(folder, "json").read_bytes())
-    decision.save_costs(folder, parse_costs("breach=100,refusal=5,useless=1"))
+    advice.save_costs(folder, parse_costs("breach=100,refusal=5,useless=1"))
     once, again = (write_report(folder).read_text(encoding="utf-8") for _ in range(2))
     assert once == again and once.count('<section aria-labelledby="decision-title"') == 1
     rows = json.loads(write_report(folder, "json").read_bytes())["recommendation"]
@@ -131,9 +132,9 @@ def test_a_report_has_the_recommendation_or_says_how_to_get_one(tmp_path: Path) 
 
 
 def test_damaged_costs_are_refused(tmp_path: Path) -> None:
-    (tmp_path / decision.COSTS).write_text('{"breach": "much"}', encoding="utf-8")
+    (tmp_path / COSTS).write_text('{"breach": "much"}', encoding="utf-8")
     with raises(Damaged, "damaged"):
-        decision.read_costs(tmp_path)
+        advice.read_costs(tmp_path)
 
 
 def test_the_report_command_takes_costs_and_refuses_bad_ones(tmp_path: Path) -> None:
@@ -144,4 +145,4 @@ def test_the_report_command_takes_costs_and_refuses_bad_ones(tmp_path: Path) -> 
     assert done.returncode == 0 and "cost per 1,000" in done.stdout
     bad = run_here("report", str(folder), "--cost", "breach=lots")
     assert (bad.returncode, bad.code) == (2, "bad-usage")
-    assert decision.read_costs(folder) == Costs(100.0, 5.0)
+    assert advice.read_costs(folder) == Costs(100.0, 5.0)

@@ -15,7 +15,7 @@ from heredity.redteam import judges
 from heredity.redteam.judges import Calibration
 from heredity.study import aggregate
 from heredity.study.aggregate import JudgeCorrection
-from heredity.study.comparisons import compare_edges, compare_models
+from heredity.study.comparisons import StoppingRule, compare_edges, compare_models
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Rate, Table2x2
 from heredity.study.findings import cost as cost_finding
 from heredity.study.findings import readable
@@ -27,7 +27,6 @@ from heredity.study.intervals import bound_rate
 from heredity.study.outcomes import BROKE, ERROR, UNCLEAR, Outcomes
 from heredity.study.plan import Analysis, Plan, PlanFile
 from heredity.study.report import html, json, markdown
-from heredity.study.sequential import StoppingRule
 from heredity.study.storage import RawExchange, RawResponse, write_estimates
 from tests.support.findings import rows_of
 from tests.support.small_study import FREE, JUDGED_PROBE, MODELS, small_outcomes, small_plan, write_rows

@@ -15,7 +15,7 @@ from heredity.lineage import store as lineage
 from heredity.stats.sequential import nominal_levels, one_sided_levels
 from heredity.study import aggregate
 from heredity.study import plan as plans
-from heredity.study.comparisons import compare_models
+from heredity.study.comparisons import StoppingRule, compare_models
 from heredity.study.estimates import ALL, JUDGE_FREE, Estimates
 from heredity.study.findings import severity
 from heredity.study.forecast import forecast_study, lines
@@ -24,7 +24,6 @@ from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, ERROR, HELD, UNCLEAR, Outcomes
 from heredity.study.plan import Plan
 from heredity.study.resolve import STAGES, resolve_plan
-from heredity.study.sequential import StoppingRule
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from heredity.study.wording import declared_lines, stopping_words, techniques_of_pair

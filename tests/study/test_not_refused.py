@@ -15,9 +15,9 @@ from heredity.core.records import Check, Outcome, Probe, digest, encode
 from heredity.redteam import judges
 from heredity.redteam.judges import Calibration
 from heredity.study import aggregate, forecast
+from heredity.study.advice import Costs, recommend
 from heredity.study.aggregate import JudgeCorrection
-from heredity.study.comparisons import compare_edges, compare_models
-from heredity.study.decision import Costs, recommend
+from heredity.study.comparisons import StoppingRule, compare_edges, compare_models
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Inheritance, Rate
 from heredity.study.findings import cost as cost_finding
 from heredity.study.findings import multiverse
@@ -29,7 +29,6 @@ from heredity.study.outcomes import BROKE, ERROR, HELD, UNCLEAR, Outcomes
 from heredity.study.plan import Analysis, Endpoint, Plan, PlanFile
 from heredity.study.report import html, json, markdown, sarif
 from heredity.study.resolve import declare
-from heredity.study.sequential import StoppingRule
 from heredity.study.spec import ENDPOINTS
 from heredity.study.storage import RawExchange, RawResponse, write_estimates
 from heredity.study.wording import declared_lines

@@ -18,7 +18,7 @@ from heredity.redteam import judges
 from heredity.redteam.judges import Calibration
 from heredity.study import aggregate
 from heredity.study.aggregate import JudgeCorrection
-from heredity.study.comparisons import compare_edges, compare_models
+from heredity.study.comparisons import StoppingRule, compare_edges, compare_models
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Rate, Table2x2
 from heredity.study.findings import answer_kinds, panel, tries
 from heredity.study.findings import cost as cost_finding
@@ -39,7 +39,6 @@ from heredity.study.outcomes import (
     read_outcomes,
 )
 from heredity.study.plan import write_plan
-from heredity.study.sequential import StoppingRule
 from heredity.study.storage import AttackerTokens, RawExchange, RawResponse, write_estimates
 from tests.support.errors import raises
 from tests.support.findings import rows_of, with_rows

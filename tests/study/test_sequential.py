@@ -18,13 +18,13 @@ from heredity.lineage import store as lineage
 from heredity.lineage.types import Grown
 from heredity.study import aggregate, resolve
 from heredity.study import plan as plans
+from heredity.study.comparisons import StoppingRule
 from heredity.study.estimates import Estimates
 from heredity.study.gate import gate
 from heredity.study.outcomes import BROKE, HELD, Outcomes
 from heredity.study.plan import Grid, Plan
 from heredity.study.report import markdown
 from heredity.study.resolve import MAX_INTERIM, resolve_plan
-from heredity.study.sequential import StoppingRule
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from tests.study.test_kill import kill_and_go_on

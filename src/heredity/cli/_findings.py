@@ -21,7 +21,7 @@ from rich.text import Text
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label, plain, plural
 from heredity.core.terminal import cell, line_table, out, table, wrapped
-from heredity.study import decision
+from heredity.study import advice
 from heredity.study import wording as words
 from heredity.study.advice import findings
 from heredity.study.comparisons import MEASURES
@@ -290,18 +290,18 @@ def show_sentence(screen: Console, line: str, style: str = "") -> None:
 
 def show_recommendation(folder: Path) -> None:
     """Print the recommendation by the costs in the folder, and each model's expected cost."""
-    screen, recommendation = out(), decision.recommendation(folder)
+    screen, recommendation = out(), advice.recommendation(folder)
     called = words.names(read_estimates(folder).models)
     screen.print()
     if recommendation is not None and not recommendation.note:
         grid = table("model", *(numbers := ("cost per 1,000 requests", "best", "rank")), right=numbers)
         for row in recommendation.models:
             ranks = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low}-{row.rank_high}"
-            cells = (decision.cost_words(row), words.percent(row.p_best), ranks)
+            cells = (advice.cost_words(row), words.percent(row.p_best), ranks)
             grid.add_row(Text(called.get(row.model, "?")), *map(Text, cells))
         screen.print(grid)
         screen.print()
-    for line in decision.recommendation_words(recommendation, called):
+    for line in advice.recommendation_words(recommendation, called):
         show_sentence(screen, line)
 
 

@@ -42,7 +42,7 @@ def command(
     from heredity.core.errors import UsageError
     from heredity.core.sanitize import plain
     from heredity.core.terminal import write
-    from heredity.study import decision
+    from heredity.study import advice
     from heredity.study.report import write_report
 
     if (folder / "lineage.json").exists():
@@ -50,7 +50,7 @@ def command(
             f"{folder} is the folder of a lineage, not of a study. Its page: heredity inherit {folder}"
         )
     if cost is not None:
-        decision.save_costs(folder, decision.parse_costs(cost))
+        advice.save_costs(folder, advice.parse_costs(cost))
     page = write_report(folder, kind, out, with_text=not no_text, is_full=full, models=models)
     if cost is not None:
         _findings.show_recommendation(folder)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from heredity.engines.remote.engine import Calls
     from heredity.lineage.store import Store
     from heredity.lineage.types import Grown
-    from heredity.study.decision import Costs
+    from heredity.study.advice import Costs
     from heredity.study.plan import Plan
     from heredity.study.result import Result
     from heredity.study.study import Study
@@ -146,10 +146,10 @@ def command(
     _refuse_misfits(plan, settings, workers, on, shard, gather)
     with shown_start():
         from heredity.application.toolbox import recorded_in
-        from heredity.study import decision
+        from heredity.study import advice
         from heredity.study.workers import StudyPart, Workers
 
-    costs = None if cost is None else decision.parse_costs(cost)  # a mistake shows before anything is asked
+    costs = None if cost is None else advice.parse_costs(cost)  # a mistake shows before anything is asked
     store, how = open_store(), _remote.calls(**given)
     part = None if shard is None else StudyPart.parse(shard)
     several = None if workers is None else Workers(workers, on=on or "", calls=how)
@@ -230,14 +230,14 @@ def _run(
     retry_errors, full = flags
     from heredity.cli import _findings
     from heredity.core.progress import phase
-    from heredity.study import decision
+    from heredity.study import advice
     from heredity.study.plan import read_plan
     from heredity.study.report import html
 
     with shown_work(store, "preparing the study") as display:
         result = study.run(display, retry_errors=retry_errors, workers=several)
         if costs is not None:
-            decision.save_costs(result.folder, costs)
+            advice.save_costs(result.folder, costs)
         with phase(display.live, "writing the report"):
             html.write(result.folder, result.folder / "report.html")
     code = _tell_errors(result, retry_errors)

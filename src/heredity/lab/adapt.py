@@ -115,8 +115,8 @@ from heredity.lineage.store import Store, searching_in
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.recipes import ComputingRecipe, recipe
 from heredity.study.estimates import ALL, JUDGE_FREE, Inheritance, Measure
+from heredity.study.figures import Kind, RatePoint, scatter
 from heredity.study.plan import StudyForecast
-from heredity.study.report.figures.forest import Kind, RatePoint, scatter
 from heredity.study.result import Result
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study

@@ -86,10 +86,10 @@ from heredity.study.estimates import (
     ModelPair,
     Rate,
 )
+from heredity.study.figures import DrawnDifference, Kind, TreeRow, draw
 from heredity.study.findings.seeds import SeedGroup
 from heredity.study.plan import PLAN as STUDY_PLAN
 from heredity.study.plan import StudyForecast
-from heredity.study.report.figures.forest import DrawnDifference, Kind, TreeRow, draw
 from heredity.study.result import Result, TrialResult
 from heredity.study.study import Study
 from heredity.study.wording import NONE, bare, capital, p_words, percent, points, points_interval

@@ -4,7 +4,7 @@ Promises: under any stopping rule a true null is rejected with a chance of at mo
 intervals ever misses the truth with a chance of at most `1 - confidence`. Each cluster counts at most as one
 trial. The evidence for a difference and the interval around it never contradict each other.
 At interim analyses p-values only fall and bounds only tighten. The same blocks give the same evidence.
-Leaves to others: the random order of the trials (the plan), and the stopping rule (study/sequential.py).
+Leaves to others: the random order of the trials (the plan), and the stopping rule (study/comparisons.py).
 
 To bet against the hypothesis mean = m, multiply capital by `1 + (u - m) (v - m) / (m (1 - m))` at each value
 v. If the mean is m, this bet is fair for every u. So is the average over `u ~ Beta(1/2, 1/2)`: the e-value

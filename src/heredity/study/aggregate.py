@@ -29,9 +29,7 @@ from heredity.redteam.judges import needs_judge
 from heredity.redteam.judges.calibration.readings import CHECKS, AnswerForm, summarise, unlike
 from heredity.stats.intervals import refused
 from heredity.stats.judge_error import combine_strata
-from heredity.study import sequential
-from heredity.study.comparisons import MEASURES, compare_edges, compare_models
-from heredity.study.decision import COSTS
+from heredity.study.comparisons import MEASURES, StoppingRule, compare_edges, compare_models
 from heredity.study.estimates import (
     ALL,
     SCOPES,
@@ -69,6 +67,7 @@ from heredity.study.outcomes import (
 )
 from heredity.study.plan import PLAN, Analysis, Plan, PlanFile, plan_seal, read_plan, read_saved
 from heredity.study.storage import (
+    COSTS,
     ERRORS,
     ESTIMATES,
     EVENTS,
@@ -535,7 +534,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         },
         skipped=plan.skipped,
         circumstances=_circumstances(runs),
-        sequential=sequential.StoppingRule(outcomes).replay().record() if plan.stops_early else None,
+        sequential=StoppingRule(outcomes).replay().record() if plan.stops_early else None,
         edges=tuple(e for m in MEASURES for e in compare_edges(outcomes, m, SCOPES[m])),
         findings=findings.take(rows),
         limit=plan.limit,

@@ -61,6 +61,7 @@ RESPONSES, VERDICTS, PREFIXES, RUNS = "responses.jsonl", "verdicts.jsonl", "pref
 ERRORS = "errors.jsonl"  # error responses whose trials were asked again
 JUDGE = "judge.json"
 ESTIMATES = "estimates.json"
+COSTS = "costs.json"
 LACKING = "lacking.json"
 RESTORE = "Restore the file, or ask again in another folder."
 FLUSH_SECONDS = 1.0  # a power cut loses at most the answers of this time, and they are asked again

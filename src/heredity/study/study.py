@@ -42,6 +42,7 @@ from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam.judges import Decider, Judge, Models
 from heredity.redteam.judges.guard import JudgeReaders
 from heredity.study import aggregate, importers, storage
+from heredity.study.comparisons import StoppingRule
 from heredity.study.findings import drift
 from heredity.study.findings.protocols import every_finding
 from heredity.study.findings.same_conversations import note_conversations
@@ -79,7 +80,6 @@ from heredity.study.runner import (
     require_own_answers,
     with_triggers,
 )
-from heredity.study.sequential import StoppingRule
 from heredity.study.spec import ModelReference, StudySources, StudySpec, locate_sources, save_sources
 from heredity.study.storage import EarlierRuns, ResponseDigests, note_event
 from heredity.study.workers import SHARDS, PartProgress, StudyPart, Workers, gather, part_folder

@@ -22,10 +22,10 @@ from heredity.core.errors import HeredityError
 from heredity.core.records import Estimate
 from heredity.redteam.checks import is_judged
 from heredity.study import outcomes
+from heredity.study.comparisons import StoppingRule
 from heredity.study.estimates import ALL, Estimates, Measure, ModelPair
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, ERROR, HELD, SKIPPED, UNCLEAR, Outcomes, in_scope
-from heredity.study.sequential import StoppingRule
 from heredity.study.wording import edge_verdicts, find, names
 from heredity.view.index import OUTSIDE, UNJUDGED
 from heredity.view.places import OpenStudy

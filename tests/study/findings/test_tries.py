@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from heredity.core.records import Estimate
-from heredity.study import storage
+from heredity.study import figures, storage
+from heredity.study.figures import Span
 from heredity.study.findings.cost import Cost, cost_lines, per_breach_words
 from heredity.study.findings.tries import AsrPoint
-from heredity.study.report import figures, html, markdown
-from heredity.study.report.figures import Span
+from heredity.study.report import html, markdown
 from tests.study.report.test_html import assert_is_clean
 from tests.support.report_studies import make, plan
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heredity.study.report import figures
+from heredity.study import figures
 from tests.support.hostile_text import NASTY
 
 SHARE = st.floats(0, 1)

@@ -14,7 +14,7 @@ from heredity.core.errors import UsageError
 from heredity.core.records import Estimate, Unprompted, Verdict
 from heredity.lineage.graph import Edge
 from heredity.stats.intervals import wilson
-from heredity.study import aggregate, decision, storage
+from heredity.study import advice, aggregate, storage
 from heredity.study.advice import ADDRESSES, remedy, threat_links
 from heredity.study.findings.unprompted import UnpromptedRate
 from heredity.study.plan import Grid
@@ -66,7 +66,7 @@ def test_the_first_screen_quotes_one_breach_of_the_model_that_it_names(tmp_path:
 
 def test_a_recommendation_by_the_users_costs_is_on_the_first_screen(tmp_path: Path) -> None:
     folder = make(tmp_path, plan(n_probes=6))
-    decision.save_costs(folder, decision.Costs(100.0, 5.0))
+    advice.save_costs(folder, advice.Costs(100.0, 5.0))
     top = header(html.render(folder))
     assert "By your costs" in top and 'href="#decision"' in top
 

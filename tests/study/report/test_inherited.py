@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from heredity.cli import _findings
 from heredity.lineage.graph import Edge
-from heredity.study import wording
+from heredity.study import figures, wording
 from heredity.study.estimates import Estimates
 from heredity.study.plan import read_plan
-from heredity.study.report import figures, html, json, markdown
+from heredity.study.report import html, json, markdown
 from heredity.study.storage import read_estimates
 from tests.study.report.test_html import assert_is_clean
 from tests.support.hostile_text import NASTY

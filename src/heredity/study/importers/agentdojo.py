@@ -31,8 +31,7 @@ from heredity.core.sanitize import clean_call, clean_text
 from heredity.core.sections import TextTable
 from heredity.stats.intervals import refused, wilson
 from heredity.stats.paired import crossed_rate
-from heredity.study.importers import agentdojo
-from heredity.study.importers._record import Lacking, Raw, message_text
+from heredity.study.importers import Lacking, Raw, agentdojo, message_text
 from heredity.study.intervals import Intervals
 from heredity.study.plan import Grid, Plan, TrialSet, read_plan
 from heredity.study.storage import answered_rows, open_responses

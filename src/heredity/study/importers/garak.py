@@ -16,7 +16,7 @@ from typing import Any
 from heredity.core.errors import BadInput
 from heredity.core.readers import json_lines
 from heredity.core.sanitize import clean_text
-from heredity.study.importers._record import Lacking, Raw, conversation
+from heredity.study.importers import Lacking, Raw, conversation
 
 OWN = {"category": "probe_classname", "sample": "generation"}
 _MAX_ATTEMPTS = 10_000_000  # of one probe; a larger number is not one of a run

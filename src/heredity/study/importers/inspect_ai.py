@@ -19,7 +19,7 @@ from typing import Any
 from heredity.core.errors import BadInput, Unavailable, how_to_install
 from heredity.core.records import Stop, ToolCall
 from heredity.core.sanitize import clean_call
-from heredity.study.importers._record import Lacking, Raw
+from heredity.study.importers import Lacking, Raw
 
 OWN = {"prompt": "input", "sample": "epoch"}
 MAX_BYTES = 1 << 28  # of one unpacked sample: a crafted zip must not fill the memory

@@ -23,7 +23,7 @@ from heredity.application.guarded import REMOVED
 from heredity.core.errors import BadInput
 from heredity.core.records import Stop, ToolCall, digest
 from heredity.redteam.judges.protocols import SECRET_REMOVED, TEXT_REMOVED
-from heredity.study.importers._record import Lacking, Raw, conversation
+from heredity.study.importers import Lacking, Raw, conversation
 
 OWN: dict[str, str] = {}
 IS_UNPAIRED = True

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from heredity.core import readers
-from heredity.study.importers._record import Raw
+from heredity.study.importers import Raw
 
 OWN: dict[str, str] = {}  # a row's columns are the user's own
 

@@ -1,7 +1,7 @@
 """A study for the HTML template: estimates by cell, figures and names of rows.
 
 Promises: shows only what estimates.json, plan.json and the rows hold; computes no statistic of its own.
-Leaves to others: the words (study/wording.py), the figures (figures/), the page (_template.html.jinja).
+Leaves to others: the words (wording.py), the figures (figures.py), the page (_template.html.jinja).
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ from markupsafe import Markup
 
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label, plural
+from heredity.study import figures
 from heredity.study import wording as words
 from heredity.study.advice import (
     MIN_N,
     Advice,
+    Recommendation,
     Remedy,
     Standing,
     ThreatLink,
     advise,
+    recommendation_words,
     remedy,
     standings,
     threat_links,
 )
-from heredity.study.decision import Recommendation, recommendation_words
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
@@ -43,7 +45,7 @@ from heredity.study.estimates import (
 from heredity.study.forecast import lines as forecast_lines
 from heredity.study.headline import headline, unprompted_words
 from heredity.study.plan import Plan
-from heredity.study.report import _rows, figures
+from heredity.study.report import _rows
 from heredity.study.report._rows import Sample
 from heredity.study.turns import Piece
 from heredity.study.wording import is_planned, unsupported

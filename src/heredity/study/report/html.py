@@ -23,17 +23,16 @@ from heredity.core.version import __version__
 from heredity.study import (
     advice,
     aggregate,
-    decision,
+    figures,
     importers,
     wording,
 )
 from heredity.study.estimates import Estimates
+from heredity.study.figures import CurvePoint, CurveSeries, curve
 from heredity.study.findings.protocols import sections
 from heredity.study.importers import agentdojo
-from heredity.study.report import figures
 from heredity.study.report._rows import draw
 from heredity.study.report._view import View, span
-from heredity.study.report.figures import CurvePoint, CurveSeries, curve
 from heredity.study.turns import page_environment, role_word, turns, with_tokens
 
 _FOLDER = Path(__file__).parent
@@ -62,10 +61,10 @@ _FUNCTIONS = {  # words, counts and figures that the template uses by name
     "attack_name": wording.attack_name,
     "advice_rule": advice.RULE,
     "against_parents": advice.is_of_edges,
-    "amount": decision.amount,
+    "amount": advice.amount,
     "axis": figures.axis,
     "bare": wording.bare,
-    "cost_words": decision.cost_words,
+    "cost_words": advice.cost_words,
     "curve_figure": _curve_figure,
     "counted": wording.counted,
     "failed": wording.failed,
@@ -106,7 +105,7 @@ def render(folder: Path, with_text: bool = True, is_full: bool = False) -> str:
     study = aggregate.read_study(folder)
     names = [card.name for card in study.estimates.techniques]
     samples = draw(folder, study.plan, study.estimates.study, names, with_text)
-    view = View(study.estimates, study.plan, samples, with_text, decision.recommendation(folder), is_full)
+    view = View(study.estimates, study.plan, samples, with_text, advice.recommendation(folder), is_full)
     style = (_FOLDER / "_style.css").read_text(encoding="utf-8")
     # The policy names the sheet by its hash, so it must be exactly the text between the tags.
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()

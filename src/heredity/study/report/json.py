@@ -14,8 +14,8 @@ import msgspec
 
 from heredity.core import files
 from heredity.core.records import Estimate, Record
-from heredity.study import aggregate, decision, wording
-from heredity.study.decision import CostedModel
+from heredity.study import advice, aggregate, wording
+from heredity.study.advice import CostedModel
 from heredity.study.estimates import (
     SCHEMA,
     Inheritance,
@@ -42,7 +42,7 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
     }
     findings = {each.NAME: study.estimates.rows(each.NAME, each.Row) for each in every_finding()}
     document["findings"] = {name: _finding(rows, called) for name, rows in findings.items() if rows}
-    if (recommendation := decision.recommendation(folder)) is not None:
+    if (recommendation := advice.recommendation(folder)) is not None:
         document["recommendation"] = {
             "costs": msgspec.structs.asdict(recommendation.costs),
             "is_clear": recommendation.is_clear,

@@ -14,8 +14,8 @@ from pathlib import Path
 from heredity.core import files
 from heredity.core.sanitize import label, plural
 from heredity.core.sections import Badge, Cell, ModelName, Section, StackedCounts, TextTable, TrialLink
-from heredity.study import aggregate, decision, importers
-from heredity.study.decision import cost_words
+from heredity.study import advice, aggregate, importers
+from heredity.study.advice import cost_words
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate
 from heredity.study.findings.protocols import sections
 from heredity.study.headline import inheritance_tables
@@ -57,9 +57,7 @@ def render(folder: Path) -> str:
     if study.estimates.is_recorded:
         grids += [*importers.judge_tables(folder, study.estimates), *agentdojo.tables(folder)]
     return (
-        "\n".join(
-            _lines(View(study.estimates, study.plan, (), False, decision.recommendation(folder)), grids)
-        )
+        "\n".join(_lines(View(study.estimates, study.plan, (), False, advice.recommendation(folder)), grids))
         + "\n"
     )
 

@@ -18,9 +18,9 @@ from heredity.lineage import graph
 from heredity.lineage.catalog import how
 from heredity.lineage.store import read_record
 from heredity.stats import inherited, tabulate
+from heredity.study import figures
 from heredity.study.estimates import ALL, ModelCard
 from heredity.study.outcomes import BROKE, Outcomes, is_decided
-from heredity.study.report import figures
 from heredity.study.wording import BADGES, edge_verdicts, names
 from heredity.view.pages.conversations import number
 from heredity.view.pages.studies import planned_at
