@@ -171,7 +171,7 @@ def test_an_answer_of_a_megabyte_and_one_with_control_codes_come_whole(tmp_path:
 
 
 def test_a_body_without_end_is_not_read_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heredity.engines.remote.transport.MAX_BYTES", 10_000)
+    monkeypatch.setattr("heredity.engines.remote.engine.MAX_BYTES", 10_000)
     with FaultServer(say=lambda asked: "x" * 20_000) as server, engine(server, "openai", tmp_path) as far:
         (reply,) = far.reply([ask()])
     assert "longer than 10,000 bytes" in str(reply.error)

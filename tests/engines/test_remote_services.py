@@ -10,8 +10,7 @@ import pytest
 from heredity.cli import _remote
 from heredity.core.errors import Unavailable, UnknownName, UsageError
 from heredity.engines.remote import services
-from heredity.engines.remote.budget import HOMES, KEYS, Budget, Calls, Price, Usage
-from heredity.engines.remote.services import known_models
+from heredity.engines.remote.services import HOMES, KEYS, Budget, Calls, Price, Usage, known_models
 from heredity.lineage.store import Store
 from heredity.recipes.targets.remote import parse
 from tests.support.errors import raises

@@ -10,7 +10,7 @@ import pytest
 
 from heredity.core.errors import BadInput, Unavailable
 from heredity.engines.remote import services
-from heredity.engines.remote.budget import Calls, Price
+from heredity.engines.remote.services import Calls, Price
 from heredity.lineage import catalog
 from heredity.lineage.store import Store
 from tests.support.errors import raises

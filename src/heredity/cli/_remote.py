@@ -16,8 +16,8 @@ from heredity.cli import Amount, Name
 
 if TYPE_CHECKING:
     from heredity.engines.protocols import Engine
-    from heredity.engines.remote.budget import Usage
     from heredity.engines.remote.engine import Calls, Price
+    from heredity.engines.remote.services import Usage
     from heredity.lineage.store import Store
     from heredity.lineage.types import Grown
     from heredity.study.plan import Plan

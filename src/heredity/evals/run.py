@@ -37,7 +37,7 @@ from heredity.core.records import (
 )
 from heredity.core.sanitize import clean_text
 from heredity.engines.protocols import Engine, capabilities
-from heredity.engines.remote.budget import BYTES_PER_TOKEN, Usage
+from heredity.engines.remote.services import BYTES_PER_TOKEN, Usage
 from heredity.evals import tasks as task_files
 from heredity.evals.metrics import LETTERS, ItemAnswer
 from heredity.evals.metrics import load as metric_of

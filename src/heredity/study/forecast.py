@@ -31,7 +31,7 @@ from heredity.application.guards import load_guard
 from heredity.core.errors import HeredityError
 from heredity.core.progress import TimeLeft, TimeSpan, TrialMeter, Watch, Work, time_words
 from heredity.core.records import Message, Request, digest, encode
-from heredity.engines.remote.budget import BYTES_PER_TOKEN, Usage
+from heredity.engines.remote.services import BYTES_PER_TOKEN, Usage
 from heredity.lineage.speeds import ModelSpeed, speed_seconds
 from heredity.redteam import attacks
 from heredity.redteam.checks import is_judged

@@ -16,7 +16,7 @@ import pytest
 from heredity.core.errors import Damaged, EngineFailure, OutOfMemory, UsageError
 from heredity.core.progress import Progress
 from heredity.core.records import WORKER_DIED
-from heredity.engines.remote.budget import Budget, Calls
+from heredity.engines.remote.services import Budget, Calls
 from heredity.study.plan import Plan
 from heredity.study.spec import StudySpec
 from heredity.study.storage import run_records

@@ -1,35 +1,610 @@
 """A model behind an API: OpenAI-compatible chat completions, Anthropic's Messages, Google's Gemini.
 
 Each API is a file in apis/, which writes bodies and reads answers. Sending, retries, concurrency and budget
-are the same for all of them (transport.py, retry.py, budget.py).
+are the same for all of them: an event loop in a thread of its own sends them with all retries.
 
-Promises: as many requests are in flight as the service supports. A stop by its content filter is an answer
-with stop "filter". A key is sent only to its own address. `numerics` names the address and the model.
-The same name may answer differently on another day, so `account` reports the versions that the service names.
+Promises: a transient failure is retried within the request's patience, unless a part of the answer was
+heard. Any other failure is a reply with stop "error" at once. As many requests are in flight as the service
+supports. A stop by its content filter is an answer with stop "filter". A key is sent only to its own address.
+`numerics` names the address and the model. The same name may answer differently on another day, so `account`
+reports the versions that the service names.
 Leaves to others: the record of the model (recipes/targets/remote.py) and the questions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+import asyncio
+import json
+import logging
+import os
+import queue
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+import httpx
 import msgspec
+import truststore
 
 from heredity.core import registry
 from heredity.core.errors import Damaged, EngineFailure, Unavailable, UnknownName
 from heredity.core.host import Device
-from heredity.core.records import Decoding, Model, Reply, Request, digest
+from heredity.core.records import Decoding, Model, Reply, Request, ToolCall, digest
+from heredity.core.sanitize import clean_text, plural
 from heredity.engines import RequestStream, failed_reply
+from heredity.engines._heard import EventReader, HeardAnswer, KeyMask
 from heredity.engines._workers import ASK_AGAIN
 from heredity.engines.protocols import Capabilities, FirstAnswer, Listener, Provenance
-from heredity.engines.remote.budget import BYTES_PER_TOKEN, HOMES, NO_KEY, Budget, Calls, Price, Usage
+from heredity.engines.remote.messages import (
+    ApiAnswer,
+    ApiModule,
+    Endpoint,
+    JsonObject,
+    MalformedAnswer,
+    RemoteApi,
+    render,
+)
+from heredity.engines.remote.retry import ConcurrencyLimit, TransportClosed, retry_after, wait_seconds
+from heredity.engines.remote.services import BYTES_PER_TOKEN, HOMES, NO_KEY, Budget, Calls, Price, Usage
+
+# --- sending ---------------------------------------------------------------------------------------------
+
+MAX_BYTES = 16 << 20  # of one response; a long answer has some hundred kilobytes
+_SHOWN = 300  # characters of a service's message in ours
+_TRANSIENT = frozenset({408, 409, 425, 429})
+_LIMITS = frozenset({429, 503, 529})  # the service asks for fewer requests; 529 is Anthropic's
+_FOR_ALL = frozenset({401, 402, 403, 404, 405})
+_PERMANENT = frozenset({401, 402})
+_EVENT_HEADERS = {"accept": "text/event-stream, application/json"}
+_HEADERS = {
+    "accept": "application/json",
+    "accept-encoding": "identity",
+    "connection": "keep-alive",
+    "content-type": "application/json",
+    "user-agent": "heredity",
+}
+
+
+class RequestFailure(Exception):
+    """An attempt that brought no answer.
+
+    is_transient: another attempt may succeed. is_limit: the service asks for fewer requests.
+    is_for_all: no other request would fare better; is_permanent: even if some were answered before.
+    after: seconds that the service asks to wait. code: its own word for the failure.
+    may_cost: the service may have computed an answer. status: of the response; 0 without one.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        is_transient: bool = False,
+        is_limit: bool = False,
+        is_for_all: bool = False,
+        is_permanent: bool = False,
+        after: float | None = None,
+        code: str = "",
+        may_cost: bool = False,
+        status: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.message, self.is_transient, self.is_limit = message, is_transient, is_limit
+        self.is_for_all, self.is_permanent = is_for_all, is_permanent
+        self.after, self.code, self.may_cost, self.status = after, code, may_cost, status
+
+
+class HttpResponse(NamedTuple):
+    """A response without the key. `after` is its Retry-After header."""
+
+    status: int
+    after: str | None
+    body: bytes
+
+
+class HttpClient:
+    """Posts JSON and reads each response whole, within bounds."""
+
+    def __init__(self, calls: Calls, mask: KeyMask, key: str) -> None:
+        quiet_loggers()
+        n = calls.concurrency
+        timeout = httpx.Timeout(calls.stall_seconds, connect=calls.connect_seconds, pool=None)
+        context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if (file := os.environ.get("SSL_CERT_FILE")) and Path(file).is_file():
+            context.load_verify_locations(cafile=file)
+        self._client = httpx.AsyncClient(
+            verify=context,
+            timeout=timeout,
+            limits=httpx.Limits(max_connections=n, max_keepalive_connections=n, keepalive_expiry=30.0),
+            follow_redirects=False,
+        )
+        self._mask, self._has_key = mask, key != NO_KEY
+        self._extensions = {"timeout": timeout.as_dict()}
+
+    async def post(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        body: Mapping[str, object],
+        receive: Callable[[bytes], bool] | None = None,
+    ) -> HttpResponse:
+        """Post a JSON body. Raises RequestFailure if no whole response comes back.
+
+        receive: gets the data of each server-sent event, until it returns True or the response ends; the
+        body is then empty. An error of it is a RequestFailure. Another response is read whole.
+        """
+        try:
+            content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+            # Not client.build_request: it would add cookies of earlier responses.
+            sent = {**_HEADERS, **({} if receive is None else _EVENT_HEADERS), **headers}
+            request = httpx.Request("POST", url, headers=sent, content=content, extensions=self._extensions)
+            response = await self._client.send(request, stream=True)
+            try:
+                if receive is None or not _is_event_stream(response):
+                    data = self._masked(await _read(response))
+                else:
+                    data = await self._pass_on(response, receive)
+            finally:
+                await response.aclose()
+        except RequestFailure:
+            raise
+        except Exception as error:
+            raise _failure_of_error(error) from None
+        return HttpResponse(response.status_code, response.headers.get("retry-after"), data)
+
+    async def _pass_on(self, response: httpx.Response, receive: Callable[[bytes], bool]) -> bytes:
+        """Pass the events of a response on. Returns b""."""
+        reader = EventReader()
+        async for part in _parts(response):
+            for data in reader.feed(part):
+                if receive(self._masked(data)):
+                    return b""
+        return b""
+
+    def _masked(self, data: bytes) -> bytes:
+        if not self._has_key:
+            return data
+        return self._mask(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+
+def _is_event_stream(response: httpx.Response) -> bool:
+    is_event_stream = response.headers.get("content-type", "").lower().startswith("text/event-stream")
+    return is_event_stream and 200 <= response.status_code < 300
+
+
+async def _read(response: httpx.Response) -> bytes:
+    return b"".join([part async for part in _parts(response)])
+
+
+async def _parts(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The parts of a body as they come. Raises MalformedAnswer for a compressed or too long one."""
+    coding = response.headers.get("content-encoding", "identity")
+    if coding.lower() != "identity":
+        raise MalformedAnswer(f"the body is compressed ({coding[:20]!r}), which was not requested")
+    n = 0
+    async for part in response.aiter_raw():
+        n += len(part)
+        if n > MAX_BYTES:
+            raise MalformedAnswer(f"the body is longer than {MAX_BYTES:,} bytes")
+        yield part
+
+
+def read_json(response: HttpResponse) -> JsonObject:
+    """Return the object in a successful response. Raises RequestFailure for another, or MalformedAnswer."""
+    if not 200 <= response.status < 300:
+        raise _failure_of_status(response)
+    return _decode(response.body, "the body")
+
+
+def read_chunk(data: bytes) -> JsonObject:
+    """Return the object in the data of an event. Raises RequestFailure for an error, or MalformedAnswer."""
+    chunk = _decode(data, "a part of the stream")
+    if chunk.get("error"):
+        code, reason = _code_and_reason(data)
+        message = "the service ended the stream" + (f": {reason}" if reason else "")
+        raise RequestFailure(message, is_transient=True, code=code, may_cost=True)
+    return chunk
+
+
+def _decode(body: bytes, name: str) -> JsonObject:
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        value = _repaired(body)
+        if value is None:
+            raise MalformedAnswer(f"{name} is not JSON ({str(error)[:80]})") from None
+    if not isinstance(value, dict):
+        raise MalformedAnswer(f"{name} is not a JSON object")
+    return value
+
+
+def _repaired(body: bytes) -> object:
+    """Decode JSON with lone surrogates, which a model may write, as U+FFFD each. None if it is not JSON."""
+    try:
+        return msgspec.json.decode(clean_text(json.dumps(json.loads(body), ensure_ascii=False)))
+    except (ValueError, RecursionError):
+        return None
+
+
+def broken_answer(error: MalformedAnswer) -> RequestFailure:
+    """Return the failure of an attempt whose answer is malformed."""
+    return RequestFailure(f"broken answer: {error}", is_transient=True, may_cost=True)
+
+
+def _failure_of_status(response: HttpResponse) -> RequestFailure:
+    status = response.status
+    code, reason = _code_and_reason(response.body)
+    message = f"HTTP {status}" + (f": {reason}" if reason else "")
+    if 300 <= status < 400:
+        return RequestFailure(f"{message} (a redirect, which is not followed)")
+    if code in ("insufficient_quota", "billing_hard_limit_reached"):
+        return RequestFailure(message, is_for_all=True, is_permanent=True, code=code)
+    return RequestFailure(
+        message,
+        is_transient=status in _TRANSIENT or status >= 500,
+        is_limit=status in _LIMITS,
+        is_for_all=status in _FOR_ALL,
+        is_permanent=status in _PERMANENT,
+        after=retry_after(response.after, time.time()),
+        code=code,
+        status=status,
+    )
+
+
+def _failure_of_error(error: Exception) -> RequestFailure:
+    """Return the failure of an attempt that raised. The text of the exception may hold anything: not used."""
+    if isinstance(error, MalformedAnswer):
+        return broken_answer(error)
+    if isinstance(error, httpx.ConnectTimeout):
+        return RequestFailure("no connection within the time for it", is_transient=True)
+    if isinstance(error, httpx.TimeoutException):
+        return RequestFailure("the service stalled", is_transient=True, may_cost=True)
+    if isinstance(error, httpx.ConnectError):
+        return RequestFailure("no connection to the service", is_transient=True)
+    if isinstance(error, (httpx.UnsupportedProtocol, httpx.InvalidURL)):
+        return RequestFailure("the address cannot be used for a request", is_for_all=True)
+    if isinstance(error, httpx.TransportError):
+        name = type(error).__name__
+        return RequestFailure(f"the connection broke ({name})", is_transient=True, may_cost=True)
+    return RequestFailure(f"the request was not sent ({type(error).__name__})")
+
+
+def _code_and_reason(body: bytes) -> tuple[str, str]:
+    """Read code and message of an error body of any shape. Without JSON the message is the body's start."""
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return "", _short(body[: 4 * _SHOWN].decode("utf-8", "replace"))
+    error = value.get("error", value) if isinstance(value, dict) else value
+    if isinstance(error, list) and error and isinstance(error[0], dict):
+        error = error[0].get("error", error[0])
+    if not isinstance(error, dict):
+        return "", _short(str(error))
+    code = next((str(error[k]) for k in ("code", "type", "status") if isinstance(error.get(k), str)), "")
+    return code[:80], _short(str(error.get("message") or error.get("status") or ""))
+
+
+def _short(text: str) -> str:
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(plain.split())[:_SHOWN]
+
+
+def quiet_loggers() -> None:
+    """Keep requests out of logs, whatever the environment asks for."""
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+Result = TypeVar("Result")
+_LOOK_SECONDS = 0.1  # between two looks whether an answer is still wanted
+_STREAM_REFUSED = frozenset({400, 404, 405, 422})  # of a service without streams, or not for this account
+_END = b"[DONE]"  # the data of an end marker that is not JSON
+_MAX_FAILURES = 16  # requests in a row that failed with all their attempts
+_FILTER_CODES = frozenset({"content_filter", "content_policy_violation"})  # Azure's and OpenAI's, status 400
+
+
+@dataclass
+class InFlightRequest:
+    """A request in flight and the result of its attempts.
+
+    reserved: its part of the budget. heard: the parts of its answer, if somebody listens.
+    """
+
+    request: Request
+    body: JsonObject
+    prompt: str
+    reserved: Usage
+    heard: HeardAnswer | None = None
+    used: Usage = field(default_factory=Usage)
+    started: float = field(default_factory=time.monotonic)
+    n_failures: int = 0
+    n_limits: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The end of a request: its reply and what it used. `reply` None: abandoned as the transport closed."""
+
+    request: Request
+    reserved: Usage
+    used: Usage
+    reply: Reply | None
+
+
+@dataclass
+class RunCounts:
+    """Counts of one engine's life, for the row of the run. Only the loop's thread writes them."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    served: dict[str, None] = field(default_factory=dict)  # in order of their first appearance
+
+
+class Transport:
+    """The thread with its event loop, and the connections in it."""
+
+    def __init__(self, api: RemoteApi, name: str, key: str, calls: Calls, mask: KeyMask) -> None:
+        self.done: queue.SimpleQueue[Completion] = queue.SimpleQueue()
+        self.counted = RunCounts()
+        self.fatal = ""
+        self.pace = ConcurrencyLimit(calls.concurrency)
+        self._api, self._calls, self.mask = api, calls, mask
+        self._n_in_a_row, self._n_answered = 0, 0
+        self._has_streams = True  # until the service refuses one
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"remote {name}", daemon=True)
+        self._thread.start()
+        try:
+            self._client: HttpClient = self._run(self._open(key))
+        except BaseException:
+            self._stop()
+            raise
+
+    async def _open(self, key: str) -> HttpClient:
+        return HttpClient(self._calls, self.mask, key)
+
+    def start(self, in_flight: InFlightRequest) -> None:
+        """Send a request."""
+        self._loop.call_soon_threadsafe(self._start, in_flight)
+
+    def give_up(self) -> None:
+        """Cancel the requests in flight and wait until they have ended."""
+        if self._loop.is_closed():
+            return
+        self._run(self._cancel())
+        while not self.done.empty():
+            self.done.get()
+
+    def close(self) -> None:
+        """Cancel, close the connections and end the thread."""
+        if self._loop.is_closed():
+            return
+        self._run(self._shut())
+        self._stop()
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, work: Coroutine[object, None, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    # --- in the thread of the loop --------------------------------------------------------------------
+
+    def _start(self, in_flight: InFlightRequest) -> None:
+        task = self._loop.create_task(self._answer(in_flight))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _cancel(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _shut(self) -> None:
+        await self._cancel()
+        await self._client.aclose()
+        for _ in range(3):  # the turns in which the loop closes its sockets
+            await asyncio.sleep(0)
+
+    async def _answer(self, in_flight: InFlightRequest) -> None:
+        reply: Reply | None = None
+        try:
+            reply = await self._while_wanted(in_flight)
+        except TransportClosed:
+            pass
+        except RequestFailure as failure:
+            reply = self._failed(in_flight, failure.message)
+        except Exception as error:  # a fault of ours: a row that reports it, not a request that never ends
+            reply = self._failed(in_flight, f"a fault in the remote engine ({type(error).__name__})")
+        self.done.put(Completion(in_flight.request, in_flight.reserved, in_flight.used, reply))
+
+    async def _while_wanted(self, in_flight: InFlightRequest) -> Reply:
+        """Try until there is an answer, or until its listener wants no more: that reply has its parts."""
+        if (heard := in_flight.heard) is None:
+            return await self._persist(in_flight)
+        work = asyncio.ensure_future(self._persist(in_flight))
+        try:
+            while not work.done():
+                await asyncio.wait({work}, timeout=_LOOK_SECONDS)
+                if not work.done() and not heard.is_wanted:
+                    return self._reply(in_flight, ApiAnswer(heard.text, (), "length", "", None, ""))
+            return await work
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    async def _persist(self, in_flight: InFlightRequest) -> Reply:
+        """Try until there is an answer. Raises RequestFailure, or Closed if the transport ends first."""
+        while True:
+            entered = await self.pace.enter()
+            try:
+                answer = await self._attempt(in_flight)
+            except RequestFailure as failure:
+                if failure.code in _FILTER_CODES and not _is_begun(in_flight):
+                    answer = ApiAnswer("", (), "filter", failure.code, Usage(), "")
+                else:
+                    await self._recover(in_flight, failure, entered)
+                    continue
+            finally:
+                self.pace.leave()
+            self._n_in_a_row, self._n_answered = 0, self._n_answered + 1
+            self.pace.grow()
+            return self._reply(in_flight, answer)
+
+    async def _attempt(self, in_flight: InFlightRequest) -> ApiAnswer:
+        heard = in_flight.heard
+        if not self._has_streams or heard is None or not heard.is_asked_for:
+            return self._read(in_flight, await self._post(in_flight.body))
+        try:
+            return await self._streamed(in_flight, heard)
+        except RequestFailure as failure:
+            is_refused = failure.status in _STREAM_REFUSED and failure.code not in _FILTER_CODES
+            if not is_refused or _is_begun(in_flight):
+                raise
+        answer = self._read(in_flight, await self._post(in_flight.body))
+        self._has_streams = False
+        return answer
+
+    async def _streamed(self, in_flight: InFlightRequest, heard: HeardAnswer) -> ApiAnswer:
+        stream = self._api.open_stream(clean_text(in_flight.request.prefill))
+
+        def receive(data: bytes) -> bool:
+            if data == _END:
+                stream.end()
+            else:
+                heard.hear(stream.feed(read_chunk(data)))
+            return stream.is_ended
+
+        response = await self._post(self._api.as_stream(in_flight.body), receive)
+        if response.body:  # it came whole
+            return self._read(in_flight, response)
+        try:
+            answer = self._api.read(stream.answer(), clean_text(in_flight.request.prefill))
+            # A filter may take the answer back. Otherwise a listener would have another one than the row.
+            if answer.stop != "filter" and not self.mask(answer.text).startswith(heard.text):
+                raise MalformedAnswer("the parts of the stream are not in the order of the answer")
+        except MalformedAnswer as error:
+            raise broken_answer(error) from None
+        return answer
+
+    async def _post(self, body: JsonObject, receive: Callable[[bytes], bool] | None = None) -> HttpResponse:
+        self.counted.counts["n_requests"] += 1
+        try:
+            async with asyncio.timeout(self._calls.total_seconds):
+                url = self._api.url if receive is None else self._api.stream_url
+                return await self._client.post(url, self._api.headers, body, receive)
+        except TimeoutError:
+            seconds = self._calls.total_seconds
+            message = f"no answer within {seconds:g} seconds"
+            raise RequestFailure(message, is_transient=True, may_cost=True) from None
+
+    def _read(self, in_flight: InFlightRequest, response: HttpResponse) -> ApiAnswer:
+        try:
+            return self._api.read(read_json(response), clean_text(in_flight.request.prefill))
+        except MalformedAnswer as error:
+            raise broken_answer(error) from None
+
+    async def _recover(self, in_flight: InFlightRequest, failure: RequestFailure, entered: float) -> None:
+        """Wait until a retry is allowed. Raises the failure if it is final, or Closed."""
+        calls, now = self._calls, time.monotonic()
+        if failure.may_cost:
+            in_flight.used = add(in_flight.used, Usage(in_flight.reserved.n_prompt, 0, is_estimated=True))
+        if failure.is_for_all and (failure.is_permanent or not self._n_answered):
+            self._end(failure.message)
+        if not failure.is_transient or _is_begun(in_flight):
+            raise failure
+        in_flight.n_failures += not failure.is_limit
+        in_flight.n_limits += failure.is_limit
+        n_attempts = in_flight.n_failures + in_flight.n_limits
+        seconds = wait_seconds(n_attempts, calls.first_wait) if failure.after is None else failure.after
+        if failure.is_limit:
+            self.counted.counts["n_limited"] += 1
+            if seconds > calls.patience_seconds:
+                self._end(f"{failure.message} (the service asks to wait {seconds:,.0f} seconds)")
+            self.pace.cut(entered, seconds)
+        is_spent = in_flight.n_failures > calls.retries or in_flight.n_limits > 4 * calls.retries
+        if is_spent or now + seconds > in_flight.started + calls.patience_seconds:
+            self._n_in_a_row += 1
+            if self._n_in_a_row >= _MAX_FAILURES:
+                self._end(f"{self._n_in_a_row} requests in a row failed, the last with: {failure.message}")
+            raise RequestFailure(f"{failure.message} (after {plural(n_attempts, 'attempt')})") from None
+        self.counted.counts["n_retried"] += 1
+        await self.pace.sleep(0.0 if failure.is_limit else seconds)
+
+    def _end(self, message: str) -> None:
+        """Start and retry nothing more; requests in flight still finish."""
+        self.fatal = self.fatal or self.mask(message)
+        self.pace.close()
+        raise TransportClosed
+
+    # --- replies --------------------------------------------------------------------------------------
+
+    def _reply(self, in_flight: InFlightRequest, answer: ApiAnswer) -> Reply:
+        used = answer.usage
+        if used is None:
+            n_answer = -(-len(answer.text.encode("utf-8", "replace")) // 3)
+            used = Usage(in_flight.reserved.n_prompt, n_answer, is_estimated=True)
+        in_flight.used = add(in_flight.used, used)
+        if served := self.mask(answer.served):
+            self.counted.served.setdefault(served)
+        if answer.stop == "filter":
+            self.counted.counts[f"n_filtered ({self.mask(answer.reason)[:40]})"] += 1
+        text = self.mask(answer.text)
+        if in_flight.heard is not None and in_flight.heard.is_asked_for:
+            in_flight.heard.finish(text)
+        return Reply(
+            in_flight.request.key,
+            in_flight.prompt,
+            text,
+            tool_calls=tuple(map(self._call, answer.calls)),
+            stop=answer.stop,
+            n_prompt_tokens=used.n_prompt,
+            n_tokens=used.n_answer,
+        )
+
+    def _call(self, call: ToolCall) -> ToolCall:
+        """Return the call without the key: a service that repeats it may put it anywhere."""
+        encoded = msgspec.json.encode(call.arguments).decode("utf-8", "replace")
+        if (masked := self.mask(encoded)) != encoded:
+            return ToolCall(self.mask(call.name), msgspec.json.decode(masked))
+        return ToolCall(self.mask(call.name), call.arguments)
+
+    def _failed(self, in_flight: InFlightRequest, message: str) -> Reply:
+        error = EngineFailure(self.mask(message))
+        return failed_reply(in_flight.request, in_flight.prompt, error, n_tokens=0)
+
+
+def _is_begun(in_flight: InFlightRequest) -> bool:
+    """Return True if a part of the answer was heard: another attempt would begin again."""
+    return in_flight.heard is not None and in_flight.heard.is_begun
+
+
+def add(a: Usage, b: Usage) -> Usage:
+    """Return the sum of two usages."""
+    return Usage(
+        a.n_prompt + b.n_prompt,
+        a.n_answer + b.n_answer,
+        a.n_cached + b.n_cached,
+        a.n_written + b.n_written,
+        a.is_estimated or b.is_estimated,
+    )
+
 
 if TYPE_CHECKING:
+    from heredity.engines.remote.engine import InFlightRequest, Transport
     from heredity.engines.remote.messages import Endpoint, RemoteApi
-    from heredity.engines.remote.transport import InFlightRequest, Transport
 
 __all__ = ["Budget", "Calls", "Price", "RemoteEngine", "Usage", "load"]
 
@@ -47,8 +622,8 @@ def load(
     Raises Unavailable if the environment variable with the key is not set, Damaged for an incomplete record.
     """
     from heredity.engines._heard import KeyMask
-    from heredity.engines.remote.messages import ApiModule, Endpoint
-    from heredity.engines.remote.transport import Transport
+    from heredity.engines.remote.engine import Transport
+    from heredity.engines.remote.messages import Endpoint
 
     calls = calls or Calls()
     settings = model.recipe.settings
@@ -86,8 +661,6 @@ class RemoteEngine:
 
     def render(self, request: Request) -> str:
         """Return the conversation as text, equal only for equal requests: the real template is unknown."""
-        from heredity.engines.remote.messages import render
-
         return render(request)
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
@@ -207,8 +780,8 @@ class _Session:
 
     def _prepare(self, request: Request) -> Generator[Reply, None, InFlightRequest | None]:
         from heredity.engines._heard import HeardAnswer
+        from heredity.engines.remote.engine import InFlightRequest
         from heredity.engines.remote.messages import render
-        from heredity.engines.remote.transport import InFlightRequest
 
         prompt = render(request)
         try:

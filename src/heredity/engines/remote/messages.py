@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from heredity.core.records import Decoding, Message, Request, Stop, Tool, ToolCall
-from heredity.engines.remote.budget import Usage
+from heredity.engines.remote.services import Usage
 
 
 class PrefillRemover:

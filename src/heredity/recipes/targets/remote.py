@@ -30,7 +30,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.records import is_digest
-from heredity.engines.remote.budget import HOMES
+from heredity.engines.remote.services import HOMES
 from heredity.lineage.types import Description, Grown, StoredModels
 
 PREFIX = "remote:"

@@ -6,7 +6,7 @@ of the assistant; models without prefill refuse it in their own words. There is 
 them, the option `anthropic_version=2023-06-01` uses the older version and sends them.
 
 Promises: the account of the engine and the report name what is not sent; nothing is dropped quietly.
-Leaves to others: sending and retries (transport.py). Thinking blocks are not part of an answer.
+Leaves to others: sending and retries (engine.py). Thinking blocks are not part of an answer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Message, Request, Stop, ToolCall
 from heredity.core.sanitize import clean_text
-from heredity.engines.remote.budget import Usage
 from heredity.engines.remote.messages import (
     ApiAnswer,
     Endpoint,
@@ -27,6 +26,7 @@ from heredity.engines.remote.messages import (
     parse_arguments,
     token_count,
 )
+from heredity.engines.remote.services import Usage
 
 _STOPS: dict[str, Stop] = {
     "max_tokens": "length",

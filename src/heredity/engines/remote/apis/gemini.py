@@ -4,7 +4,7 @@ A block by the safety filter of the service is an answer with stop "filter". The
 prefill; the option `prefill=trailing` sends one as a last message of the model.
 
 Promises: a parameter is sent, or its absence is an option of the model; nothing is dropped quietly.
-Leaves to others: sending and retries (transport.py). Thoughts of the model are not part of an answer.
+Leaves to others: sending and retries (engine.py). Thoughts of the model are not part of an answer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from urllib.parse import quote
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Message, Request, Stop, Tool, ToolCall
 from heredity.core.sanitize import clean_text
-from heredity.engines.remote.budget import Usage
 from heredity.engines.remote.messages import (
     SEED_BOUND,
     ApiAnswer,
@@ -30,6 +29,7 @@ from heredity.engines.remote.messages import (
     repeated_prefill,
     token_count,
 )
+from heredity.engines.remote.services import Usage
 
 _FOLDERS = ("models/", "tunedModels/")  # a model whose name has one of them is sent as it is
 _FILTERS = ("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY", "MODEL_ARMOR")

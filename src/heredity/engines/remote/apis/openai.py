@@ -8,7 +8,7 @@ The API has no prefill. Servers that support one differ; the option `prefill` of
 
 Promises: a parameter is sent, or its absence is an option of the model; nothing is dropped quietly. The
 shared messages come first and unchanged, so that the prompt cache of the service hits.
-Leaves to others: sending and retries (transport.py). `reasoning_content` is not part of an answer and is not
+Leaves to others: sending and retries (engine.py). `reasoning_content` is not part of an answer and is not
 kept.
 """
 
@@ -23,7 +23,6 @@ from msgspec import UnsetType
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Message, Request, Stop, ToolCall
 from heredity.core.sanitize import clean_text
-from heredity.engines.remote.budget import HOMES, Usage
 from heredity.engines.remote.messages import (
     SEED_BOUND,
     ApiAnswer,
@@ -40,6 +39,7 @@ from heredity.engines.remote.messages import (
     schema,
     token_count,
 )
+from heredity.engines.remote.services import HOMES, Usage
 
 PREFILLS = ("continue_final_message", "trailing", "prefix")
 _STOPS: dict[str, Stop] = {"length": "length", "content_filter": "filter"}
