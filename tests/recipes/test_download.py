@@ -8,8 +8,8 @@ import pytest
 
 from heredity.core.errors import Damaged, HeredityError, Unavailable, WrongHash
 from heredity.core.progress import Progress
-from heredity.recipes.pull import download
-from heredity.recipes.pull.download import Address, fetch
+from heredity.recipes.pull import hub
+from heredity.recipes.pull.hub import Address, fetch
 from tests.support.errors import raises
 from tests.support.model_sources import Server, sha256
 
@@ -28,7 +28,7 @@ def test_a_download_ends_with_the_right_bytes_and_tells_its_progress(server: Ser
 def test_a_dropped_connection_goes_on_where_it_stopped(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download.time, "sleep", lambda _: None)
+    monkeypatch.setattr(hub.time, "sleep", lambda _: None)
     server.files["a"], server.drop_after = DATA, [1_300_000, 500_000]
     fetch(Address(server.url("a"), sha256(DATA), "a"), tmp_path / "a.part")
     assert (tmp_path / "a.part").read_bytes() == DATA
@@ -73,4 +73,4 @@ def test_an_absent_file_or_server_is_unavailable_with_its_reason(server: Server,
 
 def test_a_disk_without_room_is_said_before_the_download(tmp_path: Path) -> None:
     with raises(HeredityError, "disk-full"):
-        download.check_room(tmp_path, 1 << 60)
+        hub.check_room(tmp_path, 1 << 60)

@@ -16,7 +16,7 @@ from heredity.core.files import Lock
 from heredity.lineage.catalog import Entry, File, Hub, catalogue
 from heredity.lineage.store import Store
 from heredity.recipes.pull import recipe as pulling
-from heredity.recipes.pull.download import Address, fetch
+from heredity.recipes.pull.hub import Address, fetch
 from heredity.recipes.pull.recipe import FromCatalogue
 from tests.support.errors import raises
 from tests.support.model_sources import Server, left_over, sha256

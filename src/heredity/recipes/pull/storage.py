@@ -30,8 +30,8 @@ from heredity.lineage.store import (
     write_record,
 )
 from heredity.lineage.types import Grown
-from heredity.recipes.pull.download import check_room
 from heredity.recipes.pull.folder import check_files
+from heredity.recipes.pull.hub import check_room
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
