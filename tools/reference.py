@@ -41,7 +41,7 @@ REQUIRED = "required"
 RECORDS = {"Record", "records.Record", "msgspec.Struct"}
 ONLY_READ = (
     "Application", "Decoding", "Estimate", "Estimates", "GuardSpec", "Message", "Model", "Probe", "Response",
-    "Retrieval", "StudyForecast", "Tool", "Verdict",
+    "Retrieval", "SeedGroup", "StudyForecast", "Tool", "Verdict",
 )  # fmt: skip
 
 
@@ -184,7 +184,6 @@ def api() -> str:
     ]
     lines += ["those of [StudySpec](#studyspec). [File formats](formats.md) describes the fields of records."]
     lines += ["A program on top may import `heredity.evals.tasks` and `heredity.redteam.probes`, too."]
-    lines += ["", *_list(f"[{name}](#{name.lower()})" for name in names)]
     lines += ["", "## Settings of a training", "", *_signature("settings", _ancestor(heredity.Lora), True)]
     for name in names:
         thing = getattr(heredity, name)
@@ -193,8 +192,7 @@ def api() -> str:
         docs = _docs(thing).split("\n\n")[0] if name in ONLY_READ else _docs(thing)
         lines += ["", f"## {name}", "", *shown, "", docs]
         if thing is heredity.StudySpec:
-            each_of = dataclasses.fields(thing)
-            lines += ["", *(f"- `{each.name}`: {_plain(each.metadata['help'])}" for each in each_of)]
+            lines += ["", "The options of [heredity study](cli.md#heredity-study) describe its fields."]
         if inspect.isclass(thing):
             members = list(_methods(thing))
             values = [(method, each) for method, each in members if isinstance(each, property)]
