@@ -13,9 +13,10 @@ from threading import Event
 import msgspec
 import pytest
 
-from heredity.cli import _pulling, main, study
+from heredity.cli import _pulling, main
 from heredity.core.errors import Unavailable
 from heredity.core.records import FileHash
+from heredity.lineage.references import find_or_pull, ready_models
 from heredity.lineage.store import Store, scripted
 from heredity.lineage.types import Grown
 from tests.support.cli import DESK, Run
@@ -120,12 +121,12 @@ def test_a_model_of_a_study_is_converted_while_the_next_one_is_pulled(
     monkeypatch.setattr(Store, "ready", late)
     monkeypatch.setattr(Store, "pull", pull_and_tell)
     store = Store(tmp_path / "store")
-    models = study._models(store, [*refs, "scripted:careful"], yes=True)
-    assert [each if isinstance(each, str) else each.record.name for each in models] == [
-        "first",
-        "second",
-        "scripted:careful",
-    ]
+
+    def find(ref: str) -> Grown:
+        return find_or_pull(ref, store, lambda name, _: store.pull(name))
+
+    models = ready_models([*refs, "scripted:careful"], store, find)
+    assert [each.record.name for each in models] == ["first", "second", "scripted:careful"]
     assert sorted(model.name for model in store.models()) == ["first", "first-bf16", "second", "second-bf16"]
 
 
@@ -139,13 +140,12 @@ def test_a_model_that_wraps_another_waits_for_its_conversion(
         states.append(f"{model.record.name} converted")
         return model
 
-    def stored(_: Store, ref: str, _yes: bool) -> Grown:
+    def stored(ref: str) -> Grown:
         states.append(f"{ref} taken")
         return named(ref)
 
     monkeypatch.setattr(Store, "ready", convert)
-    monkeypatch.setattr(study, "_stored", stored)
-    study._models(Store(tmp_path / "store"), ["small", "kv4:small"], yes=True)
+    ready_models(["small", "kv4:small"], Store(tmp_path / "store"), stored)
     assert states == ["small taken", "small converted", "kv4:small taken", "kv4:small converted"]
 
 
@@ -162,16 +162,15 @@ def test_an_interrupted_pull_converts_no_model_that_still_waits(
         time.sleep(0.3)  # so that the others wait while the pull ends
         return model
 
-    def pull(_: Store, ref: str, _yes: bool) -> Grown:
+    def pull(ref: str) -> Grown:
         if ref == refs[2]:
             asked.set()
             raise end
         return named(Path(ref).name)
 
     monkeypatch.setattr(Store, "ready", convert)
-    monkeypatch.setattr(study, "_stored", pull)
     with pytest.raises(end):
-        study._models(Store(tmp_path / "store"), refs, yes=True)
+        ready_models(refs, Store(tmp_path / "store"), pull)
     assert begun == ["first"]
 
 
@@ -185,7 +184,7 @@ def test_after_a_failed_conversion_nothing_more_is_pulled(
         has_failed.set()
         raise Unavailable("no such tokenizer")
 
-    def pull(_: Store, ref: str, _yes: bool) -> Grown:
+    def pull(ref: str) -> Grown:
         pulled.append(ref)
         if len(pulled) == 2:
             assert has_failed.wait(60)
@@ -193,9 +192,8 @@ def test_after_a_failed_conversion_nothing_more_is_pulled(
         return named(ref)
 
     monkeypatch.setattr(Store, "ready", convert)
-    monkeypatch.setattr(study, "_stored", pull)
     with pytest.raises(Unavailable):
-        study._models(Store(tmp_path / "store"), ["first", "second", "third"], yes=True)
+        ready_models(["first", "second", "third"], Store(tmp_path / "store"), pull)
     assert pulled == ["first", "second"]
 
 

@@ -22,7 +22,7 @@ from heredity.core.records import why_not_generative
 from heredity.core.sanitize import plain
 from heredity.core.terminal import err, note, parameters, size
 from heredity.lineage import catalog
-from heredity.lineage.references import is_elsewhere, is_there, spellings
+from heredity.lineage.references import find_or_pull, is_elsewhere, is_there, spellings
 from heredity.lineage.store import Store, stand_in, target_of
 from heredity.lineage.types import Grown, Preview
 
@@ -43,7 +43,7 @@ def pull(store: Store, ref: str) -> Grown:
     return grown
 
 
-def require_engine(name: str) -> None:
+def _require_engine(name: str) -> None:
     """Raise Unavailable, before a model is fetched or converted, if a package of its engine is missing."""
     extra = engines.EXTRAS.get(name, name)
     for package in _PACKAGES.get(extra, ()):
@@ -81,15 +81,24 @@ def planned(store: Store, ref: str) -> Grown:
 
 def consent(store: Store, ref: str, yes: bool) -> None:
     """Ask before a missing model is downloaded. Raises UnknownName for a model that does not exist."""
-    if is_elsewhere(ref, store):
-        require_engine("torch")
-        return
-    try:
-        store.get(ref)
-    except Unavailable:
-        if ":" in ref:
-            raise
-        ask_first(ref, yes)
+    if not is_elsewhere(ref, store):
+        try:
+            store.get(ref)
+            return
+        except Unavailable:
+            if ":" in ref:
+                raise
+    _ask_first(ref, yes)
+
+
+def stored(store: Store, ref: str, yes: bool) -> Grown:
+    """The model of the store, or one that is pulled, of the catalogue after a question."""
+
+    def pull_named(name: str, engine: str) -> Grown:
+        _ask_first(name, yes, engine)
+        return pull(store, name)
+
+    return find_or_pull(ref, store, pull_named)
 
 
 def pull_from(store: Store, name: str, url: str) -> Grown:
@@ -219,7 +228,7 @@ def announce(store: Store, grown: Grown) -> None:
             if model.recipe.kind == "dequantize"
         )
         if not any(known):
-            require_engine("torch")
+            _require_engine("torch")
             note(f"converting {grown.record.name} to safetensors, once (a recorded child in the lineage) ...")
 
 
@@ -229,15 +238,17 @@ def _offer(ref: str, entry: catalog.Entry) -> str:
     return f"{ref} is not in the store: {about}{size(entry.n_bytes)}, licence {entry.licence}."
 
 
-def ask_first(ref: str, yes: bool, engine: str = "torch") -> None:
-    """Ask before a model of the catalogue is downloaded. Without a terminal, free licences need no consent.
+def _ask_first(ref: str, yes: bool, engine: str = "torch") -> None:
+    """Ask before a model of the catalogue is downloaded; any other was named with its place.
+
+    Without a terminal, free licences need no consent.
 
     Raises UsageError for another licence without `yes`, Unavailable if its engine is not installed, and Abort
     if the user declines.
     """
-    require_engine(engine)
-    entry = catalog.find(ref)
-    assert entry is not None  # the store said so
+    _require_engine(engine)
+    if (entry := catalog.find(ref)) is None:
+        return
     offer = _offer(ref, entry)
     has_person = sys.stdin.isatty() and sys.stderr.isatty()
     if not yes and not has_person and entry.licence not in _FREE:

@@ -101,16 +101,13 @@ def loader(
     return load
 
 
-def check(models: Sequence[str | Grown], how: Calls, needs_keys: bool = True) -> None:
+def check(models: Sequence[Grown], how: Calls, needs_keys: bool = True) -> None:
     """Raise before anything is asked if a remote model has no key or no price. A listed price is shown."""
     from heredity import engines
     from heredity.core.terminal import note
     from heredity.engines.remote import services
-    from heredity.lineage.types import Grown
 
     for model in models:
-        if not isinstance(model, Grown):
-            continue
         record = model.record
         if record.format == "remote" and engines.choose(record) == "remote":
             settings = record.recipe.settings
@@ -126,16 +123,14 @@ def check(models: Sequence[str | Grown], how: Calls, needs_keys: bool = True) ->
                 )
 
 
-def show_costs(plan: Plan, models: Sequence[str | Grown], how: Calls) -> None:
+def show_costs(plan: Plan, models: Sequence[Grown], how: Calls) -> None:
     """Show what a study costs at most, for each remote model with a price."""
-    from heredity.lineage.types import Grown
     from heredity.study.forecast import expected_usage
 
     uses = []
     for model in models:
-        if isinstance(model, Grown):
-            options = model.record.recipe.settings.get("options") or {}
-            uses.append((model, expected_usage(plan, int(options.get("think", 0)))))
+        options = model.record.recipe.settings.get("options") or {}
+        uses.append((model, expected_usage(plan, int(options.get("think", 0)))))
     show_uses(uses, how)
 
 

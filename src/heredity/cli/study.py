@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,11 +202,10 @@ def _study(
         judge = registry.named("redteam.judges", str(spec.judge or "")) or None
         return Study.open(plan, store=store, engine_loader=loader, judge=judge)
     layer = Application.load(str(spec.application))
-    grown = _with_families(
-        store, _models(store, [*map(str, spec.models)], yes, is_dry), spec.lineage, yes, is_dry
-    )
-    writer = _models(store, [str(spec.attacker)], yes, is_dry)[0] if spec.attacker is not None else None
-    _remote.check([*grown, *([writer] if writer is not None else [])], how, needs_keys=not is_dry)
+    grown = _models(store, [*map(str, spec.models)], [*map(str, spec.lineage)], yes, is_dry)
+    writers = [] if spec.attacker is None else _models(store, [str(spec.attacker)], [], yes, is_dry)
+    _remote.check([*grown, *writers], how, needs_keys=not is_dry)
+    writer = next(iter(writers), None)
     named = replace(spec, models=grown, application=layer, attacker=writer, lineage=()).named()
     study = Study(named, store=store, engine_loader=loader)
     study.sources = locate_sources(Path(str(spec.application)), layer, spec.probes)
@@ -247,7 +247,7 @@ def _run(
     return code
 
 
-def _planned(study: Study, models: Sequence[Grown | str], is_dry: bool) -> Plan:
+def _planned(study: Study, models: Sequence[Grown], is_dry: bool) -> Plan:
     """The saved plan; of a dry run the plan of a folder without one. The cost of its searches is shown first.
 
     A dry run takes no folder: its plan may not be the one that the user decides for.
@@ -259,7 +259,7 @@ def _planned(study: Study, models: Sequence[Grown | str], is_dry: bool) -> Plan:
 
     if line := forecast_searches(study.resolved, study.folder):
         note(line)
-    is_ahead = any(not isinstance(each, str) and each.record.recipe.kind == STAND_IN for each in models)
+    is_ahead = any(each.record.recipe.kind == STAND_IN for each in models)
     if is_dry and (is_ahead or not (study.folder / PLAN).exists()):
         return study.resolved
     with Display() as display:
@@ -339,90 +339,30 @@ def _tell_errors(result: Result, is_retried: bool) -> int:
     return _UNDECIDED
 
 
-def _models(store: Store, refs: Sequence[str], yes: bool, is_dry: bool = False) -> list[Grown | str]:
-    """The models, each in the store with the form that its engine loads; of a dry run also stand-ins.
+def _models(
+    store: Store, refs: Sequence[str], lineage: Sequence[str], yes: bool, is_dry: bool
+) -> list[Grown]:
+    """The models and every family of `lineage`, ready to be asked; of a dry run stand-ins of those missing.
 
-    One that is missing is pulled first, and converted while the next one is pulled. Only a pull overlaps a
-    conversion: a ref such as "kv4:NAME" makes a model itself, and waits. After an error or an interrupt no
-    further one is converted or pulled.
+    Models of a family that are left out are reported.
     """
-    from concurrent.futures import Future, ThreadPoolExecutor
-
-    from heredity.cli import _pulling
-    from heredity.lineage.store import target_of
-
-    if is_dry:
-        return [ref if ref.startswith("scripted:") else _pulling.planned(store, ref) for ref in refs]
-    chosen: list[Grown | str] = []
-    with ThreadPoolExecutor(1) as worker:
-        converted: list[Future[Grown]] = []
-        try:
-            for ref in refs:
-                for each in converted:
-                    if each.done():
-                        each.result()
-                if chosen and not isinstance(last := chosen[-1], str):
-                    _pulling.announce(store, last)
-                    converted.append(worker.submit(store.ready, last))
-                if (target := target_of(ref)) is not None and target.WRAPS_MODEL:
-                    for each in converted:
-                        each.result()
-                chosen.append(ref if ref.startswith("scripted:") else _stored(store, ref, yes))  # in no store
-            with shown_work(store, "converting"):
-                for each in converted:
-                    each.result()
-        finally:
-            worker.shutdown(wait=False, cancel_futures=True)
-    if chosen and not isinstance(last := chosen[-1], str):
-        _pulling.ready(store, last)  # in this thread, which an interrupt stops at once
-    return chosen
-
-
-def _with_families(
-    store: Store, models: list[Grown | str], lineage: Sequence[str], yes: bool, is_dry: bool
-) -> list[Grown | str]:
-    """The models and every family of `lineage`, each model once. Models that are left out are reported."""
     from heredity.cli import _pulling
     from heredity.core.terminal import note
-    from heredity.lineage.types import Grown
+    from heredity.lineage.references import ready_models
+    from heredity.study.resolve import with_families
 
-    chosen = list(models)
-    seen = {m if isinstance(m, str) else m.record.id for m in models}  # a scripted model goes by its name
-    for ref in lineage:
-        is_here = is_dry or ref.startswith("scripted:")
-        top = _pulling.planned(store, ref) if is_here else _stored(store, ref, yes)
-        family = store.family(top.record)
-        for each in family.asked:
-            if not seen & {each.id, each.name}:
-                grown = top if each.id == top.record.id else Grown(each, store.folder(each))
-                if not is_dry:
-                    _pulling.ready(store, grown)
-                chosen.append(grown)
-                seen.add(each.id)
-        for each, why in family.left_out:
-            if each.id not in seen:
-                note(f"left out: {each.name} {each.id[:8]} ({why})")
+    if is_dry:
+        models, tops = ([_pulling.planned(store, ref) for ref in some] for some in (refs, lineage))
+    else:
+        find = partial(_pulling.stored, store, yes=yes)
+        announce, shown = partial(_pulling.announce, store), partial(shown_work, store, "converting")
+        models = ready_models(refs, store, find, announce, shown)
+        tops = list(map(find, lineage))
+    chosen = with_families(models, tops, lambda: store)
+    for each in (each for each in chosen if each not in models and not is_dry):
+        _pulling.ready(store, each)
+    ids = {each.record.id for each in chosen}
+    for model, why in (left for top in tops for left in store.family(top.record).left_out):
+        if model.id not in ids:
+            note(f"left out: {model.name} {model.id[:8]} ({why})")
     return chosen
-
-
-def _stored(store: Store, ref: str, yes: bool, loaded_by: str = "torch") -> Grown:
-    from heredity.cli import _pulling
-    from heredity.core.errors import Unavailable
-    from heredity.lineage.references import is_elsewhere
-    from heredity.lineage.store import target_of
-
-    engine, _, inner = ref.partition(":")
-    target = target_of(ref)
-    if target is not None and target.WRAPS_MODEL and inner:  # its model must be in the store first
-        loaded_by = engine if engine in ("llamacpp", "vllm") else "torch"
-        return store.get(f"{engine}:{_stored(store, inner, yes, loaded_by).record.name}")
-    if is_elsewhere(ref, store):
-        _pulling.require_engine(loaded_by)
-        return _pulling.pull(store, ref)
-    try:
-        return store.get(ref)
-    except Unavailable:
-        if ":" in ref:
-            raise
-        _pulling.ask_first(ref, yes, loaded_by)
-        return _pulling.pull(store, ref)

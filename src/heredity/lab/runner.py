@@ -54,7 +54,7 @@ from heredity.lab.plan import (
     LeftOutChild,
     LineagePlan,
 )
-from heredity.lineage.references import is_elsewhere
+from heredity.lineage.references import find_or_pull
 from heredity.lineage.store import Store, stand_in, target_of, target_prefixes
 from heredity.lineage.types import EngineLoader, Grown, Recipe
 from heredity.recipes import derivable, derivable_class, recipe
@@ -286,12 +286,7 @@ def _shape(model: Grown) -> dict[str, object]:
 
 def stored(store: Store, ref: str, watch: Watch | None) -> Grown:
     """A model of the store, or one that is pulled."""
-    if is_elsewhere(ref, store):
-        return store.pull(ref, watch)
-    try:
-        return store.get(ref)
-    except Unavailable:
-        return store.pull(ref, watch)
+    return find_or_pull(ref, store, lambda name, _: store.pull(name, watch))
 
 
 # --- the steps and the time left ----------------------------------------------------------------------

@@ -6,17 +6,22 @@
     "kv4:models/mine"           the model behind an engine or a setting of one
     "url:bot.toml"              the file that describes an application
 
-Promises: nothing is loaded or pulled.
-Leaves to others: finding the model (store.py).
+Promises: nothing is loaded, and only what the caller gives pulls a model.
+Leaves to others: models by their names, and their forms (store.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from heredity.core.errors import Unavailable
 from heredity.engines.remote import services
 from heredity.lineage import catalog
 from heredity.lineage.store import Store, target_of
+from heredity.lineage.types import Grown
 
 HUB, URL = "hf:", "url:"
 _ADAPTER = "adapter_config.json"  # its folder is adopted, never pulled: its name is that of the model
@@ -31,6 +36,66 @@ def is_elsewhere(ref: str, store: Store) -> bool:
     if ref.startswith(HUB) or _is_path(ref):
         return True
     return is_there(Path(ref)) and not (catalog.find(ref) or catalog.named(store.models(), ref))
+
+
+def find_or_pull(ref: str, store: Store, pull: Callable[[str, str], Grown], engine: str = "torch") -> Grown:
+    """The model of a reference. `pull` gets one that the store lacks, by its name and that of its engine.
+
+    Of a model behind an engine ("kv4:NAME") that model is found or pulled first. Raises UnknownName.
+    """
+    kind, _, inner = ref.partition(":")
+    if _makes_model(ref) and inner:
+        engine = kind if kind in ("llamacpp", "vllm") else "torch"
+        return store.get(f"{kind}:{find_or_pull(inner, store, pull, engine).record.name}")
+    if not is_elsewhere(ref, store):
+        try:
+            return store.get(ref)
+        except Unavailable:
+            if ":" in ref:
+                raise
+    return pull(ref, engine)
+
+
+def ready_models(
+    refs: Sequence[str], store: Store, find: Callable[[str], Grown],
+    announce: Callable[[Grown], None] = lambda _: None,
+    shown: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> list[Grown]:  # fmt: skip
+    """The models of these references, each in the store with the form that its engine loads.
+
+    find: gets a model, which it may pull. announce: is called with each before its conversion. shown: is
+    entered while conversions are all that is left.
+
+    One is converted while the next is found. A reference such as "kv4:NAME" makes a model itself, and waits.
+    After an error or an interrupt no further one is converted or pulled.
+    """
+    models: list[Grown] = []
+    with ThreadPoolExecutor(1) as worker:
+        converted: list[Future[Grown]] = []
+        try:
+            for ref in refs:
+                for each in filter(Future.done, converted):
+                    each.result()
+                if models:
+                    announce(models[-1])
+                    converted.append(worker.submit(store.ready, models[-1]))
+                for each in converted if _makes_model(ref) else ():
+                    each.result()
+                models.append(find(ref))
+            for model in models[-1:]:  # in this thread, which an interrupt stops at once
+                announce(model)
+                with shown():
+                    for each in converted:
+                        each.result()
+                    store.ready(model)
+        finally:
+            worker.shutdown(wait=False, cancel_futures=True)
+    return models
+
+
+def _makes_model(ref: str) -> bool:
+    """Whether a reference names an engine or a setting in front of a model."""
+    return (target := target_of(ref)) is not None and target.WRAPS_MODEL
 
 
 def is_there(path: Path) -> bool:
@@ -73,8 +138,7 @@ def _split(ref: str) -> tuple[str, str]:
     engine, colon, model = ref.partition(":")
     if f"{engine}{colon}" == URL and "://" not in model:
         return URL, model
-    target = target_of(ref)
-    return (f"{engine}{colon}", model) if target is not None and target.WRAPS_MODEL else ("", ref)
+    return (f"{engine}{colon}", model) if _makes_model(ref) else ("", ref)
 
 
 def _is_path(ref: str) -> bool:

@@ -889,7 +889,13 @@ def target_of(ref: str) -> Target | None:
 
 
 def scripted(ref: str) -> Grown:
-    """A record for a rule-driven model "scripted:NAME", which has no files and lives in no store."""
+    """A record for a rule-driven model "scripted:NAME", which has no files and lives in no store.
+
+    Raises UnknownName with the nearest rule.
+    """
+    from heredity.engines.scripted import parse_rule
+
+    parse_rule(ref)
     recipe = RecipeRecord("scripted", {"name": ref.removeprefix("scripted:")})
     made = Made("", "", 0.0, {})
     record = Model(

@@ -25,9 +25,7 @@ from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.errors import Damaged, UsageError, did_you_mean
 from heredity.core.records import Model, Probe, RecipeRecord, digest
-from heredity.engines import scripted
-from heredity.lineage.store import Store
-from heredity.lineage.store import scripted as scripted_model
+from heredity.lineage.store import Store, scripted
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks, checks, probes
 from heredity.redteam.judges import DEFAULT
@@ -122,15 +120,9 @@ def _behaviours(probes: Sequence[Probe], scope: str) -> set[tuple[str, str]]:
 # A target such as `call:` is not resolved from the name in a file: a study's folder may come from anyone.
 
 
-def rule_model(name: str) -> Grown:
-    """A scripted model. Raises UnknownName with the nearest rule."""
-    scripted.parse_rule(name)
-    return scripted_model(name)
-
-
 def stored_model(store: Callable[[], Store], name: str) -> Grown:
     """A scripted model, or one of the store. Raises UnknownName."""
-    return rule_model(name) if name.startswith(scripted.PREFIX) else store().named(name)
+    return scripted(name) if name.startswith("scripted:") else store().named(name)
 
 
 def with_families(models: Sequence[Grown], tops: Sequence[Grown], store: Callable[[], Store]) -> list[Grown]:

@@ -33,11 +33,10 @@ from heredity.core.host import Device
 from heredity.core.progress import Meter, Progress, TrialMeter, Watch
 from heredity.core.records import Model, Response, digest
 from heredity.core.sanitize import plural
-from heredity.engines import scripted
 from heredity.engines.protocols import Engine
 from heredity.lineage import graph
 from heredity.lineage.speeds import ModelSpeed, speeds_of
-from heredity.lineage.store import Store, engine_loader, load_engine, searching_in
+from heredity.lineage.store import Store, engine_loader, load_engine, scripted, searching_in
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam.judges import Decider, Judge, Models
 from heredity.redteam.judges.guard import JudgeReaders
@@ -66,7 +65,6 @@ from heredity.study.resolve import (
     is_guarded,
     loaded,
     resolve_plan,
-    rule_model,
     stored_model,
     with_families,
     with_guards,
@@ -467,8 +465,6 @@ class Study:
             if model.format == "scripted":
                 return Grown(model, Path())
             return Grown(model, self._open_store().folder(model))
-        if isinstance(model, str) and model.startswith(scripted.PREFIX):
-            return rule_model(model)
         return self._open_store().get(model)
 
     def _find_for_judge(self, name: str) -> Grown:
@@ -491,7 +487,7 @@ class Study:
         if model.id in self._grown:
             return self._grown[model.id]
         if model.format == "scripted":
-            grown = rule_model(model.name)
+            grown = scripted(model.name)
             if grown.record.id != model.id:
                 raise Damaged(f"{self.folder / PLAN}: '{model.name}' has not the id {model.id[:32]!r}.")
             return grown
