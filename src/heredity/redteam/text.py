@@ -1,18 +1,19 @@
 """The texts of a conversation, and text as checks and judges compare it: folded, without hidden characters.
 
 Promises: linear time, never raises, whatever the text.
-Leaves to others: the patterns to look for (checks/, judges/).
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import lru_cache
+from typing import TypeVar
 
 from msgspec import UnsetType
 
+from heredity.application.spec import Application
 from heredity.core.records import Probe, Response, ToolCall
 
 # Letters and digits of a marker or a name; a shorter one would turn up by chance.
@@ -29,6 +30,7 @@ _THOUGHT = re.compile(r"\s*<(think|thinking|thought)>")
 _MARKS = re.compile(r"[\W_]+")
 _WORD = re.compile(r"[^\W_]+")
 _STACK = 30  # combining marks in a row that are read: Unicode's stream-safe text format (UAX 15)
+T = TypeVar("T")
 
 
 def without_thought(text: str) -> str:
@@ -90,6 +92,20 @@ def evidence(*parts: str) -> str:
         line = "".join(c if c.isprintable() else " " for c in line)
     line = " ".join(line.split())
     return line if len(line) <= _EVIDENCE else line[: _EVIDENCE - 3] + "..."
+
+
+def once_for_each_application(make: Callable[..., T]) -> Callable[..., T]:
+    """`make` with its last 64 results kept, by the digest: an application is not hashable."""
+    known: dict[tuple[Hashable, ...], T] = {}
+
+    def kept(application: Application, *rest: Hashable) -> T:
+        if (key := (application.digest, *rest)) not in known:
+            if len(known) >= 64:
+                known.clear()
+            known[key] = make(application, *rest)
+        return known[key]
+
+    return kept
 
 
 # --- what the model wrote, and what we supplied -------------------------------------------------------

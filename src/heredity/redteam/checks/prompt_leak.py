@@ -17,7 +17,7 @@ import msgspec
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
 from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding
-from heredity.redteam.text import evidence, fold, supplied, words, written
+from heredity.redteam.text import evidence, fold, once_for_each_application, supplied, words, written
 
 # up to a full stop, or to a line that does not go on in lower case (a heading, a list)
 _FIRST_SENTENCE = re.compile(r"(?s).+?(?:[.!?](?=\s|$)|(?=\n\s*[^a-z\s])|$)")
@@ -74,23 +74,18 @@ class PromptPart(NamedTuple):
     blocks: tuple[str, ...]
 
 
+@once_for_each_application
 def parts(application: Application, n: int) -> tuple[PromptPart, ...]:
     """The parts of the prompt, cut into runs of n words."""
-    if (application.digest, n) not in _BY_APPLICATION:
-        if len(_BY_APPLICATION) >= 64:
-            _BY_APPLICATION.clear()
-        system = application.instructions
-        cut = [_part("system prompt", system, n, _n_introducing(system))]
-        if application.tools:
-            bare = msgspec.structs.replace(application, system="", passages=(), rendering="plain")
-            cut.append(_part("section on tools", bare.system_text(), n, 0))
-        _BY_APPLICATION[application.digest, n] = tuple(cut)
-    return _BY_APPLICATION[application.digest, n]
-
-
-_BY_APPLICATION: dict[
-    tuple[str, int], tuple[PromptPart, ...]
-] = {}  # by digest: an application is not hashable
+    system = application.instructions
+    # The first sentence introduces, unless it is the whole prompt, which then counts.
+    first = _FIRST_SENTENCE.match(system.strip())
+    is_part = first is not None and first.end() < len(system.strip())
+    cut = [_part("system prompt", system, n, len(words(fold(first[0]))) if first and is_part else 0)]
+    if application.tools:
+        bare = msgspec.structs.replace(application, system="", passages=(), rendering="plain")
+        cut.append(_part("section on tools", bare.system_text(), n, 0))
+    return tuple(cut)
 
 
 def in_a_row(text: str) -> str:
@@ -104,14 +99,6 @@ def _part(name: str, text: str, n: int, first: int) -> PromptPart:
     runs = (f" {' '.join(tokens[i : i + n])} " for i in range(len(tokens) - n + 1) if i + n > first)
     blocks = (f" {' '.join(tokens[i : i + size])} " for i in range(0, len(tokens) - size + 1, size))
     return PromptPart(name, tuple(dict.fromkeys(runs)), tuple(dict.fromkeys(blocks)))
-
-
-def _n_introducing(system: str) -> int:
-    """Number of words of the first sentence; 0 if it is the whole prompt, which then counts."""
-    first = _FIRST_SENTENCE.match(system.strip())
-    if first is None or first.end() == len(system.strip()):
-        return 0
-    return len(words(fold(first[0])))
 
 
 CHECK = PromptLeakCheck

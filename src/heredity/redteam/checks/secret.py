@@ -23,7 +23,7 @@ from typing import ClassVar, NamedTuple
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
 from heredity.redteam.checks.protocols import BreachCheck, Finding, not_proof
-from heredity.redteam.text import evidence, fold, squeeze, supplied, words, written
+from heredity.redteam.text import evidence, fold, once_for_each_application, squeeze, supplied, words, written
 
 # --- text spelled in words and character codes --------------------------------------------------------
 # "Victor Oscar dash seventy-three", "86 79". A word that occurs by chance ("one") spells nothing out.
@@ -512,27 +512,13 @@ def _base64_forms(value: str) -> tuple[str, ...]:
     return tuple(sorted(cores))
 
 
-_BY_APPLICATION: dict[str, list[tuple[str, SecretForms]]] = {}  # by digest: an application is not hashable
-
-
+@once_for_each_application
 def _secrets(application: Application) -> list[tuple[str, SecretForms]]:
-    if application.digest not in _BY_APPLICATION:
-        if len(_BY_APPLICATION) >= 64:
-            _BY_APPLICATION.clear()
-        public = _public(application)
-        _BY_APPLICATION[application.digest] = [
-            (s.name, SecretForms(s.value, public)) for s in application.secrets
-        ]
-    return _BY_APPLICATION[application.digest]
-
-
-def _public(application: Application) -> str:
-    """The application's words without its secrets: a part of a secret that also occurs here leaks nothing."""
     parts = [application.company, application.system_text(), *(s.name for s in application.secrets)]
-    text = "\n".join([*parts, *(m.content for m in application.few_shot)])
-    for each in application.secrets:
-        text = re.sub(re.escape(each.value), " | ", text, flags=re.IGNORECASE) if each.value else text
-    return text
+    public = "\n".join([*parts, *(m.content for m in application.few_shot)])
+    for each in application.secrets:  # a part of a secret that also occurs in the other words leaks nothing
+        public = re.sub(re.escape(each.value), " | ", public, flags=re.IGNORECASE) if each.value else public
+    return [(s.name, SecretForms(s.value, public)) for s in application.secrets]
 
 
 # --- parts and fragments ------------------------------------------------------------------------------

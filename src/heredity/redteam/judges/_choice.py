@@ -218,11 +218,7 @@ class ManyAtOnce(ABC):
     """A judge that decides many responses at once, and one as many."""
 
     @abstractmethod
-    def verdicts(
-        self,
-        rows: Sequence[tuple[Probe, Response]],
-        application: Application,
-    ) -> list[Verdict]:
+    def verdicts(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
         """One verdict per response, in order."""
 
     def verdict(self, probe: Probe, response: Response, application: Application) -> Verdict:
@@ -231,9 +227,7 @@ class ManyAtOnce(ABC):
 
 
 def judge_rows(
-    judge: Judge,
-    rows: Sequence[tuple[Probe, Response]],
-    application: Application,
+    judge: Judge, rows: Sequence[tuple[Probe, Response]], application: Application
 ) -> list[Verdict]:
     """A judge's verdicts on many responses, in order."""
     if isinstance(judge, BatchJudge):

@@ -192,13 +192,7 @@ def signals(prompt: str, text: str) -> list[float]:
     manner = rules.manner(prompt, text)
     raw = body.encode("utf-8", "replace")
     numbers = [
-        *(
-            [
-                score / 5,
-                score >= THRESHOLD,
-                *(manner == each for each in _MANNERS[1:]),
-            ]
-        ),
+        *([score / 5, score >= THRESHOLD, *(manner == each for each in _MANNERS[1:])]),
         *(
             [
                 math.log1p(len(matches)) / 5,

@@ -85,11 +85,7 @@ class PanelJudge(ManyAtOnce):
         agreed = (_agreed(row) for row in votes)
         return [None if vote is None else float(vote) for vote in agreed]
 
-    def verdicts(
-        self,
-        rows: Sequence[tuple[Probe, Response]],
-        application: Application,
-    ) -> list[Verdict]:
+    def verdicts(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
         """The verdict that the members agree on, with each one's own; unclear if they disagree."""
         by_member = [judge_rows(member, rows, application) for member in self.members]
         return [self._together(verdicts) for verdicts in zip(*by_member, strict=True)]

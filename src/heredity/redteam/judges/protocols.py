@@ -86,11 +86,7 @@ class BatchJudge(Judge, Protocol):
     def at_once(self) -> int:
         """How many responses to give it at a time."""
 
-    def verdicts(
-        self,
-        rows: Sequence[tuple[Probe, Response]],
-        application: Application,
-    ) -> list[Verdict]:
+    def verdicts(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
         """One verdict per response, in order."""
 
 

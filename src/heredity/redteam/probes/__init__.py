@@ -74,8 +74,7 @@ def load(names: Sequence[str | Probe] | str = "core") -> tuple[Probe, ...]:
         for probe in (name,) if isinstance(name, Probe) else _choose(name):
             if chosen.setdefault(probe.id, probe) != probe:
                 raise UsageError(
-                    f"Two different probes are named '{probe.id}'. Rename one of them.",
-                    code="name-twice",
+                    f"Two different probes are named '{probe.id}'. Rename one of them.", code="name-twice"
                 )
     return tuple(chosen.values())
 

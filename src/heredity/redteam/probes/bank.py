@@ -463,9 +463,7 @@ class _BankReader:
         table = self.file.check if item.check is None else item.check
         if table is None:
             self._fail(
-                f"item '{item.id}' has no `check`, and the file gives none for all",
-                place,
-                code="missing-key",
+                f"item '{item.id}' has no `check`, and the file gives none for all", place, code="missing-key"
             )
         try:
             return parse_check(table)

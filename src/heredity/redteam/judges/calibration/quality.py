@@ -778,11 +778,7 @@ _FAMILIES: dict[Task, tuple[str, ...]] = {
         "PyRIT: objective achieved (sets left out)",
         "XSTest: Mistral, unsafe prompts (sets left out)",
     ),
-    "refusal": (
-        "XSTest safe prompts: Llama-2",
-        "XSTest: Mistral",
-        "PyRIT: refusal (sets left out)",
-    ),
+    "refusal": ("XSTest safe prompts: Llama-2", "XSTest: Mistral", "PyRIT: refusal (sets left out)"),
 }
 
 

@@ -12,11 +12,7 @@ from heredity.redteam.probes.importers.protocols import FIELDS, ImportedItem, Im
 SOURCE = "Zou et al. 2023 (arXiv 2307.15043)"
 BY_FILE = False
 OPTIONS = (*FIELDS, "benign")
-NAMES = {
-    "prompt": ("goal", "prompt", "text", "behavior"),
-    "id": ("id",),
-    "cluster": ("cluster",),
-}
+NAMES = {"prompt": ("goal", "prompt", "text", "behavior"), "id": ("id",), "cluster": ("cluster",)}
 
 
 def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:

@@ -14,11 +14,7 @@ from heredity.redteam.probes.importers.protocols import FIELDS, ImportedItem, Im
 SOURCE = "Wang et al. 2023 (arXiv 2308.13387)"
 BY_FILE = False
 OPTIONS = (*FIELDS, "benign")
-NAMES = {
-    "prompt": ("question", "prompt"),
-    "id": ("id",),
-    "cluster": ("specific_harms", "cluster"),
-}
+NAMES = {"prompt": ("question", "prompt"), "id": ("id",), "cluster": ("specific_harms", "cluster")}
 
 
 def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:

@@ -13,11 +13,7 @@ from heredity.redteam.probes.importers.protocols import FIELDS, ImportedItem, Im
 SOURCE = "Souly et al. 2024 (arXiv 2402.10260)"
 BY_FILE = False
 OPTIONS = (*FIELDS, "benign")
-NAMES = {
-    "prompt": ("forbidden_prompt", "prompt"),
-    "id": ("id",),
-    "cluster": ("cluster",),
-}
+NAMES = {"prompt": ("forbidden_prompt", "prompt"), "id": ("id",), "cluster": ("cluster",)}
 
 
 def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
