@@ -14,9 +14,8 @@ peft = pytest.importorskip("peft")
 
 from heredity.core.errors import Unavailable
 from heredity.core.records import Decoding, Message, Request
-from heredity.engines.torch.decoder import PAD
+from heredity.engines.torch.decoder import PAD, plain
 from heredity.engines.torch.engine import TorchEngine, open_folder
-from heredity.engines.torch.prefixes import plain
 from heredity.engines.torch.session import placed
 from heredity.engines.vllm.engine import check_adapter
 from heredity.formats.peft import read_adapter

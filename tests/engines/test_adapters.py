@@ -21,8 +21,8 @@ from heredity.core.records import Decoding, Message, Reply, Request
 from heredity.engines.protocols import AddressedRequest
 from heredity.engines.torch import autotune
 from heredity.engines.torch.adapters import AdapterEngine, SharedBase
+from heredity.engines.torch.decoder import continued, marked, number_of, plain
 from heredity.engines.torch.engine import TorchEngine, open_folder
-from heredity.engines.torch.prefixes import continued, marked, number_of, plain
 from heredity.engines.torch.sampling import Sampler
 from heredity.engines.torch.session import BatchRow, ContinuousBatch
 from tests.support.errors import raises

@@ -19,8 +19,8 @@ from heredity.core.records import Decoding, Message, Reply, Request
 from heredity.engines import check_schema
 from heredity.engines._json_schemas import grammar_of
 from heredity.engines.scripted import ScriptedEngine
-from heredity.engines.torch.constrained import Constraints
 from heredity.engines.torch.engine import TorchEngine, open_folder
+from heredity.engines.torch.sampling import Constraints
 from heredity.lineage.store import Store
 from heredity.study.plan import read_plan
 from heredity.study.spec import StudySpec

@@ -12,9 +12,8 @@ torch = pytest.importorskip("torch")
 
 from heredity.core.records import Decoding
 from heredity.engines.torch import decoder as _decoder
-from heredity.engines.torch.decoder import CHUNK, PAD, Decoder, KvSlots
+from heredity.engines.torch.decoder import CHUNK, PAD, Decoder, KvSlots, SharedPrefix
 from heredity.engines.torch.engine import KvBits, KvQuantizedDecoder
-from heredity.engines.torch.prefixes import SharedPrefix
 from heredity.engines.torch.session import BatchRow, ContinuousBatch, PrefixCache, Sampler
 from heredity.formats import weights
 

@@ -16,8 +16,8 @@ from heredity.core.errors import Damaged, EngineFailure, HeredityError, Unavaila
 from heredity.core.records import Decoding, Message, Reply, Request, Tool
 from heredity.engines.chat.codec import ChatCodec, Template, _as_dict, _schema
 from heredity.engines.torch import decoder as _decoder
+from heredity.engines.torch.decoder import key_length
 from heredity.engines.torch.engine import TorchEngine, open_folder
-from heredity.engines.torch.prefixes import key_length
 from heredity.formats import weights
 from tests.support.batch_caches import caches
 from tests.support.errors import raises

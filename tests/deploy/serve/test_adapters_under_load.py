@@ -23,7 +23,7 @@ from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
 from heredity.core.records import Decoding, Message, Request
 from heredity.deploy.serve.roster import AdapterLoader, BaseService, ServingRules, share
-from heredity.engines.torch.prefixes import number_of
+from heredity.engines.torch.decoder import number_of
 from heredity.lineage.adoption import adopt
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown

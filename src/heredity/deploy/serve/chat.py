@@ -7,7 +7,7 @@ template, with their JSON schemas as they were sent. A schema that the engine ca
 refused, with the reason. A plain text is continued as it is, without a chat template. With `echo` it comes
 back with the answer, and with `logprobs` every token of both has its log-probability, as lm-eval needs it.
 Leaves to others: the shared fields (schema.py), sending answers and reading their calls (answers.py), and the
-tokens that may come next (engines/torch/constrained.py).
+tokens that may come next (engines/torch/sampling.py).
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@ from typing import Any
 
 from heredity.core.errors import Refused
 from heredity.core.records import Message, Request, Tool
-from heredity.engines.chat.codec import ChatCodec, Template, stop_tokens
-from heredity.engines.chat.steps import TemplateStopped
+from heredity.engines.chat.codec import ChatCodec, Template, TemplateStopped, stop_tokens
 from heredity.formats.gguf import GgufChat
 
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

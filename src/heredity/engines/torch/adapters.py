@@ -1,7 +1,7 @@
 """Any number of adapters over one base in memory, with rows of different adapters in one batch.
 
 The base and each adapter are an engine of their own name, numerics, chat and constraints. They share weights,
-batches and caches. A token carries the number of its adapter (prefixes.py). So a cached beginning is used
+batches and caches. A token carries the number of its adapter (decoder.py). So a cached beginning is used
 only for the adapter that computed it. An activated adapter changes nothing before its invocation, and there
 it shares the beginnings of its base.
 
@@ -31,9 +31,19 @@ from heredity.engines.chat.folder import has_tokenizer
 from heredity.engines.protocols import AddressedRequest, Capabilities, Listener
 from heredity.engines.torch import autotune
 from heredity.engines.torch.autotune import PASS_WIDTHS, WIDTHS
-from heredity.engines.torch.decoder import PAD, Decoder, Pass, ResidualHook
+from heredity.engines.torch.decoder import (
+    NUMBERS,
+    PAD,
+    Decoder,
+    Pass,
+    ResidualHook,
+    SharedPrefix,
+    marked,
+    padded_rows,
+    plain,
+    round_up,
+)
 from heredity.engines.torch.engine import AnsweringEngine, TorchEngine
-from heredity.engines.torch.prefixes import NUMBERS, SharedPrefix, marked, padded_rows, plain, round_up
 from heredity.engines.torch.session import Member, PrefixPool, Session, marked_from
 from heredity.formats.adapted import Place, Update, Updates, UpdateStack, read_updates, stacked_alone
 from heredity.formats.int8 import Linear

@@ -37,8 +37,17 @@ from heredity.core.files import write_atomic
 from heredity.core.host import CPU, Clock, Device
 from heredity.core.progress import Meter, Watch, phase
 from heredity.core.records import Record
-from heredity.engines.torch.decoder import FEWEST_QUERIES, PAD, Decoder, KvSlots, Segment
-from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, key_length, round_up
+from heredity.engines.torch.decoder import (
+    BLOCK,
+    FEWEST_QUERIES,
+    PAD,
+    Decoder,
+    KvSlots,
+    Segment,
+    SharedPrefix,
+    key_length,
+    round_up,
+)
 from heredity.formats.int8 import Linear
 
 # 6: no width below 4; 5: sums of few keys unprobed; 4: layers unprobed; 3: no packed prefills; 2: a step

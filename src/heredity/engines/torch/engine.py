@@ -28,10 +28,18 @@ from heredity.engines.chat.folder import has_tokenizer
 from heredity.engines.protocols import Capabilities, Listener, Provenance, TokenLog, TokenScores
 from heredity.engines.torch import autotune, refusal_direction
 from heredity.engines.torch.autotune import Tuning
-from heredity.engines.torch.constrained import Constraints
-from heredity.engines.torch.decoder import Decoder, KvSlots, ResidualHook, padded
-from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, continued, round_up
+from heredity.engines.torch.decoder import (
+    BLOCK,
+    Decoder,
+    KvSlots,
+    ResidualHook,
+    SharedPrefix,
+    continued,
+    padded,
+    round_up,
+)
 from heredity.engines.torch.refusal_direction import Direction
+from heredity.engines.torch.sampling import Constraints
 from heredity.engines.torch.session import (
     MAX_DRAFT,
     Member,

@@ -22,8 +22,7 @@ import numpy as np
 import torch
 
 from heredity.core.errors import EngineFailure, UsageError
-from heredity.engines.torch.decoder import Decoder, ResidualHook, padded
-from heredity.engines.torch.prefixes import BLOCK, SharedPrefix, round_up
+from heredity.engines.torch.decoder import BLOCK, Decoder, ResidualHook, SharedPrefix, padded, round_up
 from heredity.formats.weights import ON_CPU
 
 OPENINGS = ("I", "I'm", "Sorry", "As an", "Unfortunately", "No")  # the first words of a refusal, in English

@@ -33,7 +33,6 @@ from heredity.engines import RequestStream, cache_budget, failed_reply
 from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer
 from heredity.engines.chat.tool_calls import parse_tool_calls
 from heredity.engines.protocols import AddressedRequest, Listener
-from heredity.engines.torch.constrained import Constraints
 from heredity.engines.torch.decoder import (
     CHUNK,
     PAD,
@@ -43,18 +42,16 @@ from heredity.engines.torch.decoder import (
     Pass,
     ResidualHook,
     Segment,
-    padded,
-)
-from heredity.engines.torch.prefixes import (
     SharedPrefix,
     VariedPrefix,
     continued,
     key_length,
     marked,
     number_of,
+    padded,
     plain,
 )
-from heredity.engines.torch.sampling import Sampler
+from heredity.engines.torch.sampling import Constraints, Sampler
 from heredity.formats.weights import Weights, find_last
 
 
