@@ -32,168 +32,153 @@ WORD = re.compile(r"(?![bcdfghj-np-tvx](?![^\W\d_]))[^\W\d_]+")
 # Within a sentence: "Le Petit Prince" makes no English sentence French. German nouns are no common words.
 NAME = re.compile(r"(?<=[\w,;]\s)[A-Z\u00c0-\u00de][\w'\u2019-]*")
 
-# Articles, pronouns, prepositions, auxiliaries, numbers, days, greetings and apologies.
+# Articles, pronouns, prepositions, auxiliaries, numbers, days, greetings and apologies; and words of hours,
+# prices and dates, since a short reply with figures has hardly another word.
 _COMMON: dict[str, str] = {
     "en": """
-        the a an of to and in is it you that he was for on are with as i his they be at one have
-        this from or had by but not what all were we when your can said there use each which she do
-        how their if will up other about out many then them these so some her would make like him
-        into time has look two more no my than been who its now did get may here sorry please hello
-        thank yes our us any could should yesterday today tomorrow monday tuesday wednesday thursday
-        friday saturday sunday first last new old good day week year off per via only very after
-        before because while where why too also just over still open even under through between must
-        might shall being does goes went made got know see think want need let am
-        left came took gave found put set kept held asked
+        the a an of to and in is it you that he was for on are with as i his they be at one have this from or
+        had by but not what all were we when your can said there use each which she do how their if will up
+        other about out many then them these so some her would make like him into time has look two more no my
+        than been who its now did get may here sorry please hello thank yes our us any could should yesterday
+        today tomorrow monday tuesday wednesday thursday friday saturday sunday first last new old good day
+        week year off per via only very after before because while where why too also just over still open
+        even under through between must might shall being does goes went made got know see think want need let
+        am left came took gave found put set kept held asked opens opened close closed closes cost costs price
+        hours euro euros january february march april june july august september october november december
     """,
     "de": """
-        der die das und ist nicht ein eine einen einem einer ich du er sie es wir ihr zu den dem des
-        mit von auf für im am an aus bei nach über unter vor wie wenn als auch aber oder sich sind
-        war wird werden kann können haben hat habe ihnen ihre ihren ihrer mir mich dir dich uns mein
-        dein kein keine noch nur schon so sehr dass was wer wo hier da zum zur bis durch ja nein
-        bitte danke guten tag hallo leider gerne innerhalb tage tagen möchten möchte helfen tut leid
-        darf heute morgen wurde wurden sein seine eins zwei drei vier fünf sechs sieben acht neun
-        zehn gestern montag dienstag mittwoch donnerstag freitag samstag sonntag natürlich gern klar
-        diese dieser dieses diesem diesen jede jeder jedes alle alles viele mehr weil damit seit
-        ohne gegen zwischen bevor nun dann dort immer wieder ganz etwas nichts man doch denn sowie
-        gibt geht macht muss müssen soll sollen will wollen mag wollte konnte hatte hätte wäre würde
-        woche jahr jahre uhr abend ihn ihm euch wen wem lässt liegt steht neue neuen neuer neues
-        erste ersten sondern
-        brauchen brauchst braucht ging kam gab sah
-    """,
+        der die das und ist nicht ein eine einen einem einer ich du er sie es wir ihr zu den dem des mit von
+        auf für im am an aus bei nach über unter vor wie wenn als auch aber oder sich sind war wird werden
+        kann können haben hat habe ihnen ihre ihren ihrer mir mich dir dich uns mein dein kein keine noch nur
+        schon so sehr dass was wer wo hier da zum zur bis durch ja nein bitte danke guten tag hallo leider
+        gerne innerhalb tage tagen möchten möchte helfen tut leid darf heute morgen wurde wurden sein seine
+        eins zwei drei vier fünf sechs sieben acht neun zehn gestern montag dienstag mittwoch donnerstag
+        freitag samstag sonntag natürlich gern klar diese dieser dieses diesem diesen jede jeder jedes alle
+        alles viele mehr weil damit seit ohne gegen zwischen bevor nun dann dort immer wieder ganz etwas
+        nichts man doch denn sowie gibt geht macht muss müssen soll sollen will wollen mag wollte konnte hatte
+        hätte wäre würde woche jahr jahre uhr abend ihn ihm euch wen wem lässt liegt steht neue neuen neuer
+        neues erste ersten sondern brauchen brauchst braucht ging kam gab sah geöffnet geschlossen offen
+        öffnet schließt kostet kosten preis euro stunden januar februar märz april mai juni juli august
+        september oktober november dezember""",
     "fr": """
-        le la les l un une des du de d et est en que qui qu dans pour pas ne n sur au aux avec ce c
-        cette ces se s il elle ils elles je j tu nous vous on mais ou où donc par plus son sa ses
-        leur leurs mon ma mes votre vos notre nos être avoir sont ai a été fait peut pouvez peux
-        puis tout tous comme si y bonjour merci oui non désolé aider aujourd hui ici jours sous sans
-        très même bien aussi vers chez dois quel quelle comment deux trois quatre cinq six sept huit
-        neuf dix hier demain lundi mardi mercredi jeudi vendredi samedi dimanche sûr certainement
-        bonsoir salut m t là quand parce car alors ainsi après avant depuis pendant entre encore
-        toujours jamais rien quelque quelques beaucoup peu moins chaque autre autres celui celle
-        ceux cela ça lui eux était sera serait faire doit faut veut va vont suis êtes sommes jour
-        semaine année ans heures heure nouveau nouvelle vieux petit grand grande voici voilà
-        besoin
-    """,
+        le la les l un une des du de d et est en que qui qu dans pour pas ne n sur au aux avec ce c cette ces
+        se s il elle ils elles je j tu nous vous on mais ou où donc par plus son sa ses leur leurs mon ma mes
+        votre vos notre nos être avoir sont ai a été fait peut pouvez peux puis tout tous comme si y bonjour
+        merci oui non désolé aider aujourd hui ici jours sous sans très même bien aussi vers chez dois quel
+        quelle comment deux trois quatre cinq six sept huit neuf dix hier demain lundi mardi mercredi jeudi
+        vendredi samedi dimanche sûr certainement bonsoir salut m t là quand parce car alors ainsi après avant
+        depuis pendant entre encore toujours jamais rien quelque quelques beaucoup peu moins chaque autre
+        autres celui celle ceux cela ça lui eux était sera serait faire doit faut veut va vont suis êtes
+        sommes jour semaine année ans heures heure nouveau nouvelle vieux petit grand grande voici voilà
+        besoin à ouvert ouverte ouverts ouvre fermé fermée ferme fermons coûte coûtent prix euros midi janvier
+        février mars avril mai juin juillet août septembre octobre novembre décembre""",
     "es": """
-        el la los las un una unos unas de del al y e o en que qué es son no se su sus lo le les por
-        para con sin sobre como cómo más pero si sí me mi mis te tu tus nos nuestro nuestra usted
-        ustedes yo él ella ellos está están ser estar ha han hay he puede pueden puedo fue muy
-        también este esta estos ese esa hola gracias buenos días siento ayudar ayudarte ayudarle hoy
-        aquí dentro desde hasta cuando donde porque todo todos tiene tienen hace día a uno dos tres
-        cuatro cinco seis siete ocho nueve diez ayer mañana lunes martes miércoles jueves viernes
-        sábado domingo claro bueno buena bien vale aunque mientras después antes entre durante según
-        hacia contra cada otro otra otros otras mucho mucha muchos muchas poco algo nada nadie
-        siempre nunca ya aún todavía así entonces quien quién cuál cuánto esos esas aquel mí ti sido
-        era eran estaba había hemos hacer ir va van voy quiero quiere debe deben poder decir semana
-        año años hora horas nuevo nueva viejo gran allí ni
-        necesita necesitas necesitan necesito
-    """,
+        el la los las un una unos unas de del al y e o en que qué es son no se su sus lo le les por para con
+        sin sobre como cómo más pero si sí me mi mis te tu tus nos nuestro nuestra usted ustedes yo él ella
+        ellos está están ser estar ha han hay he puede pueden puedo fue muy también este esta estos ese esa
+        hola gracias buenos días siento ayudar ayudarte ayudarle hoy aquí dentro desde hasta cuando donde
+        porque todo todos tiene tienen hace día a uno dos tres cuatro cinco seis siete ocho nueve diez ayer
+        mañana lunes martes miércoles jueves viernes sábado domingo claro bueno buena bien vale aunque
+        mientras después antes entre durante según hacia contra cada otro otra otros otras mucho mucha muchos
+        muchas poco algo nada nadie siempre nunca ya aún todavía así entonces quien quién cuál cuánto esos
+        esas aquel mí ti sido era eran estaba había hemos hacer ir va van voy quiero quiere debe deben poder
+        decir semana año años hora horas nuevo nueva viejo gran allí ni necesita necesitas necesitan necesito
+        abierto abierta abre cerrado cerrada cierra cuesta cuestan precio euros enero febrero marzo abril mayo
+        junio julio agosto septiembre octubre noviembre diciembre""",
     "it": """
-        il lo la i gli le l un uno una di del dello della dei degli delle d da dal dalla a al alla
-        ai in nel nella nei e ed o che chi è sono non si per con su sul sulla come più ma se mi ti
-        ci vi io tu lui lei noi voi loro mio tuo suo nostro questo questa questi quello quella
-        essere avere ho hai ha hanno può possono posso anche molto tutto tutti quando dove perché
-        ciao buongiorno grazie sì aiutarti aiutare aiutarla dispiace oggi qui giorni entro senza
-        ogni così due tre quattro cinque sei sette otto nove dieci ieri domani lunedì martedì
-        mercoledì giovedì venerdì sabato domenica certo certamente salve bene va dopo prima fra tra
-        durante verso contro ancora già mai sempre niente nulla qualcosa qualche molti molta molte
-        poco altri altro altra altre ciascuno quale quali cosa quanto stesso era erano sarà sarebbe
-        sia stato stata fare fa deve devono vuole voglio dire abbiamo avete siamo siete giorno
-        settimana anno anni ora ore nuovo nuova vecchio grande piccolo li lì là ne poi però dunque
-        quindi agli all nell dell sull
-        serve servono
-    """,
+        il lo la i gli le l un uno una di del dello della dei degli delle d da dal dalla a al alla ai in nel
+        nella nei e ed o che chi è sono non si per con su sul sulla come più ma se mi ti ci vi io tu lui lei
+        noi voi loro mio tuo suo nostro questo questa questi quello quella essere avere ho hai ha hanno può
+        possono posso anche molto tutto tutti quando dove perché ciao buongiorno grazie sì aiutarti aiutare
+        aiutarla dispiace oggi qui giorni entro senza ogni così due tre quattro cinque sei sette otto nove
+        dieci ieri domani lunedì martedì mercoledì giovedì venerdì sabato domenica certo certamente salve bene
+        va dopo prima fra tra durante verso contro ancora già mai sempre niente nulla qualcosa qualche molti
+        molta molte poco altri altro altra altre ciascuno quale quali cosa quanto stesso era erano sarà
+        sarebbe sia stato stata fare fa deve devono vuole voglio dire abbiamo avete siamo siete giorno
+        settimana anno anni ora ore nuovo nuova vecchio grande piccolo li lì là ne poi però dunque quindi agli
+        all nell dell sull serve servono aperto aperta apre chiuso chiusa chiude costa costano prezzo euro
+        dalle alle gennaio febbraio marzo aprile maggio giugno luglio agosto settembre ottobre novembre
+        dicembre""",
     "pt": """
-        o a os as um uma uns umas de do da dos das e em no na nos nas que é são não se por para pelo
-        pela com sem sobre como mais mas ou ao aos à às eu tu ele ela nós você vocês eles meu minha
-        seu sua seus nosso este esta isso isto ser estar está estão foi tem têm ter há pode podem
-        posso muito também todo todos quando onde porque olá obrigado obrigada bom dia sim ajudar
-        ajudá lamento desculpe hoje aqui dentro até entre já dias dois duas três quatro cinco seis
-        sete oito nove dez ontem amanhã segunda terça quarta quinta sexta sábado domingo feira claro
-        certo bem embora enquanto depois antes durante segundo contra cada outro outra outros outras
-        muita muitos muitas pouco algo nada ninguém sempre nunca ainda assim então quem qual quais
-        esse essa esses essas aquele lhe me te mim ti era eram estava havia fazer faz ir vai vão vou
-        quero quer deve devem poder dizer semana ano anos hora horas novo nova velho lá ali nem pois
-        porém só desde numa deste desta nesta neste deles
-        precisa precisam
-    """,
+        o a os as um uma uns umas de do da dos das e em no na nos nas que é são não se por para pelo pela com
+        sem sobre como mais mas ou ao aos à às eu tu ele ela nós você vocês eles meu minha seu sua seus nosso
+        este esta isso isto ser estar está estão foi tem têm ter há pode podem posso muito também todo todos
+        quando onde porque olá obrigado obrigada bom dia sim ajudar ajudá lamento desculpe hoje aqui dentro
+        até entre já dias dois duas três quatro cinco seis sete oito nove dez ontem amanhã segunda terça
+        quarta quinta sexta sábado domingo feira claro certo bem embora enquanto depois antes durante segundo
+        contra cada outro outra outros outras muita muitos muitas pouco algo nada ninguém sempre nunca ainda
+        assim então quem qual quais esse essa esses essas aquele lhe me te mim ti era eram estava havia fazer
+        faz ir vai vão vou quero quer deve devem poder dizer semana ano anos hora horas novo nova velho lá ali
+        nem pois porém só desde numa deste desta nesta neste deles precisa precisam aberto aberta abre fechado
+        fechada fecha custa custam preço euros janeiro fevereiro março abril maio junho julho agosto setembro
+        outubro novembro dezembro""",
     "nl": """
-        de het een en van in is dat die niet te zijn op met voor aan er om als ook dan maar bij nog
-        uit naar over door zo wat wie waar hoe ik je jij u uw hij zij ze wij we jullie mijn jouw
-        haar ons onze hun hem mij me kan kunt kunnen heeft heb hebben had was waren wordt worden zal
-        zou zullen wil willen moet deze dit geen wel meer hallo dank goedemorgen dag graag ja nee
-        sorry helpen vandaag hier dagen binnen tot of twee drie vier vijf zes zeven acht negen tien
-        gisteren morgen maandag dinsdag woensdag donderdag vrijdag zaterdag zondag natuurlijk zeker
-        goed goede goedenavond allemaal alle alles veel weinig iets niets nooit altijd weer sinds
-        zonder tegen tussen voordat omdat zodat terwijl want toch even heel erg zeer beide elke elk
-        andere ander zelf hen dezelfde welke werd werden gaat gaan ging doet doen maakt maken komt
-        komen week jaar uur nieuwe nieuw oude eerste helaas mag mogen moeten hebt bent
-        nodig
-    """,
+        de het een en van in is dat die niet te zijn op met voor aan er om als ook dan maar bij nog uit naar
+        over door zo wat wie waar hoe ik je jij u uw hij zij ze wij we jullie mijn jouw haar ons onze hun hem
+        mij me kan kunt kunnen heeft heb hebben had was waren wordt worden zal zou zullen wil willen moet deze
+        dit geen wel meer hallo dank goedemorgen dag graag ja nee sorry helpen vandaag hier dagen binnen tot
+        of twee drie vier vijf zes zeven acht negen tien gisteren morgen maandag dinsdag woensdag donderdag
+        vrijdag zaterdag zondag natuurlijk zeker goed goede goedenavond allemaal alle alles veel weinig iets
+        niets nooit altijd weer sinds zonder tegen tussen voordat omdat zodat terwijl want toch even heel erg
+        zeer beide elke elk andere ander zelf hen dezelfde welke werd werden gaat gaan ging doet doen maakt
+        maken komt komen week jaar uur nieuwe nieuw oude eerste helaas mag mogen moeten hebt bent nodig
+        geopend gesloten opent sluit kost kosten prijs euro januari februari maart april mei juni juli
+        augustus september oktober november december""",
     "sv": """
-        och att det en ett i är på av för med som den de inte han hon jag du vi ni man om har hade
-        var till från men så kan kunde ska skulle vill måste bli blir sin sitt sina min mitt din
-        ditt era er oss dig mig honom henne detta denna dessa vid efter under över mellan utan eller
-        när där här hur vad vem också bara mycket mer inom dagar hej tack god ja nej tyvärr hjälpa
-        gärna idag alla varje två tre fyra fem sex sju åtta nio tio igår imorgon måndag tisdag
-        onsdag torsdag fredag lördag söndag gott godmorgon javisst självklart visst dem denne sig
-        själv samma annan annat andra många lite något några ingen inget aldrig alltid igen redan
-        sedan innan medan eftersom därför mot genom allt vilken vilket vilka ännu vara varit blev
-        får få fick kommer komma gör göra gick går ta tar vecka år klockan timmar ny nya nytt gammal
-        gamla första ju
-        behöver
-    """,
+        och att det en ett i är på av för med som den de inte han hon jag du vi ni man om har hade var till
+        från men så kan kunde ska skulle vill måste bli blir sin sitt sina min mitt din ditt era er oss dig
+        mig honom henne detta denna dessa vid efter under över mellan utan eller när där här hur vad vem också
+        bara mycket mer inom dagar hej tack god ja nej tyvärr hjälpa gärna idag alla varje två tre fyra fem
+        sex sju åtta nio tio igår imorgon måndag tisdag onsdag torsdag fredag lördag söndag gott godmorgon
+        javisst självklart visst dem denne sig själv samma annan annat andra många lite något några ingen
+        inget aldrig alltid igen redan sedan innan medan eftersom därför mot genom allt vilken vilket vilka
+        ännu vara varit blev får få fick kommer komma gör göra gick går ta tar vecka år klockan timmar ny nya
+        nytt gammal gamla första ju behöver öppet öppnar stängt stänger kostar pris kronor januari februari
+        mars april maj juni juli augusti september oktober november december""",
     "pl": """
-        i w na z że się nie to jest do o jak za od po przez dla są a ale czy co kto gdzie jego jej
-        ich ja ty on ona my wy oni mnie mi cię ci ciebie nam nas pan pani tym tego ten ta te tej
-        może mogę można być był była było mam ma masz tylko już jeszcze bardzo więcej lub oraz przy
-        bez pod nad także gdy kiedy aby cześć dzień dobry dziękuję proszę tak przepraszam pomóc
-        dzisiaj tutaj dni ciągu który która które jeden dwa trzy cztery pięć sześć siedem osiem
-        dziewięć dziesięć wczoraj jutro poniedziałek wtorek środa czwartek piątek sobota niedziela
-        oczywiście witam więc jednak ponieważ dlatego zawsze nigdy znowu jeśli jeżeli których którzy
-        któremu ze we u tam tu teraz potem przed między nic coś ktoś każdy każda wszystko wszyscy
-        wszystkim inny inne swój swoje nasz nasza wasz będzie będą były został jestem jesteś
-        jesteśmy chcę chce trzeba należy wiele dużo mało rok lat tydzień godzina godziny nowy nowa
-        stary pierwszy niestety go nim nią im
-        potrzeba potrzebuje
-    """,
+        i w na z że się nie to jest do o jak za od po przez dla są a ale czy co kto gdzie jego jej ich ja ty
+        on ona my wy oni mnie mi cię ci ciebie nam nas pan pani tym tego ten ta te tej może mogę można być był
+        była było mam ma masz tylko już jeszcze bardzo więcej lub oraz przy bez pod nad także gdy kiedy aby
+        cześć dzień dobry dziękuję proszę tak przepraszam pomóc dzisiaj tutaj dni ciągu który która które
+        jeden dwa trzy cztery pięć sześć siedem osiem dziewięć dziesięć wczoraj jutro poniedziałek wtorek
+        środa czwartek piątek sobota niedziela oczywiście witam więc jednak ponieważ dlatego zawsze nigdy
+        znowu jeśli jeżeli których którzy któremu ze we u tam tu teraz potem przed między nic coś ktoś każdy
+        każda wszystko wszyscy wszystkim inny inne swój swoje nasz nasza wasz będzie będą były został jestem
+        jesteś jesteśmy chcę chce trzeba należy wiele dużo mało rok lat tydzień godzina godziny nowy nowa
+        stary pierwszy niestety go nim nią im potrzeba potrzebuje otwarte otwarty zamknięte zamknięty kosztuje
+        cena złotych stycznia lutego marca kwietnia maja czerwca lipca sierpnia września października
+        listopada grudnia""",
     "tr": """
-        bir ve bu da de için ile ne o mi mı çok daha var yok gibi ama olarak en kadar sonra ben sen
-        biz siz onlar benim senin bizim sizin size bana sana şu her olan olduğu değil ise ya veya
-        nasıl neden nerede kim hangi evet hayır merhaba teşekkürler teşekkür lütfen üzgünüm yardımcı
-        olabilirim bugün burada gün içinde önce tarafından ancak ederim edebilirim iyi günler iki üç
-        dört beş altı yedi sekiz dokuz on dün yarın pazartesi salı çarşamba perşembe cuma cumartesi
-        pazar tabii elbette tamam peki günaydın beri göre karşı doğru arasında üzerinde altında
-        şimdi bunu bunun buna onu onun ona onları beni seni bizi sizi kendi aynı başka bazı bütün
-        tüm hiç hep daima yine hala artık sadece yalnız biraz fazla az çünkü fakat eğer yani mu mü
-        mısınız hafta yıl saat yeni eski ilk büyük küçük geldi gelir olur oldu edilir verir yapılır
-        maalesef ki
-        gerekir gerek
-    """,
+        bir ve bu da de için ile ne o mi mı çok daha var yok gibi ama olarak en kadar sonra ben sen biz siz
+        onlar benim senin bizim sizin size bana sana şu her olan olduğu değil ise ya veya nasıl neden nerede
+        kim hangi evet hayır merhaba teşekkürler teşekkür lütfen üzgünüm yardımcı olabilirim bugün burada gün
+        içinde önce tarafından ancak ederim edebilirim iyi günler iki üç dört beş altı yedi sekiz dokuz on dün
+        yarın pazartesi salı çarşamba perşembe cuma cumartesi pazar tabii elbette tamam peki günaydın beri
+        göre karşı doğru arasında üzerinde altında şimdi bunu bunun buna onu onun ona onları beni seni bizi
+        sizi kendi aynı başka bazı bütün tüm hiç hep daima yine hala artık sadece yalnız biraz fazla az çünkü
+        fakat eğer yani mu mü mısınız hafta yıl saat yeni eski ilk büyük küçük geldi gelir olur oldu edilir
+        verir yapılır maalesef ki gerekir gerek açık kapalı fiyat fiyatı lira ocak şubat mart nisan mayıs
+        haziran temmuz ağustos eylül ekim kasım aralık""",
 }
 # Neighbours of these languages: what fits one of them better has no language here.
 _NEAR: dict[str, str] = {
     "da": """
-        og at det en et jeg er i på af for med som den til de ikke han hun du vi man om har havde
-        var fra så kan kunne skal skulle vil ville må blive bliver sin min mit din dit os mig dig
-        hvad hvem hvor når der her efter under over mellem eller også kun meget mere hej tak god ja
-        nej desværre hjælpe nogen ikkje dere hva noen etter bare dessverre hjelpe nå klokken klokka
-        vår vores blev
-    """,
+        og at det en et jeg er i på af for med som den til de ikke han hun du vi man om har havde var fra så
+        kan kunne skal skulle vil ville må blive bliver sin min mit din dit os mig dig hvad hvem hvor når der
+        her efter under over mellem eller også kun meget mere hej tak god ja nej desværre hjælpe nogen ikkje
+        dere hva noen etter bare dessverre hjelpe nå klokken klokka vår vores blev""",
     "af": """
-        die het nie is en van in dat vir met aan op wat sal ek jy hy sy ons hulle julle my jou haar
-        kan wil moet was word gaan maar ook as om te so by na deur oor baie geen hierdie daar hier
-        nou nog een dit u
+        die het nie is en van in dat vir met aan op wat sal ek jy hy sy ons hulle julle my jou haar kan wil
+        moet was word gaan maar ook as om te so by na deur oor baie geen hierdie daar hier nou nog een dit u
     """,
     "ca": """
-        el la els les de del dels i que en un una per amb no és a al als es hi ho us em et ens com
-        més però si també molt aquest aquesta són està pel ha han hem heu jo tu nosaltres puc pot
-        ajudar avui aquí dins sense sobre meu meva
-    """,
+        el la els les de del dels i que en un una per amb no és a al als es hi ho us em et ens com més però si
+        també molt aquest aquesta són està pel ha han hem heu jo tu nosaltres puc pot ajudar avui aquí dins
+        sense sobre meu meva""",
     "gl": """
-        o a os as de do da dos das e en no na nos nas que un unha é non se por para polo pola con
-        sen como máis pero ou ao aos á ás eu ti el ela nós vós meu miña son está hai pode podo moi
-        tamén todo isto iso onde cando ben hoxe aquí dentro grazas
-    """,
+        o a os as de do da dos das e en no na nos nas que un unha é non se por para polo pola con sen como
+        máis pero ou ao aos á ás eu ti el ela nós vós meu miña son está hai pode podo moi tamén todo isto iso
+        onde cando ben hoxe aquí dentro grazas""",
 }
 # Groups of letters and endings that words of a language often have.
 _SHAPES: dict[str, str] = {
@@ -236,38 +221,14 @@ _UKRAINIAN, _KANA = (
 # Persian letters are not Arabic, and Bulgarian has the hard sign as a vowel and no yery.
 _PERSIAN, _BULGARIAN = re.compile("[پچژگیک]"), re.compile("(?<=[бвгджзклмнпрстфхцчшщ])ъ(?![еёюя])")
 
+# Of contractions: their letters are words of other languages.
 _ENGLISH_END = re.compile(r"(?<=[a-z])['\u2019](?:s|m|re|ve|ll|t|d)(?![^\W_])")
 
 # Such as base64: cut at its plus signs and slashes, it has short words of some language by chance.
 _ENCODED = re.compile(r"[A-Za-z0-9+/=_-]{40,}")
 
 LANGUAGES = tuple(sorted({*_COMMON, *_SCRIPTS}))
-# Of hours, prices and dates: a short reply with figures has hardly another word.
-_FIGURES: dict[str, str] = {
-    "en": "open opens opened close closed closes cost costs price hours euro euros january february march "
-    "april june july august september october november december",
-    "de": "geöffnet geschlossen offen öffnet schließt kostet kosten preis euro stunden januar februar märz "
-    "april mai juni juli august september oktober november dezember",
-    "fr": "à ouvert ouverte ouverts ouvre fermé fermée ferme fermons coûte coûtent prix euros midi janvier "
-    "février mars avril mai juin juillet août septembre octobre novembre décembre",
-    "es": "abierto abierta abre cerrado cerrada cierra cuesta cuestan precio euros enero febrero marzo abril "
-    "mayo junio julio agosto septiembre octubre noviembre diciembre",
-    "it": "aperto aperta apre chiuso chiusa chiude costa costano prezzo euro dalle alle gennaio febbraio "
-    "marzo aprile maggio giugno luglio agosto settembre ottobre novembre dicembre",
-    "pt": "aberto aberta abre fechado fechada fecha custa custam preço euros janeiro fevereiro março abril "
-    "maio junho julho agosto setembro outubro novembro dezembro",
-    "nl": "geopend gesloten opent sluit kost kosten prijs euro januari februari maart april mei juni juli "
-    "augustus september oktober november december",
-    "sv": "öppet öppnar stängt stänger kostar pris kronor januari februari mars april maj juni juli augusti "
-    "september oktober november december",
-    "pl": "otwarte otwarty zamknięte zamknięty kosztuje cena złotych stycznia lutego marca kwietnia maja "
-    "czerwca lipca sierpnia września października listopada grudnia",
-    "tr": "açık kapalı arasında fiyat fiyatı lira ocak şubat mart nisan mayıs haziran temmuz ağustos eylül "
-    "ekim kasım aralık",
-}
-WORDS: Mapping[str, frozenset[str]] = {
-    code: frozenset(f"{each} {_FIGURES[code]}".split()) for code, each in _COMMON.items()
-}
+WORDS = {code: frozenset(each.split()) for code, each in _COMMON.items()}
 _NEIGHBOURS = tuple(frozenset(each.split()) for each in _NEAR.values())
 _SHAPED_LIKE = {code: re.compile(each) for code, each in _SHAPES.items()}
 _LETTERS = {code: re.compile(f"[{each}]") for code, each in _MARKS.items()}
@@ -277,14 +238,14 @@ _IN_SCRIPT = {code: re.compile(f"[{each}]") for code, each in _SCRIPTS.items()}
 
 def language_of(text: str) -> str:
     """The ISO 639-1 code of the language that a text is written in; "" if that is not clear."""
-    text = without_contractions(_ENCODED.sub(" ", text))
+    text = _ENGLISH_END.sub("", _ENCODED.sub(" ", text))
     folded = fold(text)
-    if found := _by_script(folded):
-        return found
+    if code := _by_script(folded):
+        return code
     matches = WORD.findall(folded)
-    named = WORD.findall(fold(NAME.sub(" ", text)))
-    found = _by_words(named if len(named) > 2 else matches)
-    return "de" if not found and _by_words(matches) == "de" else found  # German nouns are not names
+    unnamed = WORD.findall(fold(NAME.sub(" ", text)))
+    code = _by_words(unnamed if len(unnamed) > 2 else matches)
+    return "de" if not code and _by_words(matches) == "de" else code  # German nouns are not names
 
 
 def _by_script(folded: str) -> str:
@@ -301,47 +262,31 @@ def _by_script(folded: str) -> str:
     return ""
 
 
-def _by_words(said: list[str]) -> str:
-    if not said:
+def _by_words(folded: list[str]) -> str:
+    if not folded:
         return ""
-    points = {code: _points(code, said) for code in WORDS}
+    points = {code: _points(code, folded) for code in WORDS}
     best = max(points, key=points.__getitem__)
     second = max(value for code, value in points.items() if code != best)
-    least = max(MIN_SHARE * len(said), min(MIN_POINTS, MIN_SHARE_OF_FEW * len(said)))
+    least = max(MIN_SHARE * len(folded), min(MIN_POINTS, MIN_SHARE_OF_FEW * len(folded)))
     if points[best] < max(least, MARGIN * second):
         return ""
-    return "" if any(sum(map(near.__contains__, said)) > points[best] for near in _NEIGHBOURS) else best
+    return "" if any(sum(map(near.__contains__, folded)) > points[best] for near in _NEIGHBOURS) else best
 
 
-def _points(code: str, said: list[str]) -> float:
-    common, mark, shape = WORDS[code], _LETTERS.get(code), _SHAPED_LIKE.get(code)
-    foreign = _FOREIGN.get(code)
+def _points(code: str, folded: list[str]) -> float:
+    common, mark, foreign = WORDS[code], _LETTERS.get(code), _FOREIGN.get(code)
     points, shaped = 0.0, 0.0
-    for word in said:
+    for word in folded:
         if word in common:
             points += 1
         elif foreign is not None and not word.isascii() and foreign.search(word):
             points -= 1
         elif mark is not None and not word.isascii() and mark.search(word):
             points += _MARKED
-        elif shape is not None and len(word) > 3 and shape.search(word):
+        elif len(word) > 3 and _SHAPED_LIKE[code].search(word):
             shaped += _SHAPED
     return points + min(shaped, points)  # one word in a loop decides nothing
-
-
-def without_contractions(text: str) -> str:
-    """A text without the endings of English contractions, whose letters are words of other languages."""
-    return _ENGLISH_END.sub("", text)
-
-
-def is_shaped_like(code: str, word: str) -> bool:
-    """Whether a folded word has a group of letters that is frequent in the language."""
-    return len(word) > 3 and _SHAPED_LIKE[code].search(word) is not None
-
-
-def has_only_own_letters(code: str, word: str) -> bool:
-    """Whether each letter of a folded word is a plain one, or one with a mark of the language."""
-    return _FOREIGN[code].search(word) is None
 
 
 # --- a reply of a few words ---------------------------------------------------------------------------
@@ -354,97 +299,79 @@ MIN_SHARE_OF_SHORT = 0.3  # of the words that are not names
 # Words of short answers: places, times, materials, colours, food, papers, states.
 _MORE: dict[str, str] = {
     "de": """
-        öffnung öffnungszeit öffnungszeiten schließung einlass eintritt beginn ende ankunft abfahrt
-        vormittags nachmittags abends morgens mittags täglich werktags feiertags wochen monate
-        minuten sekunden morgen früh spät stahl holz leder wolle baumwolle glas stein kunststoff
-        papier rot blau grün gelb schwarz weiß grau braun ei eier mehl zucker milch brot käse wasser
-        apfel äpfel birne zwiebeln kuchen suppe links rechts oben unten vorne hinten keller garten
-        küche zimmer tür haus straße platz bahnhof flughafen hafen schlüssel rechnung quittung
-        lieferung bestellung rückgabe umtausch garantie versand kostenlos vorhanden verfügbar
-        ausverkauft unbekannt keiner keines niemand jemand erwachsene kinder personen frau herr
-        mutter vater bruder schwester freund herbst frühling winter sommer kleine kleiner große
-        großer lang kurz breit hoch tief kalt heiß rund etwa ungefähr circa zwanzig dreißig vierzig
-        fünfzig hundert tausend elf zwölf halb laut leise leicht schwer nur ab bis pro je
-    """,
+        öffnung öffnungszeit öffnungszeiten schließung einlass eintritt beginn ende ankunft abfahrt vormittags
+        nachmittags abends morgens mittags täglich werktags feiertags wochen monate minuten sekunden früh spät
+        stahl holz leder wolle baumwolle glas stein kunststoff blau grün gelb schwarz weiß grau braun eier
+        mehl zucker milch brot käse wasser apfel äpfel birne zwiebeln kuchen suppe rechts oben unten vorne
+        hinten keller küche zimmer tür haus straße bahnhof flughafen hafen schlüssel rechnung quittung
+        lieferung bestellung rückgabe umtausch garantie versand kostenlos vorhanden verfügbar ausverkauft
+        unbekannt keiner keines niemand jemand erwachsene kinder personen frau herr mutter vater bruder
+        schwester freund herbst frühling sommer kleine kleiner große großer lang kurz breit hoch tief kalt
+        heiß rund etwa ungefähr circa zwanzig dreißig vierzig fünfzig hundert tausend zwölf halb laut leise
+        leicht schwer pro""",
     "fr": """
-        ouverture fermeture entrée sortie début fin arrivée départ matin après-midi soir nuit chaque
-        minutes secondes mois saison tôt tard acier bois cuir laine coton verre pierre plastique
-        papier rouge bleu bleue vert verte jaune noir noire blanc blanche gris brun oeuf oeufs œuf
-        œufs farine sucre lait pain fromage eau pomme pommes poire oignons gâteau soupe gauche
-        droite haut bas devant derrière cave jardin cuisine chambre porte maison rue gare aéroport
-        clé clef facture reçu livraison commande retour échange garantie gratuit gratuite disponible
-        épuisé inconnu aucun aucune personne adultes enfants personnes madame monsieur mère père
-        frère soeur sœur ami automne printemps été hiver petite petites longue court courte large
-        profond froid froide chaud chaude environ vingt trente quarante cinquante cent cents mille
-        onze douze treize quatorze quinze seize demi demie réponse seulement dès jusqu partir
-    """,
+        ouverture fermeture sortie début arrivée départ après-midi soir nuit secondes mois saison tôt tard
+        acier bois cuir laine coton verre pierre plastique bleu bleue vert verte jaune noir noire blanche gris
+        brun oeuf oeufs œuf œufs farine sucre lait fromage eau pomme pommes poire oignons gâteau soupe gauche
+        droite bas devant derrière jardin cuisine chambre porte maison rue gare aéroport clé clef facture reçu
+        livraison commande retour échange garantie gratuit gratuite disponible épuisé inconnu aucun aucune
+        personne adultes enfants personnes madame monsieur mère père frère soeur sœur automne printemps hiver
+        petites longue courte profond froid froide chaud chaude environ vingt trente quarante cinquante onze
+        douze treize quatorze quinze seize demi demie réponse seulement dès jusqu partir""",
     "es": """
-        apertura cierre entrada salida inicio fin llegada tarde noche mañanas tardes noches diario
-        minutos segundos meses temporada temprano acero madera cuero lana algodón vidrio piedra
-        plástico papel rojo roja azul verde amarillo negro negra blanco blanca gris marrón huevo
-        huevos harina azúcar leche pan queso agua manzana manzanas pera cebollas pastel sopa
-        izquierda derecha arriba abajo delante detrás sótano jardín cocina habitación puerta casa
-        calle estación aeropuerto llave factura recibo entrega pedido devolución cambio garantía
-        envío gratis disponible agotado desconocido ninguno ninguna adultos niños personas señora
-        señor madre padre hermano hermana amigo otoño primavera verano invierno pequeño pequeña
-        grande largo corto ancho alto profundo frío caliente unos veinte treinta cuarenta cincuenta
-        cien mil once doce trece catorce quince media respuesta partir
-    """,
+        apertura cierre entrada salida inicio llegada tarde noche mañanas tardes noches diario minutos
+        segundos meses temporada temprano acero madera cuero lana algodón vidrio piedra plástico rojo roja
+        azul verde amarillo negro negra blanco blanca gris marrón huevo huevos harina azúcar leche queso agua
+        manzana manzanas pera cebollas sopa izquierda derecha arriba abajo delante detrás sótano jardín cocina
+        habitación puerta calle estación aeropuerto llave factura recibo entrega pedido devolución cambio
+        garantía envío disponible agotado desconocido ninguno ninguna adultos niños personas madre padre
+        hermano hermana amigo otoño primavera verano invierno pequeño pequeña largo corto ancho profundo frío
+        caliente veinte treinta cuarenta cincuenta cien doce trece catorce quince respuesta partir""",
     "it": """
-        apertura chiusura ingresso uscita inizio fine arrivo partenza mattina mattino pomeriggio
-        sera notte giornaliero minuti secondi mesi stagione presto tardi acciaio legno pelle lana
-        cotone vetro pietra plastica carta rosso rossa blu azzurro verde giallo nero nera bianco
-        bianca grigio marrone uovo uova farina zucchero latte pane formaggio acqua mela mele pera
-        cipolle torta zuppa sinistra destra sopra sotto davanti dietro cantina giardino cucina
-        camera porta casa via stazione aeroporto chiave fattura ricevuta consegna ordine reso cambio
-        garanzia spedizione gratis gratuito gratuita disponibile esaurito sconosciuto nessuno
-        nessuna adulti bambini persone signora signore madre padre fratello sorella amico autunno
-        primavera estate inverno piccola lungo corto largo alto profondo freddo caldo circa venti
-        trenta quaranta cinquanta cento mille undici dodici tredici quattordici quindici mezza
-        mezzo risposta
-    """,
+        apertura chiusura ingresso uscita inizio arrivo partenza mattina mattino pomeriggio sera notte
+        giornaliero minuti secondi mesi stagione tardi acciaio legno lana cotone vetro pietra plastica rosso
+        rossa blu azzurro verde giallo nero nera bianco bianca grigio marrone uovo uova farina zucchero pane
+        formaggio acqua mela mele pera cipolle zuppa sinistra destra sopra sotto davanti dietro cantina
+        giardino cucina porta stazione aeroporto chiave fattura ricevuta consegna ordine reso cambio garanzia
+        spedizione gratuito gratuita disponibile esaurito sconosciuto nessuno nessuna adulti bambini persone
+        signora signore madre padre fratello sorella amico autunno primavera estate inverno piccola lungo
+        corto largo profondo freddo caldo circa venti trenta quaranta cinquanta cento undici dodici tredici
+        quattordici quindici mezza mezzo risposta""",
     "pt": """
-        abertura fechamento entrada saída início fim chegada manhã tarde noite diário minutos
-        segundos meses aço madeira couro lã algodão vidro pedra papel vermelho azul verde amarelo
-        preto branco cinza ovo ovos farinha açúcar leite pão queijo água maçã bolo sopa esquerda
-        direita chave fatura recibo entrega pedido grátis disponível adultos crianças pessoas
-        outono primavera verão inverno vinte trinta cem mil resposta
-    """,
+        abertura fechamento entrada saída início fim chegada manhã tarde noite diário minutos segundos meses
+        aço madeira couro lã algodão vidro pedra vermelho azul verde amarelo preto branco cinza ovo ovos
+        farinha açúcar leite pão queijo água maçã bolo sopa esquerda direita chave fatura recibo entrega
+        pedido grátis disponível adultos crianças pessoas outono primavera verão inverno vinte trinta cem
+        resposta""",
     "nl": """
-        opening sluiting ingang uitgang begin einde aankomst vertrek ochtend middag avond dagelijks
-        minuten maanden staal hout leer wol katoen glas papier rood blauw groen geel zwart wit grijs
-        ei eieren meel suiker melk brood kaas water appel taart soep links rechts boven beneden
-        sleutel rekening levering bestelling gratis beschikbaar uitverkocht volwassenen kinderen
-        personen herfst lente zomer winter twintig dertig honderd duizend elf twaalf antwoord
-    """,
+        sluiting ingang uitgang einde aankomst vertrek ochtend middag avond dagelijks minuten maanden staal
+        hout leer wol katoen glas rood blauw groen geel zwart grijs eieren meel suiker melk brood kaas appel
+        taart soep rechts boven beneden sleutel rekening levering bestelling beschikbaar uitverkocht
+        volwassenen kinderen personen herfst lente zomer twintig dertig honderd duizend twaalf antwoord""",
     "sv": """
-        öppning stängning ingång utgång början slut ankomst avgång morgon eftermiddag kväll
-        dagligen minuter månader stål trä läder ull bomull papper röd blå grön gul svart vit grå ägg
-        mjöl socker mjölk bröd ost vatten äpple kaka soppa vänster höger nyckel räkning leverans
-        beställning gratis slutsåld vuxna barn personer höst vår sommar vinter tjugo trettio hundra
-        tusen elva tolv svar
-    """,
+        öppning stängning ingång utgång början slut ankomst avgång morgon eftermiddag kväll dagligen minuter
+        månader stål trä läder ull bomull papper röd blå grön gul svart vit grå ägg mjöl socker mjölk bröd ost
+        vatten äpple kaka soppa vänster höger nyckel räkning leverans beställning slutsåld vuxna personer höst
+        vår sommar vinter tjugo trettio hundra tusen elva tolv svar""",
     "pl": """
-        otwarcie zamknięcie wejście wyjście początek koniec przyjazd odjazd rano wieczorem codziennie
-        minut minuty miesiące stal drewno skóra wełna bawełna szkło papier czerwony niebieski
-        zielony żółty czarny biały jajko jajka jajek mąka cukier mleko chleb ser woda jabłko ciasto
-        zupa lewo prawo klucz faktura dostawa zamówienie bezpłatnie dorośli dzieci osób jesień
-        wiosna lato zima dwadzieścia trzydzieści sto tysiąc odpowiedź
+        otwarcie zamknięcie wejście wyjście początek koniec przyjazd odjazd rano wieczorem codziennie minut
+        minuty miesiące stal drewno skóra wełna bawełna szkło czerwony niebieski zielony żółty czarny biały
+        jajko jajka jajek mąka cukier mleko chleb woda jabłko ciasto zupa lewo prawo klucz faktura dostawa
+        zamówienie bezpłatnie dorośli dzieci osób jesień wiosna zima dwadzieścia trzydzieści tysiąc odpowiedź
     """,
     "tr": """
-        açılış kapanış giriş çıkış başlangıç bitiş varış kalkış sabah öğleden akşam gece günlük
-        dakika saniye ay çelik ahşap deri yün pamuk cam kağıt kırmızı mavi yeşil sarı siyah beyaz
-        yumurta un şeker süt ekmek peynir su elma kek çorba sol sağ anahtar fatura teslimat sipariş
-        ücretsiz yetişkin çocuk kişi sonbahar ilkbahar yaz kış yirmi otuz yüz bin cevap
-    """,
+        açılış kapanış giriş çıkış başlangıç bitiş varış kalkış sabah öğleden akşam gece günlük dakika saniye
+        çelik ahşap deri yün pamuk cam kağıt kırmızı mavi yeşil sarı siyah beyaz yumurta şeker süt ekmek
+        peynir elma kek çorba sağ anahtar fatura teslimat sipariş ücretsiz yetişkin çocuk kişi sonbahar
+        ilkbahar yaz kış yirmi otuz yüz cevap""",
 }
 _ENGLISH = WORDS["en"] | frozenset(
     words(
         """
-        two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred
-        thousand half morning afternoon evening night minutes months winter summer autumn spring left
-        right north south east west steel wood wool cotton leather glass paper red blue green yellow
-        black white grey eggs bread water free none nobody street house room key order tent boots
+        two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty hundred thousand
+        half morning afternoon evening night minutes months winter summer autumn spring left right north south
+        east west steel wood wool cotton leather glass paper red blue green yellow black white grey eggs bread
+        water free none nobody street house room key order tent boots
         """
     )
 )
@@ -452,21 +379,21 @@ _ENGLISH = WORDS["en"] | frozenset(
 _SHARED = frozenset(
     words(
         """
-        a am an are art as at bad bald bin but can car cent chair chat come comment dame dent die do
-        dove due else en euro euros fare fast fin fine gang gave gift gratis gut hat hay her here hers
-        hotel hours i in is it kind lit long main male man mark mate me men met mi ma midi mine more
-        most no nu o of on once opening or ore ours pain pan per piano pie plan plus pour real red rose
-        sale sea see sin sol sole solo son sue ten tag taxi the tire tot un van via war was water we wit
-        winter with begin end old one over other under want week were will zoo elf papier personal adult
-        august september november april region option orange table menu ser su sol bin ay sto lato zero
-        zip large court mars fond mode note net use tour mit ter till man license alto ben blanc cave
-        camera carta casa cents con costa dan dank das dir door encore est fait garten grand grande haut
-        hui mas matin media mil mille min minutes mot papel par para pas pastel pelle petit petite platz
-        presto prima quale que rouge serve sept si six size som tem todo tre torta segundo salut nova
-        ella elle links rot god barn har var med hen sig kim kan tio kin vers adults parte dame meter
-        signal format patio plaza siesta fiesta pronto allegro forte bravo latte grazie gracias merci
-        ciao danke hola adios bonjour saldo todos quanto verso café résumé décor naïve cliché façade
-        fiancé fiancée crème brûlée entrée à piñata jalapeño über déjà señor señora gin bar bis ami sur ale
+        a am an are art as at bad bald bin but can car cent chair chat come comment dame dent die do dove due
+        else en euro euros fare fast fin fine gang gave gift gratis gut hat hay her here hers hotel hours i in
+        is it kind lit long main male man mark mate me men met mi ma midi mine more most no nu o of on once
+        opening or ore ours pain pan per piano pie plan plus pour real red rose sale sea see sin sol sole solo
+        son sue ten tag taxi the tire tot un van via war was water we wit winter with begin end old one over
+        other under want week were will zoo elf papier personal adult august september november april region
+        option orange table menu ser su sol bin ay sto lato zero zip large court mars fond mode note net use
+        tour mit ter till man license alto ben blanc cave camera carta casa cents con costa dan dank das dir
+        door encore est fait garten grand grande haut hui mas matin media mil mille min minutes mot papel par
+        para pas pastel pelle petit petite platz presto prima quale que rouge serve sept si six size som tem
+        todo tre torta segundo salut nova ella elle links rot god barn har var med hen sig kim kan tio kin
+        vers adults parte dame meter signal format patio plaza siesta fiesta pronto allegro forte bravo latte
+        grazie gracias merci ciao danke hola adios bonjour saldo todos quanto verso café résumé décor naïve
+        cliché façade fiancé fiancée crème brûlée entrée à piñata jalapeño über déjà señor señora gin bar bis
+        ami sur ale
         """
     )
 )
@@ -492,7 +419,7 @@ def is_short_reply_in(code: str, text: str, ours: Set[str]) -> bool:
     """
     if code not in _ALL:
         return False
-    text = without_contractions(text)
+    text = _ENGLISH_END.sub("", text)
     matches = WORD.findall(fold(text))
     capitals = frozenset(fold(word) for word in WORD.findall(text) if word[0].isupper())
     if not 0 < len(matches) <= MAX_SHORT_WORDS or not _ENGLISH.isdisjoint({*matches} - _SHARED - _ALL[code]):
@@ -506,18 +433,15 @@ def is_short_reply_in(code: str, text: str, ours: Set[str]) -> bool:
     return all(_points_of_short(other, rest, capitals) <= points for other in _ALL if other != code)
 
 
-def _points_of_short(code: str, said: list[str], capitals: frozenset[str]) -> float:
+def _points_of_short(code: str, folded: list[str], capitals: frozenset[str]) -> float:
     """Words of the language, and half a point for one that only looks like it, at most one for each word.
 
     Words of no list that have capitals may all be names: "Émile Zola.", "Zürich."
     """
     own = [
-        word
-        for word in said
-        if word in _ALL[code]
-        or (not word.isascii() and word not in _SHARED and has_only_own_letters(code, word))
+        w for w in folded if w in _ALL[code] or not (w.isascii() or w in _SHARED or _FOREIGN[code].search(w))
     ]
-    shaped = [word for word in said if word not in own and is_shaped_like(code, word)]
+    shaped = [w for w in folded if w not in own and len(w) > 3 and _SHAPED_LIKE[code].search(w)]
     names = _IN_NAMES if not capitals.issuperset(shaped) else _IN_NAMES | (capitals - _ALL[code])
     if names.issuperset(own):
         return 0.0
