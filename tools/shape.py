@@ -77,7 +77,7 @@ class Bound(NamedTuple):
 
 BOUNDS = {
     "scripted study": Bound(86, 45),
-    "torch prompt": Bound(18, 12),
+    "torch prompt": Bound(15, 12),
     "HTTP question": Bound(14, 14),
     "derive lora": Bound(31, 25),
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
