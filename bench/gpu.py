@@ -227,9 +227,8 @@ def tokens_per_second(
     """Tokens per second of the loop, without its first step."""
     from heredity.engines.chat.documents import Document
     from heredity.train import loop
-    from heredity.train.data.batching import BatchSampler
     from heredity.train.data.chat import TokenizedExample
-    from heredity.train.distributed import placed
+    from heredity.train.loop import BatchSampler, placed
     from heredity.train.objectives.causal import Causal
 
     stream = random.Random(2)

@@ -116,7 +116,7 @@ def make_load(options: argparse.Namespace) -> dict[str, Any]:
     from heredity.recipes.prune import Prune
     from heredity.train.data import chat
     from heredity.train.data import chat as documents
-    from heredity.train.data.batching import BatchSampler
+    from heredity.train.loop import BatchSampler
 
     store = h.Store()
     grown = store.ready(store.pull(options.model))
@@ -163,9 +163,8 @@ def with_heredity(load: dict[str, Any], kind: str, variant: str) -> dict[str, An
     host.configure()
     from heredity.engines.chat.documents import Document
     from heredity.train import loop
-    from heredity.train.data import batching
-    from heredity.train.data.batching import BatchSampler
     from heredity.train.data.chat import TokenizedExample
+    from heredity.train.loop import BatchSampler
     from heredity.train.models import causal_lm
     from heredity.train.models.causal_lm import FullFinetune, LowRankAdapters
     from heredity.train.objectives.causal import Causal
@@ -178,7 +177,7 @@ def with_heredity(load: dict[str, Any], kind: str, variant: str) -> dict[str, An
             return place
 
     if load["is_whole"]:
-        batching.MIN_SHARED = sys.maxsize
+        causal_lm.MIN_SHARED = sys.maxsize
     net = causal_lm.load(Path(load["pruned" if kind == "distill" else "folder"]), variant)
     objective: Any = Causal()
     if kind == "distill":

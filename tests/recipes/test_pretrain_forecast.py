@@ -17,7 +17,7 @@ from heredity.lineage.store import Store
 from heredity.recipes.pretrain import recipe as pretrain
 from heredity.recipes.pretrain import training
 from heredity.train import loop, perplexity
-from heredity.train.distributed import DistContext
+from heredity.train.loop import DistContext
 from tests.recipes.test_pretrain import recipe as recipe
 from tests.support.corpora import small_corpus as small_corpus
 from tests.support.errors import raises

@@ -19,7 +19,7 @@ from heredity.lineage import graph
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.alora import Alora
-from heredity.train.data import batching, chat
+from heredity.train.data import chat
 from heredity.train.data.chat import TokenizedExample, activate
 from heredity.train.models import causal_lm
 from heredity.train.models.causal_lm import LoraLinear, LowRankAdapters
@@ -73,7 +73,7 @@ def test_loss_and_gradients_are_those_of_peft(name: str, tmp_path: Path) -> None
     (out := tmp_path / "adapter").mkdir()
     adapters.save(net, out)
     assert json.loads((out / "adapter_config.json").read_text())["alora_invocation_tokens"] == [9, 8]
-    ours = Causal().loss(net, batching.collate(EXAMPLES)).total
+    ours = Causal().loss(net, causal_lm.collate(EXAMPLES)).total
     ours.backward()
     network = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     theirs = peft.PeftModel.from_pretrained(network, out, is_trainable=True).eval()
@@ -112,12 +112,12 @@ def test_a_conversation_becomes_an_example_of_each_answer(tmp_path: Path) -> Non
 
 
 def test_a_batch_marks_the_tokens_of_each_document_and_none_of_the_padding() -> None:
-    batch = batching.collate(EXAMPLES)
+    batch = causal_lm.collate(EXAMPLES)
     assert batch.active is not None and batch.padded.active is not None
     assert len(batch.active) == len(batch.tokens) and len(batch.padded.active) == len(batch.padded.tokens)
     n_changed = sum(e.n_tokens - (e.active_from or 0) for e in EXAMPLES)
     assert int(batch.active.sum()) == int(batch.padded.active.sum()) == n_changed
-    assert batching.collate([TokenizedExample(e.document) for e in EXAMPLES]).active is None
+    assert causal_lm.collate([TokenizedExample(e.document) for e in EXAMPLES]).active is None
 
 
 @pytest.fixture

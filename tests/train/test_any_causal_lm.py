@@ -10,9 +10,8 @@ import torch
 from heredity.core.errors import Unavailable, UsageError
 from heredity.formats.linear_layers import linear_layers
 from heredity.train import loop
-from heredity.train.data import batching
-from heredity.train.data.batching import BatchSampler
 from heredity.train.data.chat import TokenizedExample
+from heredity.train.loop import BatchSampler
 from heredity.train.models import causal_lm
 from heredity.train.models.causal_lm import FullFinetune, LowRankAdapters
 from heredity.train.objectives.causal import Causal
@@ -33,7 +32,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_documents_in_rows_give_the_logits_of_each_alone(model: tuple[str, Path]) -> None:
     net, alone = causal_lm.load(model[1], "float32"), reference(model[1]).eval()
     assert isinstance(net, causal_lm.AnyCausalLM)
-    found = net.logits(net.hidden(batching.collate(EXAMPLES)))
+    found = net.logits(net.hidden(causal_lm.collate(EXAMPLES)))
     wanted = []
     for tokens, is_learned in DOCUMENTS:
         logits = alone(torch.tensor([tokens]), use_cache=False).logits[0]
@@ -83,7 +82,7 @@ def _trained(
 def test_the_gradients_are_those_of_transformers_through_a_capped_head(tmp_path: Path) -> None:
     folder = make(tmp_path / "base", "gemma2", final_logit_softcapping=5.0)
     net, alone = causal_lm.load(folder, "float32"), reference(folder).eval()
-    Causal().loss(net, batching.collate(EXAMPLES)).total.backward()
+    Causal().loss(net, causal_lm.collate(EXAMPLES)).total.backward()
     for tokens, is_learned in DOCUMENTS:
         labels = torch.tensor([t if use else -100 for t, use in zip(tokens, is_learned, strict=True)])
         logits = alone(torch.tensor([tokens]), use_cache=False).logits[0]
@@ -107,12 +106,12 @@ def test_logits_of_another_kind_are_refused_in_one_line(
 def test_a_document_beyond_the_positions_of_a_model_is_refused(tmp_path: Path) -> None:
     folder = make(tmp_path / "base", "gpt2", n_positions=40, max_position_embeddings=40)
     net = causal_lm.load(folder, "float32")
-    assert len(net.hidden(batching.collate(EXAMPLES[:1]))) == 20  # 40 tokens, in a row of 48
+    assert len(net.hidden(causal_lm.collate(EXAMPLES[:1]))) == 20  # 40 tokens, in a row of 48
     longer = TokenizedExample(
         DOCUMENTS[0]._replace(tokens=(*DOCUMENTS[0].tokens, 1), is_learned=(True,) * 41)
     )
     with raises(UsageError, "bad-usage", mentions=["41", "40"]):
-        net.hidden(batching.collate([longer]))
+        net.hidden(causal_lm.collate([longer]))
 
 
 def test_the_router_and_the_head_get_no_adapter(tmp_path: Path) -> None:

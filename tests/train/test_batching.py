@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 
 from heredity.engines.chat.documents import Document
-from heredity.train.data.batching import PADDING_MULTIPLE, BatchSampler, collate
 from heredity.train.data.chat import TokenizedExample
+from heredity.train.loop import BatchSampler
+from heredity.train.models.causal_lm import PADDING_MULTIPLE, collate
 
 
 def examples(n: int) -> list[TokenizedExample]:

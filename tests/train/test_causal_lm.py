@@ -9,7 +9,6 @@ import torch
 from torch.nn import functional
 
 from heredity.engines.chat.documents import Document
-from heredity.train.data import batching
 from heredity.train.data.chat import TokenizedExample
 from heredity.train.models import causal_lm
 from heredity.train.objectives.causal import Causal
@@ -27,7 +26,7 @@ def reference(folder: Path) -> object:
 
 def test_documents_laid_end_to_end_give_the_logits_of_each_alone(any_model: Path) -> None:
     net, alone = causal_lm.load(any_model, "float32"), reference(any_model)
-    batch = batching.collate([TokenizedExample(d) for d in DOCUMENTS])
+    batch = causal_lm.collate([TokenizedExample(d) for d in DOCUMENTS])
     found = net.logits(net.hidden(batch))
     wanted = []
     for document in DOCUMENTS:
@@ -41,7 +40,7 @@ def test_loss_and_gradients_are_those_of_transformers(
 ) -> None:
     monkeypatch.setattr(causal_lm, "LOGIT_ROWS", 7)  # so that the last part is a short one
     net, alone = causal_lm.load(tiny_llama, "float32"), reference(tiny_llama)
-    batch = batching.collate([TokenizedExample(d) for d in DOCUMENTS])
+    batch = causal_lm.collate([TokenizedExample(d) for d in DOCUMENTS])
     (Causal().loss(net, batch).total / len(batch.targets)).backward()
     total = torch.zeros(())
     for tokens, is_learned in DOCUMENTS:
@@ -57,6 +56,6 @@ def test_loss_and_gradients_are_those_of_transformers(
 def test_the_cut_of_a_step_does_not_change_its_sum(tiny_llama: Path) -> None:
     net = causal_lm.load(tiny_llama, "float32")
     examples = [TokenizedExample(d) for d in DOCUMENTS]
-    whole = float(Causal().loss(net, batching.collate(examples)).total.detach())
-    parts = sum(float(Causal().loss(net, batching.collate([e])).total.detach()) for e in examples)
+    whole = float(Causal().loss(net, causal_lm.collate(examples)).total.detach())
+    parts = sum(float(Causal().loss(net, causal_lm.collate([e])).total.detach()) for e in examples)
     assert whole == pytest.approx(parts, rel=1e-5)

@@ -16,7 +16,6 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 
 from heredity.train import kernels
 from heredity.train import kernels as fused
-from heredity.train.data import batching
 from heredity.train.models import causal_lm
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.objectives.causal import Causal, cross_entropy
@@ -111,7 +110,7 @@ def test_a_loss_and_its_gradient_are_torchs(share: float, dtype: torch.dtype) ->
     near((two.grad,), (one.grad.to(dtype),), dtype)
 
 
-def gradients(net: CausalLM, batch: batching.PackedBatch) -> list[torch.Tensor]:
+def gradients(net: CausalLM, batch: causal_lm.PackedBatch) -> list[torch.Tensor]:
     net.model.zero_grad()
     (Causal(1e-4).loss(net, batch).total / len(batch.targets)).backward()
     return [p.grad.clone() for p in net.model.parameters()]
@@ -129,7 +128,7 @@ def test_a_network_has_the_gradients_of_the_steps_one_by_one(
     from heredity.train.data.chat import TokenizedExample
 
     usual = causal_lm.load(any_model, "float32")
-    batch = batching.collate([TokenizedExample(d) for d in DOCUMENTS])
+    batch = causal_lm.collate([TokenizedExample(d) for d in DOCUMENTS])
     wanted = gradients(usual, batch)
     found = gradients(CausalLM(usual.model, any_model, is_fused=True), batch)
     for a, b in zip(found, wanted, strict=True):
@@ -143,7 +142,7 @@ def test_its_bits_hang_on_no_size_that_came_before(tiny_llama: Path) -> None:
 
     net = CausalLM(causal_lm.load(tiny_llama, "bfloat16").model, tiny_llama, is_fused=True)
     batches = [
-        batching.collate(
+        causal_lm.collate(
             [TokenizedExample(Document(tuple(range(5, 5 + n)), (False, *[True] * (n - 1))))] * times
         )
         for n, times in ((300, 9), (2, 1), (40, 3))

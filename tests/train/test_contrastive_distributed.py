@@ -17,7 +17,7 @@ from heredity.recipes.pretrain import contrastive
 from heredity.recipes.pretrain import recipe as pretrain
 from heredity.recipes.pretrain.contrastive import CORRECT_PAIRS
 from heredity.train import distributed
-from heredity.train.distributed import DistContext
+from heredity.train.loop import DistContext
 from heredity.train.models import dual
 from tests.support.errors import raises
 from tests.train.test_contrastive import recipe_file as recipe_file

@@ -15,13 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from heredity.core import registry
 from heredity.train import forecast, kernels
-from heredity.train.data.batching import PackedBatch
 from heredity.train.forecast import Workload
 from heredity.train.loop import MasterWeights
 from heredity.train.models import dual, encoder, shapes
 from heredity.train.models import shapes as towers
 from heredity.train.models.architectures import Specials
-from heredity.train.models.causal_lm import CausalLM
+from heredity.train.models.causal_lm import CausalLM, PackedBatch
 from heredity.train.models.shapes import TransformerShape
 from heredity.train.rehearsal import count_flops
 

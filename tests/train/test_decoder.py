@@ -11,11 +11,11 @@ torch = pytest.importorskip("torch")
 
 from heredity.core import registry
 from heredity.train import forecast, kernels
-from heredity.train.data.batching import PackedBatch
 from heredity.train.forecast import SCORES, Workload, recomputed_flops
 from heredity.train.loop import MasterWeights
 from heredity.train.models import causal_lm, shapes
 from heredity.train.models.architectures import Specials
+from heredity.train.models.causal_lm import PackedBatch
 from heredity.train.models.shapes import TransformerShape
 from heredity.train.rehearsal import count_flops
 

@@ -273,7 +273,7 @@ def test_a_loss_that_is_no_number_in_one_process_sends_all_back(tmp_path: Path) 
     run_program(GUARD, tmp_path, str(tmp_path / "training"))
 
 
-class Apart(distributed.DistContext):
+class Apart(loop.DistContext):
     """A process of several that run one after another: nothing that it says is heard."""
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
@@ -293,7 +293,7 @@ def apart(rank: int, world: int, replicas: int = 1) -> Apart:
     return Apart(rank, world, replicas, torch.device("cpu"), "there")
 
 
-def state(dist: distributed.DistContext) -> dict[str, torch.Tensor]:
+def state(dist: loop.DistContext) -> dict[str, torch.Tensor]:
     """What lies in a process."""
     return {
         key: whole[slice(*dist.rows(N_ROWS[key.partition("/")[2]]))] if whole.ndim else whole
@@ -314,7 +314,7 @@ def test_a_checkpoint_of_some_processes_is_read_by_any_number(
     tmp_path: Path, before: int, replicas: int, after: int
 ) -> None:
     keep(tmp_path, before, 3, replicas)
-    for dist in [distributed.SINGLE_PROCESS, *(apart(rank, after) for rank in range(after))]:
+    for dist in [loop.SINGLE_PROCESS, *(apart(rank, after) for rank in range(after))]:
         kept = pieces.read_checkpoint(tmp_path, "t", N_ROWS, dist)
         assert kept is not None and (kept.n_steps, kept.n_tokens) == (3, 10)
         wanted = state(dist)
@@ -328,9 +328,9 @@ def test_the_former_checkpoint_stands_until_the_next_is_whole(tmp_path: Path) ->
     pieces.write_checkpoint(
         tmp_path, "t", CheckpointState(6, 20, state(apart(1, 2))), N_ROWS, apart(1, 2)
     )  # and then killed
-    assert pieces.read_checkpoint(tmp_path, "t", N_ROWS, distributed.SINGLE_PROCESS).n_steps == 3  # type: ignore[union-attr]
+    assert pieces.read_checkpoint(tmp_path, "t", N_ROWS, loop.SINGLE_PROCESS).n_steps == 3  # type: ignore[union-attr]
     keep(tmp_path, 3, 6)
-    assert pieces.read_checkpoint(tmp_path, "t", N_ROWS, distributed.SINGLE_PROCESS).n_steps == 6  # type: ignore[union-attr]
+    assert pieces.read_checkpoint(tmp_path, "t", N_ROWS, loop.SINGLE_PROCESS).n_steps == 6  # type: ignore[union-attr]
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint.6"]
 
 
@@ -339,9 +339,9 @@ def test_one_process_takes_over_from_many_and_many_from_one(tmp_path: Path) -> N
     loop.write_single_file(
         tmp_path, "t", CheckpointState(5, 15, WHOLE)
     )  # killed before the pieces were let go
-    assert pieces.read_checkpoint(tmp_path, "t", N_ROWS, distributed.SINGLE_PROCESS).n_steps == 5  # type: ignore[union-attr]
+    assert pieces.read_checkpoint(tmp_path, "t", N_ROWS, loop.SINGLE_PROCESS).n_steps == 5  # type: ignore[union-attr]
     assert pieces.read_checkpoint(tmp_path, "t", N_ROWS, apart(1, 2)).n_steps == 5  # type: ignore[union-attr]
-    pieces.write_checkpoint(tmp_path, "t", CheckpointState(7, 20, WHOLE), N_ROWS, distributed.SINGLE_PROCESS)
+    pieces.write_checkpoint(tmp_path, "t", CheckpointState(7, 20, WHOLE), N_ROWS, loop.SINGLE_PROCESS)
     assert [path.name for path in tmp_path.iterdir()] == [loop.SINGLE_FILE]
     keep(tmp_path, 2, 9)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.9", pieces.INDEX_FILE]
@@ -353,7 +353,7 @@ def test_a_checkpoint_that_is_torn_or_of_another_training_is_refused(tmp_path: P
         pieces.read_checkpoint(tmp_path, "other", N_ROWS, apart(0, 2))
     (tmp_path / "checkpoint.3" / "1.safetensors").write_bytes(b"torn")
     with raises(Damaged, "damaged"):
-        pieces.read_checkpoint(tmp_path, "t", N_ROWS, distributed.SINGLE_PROCESS)
+        pieces.read_checkpoint(tmp_path, "t", N_ROWS, loop.SINGLE_PROCESS)
     assert (
         pieces.read_checkpoint(tmp_path, "t", N_ROWS, apart(0, 2)) is not None
     )  # it needs the first piece alone

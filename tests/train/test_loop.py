@@ -13,8 +13,7 @@ from heredity.core.errors import Damaged
 from heredity.train import loop
 from heredity.train.data import chat
 from heredity.train.data import chat as documents
-from heredity.train.data.batching import BatchSampler
-from heredity.train.loop import MasterWeights, OptimizerName, lr_factor
+from heredity.train.loop import BatchSampler, MasterWeights, OptimizerName, lr_factor
 from heredity.train.models import causal_lm
 from heredity.train.models.causal_lm import FullFinetune, LowRankAdapters
 from heredity.train.objectives.causal import Causal

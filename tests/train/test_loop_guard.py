@@ -10,10 +10,9 @@ import torch
 
 from heredity.core.progress import Progress
 from heredity.train import loop
-from heredity.train.data.batching import PackedBatch
 from heredity.train.data.packed import PackedDataset
 from heredity.train.models import causal_lm
-from heredity.train.models.causal_lm import FullFinetune
+from heredity.train.models.causal_lm import FullFinetune, PackedBatch
 from heredity.train.objectives import Loss
 from heredity.train.objectives.causal import Causal
 from tests.support.errors import raises

@@ -16,7 +16,7 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.finetune import Finetune
 from heredity.recipes.lora import Lora
-from heredity.train.data import batching, chat
+from heredity.train.data import chat
 from heredity.train.models import causal_lm
 from tests.support.errors import raises
 from tests.train.test_causal_lm import DOCUMENTS, TokenizedExample
@@ -33,7 +33,7 @@ def child(store: Store, parent: Grown, data_file: Path) -> Grown:
 
 def test_an_adapter_that_has_learned_nothing_changes_nothing(tiny_llama: Path) -> None:
     net = causal_lm.load(tiny_llama, "float32")
-    batch = batching.collate([TokenizedExample(d) for d in DOCUMENTS])
+    batch = causal_lm.collate([TokenizedExample(d) for d in DOCUMENTS])
     before = net.logits(net.hidden(batch)).detach()
     causal_lm.LowRankAdapters(rank=4).open(net, 0)
     assert torch.equal(net.logits(net.hidden(batch)).detach(), before)

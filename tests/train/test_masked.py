@@ -26,11 +26,11 @@ from heredity.recipes.quantize import Quantize
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from heredity.train import loop
-from heredity.train.data.batching import PackedBatch
 from heredity.train.data.packed import MaskedDataset, PackedDataset, TokenMasking, collate_masked, mask_chunk
 from heredity.train.loop import MasterWeights
 from heredity.train.models import encoder
 from heredity.train.models.architectures import Specials, bert, modernbert
+from heredity.train.models.causal_lm import PackedBatch
 from heredity.train.models.shapes import BertShape, EncoderShape, n_parameters, size_preset
 from tests.support.corpora import small_corpus as small_corpus
 from tests.support.errors import raises

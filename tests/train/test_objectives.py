@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from heredity.core.errors import Damaged, UsageError
 from heredity.engines.chat.documents import Document
-from heredity.train.data import batching
 from heredity.train.data.chat import TokenizedExample
 from heredity.train.models import causal_lm
 from heredity.train.objectives import distill
@@ -66,7 +65,7 @@ def test_a_distilled_loss_and_its_gradient_are_those_of_the_whole_logits(
 ) -> None:
     monkeypatch.setattr(causal_lm, "LOGIT_ROWS", 5)
     teacher = causal_lm.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
-    batch = batching.collate([TokenizedExample(d) for d in DOCUMENTS])
+    batch = causal_lm.collate([TokenizedExample(d) for d in DOCUMENTS])
     found, wanted = (causal_lm.load(tiny_llama, "float32") for _ in range(2))
     Distillation(teacher, "js", 2.0, 0.7, 0.3).loss(found, batch).total.backward()
     logits = wanted.logits(wanted.hidden(batch))
@@ -85,7 +84,7 @@ def test_with_all_tokens_kept_the_loss_is_torch_s_kl_div_of_the_whole_distributi
     k = len(teacher.head)
     distill.write_logprobs(tmp_path / "kept", "mine", teacher, examples, reading(tmp_path, k))
     kept = distill.read_logprobs(tmp_path / "kept", "mine")
-    network, batch = causal_lm.load(tiny_llama, "float32"), batching.collate(examples)
+    network, batch = causal_lm.load(tiny_llama, "float32"), causal_lm.collate(examples)
     with torch.no_grad():
         found = float(Distillation(kept).loss(network, batch).total)
         mine, theirs = (each.logits(each.hidden(batch)).log_softmax(-1) for each in (network, teacher))
@@ -105,7 +104,7 @@ def test_with_all_tokens_but_one_kept_the_loss_is_that_of_a_live_teacher(
     )
     kept = distill.read_logprobs(tmp_path / "kept", "mine")
     assert len(kept) == sum(d.n_learned for d in DOCUMENTS)
-    batch = batching.collate(examples[::-1])  # found by what they say, in whatever order
+    batch = causal_lm.collate(examples[::-1])  # found by what they say, in whatever order
     losses = []
     for source in (teacher, kept):
         net = causal_lm.load(tiny_llama, "float32")
@@ -120,7 +119,7 @@ def test_with_all_tokens_but_one_kept_the_loss_is_that_of_a_live_teacher(
 def test_of_few_kept_tokens_the_rest_is_one_event(tiny_llama: Path, tmp_path: Path) -> None:
     teacher = causal_lm.load(make_model(tmp_path, "llama", num_hidden_layers=2), "float32")
     net = causal_lm.load(tiny_llama, "float32")
-    batch = batching.collate([TokenizedExample(DOCUMENTS[0])])
+    batch = causal_lm.collate([TokenizedExample(DOCUMENTS[0])])
     distill.write_logprobs(
         tmp_path / "kept", "mine", teacher, [TokenizedExample(DOCUMENTS[0])], reading(tmp_path, 3)
     )
@@ -140,7 +139,7 @@ def test_of_few_kept_tokens_the_rest_is_one_event(tiny_llama: Path, tmp_path: Pa
 def test_a_smaller_head_is_told_of_its_own_tokens_alone(tiny_llama: Path, tmp_path: Path) -> None:
     teacher, net = (causal_lm.load(tiny_llama, "float32") for _ in range(2))
     n_words = len(teacher.head) - 5
-    batch = batching.collate([TokenizedExample(DOCUMENTS[0])])
+    batch = causal_lm.collate([TokenizedExample(DOCUMENTS[0])])
     distill.write_logprobs(
         tmp_path / "kept",
         "mine",
@@ -164,11 +163,11 @@ def test_scores_of_others_are_not_read(tiny_llama: Path, tmp_path: Path) -> None
         distill.read_logprobs(tmp_path / "kept", "yours")
     with pytest.raises(KeyError):
         distill.read_logprobs(tmp_path / "kept", "mine").at_targets(
-            batching.collate([TokenizedExample(DOCUMENTS[1])])
+            causal_lm.collate([TokenizedExample(DOCUMENTS[1])])
         )
     with raises(ValueError, "bad-setting", mentions=["1"]):
         kept = distill.read_logprobs(tmp_path / "kept", "mine")
-        Distillation(kept, temperature=2.0).loss(teacher, batching.collate([TokenizedExample(DOCUMENTS[0])]))
+        Distillation(kept, temperature=2.0).loss(teacher, causal_lm.collate([TokenizedExample(DOCUMENTS[0])]))
     data = bytearray((tmp_path / "kept").read_bytes())
     data[-3] ^= 1
     (tmp_path / "kept").write_bytes(data)
@@ -183,7 +182,7 @@ def test_preference_begins_at_log_two_and_falls_as_the_better_answer_gains(tiny_
     net, reference = (causal_lm.load(tiny_llama, "float32") for _ in range(2))
     better = Document((5, 6, 7, 8), (False, False, True, True))
     worse = Document((5, 6, 9, 11, 12), (False, False, True, True, True))
-    batch = batching.collate([TokenizedExample(better, worse)])
+    batch = causal_lm.collate([TokenizedExample(better, worse)])
     objective = PreferenceObjective(reference, 0.5)
     first = objective.loss(net, batch).total
     assert float(first.detach()) == pytest.approx(0.6931, abs=1e-4) and objective.weight(batch) == 1
@@ -199,4 +198,4 @@ def test_preference_begins_at_log_two_and_falls_as_the_better_answer_gains(tiny_
 def test_preference_without_a_worse_answer_is_refused(tiny_llama: Path) -> None:
     net = causal_lm.load(tiny_llama, "float32")
     with raises(UsageError, "bad-usage"):
-        PreferenceObjective(net).loss(net, batching.collate([TokenizedExample(DOCUMENTS[0])]))
+        PreferenceObjective(net).loss(net, causal_lm.collate([TokenizedExample(DOCUMENTS[0])]))

@@ -11,10 +11,16 @@ torch = pytest.importorskip("torch")
 
 from heredity.core.host import CPU
 from heredity.engines.chat.documents import Document
-from heredity.train.data.batching import PackedBatch, collate
 from heredity.train.data.chat import TokenizedExample
 from heredity.train.models import causal_lm
-from heredity.train.models.causal_lm import CausalLM, FullFinetune, LowRankAdapters, Trainable
+from heredity.train.models.causal_lm import (
+    CausalLM,
+    FullFinetune,
+    LowRankAdapters,
+    PackedBatch,
+    Trainable,
+    collate,
+)
 from heredity.train.objectives import Objective
 from heredity.train.objectives.causal import Causal
 from heredity.train.objectives.distill import Distillation

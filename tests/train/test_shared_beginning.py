@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.engines.chat.documents import Document
-from heredity.train.data.batching import PADDING_MULTIPLE, PackedBatch, collate
 from heredity.train.data.chat import TokenizedExample
 from heredity.train.models import causal_lm
-from heredity.train.models.causal_lm import CausalLM, LowRankAdapters
+from heredity.train.models.causal_lm import PADDING_MULTIPLE, CausalLM, LowRankAdapters, PackedBatch, collate
 from heredity.train.objectives.causal import Causal
 from heredity.train.objectives.preference import PreferenceObjective
 from tests.support.architectures import make as make_any

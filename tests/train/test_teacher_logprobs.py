@@ -16,7 +16,7 @@ from heredity.lineage.types import Grown
 from heredity.recipes.distill import Distill
 from heredity.recipes.prune import Prune
 from heredity.train import loop
-from heredity.train.data import batching, chat
+from heredity.train.data import chat
 from heredity.train.data.chat import TokenizedExample
 from heredity.train.models import causal_lm
 from heredity.train.objectives import distill
@@ -101,7 +101,7 @@ def test_a_larger_reading_serves_a_smaller_k_as_a_reading_of_its_own(
 ) -> None:
     teacher = causal_lm.load(tiny_llama, "float32")
     examples = [TokenizedExample(d) for d in DOCUMENTS]
-    batch = batching.collate(examples)
+    batch = causal_lm.collate(examples)
     for k in (12, 4, 30):
         reading = TeacherConfig(k, 2.0, tmp_path / "reading")
         distill.write_logprobs(tmp_path / f"mine-{k}.safetensors", "mine", teacher, examples, reading)

@@ -170,9 +170,8 @@ def run(
         from transformers import PreTrainedModel  # noqa: F401  # it loads late what takes most of the time
 
         from heredity.train import loop
-        from heredity.train.data.batching import BatchSampler
         from heredity.train.data.chat import ConversationEncoder
-        from heredity.train.distributed import placed
+        from heredity.train.loop import BatchSampler, placed
         from heredity.train.models import causal_lm
 
     lessons = recipe.lessons

@@ -14,7 +14,9 @@ Promises: a run that is killed resumes from its last checkpoint and ends with th
 complete or the previous one remains; any number of processes reads it, and another run's is refused. A loss
 that is not finite stops the run and keeps the last good checkpoint. A guard goes back to it instead and skips
 the data since. Weight decay is on matrices that are not embeddings. Every step is a row of training.jsonl.
-Leaves to others: data (data/), the loss (objectives/), and the processes (distributed.py).
+Every epoch is a permutation of all examples, and a step's batches are a function of seed and step only. In a
+single process every collective is the identity.
+Leaves to others: data (data/), the loss (objectives/), and how weights are sharded (distributed.py).
 """
 
 from __future__ import annotations
@@ -25,30 +27,120 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import msgspec
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from heredity.core import host
 from heredity.core.errors import Damaged, HeredityError
 from heredity.core.files import Rows, replacing, write_atomic
+from heredity.core.host import Device
 from heredity.core.progress import Progress, TimeLeft, TimeSpan, Watch, Work, phase
 from heredity.core.records import Record, encode
-from heredity.train.data.batching import PackedBatch
-from heredity.train.distributed import SINGLE_PROCESS, DistContext, local_shard
-from heredity.train.models.causal_lm import CausalLM, Trainable
+from heredity.train.data.chat import TokenizedExample
+from heredity.train.models.causal_lm import CausalLM, PackedBatch, Trainable, collate
 from heredity.train.objectives import Objective
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 Schedule = Literal["cosine", "wsd", "constant"]
 OptimizerName = Literal["adamw", "muon"]
 BETAS = (0.9, 0.95)
+MICROBATCH_TOKENS = 2048  # in one forward pass of a tuning; a longer example is alone
 _EMBEDDINGS = ("embed", "wte", "wpe")  # in the names of embeddings, of tokens and of positions
+
+
+@dataclass(frozen=True)
+class DistContext:
+    """This process, `rank` of `world_size`. mesh: (replicas, shards), or None in a single process."""
+
+    rank: int = 0
+    world_size: int = 1
+    replicas: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    mesh: DeviceMesh | None = None
+
+    @property
+    def is_single_process(self) -> bool:
+        """Whether this is the only process."""
+        return self.mesh is None
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is the main process: it writes, the others only compute."""
+        return self.rank == 0
+
+    @property
+    def n_shards(self) -> int:
+        """Processes that the weights are sharded over."""
+        return self.world_size // self.replicas
+
+    @property
+    def shard_index(self) -> int:
+        """The index of this process's shard of every weight."""
+        return self.rank % self.n_shards
+
+    def rows(self, n: int) -> tuple[int, int]:
+        """(first row, end) of this process's shard of `n` rows."""
+        return shard_span(n, self.shard_index, self.n_shards)
+
+    def sum(self, numbers: Sequence[float]) -> list[float]:
+        """Sum each number over all processes."""
+        if self.is_single_process:
+            return list(numbers)
+        totals = torch.tensor(list(numbers), dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(totals)
+        return [float(each) for each in totals.tolist()]
+
+    def broadcast(self, numbers: Sequence[float]) -> list[float]:
+        """The numbers of the main process, in every process."""
+        if self.is_single_process:
+            return list(numbers)
+        n = int(self.sum([len(numbers) if self.is_main_process else 0])[0])
+        return self.sum(list(numbers) if self.is_main_process else [0.0] * n) if n else []
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        self.sum([0.0])
+
+    def norm(self, of_shard: float) -> float:
+        """The norm of a vector, given the norm of this process's shard of it."""
+        return of_shard if self.is_single_process else math.sqrt(self.sum([of_shard**2])[0] / self.replicas)
+
+    def to_device(self, batch: PackedBatch) -> PackedBatch:
+        """The batch on this process's device."""
+        return batch if self.device.type == "cpu" else batch.to(self.device)
+
+
+SINGLE_PROCESS = DistContext()
+
+
+def placed(dist: DistContext | None, device: Device) -> DistContext:
+    """A single process on a device; several processes stay on theirs."""
+    host.prepare_device(device)
+    return DistContext(device=device.torch) if dist is None or dist.is_single_process else dist
+
+
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's shard of a tensor; the whole tensor if it is not sharded."""
+    mine: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return mine
+
+
+def shard_span(n: int, shard_index: int, n_shards: int) -> tuple[int, int]:
+    """(first row, end) of a shard, as FSDP splits `n` rows: equal sizes while rows are left."""
+    each = -(-n // n_shards)
+    return min(n, shard_index * each), min(n, (shard_index + 1) * each)
 
 
 class MasterWeights:
@@ -100,8 +192,6 @@ class MasterWeights:
             return torch.optim.Muon(
                 masters, lr=self.lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
             )
-        from heredity.train.distributed import ShardedMuon
-
         n_rows = [self.n_rows[self.names[place]] for place in places]
         return ShardedMuon(masters, n_rows, self.dist, self.lr, weight_decay)
 
@@ -169,6 +259,78 @@ class MasterWeights:
             if kind != "master" and name in by_name:
                 owner[id(by_name[name])].state[by_name[name]][kind] = tensor.to(by_name[name].device).clone()
         self.copy_down()
+
+
+class ShardedMuon(torch.optim.Optimizer):
+    """torch's Muon for matrices that are sharded by rows. Momentum is sharded, too.
+
+    Matrices are taken in groups of one per process. Each process gathers one of them, computes its update,
+    and sends the rows back to their shards. n_rows: the rows of each whole matrix.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[torch.Tensor],
+        n_rows: Sequence[int],
+        dist: DistContext,
+        lr: float,
+        weight_decay: float,
+    ) -> None:
+        super().__init__(shards, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
+        self._n_rows, self._dist = n_rows, dist
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        (group,) = self.param_groups
+        n = self._dist.n_shards
+        for start in range(0, len(group["params"]), n):
+            some = slice(start, start + n)
+            masters = group["params"][some]
+            wanted = [self._wanted(master, group["momentum"]) for master in masters]
+            for master, change in zip(
+                masters, self._changes(wanted, self._n_rows[some], group["lr"]), strict=True
+            ):
+                master.mul_(1 - group["lr"] * group["weight_decay"]).add_(change)
+
+    def _wanted(self, master: torch.Tensor, momentum: float) -> torch.Tensor:
+        """The Nesterov gradient of a shard."""
+        assert master.grad is not None
+        kept = self.state[master].setdefault("momentum_buffer", torch.zeros_like(master))
+        kept.lerp_(master.grad, 1 - momentum)
+        return master.grad.lerp(kept, momentum)
+
+    def _changes(self, shards: list[torch.Tensor], n_rows: Sequence[int], lr: float) -> list[torch.Tensor]:
+        """The updates of the shards, for at most one matrix per process."""
+        n, mine = self._dist.n_shards, self._dist.shard_index
+        sizes = [shard.numel() for shard in shards] + [0] * (n - len(shards))
+        spans = (
+            [shard_span(n_rows[mine], each, n) for each in range(n)] if mine < len(shards) else [(0, 0)] * n
+        )
+        columns = shards[mine].shape[1] if mine < len(shards) else 0
+        whole_sizes = [(high - low) * columns for low, high in spans]
+        whole = self._exchanged(torch.cat([shard.flatten() for shard in shards]), sizes, whole_sizes)
+        if columns:
+            whole = muon_update(whole.view(-1, columns), lr).flatten()
+        back = self._exchanged(whole, whole_sizes, sizes)
+        return [part.view_as(shard) for part, shard in zip(back.split(sizes), shards, strict=False)]
+
+    def _exchanged(self, given: torch.Tensor, to: list[int], of: list[int]) -> torch.Tensor:
+        """All-to-all: `to[i]` numbers go to shard i's process, and `of[i]` come from it."""
+        got = given.new_empty(sum(of))
+        assert self._dist.mesh is not None
+        group = self._dist.mesh.get_group("shards")
+        torch.distributed.all_to_all_single(got, given, of, to, group=group)
+        return got
+
+
+def muon_update(wanted: torch.Tensor, lr: float) -> torch.Tensor:
+    """The update by torch's own Muon for a gradient, without momentum and weight decay."""
+    change = torch.zeros_like(wanted).requires_grad_()
+    change.grad = wanted
+    torch.optim.Muon(
+        [change], lr=lr, weight_decay=0.0, momentum=0.0, nesterov=False, adjust_lr_fn="match_rms_adamw"
+    ).step()
+    return change.detach()
 
 
 def _at_least_1d(tensor: torch.Tensor) -> torch.Tensor:
@@ -495,6 +657,53 @@ class BatchSource(Protocol):
 
     def batches(self, step: int) -> list[PackedBatch]:
         """The batches of a step, counted from 0."""
+
+
+@dataclass(frozen=True)
+class BatchSampler:
+    """`batch` examples per step, in microbatches of at most `microbatch_tokens`.
+
+    A longer example has a microbatch of its own.
+    """
+
+    examples: Sequence[TokenizedExample]
+    batch: int
+    seed: int
+    microbatch_tokens: int = MICROBATCH_TOKENS
+
+    def batches(self, step: int) -> list[PackedBatch]:
+        """The batches of a step, counted from 0."""
+        picked = [
+            self.examples[self.at(place)] for place in range(step * self.batch, (step + 1) * self.batch)
+        ]
+        return [collate(group) for group in group_by_length(picked, self.microbatch_tokens)]
+
+    def at(self, place: int) -> int:
+        """The index of the example at a place of the endless order. The epoch is place // n_examples."""
+        n = len(self.examples)
+        return int(epoch_permutation(self.seed, place // n, n)[place % n])
+
+
+def group_by_length(
+    examples: Sequence[TokenizedExample], microbatch_tokens: int
+) -> list[list[TokenizedExample]]:
+    """Group examples of similar length, at most `microbatch_tokens` per group; a longer one has its own."""
+    groups: list[list[TokenizedExample]] = []
+    n_tokens = 0
+    for example in sorted(examples, key=lambda e: -e.n_tokens):
+        if groups and n_tokens + example.n_tokens <= microbatch_tokens:
+            groups[-1].append(example)
+            n_tokens += example.n_tokens
+        else:
+            groups.append([example])
+            n_tokens = example.n_tokens
+    return groups
+
+
+@lru_cache(maxsize=4)
+def epoch_permutation(seed: int, epoch: int, n: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The order of an epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 class ValidationCheck(Protocol):

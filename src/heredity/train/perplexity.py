@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from heredity.train.data.batching import PackedBatch
 from heredity.train.data.packed import PackedChunk, PackedDataset, TokenizedDocuments, split_microbatches
-from heredity.train.distributed import SINGLE_PROCESS, DistContext
-from heredity.train.models.causal_lm import CausalLM
+from heredity.train.loop import SINGLE_PROCESS, DistContext
+from heredity.train.models.causal_lm import CausalLM, PackedBatch
 from heredity.train.objectives.causal import Causal
 
 BITS_PER_BYTE = "bits per byte"

@@ -114,7 +114,7 @@ def estimate_memory(
 
 def largest_microbatch(examples: Sequence[TokenizedExample], batch_size: int) -> int:
     """The most tokens in one forward pass: a full microbatch, or an example that is longer."""
-    from heredity.train.data.batching import MICROBATCH_TOKENS  # it loads torch
+    from heredity.train.loop import MICROBATCH_TOKENS
 
     longest = sorted((each.n_tokens for each in examples), reverse=True)
     return max(longest[0], min(MICROBATCH_TOKENS, sum(longest[:batch_size])))

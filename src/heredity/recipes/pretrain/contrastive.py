@@ -32,10 +32,10 @@ from heredity.recipes.pretrain.training import (
     write_tokenizer,
     write_weights,
 )
-from heredity.train.data.batching import PackedBatch, epoch_permutation
-from heredity.train.distributed import SINGLE_PROCESS, DistContext, all_gather, rank_span
+from heredity.train.distributed import all_gather, rank_span
+from heredity.train.loop import SINGLE_PROCESS, DistContext, epoch_permutation
 from heredity.train.models import dual
-from heredity.train.models.causal_lm import CausalLM
+from heredity.train.models.causal_lm import CausalLM, PackedBatch
 from heredity.train.models.dual import DualEncoder, PairEmbeddings
 from heredity.train.objectives import Loss
 

@@ -32,7 +32,6 @@ from heredity.recipes.pretrain.training import (
     write_weights,
 )
 from heredity.train import perplexity
-from heredity.train.data.batching import PackedBatch
 from heredity.train.data.packed import (
     END_TOKENS,
     IntArray,
@@ -42,9 +41,9 @@ from heredity.train.data.packed import (
     collate_masked,
     mask_chunk,
 )
-from heredity.train.distributed import SINGLE_PROCESS, DistContext
+from heredity.train.loop import SINGLE_PROCESS, DistContext
 from heredity.train.models import encoder
-from heredity.train.models.causal_lm import CausalLM
+from heredity.train.models.causal_lm import CausalLM, PackedBatch
 from heredity.train.objectives import Loss
 from heredity.train.objectives.causal import summed_cross_entropy
 from heredity.train.perplexity import first_chunks, rank_microbatches

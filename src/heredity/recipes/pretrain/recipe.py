@@ -541,7 +541,7 @@ class Pretrain:
 
     def on(self, device: Device) -> Pretrain:
         """This recipe, which computes on a device, unless it computes in several processes."""
-        from heredity.train.distributed import placed
+        from heredity.train.loop import placed
 
         return self._copied(replace(self, dist=placed(self.dist, device)), "text", "images")
 

@@ -24,14 +24,9 @@ from heredity.core.sanitize import plural
 from heredity.recipes._training_run import FEWEST_STEPS, few_steps, write_metrics
 from heredity.train import forecast, loop, resources
 from heredity.train.data.packed import PackedDataset
-from heredity.train.distributed import (
-    SINGLE_PROCESS,
-    DistContext,
-    ShardedModel,
-    recompute_activations,
-    shard_model,
-)
+from heredity.train.distributed import ShardedModel, recompute_activations, shard_model
 from heredity.train.forecast import Workload, n_parameters, training_memory
+from heredity.train.loop import SINGLE_PROCESS, DistContext
 from heredity.train.models.architectures import Specials
 from heredity.train.models.causal_lm import CausalLM, FullFinetune
 from heredity.train.objectives import Objective

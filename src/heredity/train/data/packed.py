@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from heredity.core.errors import UsageError
-from heredity.train.data.batching import PackedBatch
+from heredity.train.models.causal_lm import PackedBatch
 from heredity.train.resources import PRETRAIN_MICROBATCH_TOKENS
 
 Noise = Literal["mask", "80-10-10"]

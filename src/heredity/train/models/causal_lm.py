@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -29,6 +29,7 @@ from torch.nn import functional
 from heredity.core import host
 from heredity.core.errors import Unavailable, UsageError, first_line
 from heredity.core.host import CPU, Device
+from heredity.engines.chat.documents import Document
 from heredity.formats.linear_layers import (
     decoder_of,
     is_linear,
@@ -41,8 +42,8 @@ from heredity.formats.linear_layers import (
 )
 from heredity.formats.weights import Gate
 from heredity.train import kernels
-from heredity.train.data.batching import PADDING_MULTIPLE, PackedBatch
-from heredity.train.kernels import causal_attention, row_groups, row_indices
+from heredity.train.data.chat import TokenizedExample
+from heredity.train.kernels import causal_attention, row_groups, row_indices, token_places
 from heredity.train.models.shapes import LINEAR_LAYERS
 
 if TYPE_CHECKING:
@@ -249,6 +250,8 @@ def _lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+PADDING_MULTIPLE = 32  # tokens; every new matmul size costs time and memory to set up
+MIN_SHARED = 16  # tokens; a shorter shared beginning saves less than copying its keys and values costs
 LOGIT_ROWS = 256  # rows of logits at once, so that they stay in the processor's cache
 GRADIENT_ROWS = 1024  # rows whose gradient is summed at once: bfloat16 sums lose small summands
 _ATTENTION = "heredity_documents"
@@ -301,6 +304,134 @@ def resolve_dtype(config: Any, dtype: str, device: Device = CPU) -> str:
     inner = text_config(config)
     wide = number_of(settings_of(inner), "intermediate_size") or 4 * inner.hidden_size
     return host.choose_dtype(inner.hidden_size, wide, 1024, device)
+
+
+class PackedBatch(NamedTuple):
+    """Documents packed end to end, with their targets.
+
+    tokens, positions: (tokens,) int64; positions start at 0 in each document.
+    lengths: tokens of each document, in order, with the shared ones.
+    n_shared: the first tokens, which begin every document and are held once. The rest of each follows.
+    at: (targets,) the positions whose output predicts a target. targets: (targets,) token ids.
+    document: (targets,) the document of each target.
+    has_rejected: each document is followed by its rejected version.
+    images: (documents, 3, side, side) float; the documents are their captions.
+    active: (tokens,) bool, those that an activated adapter changes; None for all.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    lengths: tuple[int, ...]
+    at: torch.Tensor
+    targets: torch.Tensor
+    document: torch.Tensor
+    has_rejected: bool = False
+    images: torch.Tensor | None = None
+    active: torch.Tensor | None = None
+    n_shared: int = 0
+
+    @property
+    def n_documents(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all documents: shared ones count in each."""
+        return sum(self.lengths)
+
+    @property
+    def unshared(self) -> PackedBatch:
+        """The same documents, each held whole."""
+        if not self.n_shared:
+            return self
+        held = torch.tensor(token_places(self.lengths, self.n_shared), device=self.tokens.device)
+        lengths = torch.tensor(self.lengths, device=self.at.device)
+        n_before = torch.arange(self.n_documents, device=self.at.device) * self.n_shared
+        starts = (lengths.cumsum(0) - lengths)[self.document]
+        at = torch.where(self.at < self.n_shared, self.at + starts, self.at + n_before[self.document])
+        return self._replace(
+            tokens=self.tokens[held], positions=self.positions[held], at=at, n_shared=0,
+            active=None if self.active is None else self.active[held],
+        )  # fmt: skip
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The batch on a device."""
+        images, active = (None if each is None else each.to(device) for each in (self.images, self.active))
+        tokens, positions, at, targets, document = (
+            each.to(device) for each in (self.tokens, self.positions, self.at, self.targets, self.document)
+        )
+        return self._replace(
+            tokens=tokens, positions=positions, at=at, targets=targets, document=document,
+            images=images, active=active,
+        )  # fmt: skip
+
+    @property
+    def padded(self) -> PackedBatch:
+        """The batch padded to a multiple of PADDING_MULTIPLE tokens, by one document without targets.
+
+        If tokens are shared, the last document is padded instead. So the network has to be causal then.
+        """
+        n = -len(self.tokens) % PADDING_MULTIPLE
+        if not n:
+            return self
+        filler = torch.arange(n, device=self.positions.device)
+        lengths = (*self.lengths, n)
+        if self.n_shared:
+            *others, last = self.lengths
+            filler, lengths = filler + last, (*others, last + n)
+        return self._replace(
+            tokens=torch.cat([self.tokens, torch.zeros_like(filler)]),
+            positions=torch.cat([self.positions, filler]),
+            lengths=lengths,
+            active=None if self.active is None else functional.pad(self.active, (0, n)),
+        )
+
+
+def collate(examples: Sequence[TokenizedExample]) -> PackedBatch:
+    """Pack examples end to end. A beginning that all of them have is held once."""
+    has_rejected = any(e.rejected is not None for e in examples)
+    documents: list[Document] = []
+    for example in examples:
+        documents += [example.document, *([example.rejected] if example.rejected is not None else [])]
+    n_shared = _shared_tokens(examples, documents)
+    tokens = list(documents[0].tokens[:n_shared])
+    positions = list(range(n_shared))
+    at: list[int] = []
+    targets: list[int] = []
+    document: list[int] = []
+    for number, (ids, is_learned) in enumerate(documents):
+        offset = len(tokens) - n_shared
+        learned = [i for i in range(1, len(ids)) if is_learned[i]]
+        at += [i - 1 if i <= n_shared else offset + i - 1 for i in learned]
+        targets += [ids[i] for i in learned]
+        document += [number] * len(learned)
+        tokens += ids[n_shared:]
+        positions += range(n_shared, len(ids))
+    columns = (tokens, positions, at, targets, document)
+    t, p, a, y, d = (torch.tensor(each, dtype=torch.long) for each in columns)
+    lengths = tuple(len(ids) for ids, _ in documents)
+    active = _active(examples, n_shared)
+    return PackedBatch(t, p, lengths, a, y, d, has_rejected, active=active, n_shared=n_shared)
+
+
+def _shared_tokens(examples: Sequence[TokenizedExample], documents: Sequence[Document]) -> int:
+    """How many tokens all documents begin with, those that an activated adapter changes excluded; or 0."""
+    if len(documents) < 2:
+        return 0
+    low, high = min(each.tokens for each in documents), max(each.tokens for each in documents)
+    n = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    if any(example.active_from is not None for example in examples):
+        n = min(n, *(example.active_from or 0 for example in examples))
+    return n if n >= MIN_SHARED else 0
+
+
+def _active(examples: Sequence[TokenizedExample], n_shared: int) -> torch.Tensor | None:
+    """The tokens that an activated adapter changes; None if no example is one of such an adapter."""
+    if all(example.active_from is None for example in examples):
+        return None
+    starts = [(example.n_tokens, example.active_from or 0) for example in examples]
+    parts = [torch.arange(n_shared, n) >= start for n, start in starts]
+    return torch.cat([torch.zeros(n_shared, dtype=torch.bool), *parts])
 
 
 class CausalLM:

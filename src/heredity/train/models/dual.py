@@ -15,8 +15,7 @@ import torch
 from torch.nn import functional
 
 from heredity.core import host
-from heredity.train.data.batching import PackedBatch
-from heredity.train.models.causal_lm import CausalLM, init_model
+from heredity.train.models.causal_lm import CausalLM, PackedBatch, init_model
 
 MAX_LOG_SCALE = math.log(100)  # of the logit scale, as in CLIP
 _SIGMOID_SCALE, _SIGMOID_BIAS = math.log(10), -10.0  # SigLIP's start: most pairs do not match

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from heredity.core import host
-from heredity.train.data.batching import PackedBatch
 from heredity.train.kernels import Lengths, bidirectional_attention
-from heredity.train.models.causal_lm import CausalLM, init_model
+from heredity.train.models.causal_lm import CausalLM, PackedBatch, init_model
 
 _ATTENTION = "heredity_encoder"
 

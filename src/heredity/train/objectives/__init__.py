@@ -13,8 +13,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from heredity.train.data.batching import PackedBatch
-from heredity.train.models.causal_lm import CausalLM
+from heredity.train.models.causal_lm import CausalLM, PackedBatch
 
 
 class Loss(NamedTuple):

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from heredity.train.data.batching import PackedBatch
 from heredity.train.kernels import compiled
-from heredity.train.models.causal_lm import CausalLM
+from heredity.train.models.causal_lm import CausalLM, PackedBatch
 from heredity.train.objectives import Loss
 
 

@@ -33,15 +33,9 @@ from heredity.core.errors import BadArgument, Damaged, UsageError
 from heredity.core.progress import Progress, TimeLeft, Watch, Work
 from heredity.engines.chat.documents import Document
 from heredity.train import loop
-from heredity.train.data.batching import (
-    MICROBATCH_TOKENS,
-    BatchSampler,
-    PackedBatch,
-    collate,
-    group_by_length,
-)
 from heredity.train.data.chat import ConversationEncoder, Dialogue, TokenizedExample
-from heredity.train.models.causal_lm import LOGIT_ROWS, CausalLM
+from heredity.train.loop import MICROBATCH_TOKENS, BatchSampler, group_by_length
+from heredity.train.models.causal_lm import LOGIT_ROWS, CausalLM, PackedBatch, collate
 from heredity.train.objectives import Loss
 
 _GROUP_HEADER = struct.Struct("<QI")  # bytes of the group, and their CRC-32

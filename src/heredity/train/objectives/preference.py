@@ -11,8 +11,7 @@ import torch
 from torch.nn import functional
 
 from heredity.core.errors import UsageError
-from heredity.train.data.batching import PackedBatch
-from heredity.train.models.causal_lm import CausalLM
+from heredity.train.models.causal_lm import CausalLM, PackedBatch
 from heredity.train.objectives import Loss
 
 
