@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
@@ -103,12 +103,31 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
                 "an answer that matches decoding.json_schema calls no tools: leave out one of the two",
                 key="decoding.json_schema",
             )
-        self._check_system()
+        is_needed = self.passages or (self.tools and self.rendering == "plain")
+        if self.is_default_system and is_needed and self.rendering in ("plain", "native"):
+            what = "passages" if self.passages else "tools in the plain format"
+            raise BadArgument(
+                f"{what} need a system message, which would replace the model's own default. Write `system`; "
+                '"" is one without words',
+                code="missing-key",
+                key="system",
+            )
         _check_tools(self.tools, () if self.mcp is None else self.mcp)
-        _check_secrets(self.secrets)
+        for secret in self.secrets:  # a shorter one is in any answer by chance
+            if sum(map(str.isalnum, secret.value)) < SECRET_MIN:
+                raise BadArgument(
+                    f"the secret named '{secret.name}' must have at least {SECRET_MIN} letters or digits",
+                    table=secret.name,
+                )
         if self.tools:
             check_world(self.state, self.tools)
-        _check_guards(self.all_guards)
+        labels = [guard.label for guard in self.all_guards]
+        if twice := next((label for i, label in enumerate(labels) if label in labels[:i]), None):
+            raise BadArgument(
+                f"two guards are named '{twice}'; give each a name of its own",
+                code="name-twice",
+                key="guards",
+            )
         if self.retrieval is not None and self.rendering in ("theirs", "recorded"):
             raise BadArgument(
                 f'rendering "{self.rendering}" retrieves by itself: leave out [retrieval]', key="retrieval"
@@ -132,7 +151,12 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 
         Raises BadArgument for an index that was not read, or a guard model that was not identified.
         """
-        _refuse_unidentified(self.all_guards)
+        for spec in self.all_guards:  # a name without an identity may mean another model tomorrow
+            if spec.kind == MODEL_KIND and not spec.settings.get("identity"):
+                raise BadArgument(
+                    f"the model of guard '{spec.label}' is not identified: use guard_models.identified",
+                    key="guards",
+                )
         layer = self
         if any(tool.home is not None for tool in self.tools):
             bare = tuple(msgspec.structs.replace(tool, home=None) for tool in self.tools)
@@ -178,17 +202,6 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     def has_guard_models(self) -> bool:
         """Whether a guard has a model. Then it needs a GuardReaders."""
         return any(guard.kind == MODEL_KIND for guard in self.all_guards)
-
-    def _check_system(self) -> None:
-        is_needed = self.passages or (self.tools and self.rendering == "plain")
-        if self.is_default_system and is_needed and self.rendering in ("plain", "native"):
-            what = "passages" if self.passages else "tools in the plain format"
-            raise BadArgument(
-                f"{what} need a system message, which would replace the model's own default. Write `system`; "
-                '"" is one without words',
-                code="missing-key",
-                key="system",
-            )
 
     def system_text(self) -> str:
         """The system message: the prompt, then passages and tools in the plain format."""
@@ -305,7 +318,14 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
 def check_decoding(decoding: Decoding) -> None:
     """Raise BadArgument for a setting out of its range."""
     if not isinstance(decoding.json_schema, UnsetType):
-        _check_schema(decoding.json_schema)
+        try:
+            value = msgspec.json.decode(decoding.json_schema)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise BadArgument(
+                f"decoding.json_schema is not JSON: {error}", code="not-json", key="decoding.json_schema"
+            ) from None
+        if not isinstance(value, dict):
+            raise BadArgument("decoding.json_schema must be a JSON object", key="decoding.json_schema")
     if decoding.max_tokens < 1:
         raise BadArgument(
             f"decoding.max_tokens must be at least 1, not {decoding.max_tokens}", key="decoding.max_tokens"
@@ -321,17 +341,6 @@ def check_decoding(decoding: Decoding) -> None:
         )
 
 
-def _check_schema(schema: str) -> None:
-    try:
-        value = msgspec.json.decode(schema)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise BadArgument(
-            f"decoding.json_schema is not JSON: {error}", code="not-json", key="decoding.json_schema"
-        ) from None
-    if not isinstance(value, dict):
-        raise BadArgument("decoding.json_schema must be a JSON object", key="decoding.json_schema")
-
-
 def _check_tools(tools: Sequence[Tool], servers: Sequence[McpServer]) -> None:
     known = [server.name for server in servers]
     for tool in tools:
@@ -345,34 +354,6 @@ def _check_tools(tools: Sequence[Tool], servers: Sequence[McpServer]) -> None:
         raise BadArgument(
             f"two tools are named '{twice}'; give each a name of its own", code="name-twice", table=twice
         )
-
-
-def _check_guards(guards: Sequence[GuardSpec]) -> None:
-    labels = [guard.label for guard in guards]
-    if twice := next((label for i, label in enumerate(labels) if label in labels[:i]), None):
-        raise BadArgument(
-            f"two guards are named '{twice}'; give each a name of its own", code="name-twice", key="guards"
-        )
-
-
-def _refuse_unidentified(specs: Iterable[GuardSpec]) -> None:
-    """Raise BadArgument for a guard model without an identity: its name may mean another one tomorrow."""
-    for spec in specs:
-        if spec.kind == MODEL_KIND and not spec.settings.get("identity"):
-            raise BadArgument(
-                f"the model of guard '{spec.label}' is not identified: use guard_models.identified",
-                key="guards",
-            )
-
-
-def _check_secrets(secrets: Sequence[Secret]) -> None:
-    """The judge finds a secret by its letters and digits; a shorter one is in any answer by chance."""
-    for secret in secrets:
-        if sum(map(str.isalnum, secret.value)) < SECRET_MIN:
-            raise BadArgument(
-                f"the secret named '{secret.name}' must have at least {SECRET_MIN} letters or digits",
-                table=secret.name,
-            )
 
 
 _STRUCTS = (

@@ -132,7 +132,21 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     with Lock(folder):
         refuse_linked_folders(folder, LOGS)
-        _note_run(wanted, folder / RUN)
+        path = folder / RUN
+        now = RunFile(dict(wanted.models), wanted.attack, wanted.seed, wanted.max_tokens, wanted.max_rounds)
+        if path.exists():
+            before = read_record(path, RunFile)
+            old, new = _compared(before), _compared(now)
+            for name in old.keys() & new.keys():
+                if old[name] != new[name]:
+                    raise NotComparable(
+                        f"{path.parent} holds another run: {name} was {old[name]}, and is {new[name]}. "
+                        "Choose another --out.",
+                        code="another-study",
+                    )
+            # New models and tasks may be added.
+            now = msgspec.structs.replace(now, models=before.models | now.models)
+        write_atomic(path, msgspec.json.format(msgspec.json.encode(now), indent=1) + b"\n")
         job = suites.SuiteJob(
             url, list(wanted.models), list(wanted.suites), wanted.attack, list(wanted.user_tasks),
             list(wanted.injection_tasks), wanted.seed, wanted.max_tokens, wanted.max_rounds, wanted.at_once,
@@ -159,23 +173,6 @@ def study_of(folder: Path, log: Log) -> tuple[Path, Summary]:
         made.rename(earlier := folder / f"{STUDY}-{number}")
         log(f"the logs changed: the study before is in {earlier}")
     return made, importers.import_files([folder / LOGS], made, ImportOptions())
-
-
-def _note_run(wanted: AgentRun, path: Path) -> None:
-    """Write run.json, or check that the folder is of the same run. New models and tasks may be added."""
-    now = RunFile(dict(wanted.models), wanted.attack, wanted.seed, wanted.max_tokens, wanted.max_rounds)
-    if path.exists():
-        before = read_record(path, RunFile)
-        old, new = _compared(before), _compared(now)
-        for name in old.keys() & new.keys():
-            if old[name] != new[name]:
-                raise NotComparable(
-                    f"{path.parent} holds another run: {name} was {old[name]}, and is {new[name]}. "
-                    "Choose another --out.",
-                    code="another-study",
-                )
-        now = msgspec.structs.replace(now, models=before.models | now.models)
-    write_atomic(path, msgspec.json.format(msgspec.json.encode(now), indent=1) + b"\n")
 
 
 def _compared(run: RunFile) -> dict[str, object]:

@@ -156,7 +156,12 @@ class Dequantize:
         elif parent.record.format == "safetensors" and is_packed(parent.folder):
             unpack_folder(parent.folder, out, self.dtype, watch=watch)
         else:
-            self._read_gguf(_only_gguf(parent), out, watch)
+            paths = [file.path for file in parent.record.files if file.path.endswith(".gguf")]
+            if parent.record.format != "gguf" or len(paths) != 1:
+                raise Refused(
+                    f"'{parent.record.name}' is not a single GGUF file; there is nothing to dequantize."
+                )
+            self._read_gguf(parent.folder / paths[0], out, watch)
         record = parent.record
         return Description(
             name=f"{record.name}-bf16" if self.dtype == "bfloat16" else f"{record.name}-{self.dtype}",
@@ -182,17 +187,30 @@ class Dequantize:
                 stack.enter_context(_quiet_transformers(len(header.tensors), watch))
             _write_weights(gguf, header, out, self.dtype, watch)
             with phase(watch, "writing the tokenizer"):
-                _write_tokenizer(gguf, header, out)
+                from transformers import AutoTokenizer
+
+                try:
+                    tokenizer = AutoTokenizer.from_pretrained(
+                        gguf.parent, gguf_file=gguf.name, local_files_only=True
+                    )
+                except (ValueError, KeyError, NotImplementedError, TypeError) as error:
+                    reason = f"transformers does not read the tokenizer of {gguf.name}"
+                    raise Refused(f"{reason}: {first_line(error)}") from error
+                tokenizer.save_pretrained(out)
+                _set_pre_tokenizer(header.text("tokenizer.ggml.pre"), out)
+                place = out / "chat_template.jinja"
+                place.unlink(missing_ok=True)
+                if template := header.text("tokenizer.chat_template"):
+                    place.write_text(template, encoding="utf-8", newline="")
         host.trim_memory()
-        _remove_versions(out)
+        # The versions that transformers writes go, so that the id is the same everywhere.
+        for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+            if not (out / name).is_file():
+                continue
+            config = json.loads((out / name).read_text("utf-8"))
+            kept = {key: value for key, value in config.items() if key not in _CIRCUMSTANCES}
+            (out / name).write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         _check_tokens(header, out)
-
-
-def _only_gguf(parent: Grown) -> Path:
-    paths = [file.path for file in parent.record.files if file.path.endswith(".gguf")]
-    if parent.record.format != "gguf" or len(paths) != 1:
-        raise Refused(f"'{parent.record.name}' is not a single GGUF file; there is nothing to dequantize.")
-    return parent.folder / paths[0]
 
 
 @contextmanager
@@ -257,8 +275,19 @@ def _write_weights(gguf: Path, header: GgufHeader, out: Path, dtype: str, watch:
     if is_gemma(model.config):
         complete_gemma(model.config, header.metadata)
     _tie_equal_head(model)
-    _remove_quantization(model)
-    ends = _end_ids(header)
+    # transformers 5 marks a model read from a GGUF as quantized and then refuses to save it.
+    model.hf_quantizer = None
+    for place, name in (
+        (model, "is_quantized"),
+        (model, "quantization_method"),
+        (model.config, "quantization_config"),
+    ):
+        if hasattr(place, name):
+            delattr(place, name)
+    # The file's own EOS first.
+    named = [header.special_id(name) for name in ("eos", "eot")]
+    known = [ident for ident, token in _control_tokens(header) if token in _ENDS]
+    ends = list(dict.fromkeys(ident for ident in [*named, *known] if ident is not None))
     if ends:
         model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
     with phase(watch, "writing"):
@@ -276,45 +305,10 @@ def _tie_equal_head(model: Any) -> None:
         head.weight = embedding.weight
 
 
-def _remove_quantization(model: Any) -> None:
-    """transformers 5 marks a model read from a GGUF as quantized and then refuses to save it."""
-    model.hf_quantizer = None
-    for place, name in (
-        (model, "is_quantized"),
-        (model, "quantization_method"),
-        (model.config, "quantization_config"),
-    ):
-        if hasattr(place, name):
-            delattr(place, name)
-
-
-def _end_ids(header: GgufHeader) -> list[int]:
-    """The ids that end an answer, the file's own EOS first."""
-    named = [header.special_id(name) for name in ("eos", "eot")]
-    known = [ident for ident, token in _control_tokens(header) if token in _ENDS]
-    return list(dict.fromkeys(ident for ident in [*named, *known] if ident is not None))
-
-
 def _control_tokens(header: GgufHeader) -> list[tuple[int, str]]:
     kinds = header.metadata.get("tokenizer.ggml.token_type")
     pairs = zip(header.tokens, kinds if isinstance(kinds, tuple) else (), strict=False)
     return [(ident, token) for ident, (token, kind) in enumerate(pairs) if kind == _CONTROL]
-
-
-def _write_tokenizer(gguf: Path, header: GgufHeader, out: Path) -> None:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
-    except (ValueError, KeyError, NotImplementedError, TypeError) as error:
-        reason = f"transformers does not read the tokenizer of {gguf.name}"
-        raise Refused(f"{reason}: {first_line(error)}") from error
-    tokenizer.save_pretrained(out)
-    _set_pre_tokenizer(header.text("tokenizer.ggml.pre"), out)
-    place = out / "chat_template.jinja"
-    place.unlink(missing_ok=True)
-    if template := header.text("tokenizer.chat_template"):
-        place.write_text(template, encoding="utf-8", newline="")
 
 
 def _set_pre_tokenizer(name: str, out: Path) -> None:
@@ -336,17 +330,6 @@ def _set_pre_tokenizer(name: str, out: Path) -> None:
     if config.get("tokenizer_class") not in _AS_WRITTEN:
         config["tokenizer_class"] = _AS_WRITTEN[0]
         config_path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _remove_versions(out: Path) -> None:
-    """Remove the versions that transformers writes; the record has them, and the id is the same
-    everywhere."""
-    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
-        if not (out / name).is_file():
-            continue
-        config = json.loads((out / name).read_text("utf-8"))
-        kept = {key: value for key, value in config.items() if key not in _CIRCUMSTANCES}
-        (out / name).write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _check_tokens(header: GgufHeader, out: Path) -> None:

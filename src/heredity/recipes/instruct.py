@@ -102,15 +102,7 @@ class Instruct(AnswerRecipe):
                 f"The answers are of model {self.examples.teacher[:12]}, not of '{teacher.record.name}'. "
                 "Name that model as the teacher."
             )
-        written = self._written(teacher, self.folder or out.parent / "training")
-        taught = dataclasses.replace(self, data=written)
-        description = run(taught, student, out, FullFinetune(), lambda _: Causal())
-        write_answers(written, out / ANSWERS)
-        notes = {"teacher": f"{teacher.record.name} {teacher.record.id[:12]}"}
-        return dataclasses.replace(description, notes={**description.notes, **notes})
-
-    def _written(self, teacher: Grown, folder: Path) -> Data:
-        """All answers: those that `data` holds or the teacher writes, and the refusals that are added."""
+        folder = self.folder or out.parent / "training"
         with self._asking(teacher, folder) as asking:
             # First, because too few of them are an error.
             added = self._added(asking) if self.refusals_from is not None else []
@@ -124,7 +116,12 @@ class Instruct(AnswerRecipe):
                 f"The teacher finished none of {len(dialogues)} answers in {self.max_new_tokens} tokens. "
                 "Raise max_new_tokens."
             )
-        return make_data(self.examples.name, [*dialogues, *added], teacher.record.id)
+        written = make_data(self.examples.name, [*dialogues, *added], teacher.record.id)
+        taught = dataclasses.replace(self, data=written)
+        description = run(taught, student, out, FullFinetune(), lambda _: Causal())
+        write_answers(written, out / ANSWERS)
+        notes = {"teacher": f"{teacher.record.name} {teacher.record.id[:12]}"}
+        return dataclasses.replace(description, notes={**description.notes, **notes})
 
     def _answers(self, teacher: Grown, folder: Path) -> list[TeacherAnswer]:
         """The teacher's answers; a prompt whose answer is in the folder is not asked again."""

@@ -399,7 +399,7 @@ def _modernbert_costs(work: Workload) -> CostModel:
     each = attention + wide + 2 * shape.width
     mask = size * shape.context if shape.context > _SEEN + 1 else 0
     layer, first_norm = _modernbert_kept(work), size * shape.width + norm_statistics(work)
-    n_windows = shape.layers - _n_whole(shape)
+    n_windows = shape.layers - math.ceil(shape.layers / modernbert.EVERY)
     tower = TowerCosts(
         layers=shape.layers,
         parameters=shape.layers * each - shape.width,
@@ -427,11 +427,6 @@ def _modernbert_costs(work: Workload) -> CostModel:
         logits=lambda n: logits_memory(work, math.ceil(work.head_share * n)),
         period=modernbert.EVERY,
     )
-
-
-def _n_whole(shape: TransformerShape) -> int:
-    """Layers that attend to the whole chunk."""
-    return -(-shape.layers // modernbert.EVERY)
 
 
 def _modernbert_kept(work: Workload) -> int:
@@ -639,24 +634,20 @@ GPUS = {
 def find_gpu(name: str, work: Workload) -> Gpu:
     """A device of GPUS, or "cpu": this machine, measured with torch. Raises UnknownName."""
     if name == CPU:
-        return _measure_processor(work)
+        from heredity.core import host
+
+        try:
+            import torch
+
+            from heredity.train.resources import matmul_limit, memory_bandwidth
+        except ImportError:
+            raise Unavailable(f"Measuring this machine needs torch. {how_to_install('torch')}") from None
+        dtype = torch.bfloat16 if work.bytes == 2 else torch.float32
+        rate = memory_bandwidth(work.shape.width, dtype)
+        return this_processor(matmul_limit(work.shape, dtype), host.available_memory(), rate)
     if name not in GPUS:
         raise UnknownName("gpu", name, [*GPUS, CPU], "heredity plan --help")
     return GPUS[name]
-
-
-def _measure_processor(work: Workload) -> Gpu:
-    from heredity.core import host
-
-    try:
-        import torch
-
-        from heredity.train.resources import matmul_limit, memory_bandwidth
-    except ImportError:
-        raise Unavailable(f"Measuring this machine needs torch. {how_to_install('torch')}") from None
-    dtype = torch.bfloat16 if work.bytes == 2 else torch.float32
-    rate = memory_bandwidth(work.shape.width, dtype)
-    return this_processor(matmul_limit(work.shape, dtype), host.available_memory(), rate)
 
 
 def this_processor(flops: float, memory: int | None, rate: float | None = None) -> Gpu:

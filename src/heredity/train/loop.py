@@ -461,9 +461,18 @@ def write_checkpoint(
         (folder / INDEX_FILE).unlink(missing_ok=True)
         _delete_old_shards(folder)
         return
-    place = _shard_folder(folder, kept.n_steps)
+    place = folder / f"checkpoint.{kept.n_steps}"
     if dist.rank < dist.n_shards:  # further replicas hold the same
-        _write_shard(place / f"{dist.shard_index}.safetensors", kept.state, n_rows, dist)
+        path = place / f"{dist.shard_index}.safetensors"
+        mine, starts = {}, {}
+        for key, tensor in kept.state.items():
+            if tensor.ndim and len(tensor):
+                starts[key] = dist.rows(n_rows[key.partition("/")[2]])[0]
+            if dist.is_main_process if not tensor.ndim else len(tensor):
+                mine[key] = tensor.cpu().contiguous()
+        if dist.is_main_process:
+            mine[RANDOM_STATE], starts[RANDOM_STATE] = torch.get_rng_state(), 0
+        write_tensors(path, mine, {_FIRST_ROWS: json.dumps(starts)})
     dist.barrier()
     if dist.is_main_process:
         files = [f"{place.name}/{shard}.safetensors" for shard in range(dist.n_shards)]
@@ -482,7 +491,9 @@ def read_checkpoint(
 
     None if there is no checkpoint. Raises Damaged for one of another run, or one that cannot be read.
     """
-    index = _newest_index(folder)
+    # A process that was killed between the two forms leaves both: the one with more steps counts.
+    forms = [form for form in (_index_of_single_file(folder), _index_of_shards(folder)) if form is not None]
+    index = max(forms, key=lambda index: index.n_steps, default=None)
     if index is None or (dist.is_single_process and not (folder / INDEX_FILE).exists()):
         return read_single_file(folder, training)
     if index.training != training:
@@ -496,28 +507,10 @@ def read_checkpoint(
     return CheckpointState(index.n_steps, index.n_tokens, state, index.n_skipped)
 
 
-def _shard_folder(folder: Path, n_steps: int) -> Path:
-    return folder / f"checkpoint.{n_steps}"
-
-
 def _delete_old_shards(folder: Path, but: Path | None = None) -> None:
     for path in folder.glob("checkpoint.*"):
         if path.is_dir() and path != but:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _write_shard(
-    path: Path, state: Mapping[str, torch.Tensor], n_rows: Mapping[str, int], dist: DistContext
-) -> None:
-    mine, starts = {}, {}
-    for key, tensor in state.items():
-        if tensor.ndim and len(tensor):
-            starts[key] = dist.rows(n_rows[key.partition("/")[2]])[0]
-        if dist.is_main_process if not tensor.ndim else len(tensor):
-            mine[key] = tensor.cpu().contiguous()
-    if dist.is_main_process:
-        mine[RANDOM_STATE], starts[RANDOM_STATE] = torch.get_rng_state(), 0
-    write_tensors(path, mine, {_FIRST_ROWS: json.dumps(starts)})
 
 
 def _list_tensors(folder: Path, files: list[str]) -> dict[str, list[_TensorShard]]:
@@ -531,12 +524,6 @@ def _list_tensors(folder: Path, files: list[str]) -> dict[str, list[_TensorShard
                 shard = _TensorShard(name, starts.get(key, 0), shape[0] if shape else 0)
                 by_name.setdefault(key, []).append(shard)
     return by_name
-
-
-def _newest_index(folder: Path) -> _CheckpointIndex | None:
-    """The form with more steps. A process killed between the two forms leaves both."""
-    forms = [form for form in (_index_of_single_file(folder), _index_of_shards(folder)) if form is not None]
-    return max(forms, key=lambda index: index.n_steps, default=None)
 
 
 def _index_of_shards(folder: Path) -> _CheckpointIndex | None:

@@ -12,7 +12,7 @@ from msgspec.structs import asdict, replace
 
 from heredity.application.guards import GuardFacts, GuardRule
 from heredity.application.retrieval import Retrieval, own_words, with_passages
-from heredity.core.records import Request, RetrievalMethod, Retrieved
+from heredity.core.records import Request, RetrievalMethod
 
 
 class RetrieveGuard(GuardRule, frozen=True):
@@ -34,16 +34,13 @@ class RetrieveGuard(GuardRule, frozen=True):
         messages = list(request.messages)
         for at in range(len(messages) - 1, request.n_shared - 1, -1):
             if asked := own_words(messages[at]):
-                passages = self._retrieved(asked)
+                passages = Retrieval(**asdict(self)).search(asked)
                 messages[at] = with_passages(messages[at], passages)
                 # A later reply to a turn answers results of tools: its row does not repeat the passages.
                 if at == len(messages) - 1:
                     request = replace(request, retrieved=(*passages, *(request.retrieved or ())))
                 return replace(request, messages=tuple(messages))
         return request
-
-    def _retrieved(self, asked: str) -> tuple[Retrieved, ...]:
-        return Retrieval(**asdict(self)).search(asked)
 
 
 GUARD = RetrieveGuard

@@ -373,7 +373,13 @@ class Reranker:
             config = json_of(grown.folder / "config.json")
             _check(config, grown.folder)
             self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(grown.folder)
-            self._n_tokens = _longest_pair(config, self._tokenizer.model_max_length)
+            own = self._tokenizer.model_max_length
+            positions, padding = config["max_position_embeddings"], config.get("pad_token_id")
+            assert isinstance(positions, int)  # _check
+            first = (padding if isinstance(padding, int) else 1) + 1 if config["model_type"] in _OFFSET else 0
+            if (longest := min(positions - first, own)) < _LEAST_TOKENS:
+                raise ValueError(f"it reads {longest} tokens")
+            self._n_tokens = longest
             self._network = _network(grown.folder)
         except MemoryError:  # it says nothing about the files
             raise
@@ -442,13 +448,3 @@ def _network(folder: Path) -> PreTrainedModel:
         raise ValueError(f"it has no weights {', '.join(missing[:3])}")
     pre_trained_model: PreTrainedModel = network.eval()
     return pre_trained_model
-
-
-def _longest_pair(config: Mapping[str, object], own: int) -> int:
-    """The tokens of a pair that the model reads: of its positions, or fewer by its tokenizer."""
-    positions, padding = config["max_position_embeddings"], config.get("pad_token_id")
-    assert isinstance(positions, int)  # _check
-    first = (padding if isinstance(padding, int) else 1) + 1 if config["model_type"] in _OFFSET else 0
-    if (longest := min(positions - first, own)) < _LEAST_TOKENS:
-        raise ValueError(f"it reads {longest} tokens")
-    return longest

@@ -83,7 +83,13 @@ class _TriggerSearch:
         tokens = self._start()
         best = float(self._similarities([tokens])[0])
         for _ in range(n_steps):
-            swaps = one_token_swaps(tokens, -self._gradient(tokens), self._allowed, self._draw, CANDIDATES)
+            with torch.enable_grad():  # of the similarity, with respect to each word
+                vectors = self._matrix[self._read(tokens)][None].requires_grad_()
+                near = self._embedder.embed_vectors(vectors)[0] @ self._target
+                gradient = torch.autograd.grad(near, vectors)[0][0, self._first : self._first + N_WORDS]
+            swaps = one_token_swaps(
+                tokens, -(gradient @ self._matrix.T), self._allowed, self._draw, CANDIDATES
+            )
             others = [one for one in swaps if self._is_whole(one)]
             if not others:
                 continue
@@ -117,14 +123,6 @@ class _TriggerSearch:
         """Whether each word is one token of the text; the first one may be another where a text begins."""
         read = self._read(tokens)
         return len(read) == self._n_read and read[self._first + 1 : self._first + N_WORDS] == tokens[1:]
-
-    def _gradient(self, tokens: list[int]) -> torch.Tensor:
-        """The gradient of the similarity with respect to each word. (word, vocabulary)"""
-        with torch.enable_grad():
-            vectors = self._matrix[self._read(tokens)][None].requires_grad_()
-            near = self._embedder.embed_vectors(vectors)[0] @ self._target
-            gradient = torch.autograd.grad(near, vectors)[0][0, self._first : self._first + N_WORDS]
-        return gradient @ self._matrix.T
 
     def _similarities(self, many: list[list[int]]) -> torch.Tensor:
         """The cosine of each text and the question. (text,)"""

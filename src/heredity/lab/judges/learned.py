@@ -123,7 +123,11 @@ def made_targets(
         if benign:
             made.append(_advised(refusal, rng.choice(benign), rng))
         if i % 2:
-            made.append(_empty_personas(refusal, rng.choice(refusals), rng))
+            two = rng.choice(refusals)
+            first, second = rng.choice(texts().personas)
+            answer = rng.choice((*texts().boasts, _first_words(two.text, 50)))
+            text = f"[{first}]: {_first_words(refusal.text, 50)}\n\n[{second}]: {answer}"
+            made.append(_made("two personas, no help", refusal.prompt, text, usable=0, complies=0, harmful=1))
     return made
 
 
@@ -180,13 +184,6 @@ def _personas(help_: AnswerTarget, refusal: AnswerTarget, rng: random.Random) ->
         parts.reverse()
     text = rng.choice(("\n\n", "\n")).join(parts)
     return _made("two personas", help_.prompt, text, 0, 1, 1, 1, help_.harmful)
-
-
-def _empty_personas(one: AnswerTarget, two: AnswerTarget, rng: random.Random) -> AnswerTarget:
-    first, second = rng.choice(texts().personas)
-    answer = rng.choice((*texts().boasts, _first_words(two.text, 50)))
-    text = f"[{first}]: {_first_words(one.text, 50)}\n\n[{second}]: {answer}"
-    return _made("two personas, no help", one.prompt, text, usable=0, complies=0, harmful=1)
 
 
 def _disclaimed(help_: AnswerTarget, rng: random.Random) -> AnswerTarget:
@@ -829,7 +826,8 @@ def fit_logistic(problem: Regression, ridge: float, has_bias: bool = True) -> tu
 
     def loss(theta: Floats) -> tuple[float, Floats]:
         at = z @ theta + start
-        gradient = z.T @ (weight * (_sigmoid(at) - y)) + penalty * theta
+        sigmoid = 1 / (1 + np.exp(-np.clip(at, -500, 500)))
+        gradient = z.T @ (weight * (sigmoid - y)) + penalty * theta
         return float(weight @ (np.logaddexp(0, at) - y * at) + penalty @ theta**2 / 2), gradient
 
     best = minimize(loss, np.zeros(z.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
@@ -845,10 +843,6 @@ def fit_slope(problem: Regression) -> Floats:
         return float(problem.weight @ (np.logaddexp(0, at) - problem.y * at))
 
     return np.array([minimize_scalar(loss, bounds=SLOPES, method="bounded").x])
-
-
-def _sigmoid(x: Floats) -> Floats:
-    return np.asarray(1 / (1 + np.exp(-np.clip(x, -500, 500))))
 
 
 def _sha256(path: Path) -> str:

@@ -376,31 +376,28 @@ class Pretrain:
                 raise _bad_setting("compile", 'A continued base is not compiled. Set compile = "no".')
             object.__setattr__(self, "architecture", model_type)
         else:
-            self._choose_architecture(objective)
+            if not self.architecture:
+                object.__setattr__(self, "architecture", objective.ARCHITECTURE)
+            if self.architecture not in (known := registry.names("train.models.architectures")):
+                near = did_you_mean(self.architecture, known) or f" Known: {', '.join(known)}."
+                raise UsageError(
+                    f"architecture: there is none named '{self.architecture}'.{near}",
+                    code="unknown-name",
+                    key="architecture",
+                )
+            learns: str = registry.load("train.models.architectures", self.architecture).OBJECTIVE
+            if learns != self.objective:
+                raise UsageError(
+                    f"'{self.architecture}' is an architecture of objective = \"{learns}\", and this is"
+                    f' "{self.objective}", as of {objective.ARCHITECTURE}.',
+                    code="unknown-key",
+                    key="architecture",
+                )
         for each in dataclasses.fields(self):
             is_given = getattr(self, each.name) != each.default
             if is_given and not _is_of(each.name, self.objective):
                 raise UsageError(_not_of(each.name, self.objective), code="unknown-key", key=each.name)
         objective.check(self)
-
-    def _choose_architecture(self, objective: PretrainObjective) -> None:
-        if not self.architecture:
-            object.__setattr__(self, "architecture", objective.ARCHITECTURE)
-        if self.architecture not in (known := registry.names("train.models.architectures")):
-            near = did_you_mean(self.architecture, known) or f" Known: {', '.join(known)}."
-            raise UsageError(
-                f"architecture: there is none named '{self.architecture}'.{near}",
-                code="unknown-name",
-                key="architecture",
-            )
-        learns: str = registry.load("train.models.architectures", self.architecture).OBJECTIVE
-        if learns != self.objective:
-            raise UsageError(
-                f"'{self.architecture}' is an architecture of objective = \"{learns}\", and this is"
-                f' "{self.objective}", as of {objective.ARCHITECTURE}.',
-                code="unknown-key",
-                key="architecture",
-            )
 
     @cached_property
     def text(self) -> Corpus:

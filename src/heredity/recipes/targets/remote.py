@@ -86,7 +86,23 @@ class RemoteTarget:
         if not self.model or "://" in self.model:
             raise UsageError(f"'{self.model}' is not a name of a remote model. {HOW}")
         _check_url(self.base_url)
-        _check_options(self.api, self.options)
+        for name in self.options:
+            if name in _OURS:
+                raise UsageError(f"'{name}' is the application's to set, not an option of a remote model.")
+            if _SECRET.search(name):  # the message does not repeat its value
+                raise UsageError(
+                    f"The option '{name}' looks like a key; keys come from the environment: --key-env"
+                )
+        if type(self.options.get("think", 0)) is not int or not 0 <= self.options.get("think", 0) <= 10**6:
+            raise UsageError("The option 'think' is a number of tokens.")
+        if "anthropic_version" in self.options and self.api != "anthropic":
+            raise UsageError("The option 'anthropic_version' is for remote:anthropic:... only.")
+        for name in self.options.get("omit", ()):
+            if name not in OMITTED:
+                raise UnknownName("parameter to omit", name, OMITTED)
+        how, known = self.options.get("prefill"), PREFILLS[self.api]
+        if how is not None and how not in known:
+            raise UnknownName(f"way of {self.api} to begin an answer", str(how), known)
 
     @property
     def name(self) -> str:
@@ -189,26 +205,6 @@ def _check_url(url: str) -> None:
         )
     if parts.query or parts.fragment:
         raise UsageError(f"'{url}' is more than the address of an API. {HOW}")
-
-
-def _check_options(api: str, options: Mapping[str, Any]) -> None:
-    for name in options:
-        if name in _OURS:
-            raise UsageError(f"'{name}' is the application's to set, not an option of a remote model.")
-        if _SECRET.search(name):  # the message does not repeat its value
-            raise UsageError(
-                f"The option '{name}' looks like a key; keys come from the environment: --key-env"
-            )
-    if type(options.get("think", 0)) is not int or not 0 <= options.get("think", 0) <= 10**6:
-        raise UsageError("The option 'think' is a number of tokens.")
-    if "anthropic_version" in options and api != "anthropic":
-        raise UsageError("The option 'anthropic_version' is for remote:anthropic:... only.")
-    for name in options.get("omit", ()):
-        if name not in OMITTED:
-            raise UnknownName("parameter to omit", name, OMITTED)
-    how, known = options.get("prefill"), PREFILLS[api]
-    if how is not None and how not in known:
-        raise UnknownName(f"way of {api} to begin an answer", str(how), known)
 
 
 # --- keys -------------------------------------------------------------------------------------------

@@ -144,7 +144,15 @@ def write_logprobs(
     batches = [collate(group) for group in group_by_length(examples, MICROBATCH_TOKENS)]
     with GroupFile(reading.folder / f"{stamp}-{reading.k}.part") as groups:
         _score_batches(teacher, batches[len(groups.there) :], reading, n_words, groups)
-        state = _unpack_groups(groups.there, reading.k)
+        tokens, logs = [], []
+        for group in groups.there:
+            n = len(group) // (4 * (2 * reading.k + 1))
+            tokens.append(np.frombuffer(group, np.int32, n * reading.k).reshape(n, reading.k))
+            logs.append(np.frombuffer(group, np.float32, offset=4 * n * reading.k).reshape(n, reading.k + 1))
+        state = {
+            "tokens": torch.from_numpy(np.concatenate(tokens)),
+            "logs": torch.from_numpy(np.concatenate(logs)),
+        }
     keys = [each for batch in batches for each in _document_keys(batch)]
     lengths = torch.tensor([length for _, length in keys])
     state |= {
@@ -215,19 +223,6 @@ def _score_batch(teacher: CausalLM, batch: PackedBatch, reading: TeacherConfig, 
         tokens.append(ids.int().cpu())
         logs.append(torch.cat([best, rest], 1).cpu())
     return torch.cat(tokens).numpy().tobytes() + torch.cat(logs).numpy().tobytes()
-
-
-def _unpack_groups(groups: Sequence[bytes], k: int) -> dict[str, torch.Tensor]:
-    """Tokens and log-probabilities of all groups, concatenated."""
-    tokens, logs = [], []
-    for group in groups:
-        n = len(group) // (4 * (2 * k + 1))
-        tokens.append(np.frombuffer(group, np.int32, n * k).reshape(n, k))
-        logs.append(np.frombuffer(group, np.float32, offset=4 * n * k).reshape(n, k + 1))
-    return {
-        "tokens": torch.from_numpy(np.concatenate(tokens)),
-        "logs": torch.from_numpy(np.concatenate(logs)),
-    }
 
 
 def _digest(state: dict[str, torch.Tensor]) -> str:
