@@ -13,6 +13,7 @@ from heredity.core.errors import UnknownName, UsageError
 from heredity.core.files import Lock
 from heredity.core.records import Outcome
 from heredity.core.sanitize import visible
+from heredity.core.sections import Badge, Section, TextTable
 from heredity.study.advice import advise
 from heredity.study.estimates import ALL
 from heredity.study.findings import unprompted
@@ -24,7 +25,7 @@ from heredity.study.report import html
 from heredity.study.spec import StudySpec
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
-from heredity.study.wording import find, title
+from heredity.study.wording import BADGES, find, title
 from heredity.view.export import export
 from heredity.view.pairs import WHICH, beside, pairs, shared
 from heredity.view.places import OpenStudy, StudyPlace
@@ -601,3 +602,16 @@ def test_the_findings_are_those_of_the_report(tmp_path: Path) -> None:
     shown = sections(RecordedStudy(study.plan, read_estimates(folder)))
     assert len(shown) > 5 and [f'id="{each.name}"' in page for each in shown] == [True] * len(shown)
     assert f'href="/s/{study.key}/t/60"' in page  # one of the worst breaches
+
+
+def test_each_table_of_a_section_has_its_title_and_each_verdict_its_colour(
+    finished: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdicts = [
+        TextTable(f"T{i}", ["m"], [[Badge(each, "n 9")]]) for i, each in enumerate((*BADGES, "better"))
+    ]
+    section = Section("own", "Own", "", (*verdicts, TextTable("Folded", [], [], summary="More")))
+    monkeypatch.setattr("heredity.view.pages.findings.sections", lambda _: [section])
+    page = finished.render(f"/s/{key(finished)}/findings")
+    assert re.findall(r"<h[23].*?>(\w+)</h", page) == ["Own", "T1", "T2", "T3"]  # the first has the section's
+    assert re.findall(r'class="verdict (\w+)"', page) == ["worse", "same", "unknown", "same"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from heredity.core.errors import HeredityError
-from heredity.core.sections import TrialLink
+from heredity.core.sections import Badge, TrialLink
 from heredity.study.findings.protocols import RecordedStudy, sections
-from heredity.study.wording import cell_words
+from heredity.study.wording import BADGES, cell_words
 from heredity.view.site import Asked, Site
 
 PATH, MENU, TAB = "/s/{study}/findings", "", "5 Findings"
@@ -21,9 +21,6 @@ def render(site: Site, asked: Asked) -> str:
     return site.html(
         "findings.html.jinja", asked, study,
         sections=[] if estimates is None else sections(RecordedStudy(study.plan, estimates)),
-        has_estimates=estimates is not None, cell_words=cell_words, is_trial=_is_trial,
+        has_estimates=estimates is not None, cell_words=cell_words, badges=BADGES,
+        is_trial=lambda cell: isinstance(cell, TrialLink), is_badge=lambda cell: isinstance(cell, Badge),
     )  # fmt: skip
-
-
-def _is_trial(cell: object) -> bool:
-    return isinstance(cell, TrialLink)
