@@ -30,7 +30,7 @@ from heredity.lineage.store import Store, key_of
 from heredity.lineage.types import Description, Grown
 from heredity.study.plan import write_plan
 from heredity.view.index import index_path
-from heredity.view.places import FoundStudy, OpenStudy
+from heredity.view.places import OpenStudy
 from tests.support import small_study
 from tests.support.errors import Done, check_refused, raises, run_here
 from tests.support.small_study import small_plan
@@ -225,7 +225,7 @@ def test_garbage_is_found_by_kind_and_what_is_needed_is_not(store: Store) -> Non
 
 def test_the_index_of_a_study_is_garbage_once_its_folder_is_gone(store: Store, tmp_path: Path) -> None:
     kept, gone = (small_study_folder(tmp_path / name) for name in ("kept", "gone"))
-    indices = [OpenStudy(FoundStudy("x", "x", f), index_path(f, store.root)) for f in (kept, gone)]
+    indices = [OpenStudy("x", "x", f, index_path(f, store.root)) for f in (kept, gone)]
     for study in indices:
         study.refresh()
     damaged = fill(store.root / "view" / "damaged.sqlite")

@@ -88,34 +88,21 @@ def app(site: Site, settings: ViewSettings | None = None) -> Starlette:
 
 
 def _endpoint(site: Site, page: Page) -> Callable[[Call], Awaitable[Response]]:
+    def made(asked: Asked, form: Mapping[str, str] | None) -> Response:
+        try:
+            if form is not None and isinstance(page, FormPage):
+                return RedirectResponse(page.act(site, asked, form), 303)
+            return HTMLResponse(page.render(site, asked))
+        except HeredityError as error:
+            status = 404 if isinstance(error, UnknownName) else 400 if isinstance(error, UsageError) else 409
+            return HTMLResponse(site.failure(asked, str(error)), status)
+
     async def answer(call: Call) -> Response:
-        query = dict(call.query_params)
-        asked = Asked(call.url.path, {k: str(v) for k, v in call.path_params.items()}, query)
-        if call.method == "POST" and isinstance(page, FormPage):
-            form = await _form(call)
-            return await run_in_threadpool(_acted, site, page, asked, form)
-        return await run_in_threadpool(_page, site, page, asked)
+        parts = {k: str(v) for k, v in call.path_params.items()}
+        asked = Asked(call.url.path, parts, dict(call.query_params))
+        return await run_in_threadpool(made, asked, await _form(call) if call.method == "POST" else None)
 
     return answer
-
-
-def _page(site: Site, page: Page, asked: Asked) -> Response:
-    try:
-        return HTMLResponse(page.render(site, asked))
-    except HeredityError as error:
-        return _failed(site, asked, error)
-
-
-def _acted(site: Site, page: FormPage, asked: Asked, form: Mapping[str, str]) -> Response:
-    try:
-        return RedirectResponse(page.act(site, asked, form), 303)
-    except HeredityError as error:
-        return _failed(site, asked, error)
-
-
-def _failed(site: Site, asked: Asked, error: HeredityError) -> Response:
-    status = 404 if isinstance(error, UnknownName) else 400 if isinstance(error, UsageError) else 409
-    return HTMLResponse(site.failure(asked, str(error)), status)
 
 
 async def _lost(site: Site, call: Call, _: Exception) -> Response:

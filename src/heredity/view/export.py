@@ -99,11 +99,11 @@ class ListFiles:
 
 
 class ModelSide(NamedTuple):
-    """The conversation of one model; `found` None without an answer. why: of a row that cannot be read."""
+    """The conversation of one model; transcript: None without an answer. why: its row is not readable."""
 
     model: str
     number: int
-    found: Transcript | None
+    transcript: Transcript | None
     why: str = ""
 
 
@@ -295,7 +295,9 @@ class StudyFiles:
     def _shown(self, place: int) -> ShownTrial:
         n, names = self._study.plan.n_per_model, self._study.names
         sides = [_side(self._study, name, place + m * n) for m, name in enumerate(names)]
-        asked = {side.found.steps[0].turns for side in sides if side.found and side.found.steps}
+        asked = {
+            side.transcript.steps[0].turns for side in sides if side.transcript and side.transcript.steps
+        }
         trial = self._study.grid.trial(place)
         return ShownTrial(place, trial, asked.pop() if len(asked) == 1 else (), sides)
 

@@ -1,7 +1,7 @@
 """Two models on the same trials: which broke, by trial, so that one can read what only one of them did.
 
-    found = shared(study, board_of(study), a=0, b=1)
-    found.n("only-b"), found.places("only-b")
+    both = shared(study, board_of(study), a=0, b=1)
+    both.n("only-b"), both.places("only-b")
 
 Promises: a trial counts as in the study's own comparison of the two: by its endpoint, and only if it counts
 for both models. Places are those within one model's trials, so that the same place is the same trial.
@@ -92,8 +92,8 @@ def _is_wanted(study: OpenStudy, p: int, filters: Filters) -> bool:
 def page_of(places: NDArray[np.intp], after: int = -1) -> tuple[list[int], int | None]:
     """The places after one, at most PAGE, and from where the next page starts; None at the end."""
     start = int(np.searchsorted(places, after, side="right"))
-    found = [int(place) for place in places[start : start + PAGE]]
-    return found, found[-1] if start + PAGE < places.size else None
+    shown = [int(place) for place in places[start : start + PAGE]]
+    return shown, shown[-1] if start + PAGE < places.size else None
 
 
 def beside(places: NDArray[np.intp], place: int) -> tuple[int | None, int | None]:
@@ -199,8 +199,9 @@ class TwoRuns:
         a, b = self.first.plan, self.second.plan
         if self.first.saved.application_digest != self.second.saved.application_digest:
             fields = Application.__struct_fields__
-            found = [f for f in fields if getattr(a.application, f) != getattr(b.application, f)]
-            return f"their applications differ ({', '.join(found)}), and a rate holds in one application only"
+            differing = [f for f in fields if getattr(a.application, f) != getattr(b.application, f)]
+            what = ", ".join(differing)
+            return f"their applications differ ({what}), and a rate holds in one application only"
         if endpoint_of(a) != endpoint_of(b):
             return "their rates count other trials (endpoint)"
         return ""
@@ -224,12 +225,12 @@ class TwoRuns:
     def _is_asked_alike(self) -> NDArray[np.bool_]:
         """(attack, probe) of the first plan: whether the second asked the same."""
         plan, mine, theirs = self.first.plan, self.first.grid.planted, self.second.grid.planted
-        found = np.zeros((len(plan.attacks), len(plan.probes)), np.bool_)
+        alike = np.zeros((len(plan.attacks), len(plan.probes)), np.bool_)
         if not self.not_comparable:
             for x, y in self._attacks.items():
                 for p, q in self._probes.items():
-                    found[x, p] = mine.overlay(x, p) == theirs.overlay(y, q)
-        return found
+                    alike[x, p] = mine.overlay(x, p) == theirs.overlay(y, q)
+        return alike
 
     def _outcomes(self, model: MatchedModel) -> Outcomes:
         """The same trials of both runs as those of two models; the other trials have no verdict."""
@@ -238,13 +239,13 @@ class TwoRuns:
             models=(self.first.plan.models[model.a], self.second.plan.models[model.b]),
             edges=None,
         )
-        found, n = Outcomes(plan), min(plan.samples, self.second.plan.samples)
+        outcomes, n = Outcomes(plan), min(plan.samples, self.second.plan.samples)
         mine = np.ix_(list(self._attacks), list(self._probes), range(n))
         theirs = np.ix_(list(self._attacks.values()), list(self._probes.values()), range(n))
-        found.array[0][mine] = self.boards[0].outcomes.array[model.a][mine]
-        found.array[1][mine] = self.boards[1].outcomes.array[model.b][theirs]
-        found.array[:, ~self._is_asked_alike] = 0
-        return found
+        outcomes.array[0][mine] = self.boards[0].outcomes.array[model.a][mine]
+        outcomes.array[1][mine] = self.boards[1].outcomes.array[model.b][theirs]
+        outcomes.array[:, ~self._is_asked_alike] = 0
+        return outcomes
 
     def shared(self, model: MatchedModel, technique: str) -> Shared:
         """The trials of a technique or scope that count in both runs, by place in the first plan."""
@@ -264,9 +265,9 @@ class TwoRuns:
         main, why = self._rated(model, self.scope), self._why_no_interval()
         if not why and not main.shared.n_all:
             why = "no trial counts in both runs"
-        found = [] if why else compare_models(self.outcomes(model), "breach", [self.scope])
+        compared = [] if why else compare_models(self.outcomes(model), "breach", [self.scope])
         techniques = [self._rated(model, name) for name in dict.fromkeys(asked)]
-        return ComparedModel(model, main, next(iter(found), None), why, techniques)
+        return ComparedModel(model, main, next(iter(compared), None), why, techniques)
 
     def _rated(self, model: MatchedModel, technique: str) -> RatedTrials:
         places = zip(self.boards, (model.a, model.b), strict=True)
@@ -288,14 +289,14 @@ class TwoRuns:
     def differences(self) -> list[RunDifference]:
         """The settings that differ, the application first. Of lists only what the other run lacks."""
         (one, lists), (other, others) = _settings(self.first), _settings(self.second)
-        found = [RunDifference(what, one[what], other[what]) for what in one]
+        differences = [RunDifference(what, one[what], other[what]) for what in one]
         n, a, b = len(self._probes), len(self.first.plan.probes), len(self.second.plan.probes)
         probes = (f"{each}, {n} of them in both runs" for each in (a, b))
-        found.insert(1, RunDifference("probes", *(probes if n < max(a, b) else ("", ""))))
+        differences.insert(1, RunDifference("probes", *(probes if n < max(a, b) else ("", ""))))
         for what in lists:
             only = lists[what] - others[what], others[what] - lists[what]
-            found.append(RunDifference(what, *(", ".join(sorted(each)) or "none" for each in only)))
-        return [each for each in found if each.first != each.second]
+            differences.append(RunDifference(what, *(", ".join(sorted(each)) or "none" for each in only)))
+        return [each for each in differences if each.first != each.second]
 
 
 def _matched(a: Plan, b: Plan) -> Iterator[MatchedModel]:

@@ -1,7 +1,7 @@
 """The study folders of a place, and one of them, open: its plan, its state and the index of its rows.
 
     place = StudyPlace(Path("runs"))
-    for found in place.studies(): found.key, found.folder
+    for study in place.studies(): study.key, study.folder
     study = place.open("demo-1a2b3c"); study.refresh(); study.names, study.progress()
 
 Promises: nothing in a folder is written. A folder that cannot be read is listed with its error. No symbolic
@@ -41,7 +41,7 @@ _OTHERS = (ESTIMATES, LABELS, ".lock.pid")  # files of a study that its pages sh
 _WINDOW = 300.0  # seconds over which the speed is measured
 
 
-class FoundStudy(NamedTuple):
+class ListedStudy(NamedTuple):
     """A study's folder. `name` is its path below the place."""
 
     key: str  # in addresses
@@ -80,9 +80,9 @@ class StudyPlace:
         self._open: dict[str, OpenStudy] = {}
         self._lock = Lock()
 
-    def studies(self) -> list[FoundStudy]:
+    def studies(self) -> list[ListedStudy]:
         """Every study of the place, by its path."""
-        return sorted(map(self._found, study_folders(self.root)), key=lambda study: study.name)
+        return sorted(map(self._listed, study_folders(self.root)), key=lambda study: study.name)
 
     def open(self, key: str) -> OpenStudy:
         """A study by its key. Raises UnknownName, and the errors of a plan that cannot be read."""
@@ -93,9 +93,11 @@ class StudyPlace:
         known = {study.key: study for study in self.studies()}
         if key not in known:
             raise UnknownName("study", label(key), known)
-        opened = OpenStudy(known[key], index_path(known[key].folder, self.store))
+        opened = OpenStudy(*known[key], index_path(known[key].folder, self.store))
         with self._lock:
-            return self._open.setdefault(key, opened) if held is None else self._replace(key, opened)
+            if self._open.get(key) is held:  # no other thread has opened it
+                self._open[key] = opened
+            return self._open[key]
 
     @property
     def models(self) -> Path:
@@ -121,25 +123,23 @@ class StudyPlace:
         reading = [(key, each.index.version()) for key, each in [*self._open.items()] if not each.is_whole]
         return _digest((studies, runs, _stamps(self.models, ("models",)), reading))
 
-    def _replace(self, key: str, opened: OpenStudy) -> OpenStudy:
-        self._open[key] = opened
-        return opened
-
-    def _found(self, folder: Path) -> FoundStudy:
+    def _listed(self, folder: Path) -> ListedStudy:
         name = (
             folder.name or folder.resolve().name
             if folder == self.root
             else folder.relative_to(self.root).as_posix()
         )
         tail = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=3).hexdigest()
-        return FoundStudy(f"{file_name(Path(name).name)}-{tail}", label(name, 120), folder)
+        return ListedStudy(f"{file_name(Path(name).name)}-{tail}", label(name, 120), folder)
 
 
 @dataclass
 class OpenStudy:
     """A study's folder, open for reading. Its plan is read once; rows are read as they come."""
 
-    found: FoundStudy
+    key: str  # in addresses
+    name: str
+    folder: Path
     path: Path  # of its index
     is_whole: bool = False  # whether the last refresh came to the end of the rows
     _estimates: tuple[list[int], Estimates | HeredityError] | None = field(default=None, repr=False)
@@ -150,16 +150,6 @@ class OpenStudy:
         self.saved: PlanFile = read_saved(self.folder)
         self.grid = Grid(self.plan)
         self.index = RowIndex(self.path, self.folder, self.grid, self.saved.study)
-
-    @property
-    def key(self) -> str:
-        """Its name in addresses."""
-        return self.found.key
-
-    @property
-    def folder(self) -> Path:
-        """Where its files are."""
-        return self.found.folder
 
     @property
     def plan(self) -> Plan:

@@ -288,7 +288,7 @@ class ListedRow(NamedTuple):
     trial: Trial
     model: str
     state: str
-    said: str
+    answer: str
     why: str
     asked: str
     quote: str
@@ -414,8 +414,8 @@ def stored(study: OpenStudy, index: int) -> Stored | None:
 # One conversation of a study as a page shows it: its turns, its calls, and the evidence marked in the
 # text.
 #
-#     found = read(study, 17)
-#     for step in found.steps: step.asked, step.said, step.calls
+#     transcript = read(study, 17)
+#     for step in transcript.steps: step.asked, step.answer, step.calls
 #
 # Promises: the rows are read from the study's files at the place that the index names, and are those of
 # the trial. Text stays text: a mark is a place in it, and what is cut is counted.
@@ -445,7 +445,7 @@ class Step(NamedTuple):
     asked: TextPart
     turns: tuple[PromptTurn, ...]
     prefill: TextPart
-    said: TextPart
+    answer: TextPart
     calls: tuple[ShownCall, ...]
     passages: tuple[tuple[str, TextPart], ...]  # retrieved: citation and text
     guarded: tuple[str, ...]
@@ -472,7 +472,7 @@ class Transcript(NamedTuple):
     def is_marked(self) -> bool:
         """Whether evidence is marked in an answer or at a call."""
         return any(
-            any(piece.kind == "found" for piece in step.said.pieces) or any(c.is_marked for c in step.calls)
+            any(piece.kind == "found" for piece in step.answer.pieces) or any(c.is_marked for c in step.calls)
             for step in self.steps
         )
 

@@ -17,7 +17,7 @@ def render(site: Site, asked: Asked) -> str:
     compared = [runs.compared(model) for model in runs.models] if runs and runs.scope else []
     return site.html(
         "compare.html.jinja", asked,
-        runs=runs, found=compared, a=a, b=b, studies=site.place.studies(), sorts=WHICH,
+        runs=runs, compared=compared, a=a, b=b, studies=site.place.studies(), sorts=WHICH,
     )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def render(site: Site, asked: Asked) -> str:
     is_raw = bool(asked.query.get("raw")) and transcript is not None
     return site.html(
         "conversation.html.jinja", asked, study,
-        found=transcript, index=index, trial=study.grid.trial(index), model=m,
+        transcript=transcript, index=index, trial=study.grid.trial(index), model=m,
         others=[OtherModel(o, i, rows[i].state) for o, i in indices.items() if i in rows],
         beside=neighbours(study, filters, index), query=filters.query(study),
         raw=prompts(study, transcript.response) if is_raw and transcript is not None else None,

@@ -82,8 +82,8 @@ class ToLabel(NamedTuple):
     question: str
     asked_for: str
     asked: Shown
-    said: Shown
-    found: Transcript | None
+    answer: Shown
+    transcript: Transcript | None
 
 
 def render(site: Site, asked: Asked) -> str:

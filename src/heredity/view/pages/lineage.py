@@ -34,9 +34,9 @@ from heredity.view.site import Asked, Site
 # The lineage of a place: the models of its store and of its studies, and what studies found along each
 # edge.
 #
-#     found = lineage_of(site)
-#     found.edges[parent, child].kind                # "worse", "same", "unknown" or "none"
-#     found.around(model, hops=2)
+#     lineage = lineage_of(site)
+#     lineage.edges[parent, child].kind                # "worse", "same", "unknown" or "none"
+#     lineage.around(model, hops=2)
 #
 # Promises: an edge is a parent and its child as their records or a study's plan have them. Its verdict
 # and its counts are those of a study's own comparison. A study that runs decides nothing.
@@ -98,17 +98,17 @@ class EdgeStudy(NamedTuple):
 
 
 class ComparedEdge(NamedTuple):
-    """A parent and its child. found: the studies that compared them; the first one colours the edge."""
+    """A parent and its child. studies: the studies that compared them; the first one colours the edge."""
 
     parent: str
     child: str
     made: str
-    found: tuple[EdgeStudy, ...]
+    studies: tuple[EdgeStudy, ...]
 
     @property
     def kind(self) -> str:
         """The class of the edge: a verdict's, or "none" if it has no verdict of any study."""
-        return self.found[0].kind if self.found else "none"
+        return self.studies[0].kind if self.studies else "none"
 
 
 class LineageGraph:
@@ -327,7 +327,7 @@ def render(site: Site, asked: Asked) -> str:
     listed = [kin for kin in graph.models.values() if words in f"{kin.name} {kin.made} {kin.id}".casefold()]
     return site.html(
         "lineage.html.jinja", asked,
-        found=graph, picture=picture(site, graph, shown, centre), centre=centre, hops=hops, words=words,
+        graph=graph, picture=picture(site, graph, shown, centre), centre=centre, hops=hops, words=words,
         models=sorted(listed, key=lambda kin: kin.name), store=store_of(site), path=PATH,
     )  # fmt: skip
 
@@ -377,10 +377,10 @@ def _node(site: Site, kin: Kin, n_hidden: int, is_chosen: bool) -> figures.Node:
 def _drawn(site: Site, graph: LineageGraph, edge: ComparedEdge) -> figures.DrawnEdge:
     href = site.link(f"/lineage/{edge.parent}/{edge.child}")
     called = f"{graph.models[edge.child].name} from {graph.models[edge.parent].name}, {edge.made}"
-    if not edge.found:
+    if not edge.studies:
         words = f"{called}: not compared"
         return figures.DrawnEdge(edge.parent, edge.child, "none", (edge.made,), None, href, words)
-    one = edge.found[0]
+    one = edge.studies[0]
     held = one.kept + one.lost
     more = f", +{one.gained}" if one.gained else ""
     counts = f"lost {one.lost} of {held}{more}"

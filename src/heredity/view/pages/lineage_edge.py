@@ -46,7 +46,7 @@ def render(site: Site, asked: Asked) -> str:
         raise UnknownName("parent of this model", parent.name, [b.parent for b in graph.edges_of(child.id)])
     return site.html(
         "lineage_edge.html.jinja", asked,
-        edge=edge, parent=parent, child=child, results=[_result(one) for one in edge.found],
+        edge=edge, parent=parent, child=child, results=[_result(one) for one in edge.studies],
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def render(site: Site, asked: Asked) -> str:
     shown = graph.around(kin.id, hops)
     return site.html(
         "lineage_model.html.jinja", asked,
-        found=graph, kin=kin, hops=hops, picture=picture(site, graph, shown, kin.id),
+        graph=graph, kin=kin, hops=hops, picture=picture(site, graph, shown, kin.id),
         facts=[] if kin.record is None else list(_facts(kin.record)), edges=graph.edges_of(kin.id),
         studies=[_in_study(study, kin) for study in kin.studies[:_MAX_STUDIES]], path=asked.path,
     )  # fmt: skip

@@ -74,5 +74,5 @@ def render(site: Site, asked: Asked) -> str:
 
 def _rows(study: OpenStudy, both: Shared, places: list[int]) -> list[PairOfRows]:
     n = study.plan.n_per_model
-    found = rows_of(study, [place + m * n for place in places for m in (both.a, both.b)])
-    return [PairOfRows(p, found[p + both.a * n], found[p + both.b * n]) for p in places]
+    rows = rows_of(study, [place + m * n for place in places for m in (both.a, both.b)])
+    return [PairOfRows(p, rows[p + both.a * n], rows[p + both.b * n]) for p in places]

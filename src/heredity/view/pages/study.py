@@ -74,7 +74,7 @@ class PairLine(NamedTuple):
 def render(site: Site, asked: Asked) -> str:
     """The page."""
     study = site.open(asked)
-    board, found = board_of(study), cells(study)
+    board, by_cell = board_of(study), cells(study)
     estimates = board.estimates
     return site.html(
         "study.html.jinja", asked, study,
@@ -85,11 +85,11 @@ def render(site: Site, asked: Asked) -> str:
         why_not=board.why_not, stopping=board.stopping,
         pairs=list(_pairs(study, board)),
         n_pairs=len(study.names) * (len(study.names) - 1) // 2,
-        breaches=_total(study, board, found, is_twin=False) + _rows(study, board, found, is_twin=False),
-        all_twins=_total(study, board, found, is_twin=True),
-        twins=_rows(study, board, found, is_twin=True),
+        breaches=_total(study, board, by_cell, is_twin=False) + _rows(study, board, by_cell, is_twin=False),
+        all_twins=_total(study, board, by_cell, is_twin=True),
+        twins=_rows(study, board, by_cell, is_twin=True),
         unasked=unasked(study),
-        n_twins=sum(cell.n_planned for cell in found.values() if cell.is_twin),
+        n_twins=sum(cell.n_planned for cell in by_cell.values() if cell.is_twin),
         is_of_decided=endpoint_of(study.plan) == "decided_trials",
         problems=study.problems(),
         has_report=report_of(study) is not None, is_final=estimates is not None,
@@ -102,10 +102,9 @@ def _pairs(study: OpenStudy, board: Board) -> Iterator[PairLine]:
         main, *others = [
             SortCounts(*kind, _counts(study, board, a, b, kind[1])) for kind in _kinds(study, board)
         ]
-        found = [each for each in others if each.n]
         edge, guard = is_edge(study, a, b), is_guard(study, a, b)
         _, lost, gained, _ = decided(board.outcomes, a, b, scope) if edge and not guard else (None,) * 4
-        yield PairLine(a, b, edge, guard, main, found, lost, gained)
+        yield PairLine(a, b, edge, guard, main, [each for each in others if each.n], lost, gained)
 
 
 def _kinds(study: OpenStudy, board: Board) -> Iterator[tuple[str, dict[str, str]]]:
@@ -126,7 +125,7 @@ def _counts(study: OpenStudy, board: Board, a: int, b: int, query: dict[str, str
 
 
 def _total(
-    study: OpenStudy, board: Board, found: dict[tuple[int, int, bool], CellCounts], is_twin: bool
+    study: OpenStudy, board: Board, by_cell: dict[tuple[int, int, bool], CellCounts], is_twin: bool
 ) -> list[MatrixRow]:
     """The trials of the verdict's scope, or all twins, as a row; none if they are of one technique."""
     scope = ALL if is_twin else board.main_scope
@@ -136,7 +135,7 @@ def _total(
         return []
     made = []
     for m in range(len(study.names)):
-        cells = [found[m, t, is_twin] for t in techniques]
+        cells = [by_cell[m, t, is_twin] for t in techniques]
         states = Counter[str]()
         for cell in cells:
             states.update(cell.states)
@@ -146,12 +145,14 @@ def _total(
 
 
 def _rows(
-    study: OpenStudy, board: Board, found: dict[tuple[int, int, bool], CellCounts], is_twin: bool
+    study: OpenStudy, board: Board, by_cell: dict[tuple[int, int, bool], CellCounts], is_twin: bool
 ) -> list[MatrixRow]:
     measure: Measure = "over_refusal" if is_twin else "breach"
     rows = []
     for t, technique in enumerate(study.techniques):
-        made = [_cell(board, found.get((m, t, is_twin)), technique, measure) for m in range(len(study.names))]
+        made = [
+            _cell(board, by_cell.get((m, t, is_twin)), technique, measure) for m in range(len(study.names))
+        ]
         if any(each.cell is not None for each in made):
             query = {"technique": technique}
             rows.append(MatrixRow(technique, board.is_judge_free(technique), query, made))

@@ -212,7 +212,7 @@ class TrainingSample(NamedTuple):
     """An answer that a run learns, and what was asked; "" if the file holds the answer only."""
 
     asked: Shown
-    said: Shown
+    answer: Shown
 
 
 def samples(run: ShownTraining) -> list[TrainingSample]:
@@ -227,7 +227,7 @@ def samples(run: ShownTraining) -> list[TrainingSample]:
     return samples
 
 
-class _Said(msgspec.Struct):
+class _KeptMessage(msgspec.Struct):
     content: str = ""
 
 
@@ -235,7 +235,7 @@ class _KeptAnswer(msgspec.Struct):
     """A row of either kind: a teacher's answer to a request, or a conversation that a model keeps."""
 
     text: str = ""
-    messages: list[_Said] = []
+    messages: list[_KeptMessage] = []
 
 
 def _sample(row: _KeptAnswer) -> TrainingSample:

@@ -27,7 +27,7 @@ def render(site: Site, asked: Asked) -> str:
     words = f"Loss of {run.name} over {points.n_done} steps"
     return site.html(
         "training_run.html.jinja", asked,
-        run=run, found=points, svg=curve([(p.last, p.loss) for p in points.points], label(words, 200)),
+        run=run, curve=points, svg=curve([(p.last, p.loss) for p in points.points], label(words, 200)),
         rows=_few(points.points), terms=_terms(points.points), samples=samples(run), settings=_settings(run),
         parents=[(ident, models.get(ident)) for ident in run.parents],
     )  # fmt: skip
