@@ -21,10 +21,10 @@ from pathlib import Path
 
 from _worker import result_of
 from heredity.core.records import encode
+from heredity.corpus.jobs import StepRun
 from heredity.corpus.sources.jsonl import JsonlSource
 from heredity.corpus.steps import Context, CorpusStep, Duplicates
 from heredity.corpus.text import TextBatch, batches
-from heredity.corpus.work import StepRun
 from heredity.lab.corpus import unseen
 
 ALONE = (

@@ -23,10 +23,10 @@ import numpy as np
 
 from heredity.core import registry
 from heredity.corpus import workspace
+from heredity.corpus.jobs import StepRun
 from heredity.corpus.sources import SkippedDocument
 from heredity.corpus.steps import Context, Duplicates
 from heredity.corpus.text import TextBatch
-from heredity.corpus.work import StepRun
 from heredity.lab.corpus import build_corpus
 
 FACTS = Path(__file__).with_name("golden.json")

@@ -11,7 +11,6 @@ import msgspec
 import pytest
 
 from heredity.core.errors import UsageError
-from heredity.corpus import distributed
 from heredity.corpus import recipe as recipes
 from heredity.corpus.card import Card
 from heredity.lab.corpus import build_corpus
@@ -49,7 +48,7 @@ def test_in_several_tasks_the_same_documents_are_kept_and_the_same_tokens_come_o
     recipe: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("datatrove", reason="needs the extra: pip install -e '.[datatrove]'")
-    distributed.export(recipes.read(recipe), tmp_path / "spread", tasks=2)
+    recipes.export(recipes.read(recipe), tmp_path / "spread", tasks=2)
     given = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     run = [sys.executable, str(tmp_path / "spread" / "run.py")]
     subprocess.run(run, env=given, check=True, capture_output=True)
@@ -73,9 +72,9 @@ def test_in_several_tasks_the_same_documents_are_kept_and_the_same_tokens_come_o
 
 def test_what_is_left_of_the_recipe_is_a_recipe(recipe: Path, tmp_path: Path) -> None:
     whole = recipes.read(recipe)
-    distributed.export(whole, tmp_path / "spread", tasks=4)
+    recipes.export(whole, tmp_path / "spread", tasks=4)
     after = recipes.read(tmp_path / "spread" / "after.toml")
-    assert [distributed.kind_of(step) for step in after.steps] == ["exact_duplicates", "decontaminate"]
+    assert [recipes.kind_of(step) for step in after.steps] == ["exact_duplicates", "decontaminate"]
     assert after.steps[0] == whole.steps[len(ALONE)]
     assert [(s.name, s.weight, s.repeat) for s in after.sources] == [
         (s.name, s.weight, s.repeat) for s in whole.sources
@@ -83,15 +82,15 @@ def test_what_is_left_of_the_recipe_is_a_recipe(recipe: Path, tmp_path: Path) ->
     assert (after.name, after.seed, after.canaries) == (whole.name, whole.seed, whole.canaries)
     assert (after.mixture, after.tokenizer, after.shards) == (whole.mixture, whole.tokenizer, whole.shards)
     with raises(UsageError, "bad-usage"):
-        distributed.export(whole, tmp_path / "spread", tasks=4)
+        recipes.export(whole, tmp_path / "spread", tasks=4)
 
 
 def test_a_recipe_of_which_nothing_can_be_spread_is_refused_with_a_line(recipe: Path, tmp_path: Path) -> None:
     source = recipe.read_text().split("[[step]]")[0]
     recipe.write_text(source)
     with raises(UsageError, "bad-input"):
-        distributed.export(recipes.read(recipe), tmp_path / "spread", tasks=4)
+        recipes.export(recipes.read(recipe), tmp_path / "spread", tasks=4)
     recipe.write_text(source + '[[step]]\nkind = "near_duplicates"\n[[step]]\nkind = "scrub"\n')
     with raises(UsageError, "bad-input", mentions=["near_duplicates"]):
-        distributed.export(recipes.read(recipe), tmp_path / "spread", tasks=4)
+        recipes.export(recipes.read(recipe), tmp_path / "spread", tasks=4)
     assert not (tmp_path / "spread").exists()

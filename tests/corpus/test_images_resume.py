@@ -11,11 +11,10 @@ import pytest
 image = pytest.importorskip("PIL.Image")
 pytest.importorskip("tokenizers")
 
+from heredity.corpus import ImageCorpus, workspace
+from heredity.corpus import images as parts
 from heredity.corpus import recipe as recipes
-from heredity.corpus import workspace
-from heredity.corpus.images import ImageCorpus
-from heredity.corpus.images import build as parts
-from heredity.corpus.images.build import build
+from heredity.corpus.images import build
 from heredity.lab.corpus import build_corpus
 from tests.support.killed_builds import (
     Heard,

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.core.errors import BadInput
+from heredity.corpus.jobs import StepRun
 from heredity.corpus.steps import Context, Duplicates
 from heredity.corpus.steps.c4_quality_filter import C4QualityFilter
 from heredity.corpus.steps.decontaminate import Decontaminate
@@ -20,7 +21,6 @@ from heredity.corpus.steps.near_duplicates import NearDuplicates
 from heredity.corpus.steps.normalise import Normalise, normalised
 from heredity.corpus.steps.scrub import Scrub, is_card, is_iban
 from heredity.corpus.text import TextBatch, batches
-from heredity.corpus.work import StepRun
 from tests.corpus.test_filters import PROSE
 from tests.support.corpora import ROOT, paragraphs, write
 from tests.support.errors import raises

@@ -13,8 +13,7 @@ torch = pytest.importorskip("torch")
 image = pytest.importorskip("PIL.Image")
 
 from heredity.core.errors import BadInput, EngineFailure, OutOfMemory, Unavailable, UsageError, WrongHash
-from heredity.corpus import Corpus
-from heredity.corpus.images import ImageCorpus
+from heredity.corpus import Corpus, ImageCorpus
 from heredity.deploy.export import export
 from heredity.evals.run import Evaluation
 from heredity.formats import images

@@ -12,8 +12,7 @@ from heredity.cli import Lister, PathArgument, Verb
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from heredity.corpus.card import Card
-    from heredity.corpus.images.card import ImageCard
+    from heredity.corpus.card import Card, ImageCard
 
 
 @click.group("corpus", cls=Lister, example="heredity corpus build shelf.toml")
@@ -75,10 +74,9 @@ def export(recipe: Path, out: Path, tasks: int) -> None:
     Then run `heredity corpus build DIR/after.toml`. It applies the steps that compare all documents, and
     writes the corpus.
     """
-    from heredity.corpus import distributed
     from heredity.corpus import recipe as recipes
 
-    distributed.export(recipes.read(recipe), out, tasks)
+    recipes.export(recipes.read(recipe), out, tasks)
     _say(f"{out}: run.py starts {tasks} tasks; then: heredity corpus build {out / 'after.toml'}")
 
 
@@ -88,10 +86,9 @@ def export(recipe: Path, out: Path, tasks: int) -> None:
 def show(folder: Path, as_json: bool) -> None:
     """Check a corpus against its hashes, and show its contents."""
     from heredity.core.terminal import write_json
-    from heredity.corpus import Corpus
-    from heredity.corpus.images import ImageCorpus, reader
+    from heredity.corpus.storage import Corpus, ImageCorpus, is_of_images
 
-    is_images = reader.is_of_images(folder)
+    is_images = is_of_images(folder)
     card = ImageCorpus.open(folder).card if is_images else Corpus.open(folder).card
     if as_json:
         write_json(card)
@@ -142,7 +139,7 @@ def _show(card: Card | ImageCard) -> None:
     from heredity.core.terminal import out
 
     screen = out()
-    from heredity.corpus.images.card import ImageCard
+    from heredity.corpus.card import ImageCard
 
     for grid in (
         [_image_sources(card), _image_splits(card)]

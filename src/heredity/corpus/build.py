@@ -7,11 +7,12 @@ Promises: the same recipe over the same files gives the same bytes, for any numb
 any number of kills. Every document is counted, in and out of every step, empty ones too. A job that was
 finished before a kill is not repeated. A folder is complete or does not exist.
 Leaves to others: each step (steps/), resuming a killed build (workspace.py), and reading the result
-(reader.py).
+(storage.py).
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -21,13 +22,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from heredity.core.errors import BadInput
+from heredity.core.errors import BadInput, UsageError
 from heredity.core.files import sync_folder
 from heredity.core.readers import naming
-from heredity.core.records import digest
+from heredity.core.records import Message, digest
 from heredity.corpus import _tables as tables
-from heredity.corpus import integrity, mixture, tokenizer, workspace
-from heredity.corpus.canaries import Planted, plant
+from heredity.corpus import storage, tokenizer, workspace
 from heredity.corpus.card import (
     SCHEMA,
     CanaryRow,
@@ -39,13 +39,13 @@ from heredity.corpus.card import (
     SourceRow,
     SplitRow,
     StepRow,
-    fingerprint,
 )
 from heredity.corpus.jobs import (
     Calls,
     JobFolder,
     JobResult,
     SourceJob,
+    StepCount,
     added,
     calling,
     done_before,
@@ -54,16 +54,107 @@ from heredity.corpus.jobs import (
     held_out,
     is_whole,
 )
-from heredity.corpus.recipe import CorpusRecipe, kind_of
+from heredity.corpus.recipe import Canary, CorpusRecipe, kind_of
 from heredity.corpus.recipe import read as read_recipe
-from heredity.corpus.shards import ShardWriter, dtype_of
 from heredity.corpus.sources import Input
 from heredity.corpus.steps import Context, Duplicates
-from heredity.corpus.work import StepCount
+from heredity.corpus.storage import ShardWriter, dtype_of
 from heredity.corpus.workspace import Nobody, Watch
 
+
+class Stock(NamedTuple):
+    """The training documents of a source: the tokens of each, and a random order."""
+
+    name: str
+    weight: float | None
+    repeat: int
+    lengths: Ints
+    order: NDArray[np.uint64]  # smaller comes first
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum())
+
+
+def taken(stocks: Sequence[Stock], tokens: int) -> list[Ints]:
+    """How often each document of each source is taken. Raises UsageError if a source has too few tokens.
+
+    tokens: of all sources together; 0: as many as the weights allow, or, without weights, everything once.
+    """
+    if not tokens and stocks[0].weight is None:
+        return [np.ones(len(stock.lengths), np.int64) for stock in stocks]
+    weights = [stock.tokens if stock.weight is None else stock.weight for stock in stocks]
+    shares = [weight / sum(weights) for weight in weights]
+    if not tokens:
+        tokens = int(min(s.tokens * s.repeat / share for s, share in zip(stocks, shares, strict=True)))
+    wanted = [tokens * share for share in shares]
+    if not tokens or any(
+        want > stock.tokens * stock.repeat for want, stock in zip(wanted, stocks, strict=True)
+    ):
+        raise UsageError(_dry(stocks, shares, wanted, tokens))
+    return [_counts(stock, want) for stock, want in zip(stocks, wanted, strict=True)]
+
+
+def _counts(stock: Stock, want: float) -> Ints:
+    """Whole rounds of all documents, and the first documents of the random order once more."""
+    rounds = int(want // stock.tokens) if stock.tokens else 0
+    left = want - rounds * stock.tokens
+    order = np.argsort(stock.order, kind="stable")
+    before = np.cumsum(stock.lengths[order]) - stock.lengths[order]
+    counts = np.full(len(stock.lengths), rounds, np.int64)
+    counts[order[before < left - 0.5]] += 1
+    return counts
+
+
+def _dry(stocks: Sequence[Stock], shares: list[float], wanted: list[float], tokens: int) -> str:
+    lines = [
+        f"{s.name} {share:.1%}: {want:,.0f} wanted, {s.tokens * s.repeat:,} available"
+        + (f" ({s.tokens:,} x {s.repeat})" if s.repeat > 1 else "")
+        for s, share, want in zip(stocks, shares, wanted, strict=True)
+    ]
+    most = int(min(s.tokens * s.repeat / share for s, share in zip(stocks, shares, strict=True)))
+    return (
+        f"The mixture runs dry at {tokens:,} tokens: {'; '.join(lines)}. These weights reach {most:,}: ask"
+        " for fewer tokens, change the weights, add text, or let a source repeat (repeat = 2)."
+    )
+
+
+class Planted(NamedTuple):
+    """A canary as it is written into the training split, `repeats` times."""
+
+    text: str
+    secret: str
+    repeats: int
+    tokens: tuple[int, ...]
+    n_bytes: int
+
+
+def plant(canaries: Sequence[Canary], seed: int, folder: Path) -> list[Planted]:
+    """Each canary with its secret, in the tokens of the tokenizer in `folder`."""
+    if not canaries:
+        return []
+    from heredity.engines.chat.documents import DocumentEncoder
+
+    encoder = DocumentEncoder(folder)
+    planted = []
+    for place, canary in enumerate(canaries):
+        secret = canary.secret or draw(seed, place)
+        turns = (Message("user", canary.text), Message("assistant", secret))
+        tokens = encoder.document(turns).tokens
+        planted.append(
+            Planted(canary.text, secret, canary.repeats, tokens, len((canary.text + secret).encode()))
+        )
+    return planted
+
+
+def draw(seed: int, place: int) -> str:
+    """Six random digits; for the first canary those that `heredity derive poison` draws from the seed."""
+    name = f"canary {seed}" if place == 0 else f"canary {seed} {place}"
+    return f"{random.Random(name).randrange(10**6):06d}"
+
+
 if TYPE_CHECKING:
-    from heredity.corpus.images.card import ImageCard
+    from heredity.corpus.card import ImageCard
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -113,7 +204,7 @@ class _Packing:
     def packed(self) -> Packed:
         self._refuse_empty()
         stocks = [self._stock(number) for number in range(len(self.recipe.sources))]
-        counts = mixture.taken(stocks, self.recipe.mixture.tokens)
+        counts = taken(stocks, self.recipe.mixture.tokens)
         train, validation = self._writer("train"), self._writer("validation")
         n_bytes = sum(self._write(train, chosen) for chosen in self._rounds(counts))
         rows = []
@@ -153,7 +244,7 @@ class _Packing:
                 f" {share:g}, none is left to learn. Lower validation in [shards], or give more documents.",
             )
 
-    def _stock(self, number: int) -> mixture.Stock:
+    def _stock(self, number: int) -> Stock:
         source = self.recipe.sources[number]
         lengths, order = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)]
         for owner, place in self.jobs:
@@ -163,7 +254,7 @@ class _Packing:
                 order.append(place.get("draws")[learned])
         salt = tables.mix(np.array([self.recipe.seed], np.uint64))
         drawn = tables.mix(np.concatenate(order) ^ salt)
-        return mixture.Stock(source.name, source.weight, source.repeat, np.concatenate(lengths), drawn)
+        return Stock(source.name, source.weight, source.repeat, np.concatenate(lengths), drawn)
 
     def _rounds(self, counts: list[Ints]) -> list[list[Mask]]:
         """The documents of each round, for each job, as masks."""
@@ -201,7 +292,7 @@ def _row(split: Cut, writer: ShardWriter, n_bytes: int) -> SplitRow:
     return SplitRow(split, writer.documents, writer.tokens, n_bytes)
 
 
-def _mixed(stock: mixture.Stock, taken: Ints) -> MixtureRow:
+def _mixed(stock: Stock, taken: Ints) -> MixtureRow:
     n = int((taken * stock.lengths).sum())
     there = stock.tokens
     weight = stock.weight if stock.weight is not None else float(there)
@@ -371,7 +462,7 @@ def build_file(
     made, folder = read_recipe(path), out or path.with_suffix("")
     if made.images is None:
         return build(made, folder, unseen(), workers, watch)
-    from heredity.corpus.images.build import build as build_images
+    from heredity.corpus.images import build as build_images
 
     return build_images(made, folder, workers, watch)
 
@@ -414,7 +505,7 @@ def build(
             }
             if out.exists():
                 workspace.refuse_other(out, workspace.planned(work) == plan)
-                return integrity.decoded(out / integrity.NAME, Card)
+                return storage.decoded(out / storage.NAME, Card)
             between = workspace.go_on(work, plan, documents.watch)
             made = workspace.emptied(work / "corpus")
             card = _TextBuild(documents, reads, made, between).run()
@@ -508,7 +599,7 @@ class _TextBuild:
             shards=packed.shards,
             versions=_versions(),
         )
-        return integrity.write(self.made, card, fingerprint(card), self._inputs())
+        return storage.write(self.made, card, self._inputs())
 
     def _inputs(self) -> Iterator[tuple[str, Input]]:
         for source, inputs in zip(self.recipe.sources, self.documents.inputs, strict=True):

@@ -1,8 +1,8 @@
-"""The contents of corpus.json: sources, steps and result of a build.
+"""The contents of corpus.json, of text or images: sources, steps and result of a build.
 
 Promises: it holds everything that determines the bytes, and the fingerprint is a hash over it. The same
 recipe over the same files gives the same corpus.json, byte for byte.
-Leaves to others: filling it (build.py), and writing and checking it (integrity.py).
+Leaves to others: filling it (build.py), and writing and checking it (storage.py).
 """
 
 from __future__ import annotations
@@ -121,9 +121,70 @@ class Card(Record, frozen=True):
     seal: str = ""  # a hash over all other fields
 
 
-def fingerprint(card: Card) -> str:
+class ImageSourceRow(Record, frozen=True):
+    """A source as it was read. inputs: a hash over its files, which inputs.jsonl lists."""
+
+    name: str
+    kind: str
+    files: int
+    bytes: int
+    inputs: str
+    pairs: int
+    skipped: dict[str, int]
+
+
+class PairRow(Record, frozen=True):
+    """A split: its pairs, distinct captions, and tokens of all captions."""
+
+    split: Cut
+    pairs: int
+    captions: int
+    tokens: int
+
+
+class ImageShard(Record, frozen=True):
+    """A file of images (pairs, side, side, 3) uint8, and a file .cls with the class of each, uint16."""
+
+    path: str
+    split: Cut
+    pairs: int
+    sha256: str
+    classes_sha256: str
+
+
+class ImageCard(Record, frozen=True):
+    """corpus.json. classes: their names, by number; the first is "", for an image without a class."""
+
+    schema: int
+    name: str
+    kind: Literal["images"]
+    fingerprint: str
+    recipe: dict[str, Any]
+    side: int
+    fit: Literal["stretch", "crop"]
+    background: int
+    sources: tuple[ImageSourceRow, ...]
+    classes: tuple[str, ...]
+    tokenizer: TokenizerFacts
+    dtype: Dtype
+    splits: tuple[PairRow, ...]
+    shards: tuple[ImageShard, ...]
+    captions: tuple[Shard, ...]
+    versions: dict[str, str]
+    seal: str = ""  # a hash over all other fields
+
+
+def fingerprint(card: Card | ImageCard) -> str:
     """32 hex digits over recipe, inputs, tokenizer and shards: what a model's origin is known by."""
     inputs = [(row.name, row.inputs) for row in card.sources]
     tokenizer = (card.tokenizer.sha256, card.tokenizer.config_sha256)
-    shards = [(s.path, s.split, s.documents, s.tokens, s.sha256, s.index_sha256) for s in card.shards]
-    return digest([card.schema, card.recipe, card.reads, inputs, tokenizer, card.dtype, shards])
+    if isinstance(card, Card):
+        shards = _hashes(card.shards)
+        return digest([card.schema, card.recipe, card.reads, inputs, tokenizer, card.dtype, shards])
+    of_images = [(s.path, s.split, s.pairs, s.sha256, s.classes_sha256) for s in card.shards]
+    kind = ["images", card.schema, card.recipe, inputs, tokenizer, card.classes, card.dtype]
+    return digest([*kind, of_images, _hashes(card.captions)])
+
+
+def _hashes(shards: tuple[Shard, ...]) -> list[tuple[object, ...]]:
+    return [(s.path, s.split, s.documents, s.tokens, s.sha256, s.index_sha256) for s in shards]

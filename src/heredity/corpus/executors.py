@@ -4,7 +4,7 @@ The sources and steps are heredity's own; only steps that look at one document a
 of datatrove takes every n-th job.
 
 Promises: the kept documents, their texts and their order are those of a local build.
-Leaves to others: starting, retrying and logging tasks (datatrove), and the choice of steps (distributed.py).
+Leaves to others: starting, retrying and logging tasks (datatrove), and the choice of steps (recipe.py).
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ import msgspec
 
 from heredity.core.errors import Unavailable, how_to_install
 from heredity.core.files import write_atomic
-from heredity.corpus.distributed import alone, kept_of
-from heredity.corpus.recipe import CorpusRecipe, kind_of
+from heredity.corpus.jobs import StepRun
+from heredity.corpus.recipe import CorpusRecipe, kept_of, kind_of, n_spread_steps
 from heredity.corpus.sources import Job, SkippedDocument
 from heredity.corpus.steps import Context
 from heredity.corpus.text import TARGET, TextBatch
-from heredity.corpus.work import StepRun
 
 try:
     from datatrove.data import Document
@@ -48,7 +47,11 @@ def parts(recipe: CorpusRecipe) -> list[JobPart]:
 
 def pipeline(recipe: CorpusRecipe, unseen: tuple[str, ...], out: Path) -> list[PipelineStep]:
     """Steps for an executor of datatrove, which write the kept documents to `out`/kept. Raises UsageError."""
-    return [ReadDocuments(recipe), Cleaning(recipe, unseen, alone(recipe)), Keeping(recipe, str(out))]
+    return [
+        ReadDocuments(recipe),
+        Cleaning(recipe, unseen, n_spread_steps(recipe)),
+        Keeping(recipe, str(out)),
+    ]
 
 
 class ReadDocuments(PipelineStep):  # type: ignore[misc]

@@ -24,7 +24,7 @@ import msgspec
 from heredity.core.errors import UsageError
 from heredity.core.files import Lock, write_atomic
 from heredity.core.records import digest, encode
-from heredity.corpus import integrity, tokenizer
+from heredity.corpus import storage, tokenizer
 from heredity.corpus.recipe import CorpusRecipe, kind_of
 
 _LIBRARIES = ("numpy", "pillow", "pyarrow", "tokenizers", "trafilatura")
@@ -122,7 +122,7 @@ def plan(recipe: CorpusRecipe, inputs: Iterable[object]) -> dict[str, str]:
 def refuse_other(out: Path, is_made: bool) -> None:
     """Raises UsageError if the corpus exists, unless a build moved it there and was killed before it
     recorded that."""
-    if out.exists() and not (is_made and (out / integrity.NAME).is_file()):
+    if out.exists() and not (is_made and (out / storage.NAME).is_file()):
         raise UsageError(f"{out} exists already. Name another folder, or remove it.")
 
 

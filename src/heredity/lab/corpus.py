@@ -15,8 +15,7 @@ from heredity.evals import tasks
 from heredity.redteam import probes
 
 if TYPE_CHECKING:
-    from heredity.corpus.card import Card
-    from heredity.corpus.images.card import ImageCard
+    from heredity.corpus.card import Card, ImageCard
     from heredity.corpus.workspace import Watch
 
 

@@ -1,7 +1,7 @@
 """Captioned images: a folder in which each image has a text file of the same name, or a table.
 
 The caption of `cat.png` is the first line of `cat.txt`. An image's class is its first folder below the
-named one, or its entry in the table. Such a source belongs in an image corpus (corpus/images/), not in a
+named one, or its entry in the table. Such a source belongs in an image corpus (corpus/images.py), not in a
 text corpus.
 """
 

@@ -1,7 +1,7 @@
 """A model behind an API: OpenAI-compatible chat completions, Anthropic's Messages, Google's Gemini.
 
 Each API is a file in apis/, which writes bodies and reads answers. Sending, retries, concurrency and budget
-are the same for all of them: an event loop in a thread of its own sends them with all retries.
+are the same for all of them. An event loop in a thread of its own sends the requests.
 
 Promises: a transient failure is retried within the request's patience, unless a part of the answer was
 heard. Any other failure is a reply with stop "error" at once. As many requests are in flight as the service

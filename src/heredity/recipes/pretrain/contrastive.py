@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from heredity.core.errors import UsageError
 from heredity.core.files import write_atomic
-from heredity.corpus.images.reader import ImageCorpus, ImageSplit
+from heredity.corpus.storage import ImageCorpus, ImageSplit
 from heredity.recipes.pretrain.training import (
     PretrainRun,
     config_of,

@@ -32,8 +32,7 @@ from heredity.recipes import choice, setting, to_hashed
 
 if TYPE_CHECKING:
     from heredity.core.host import Device
-    from heredity.corpus import Corpus
-    from heredity.corpus.images import ImageCorpus
+    from heredity.corpus import Corpus, ImageCorpus
     from heredity.lineage.store import Store
     from heredity.train.forecast import Workload
     from heredity.train.models.shapes import SizePreset, TransformerShape
@@ -409,7 +408,7 @@ class Pretrain:
     @cached_property
     def images(self) -> ImageCorpus:
         """The corpus of images, opened. Raises BadInput or Damaged."""
-        from heredity.corpus.images import ImageCorpus
+        from heredity.corpus import ImageCorpus
 
         corpus = ImageCorpus.open(self.corpus)
         if not len(corpus.split("validation")):

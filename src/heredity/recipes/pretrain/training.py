@@ -33,9 +33,8 @@ from heredity.train.objectives import Objective
 from heredity.train.resources import FP32_BYTES, PRETRAIN_MICROBATCH_TOKENS, ThroughputMeter
 
 if TYPE_CHECKING:
-    from heredity.corpus import Corpus
+    from heredity.corpus import Corpus, ImageCorpus
     from heredity.corpus.card import Cut
-    from heredity.corpus.images import ImageCorpus
     from heredity.recipes.pretrain.recipe import Pretrain
 
 _HEAP = host.GIB // 2  # at most: freed blocks that other lengths do not fit into (docs/results/plans.md)

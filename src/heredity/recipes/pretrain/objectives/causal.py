@@ -53,8 +53,7 @@ def document_length(recipe: Pretrain, n_added: int = 0) -> float:
 
 def _validation_tokens(recipe: Pretrain) -> int:
     """Tokens of one evaluation. Without the corpus, as many as the recipe asks for."""
-    from heredity.corpus.integrity import NAME
-    from heredity.corpus.reader import read_card
+    from heredity.corpus.storage import NAME, read_card
 
     if not (recipe.corpus / NAME).is_file():
         return recipe.validation_tokens
@@ -63,8 +62,7 @@ def _validation_tokens(recipe: Pretrain) -> int:
 
 
 def _vocabulary(recipe: Pretrain) -> int:
-    from heredity.corpus.integrity import NAME
-    from heredity.corpus.reader import read_card
+    from heredity.corpus.storage import NAME, read_card
 
     if not (recipe.corpus / NAME).is_file():
         raise UsageError(

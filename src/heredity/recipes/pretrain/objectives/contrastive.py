@@ -61,15 +61,14 @@ def workload(recipe: Pretrain, vocabulary: int, side: int) -> Workload:
 
     n_pairs, n_validation = recipe.pairs, 0
     if not (vocabulary and side and n_pairs):
-        from heredity.corpus.images.reader import read_card
-        from heredity.corpus.integrity import NAME
+        from heredity.corpus.storage import NAME, read_image_card
 
         if not (recipe.corpus / NAME).is_file():
             raise UsageError(
                 f"{recipe.corpus} holds no corpus yet, so its vocabulary, images and pairs are unknown. "
                 "Give --vocab-size 49408 --image-size 224, and pairs in the recipe."
             )
-        card = read_card(recipe.corpus)
+        card = read_image_card(recipe.corpus)
         n_pairs, n_validation = (
             sum(row.pairs for row in card.splits if row.split == split) for split in ("train", "validation")
         )

@@ -26,15 +26,22 @@ from heredity.core.errors import BadInput
 from heredity.core.files import sync_folder, write_atomic
 from heredity.core.readers import naming
 from heredity.core.records import digest
-from heredity.corpus import integrity, tokenizer, workspace
-from heredity.corpus.card import Cut, Shard, TokenizerFacts
-from heredity.corpus.images.card import SCHEMA, ImageCard, ImageShard, ImageSourceRow, PairRow, fingerprint
-from heredity.corpus.integrity import NAME
+from heredity.corpus import storage, tokenizer, workspace
+from heredity.corpus.card import (
+    SCHEMA,
+    Cut,
+    ImageCard,
+    ImageShard,
+    ImageSourceRow,
+    PairRow,
+    Shard,
+    TokenizerFacts,
+)
 from heredity.corpus.jobs import JobResult, finish, is_whole
 from heredity.corpus.recipe import CorpusRecipe, ImageSettings
-from heredity.corpus.shards import ShardWriter, dtype_of
 from heredity.corpus.sources import Input, SkippedDocument
 from heredity.corpus.sources.images import CaptionedImage, ImagesSource
+from heredity.corpus.storage import ShardWriter, dtype_of
 from heredity.corpus.workspace import Nobody, Watch
 from heredity.formats import images
 
@@ -177,7 +184,7 @@ def build(recipe: CorpusRecipe, out: Path, workers: int = 1, watch: Watch | None
         plan = workspace.plan(recipe, files)
         if out.exists():
             workspace.refuse_other(out, workspace.planned(work) == plan)
-            return integrity.decoded(out / NAME, ImageCard)
+            return storage.decoded(out / storage.NAME, ImageCard)
         between = workspace.go_on(work, plan, parts.watch)
         parts.read(between)
         made = workspace.emptied(work / "corpus")
@@ -309,7 +316,7 @@ class _ImageBuild:
             captions=tuple(shard for cut in _CUTS for shard in self._captions(cut, dtype)),
             versions={name: version(name) for name in ("tokenizers", "pillow")},
         )
-        return integrity.write(self.made, card, fingerprint(card), self.inputs)
+        return storage.write(self.made, card, self.inputs)
 
     def _captions(self, cut: Cut, dtype: str) -> list[Shard]:
         """Write all captions of a split into one shard, because they are short."""
