@@ -219,6 +219,10 @@ class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
 
         None if rendering is "theirs". No system message if the model's own default applies.
         """
+        return self._opening
+
+    @cached_property
+    def _opening(self) -> tuple[Message, ...]:
         if self.rendering == "theirs":
             return ()
         system = () if self.is_default_system else (Message("system", self.system_text()),)
