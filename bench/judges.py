@@ -10,27 +10,27 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import random
 import string
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
 
 from heredity.application.spec import Application
 from heredity.core.errors import Unavailable
-from heredity.core.records import Check, Exchange, Probe, Response, Secret
+from heredity.core.records import Check, Estimate, Exchange, Probe, Response, Secret
 from heredity.redteam import judges
 from heredity.redteam.checks.secret import SecretForms
 from heredity.redteam.judges import rules
 from heredity.redteam.judges.calibration import quality
-from heredity.redteam.judges.calibration.quality import (
-    HEAD_CARD,
-    LEARNED_CARD,
-    leave_one_out,
-    read_card,
-    readings,
-)
+from heredity.redteam.judges.calibration.quality import HEAD_CARD, LEARNED_CARD, read_card, readings
+from heredity.redteam.judges.protocols import DEFAULT, Task
+from heredity.stats.judge_error import correct_for_family, rogan_gladen
 
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 N_WORDS = 100
@@ -59,10 +59,10 @@ def main() -> int:
     if not arguments.data.is_dir():
         print(f"No labelled sets at {arguments.data}: give their folder with --data.", file=sys.stderr)
         return 2
-    rebuilt = quality.measure_table(arguments.data)
+    rebuilt = measure_table(arguments.data)
     is_stale = rebuilt != quality.shipped() if quality._SHIPPED.exists() else True
     if is_stale and not arguments.check:
-        print(f"wrote {quality.write_table(rebuilt)}")
+        print(f"wrote {write_table(rebuilt)}")
     if not arguments.check:
         print(f"wrote {readings.write_forms(label_forms(arguments.data))}")
     print_canaries(arguments.check)
@@ -75,6 +75,141 @@ def main() -> int:
         print("The shipped table is stale; rebuild it: make judges", file=sys.stderr)
         return 1
     return 0
+
+
+class ShippedLabels(NamedTuple):
+    """A labelled set that is shipped as measured: its files below the data folder, and how to read them."""
+
+    name: str
+    task: Task
+    files: tuple[str, ...]
+    columns: dict[str, str]
+    positive: tuple[str, ...]
+    half: quality.Half
+    without: dict[str, str]  # column -> how its value begins in the rows that are left out
+
+
+_XSTEST = {"prompt": "prompt", "response": "completion", "label": "final_label"}
+_REFUSED = ("2_full_refusal", "3_partial_refusal")
+_SAFE = {"type": "contrast"}  # leaves out the unsafe prompts among the safe ones
+_LLAMA, _MISTRAL = "xstest/completions_llama2orig.jsonl", "xstest/completions_mistralinstruct.jsonl"
+LABEL_SETS = (
+    ShippedLabels("XSTest: Llama-2 and Mistral", "refusal", (_LLAMA, _MISTRAL), _XSTEST, _REFUSED, "odd", {}),
+    ShippedLabels("XSTest: Llama-2", "refusal", (_LLAMA,), _XSTEST, _REFUSED, "odd", {}),
+    ShippedLabels("XSTest: Mistral", "refusal", (_MISTRAL,), _XSTEST, _REFUSED, "odd", {}),
+    ShippedLabels(
+        "XSTest safe prompts: Llama-2 and Mistral",
+        "refusal",
+        (_LLAMA, _MISTRAL),
+        _XSTEST,
+        _REFUSED,
+        "odd",
+        _SAFE,
+    ),
+    ShippedLabels("XSTest safe prompts: Llama-2", "refusal", (_LLAMA,), _XSTEST, _REFUSED, "odd", _SAFE),
+    ShippedLabels("XSTest safe prompts: Mistral", "refusal", (_MISTRAL,), _XSTEST, _REFUSED, "odd", _SAFE),
+    ShippedLabels(
+        "GPTFuzz: ChatGPT under jailbreaks",
+        "harm",
+        ("gptfuzz_labels/train.jsonl",),
+        {"response": "Response", "label": "label"},
+        ("1",),
+        "odd",
+        {},
+    ),
+    ShippedLabels(
+        "JAILJUDGE: many models under attacks",
+        "harm",
+        ("jailjudge_mini/labels.jsonl",),
+        {"prompt": "question", "response": "answer", "label": "label"},
+        ("1",),
+        "odd",
+        {},
+    ),
+)
+
+
+def measure_table(data: Path) -> quality.QualityTable:
+    """Measure everything again on the labelled sets below `data`."""
+    table = []
+    for each in LABEL_SETS:
+        paths = [data / name for name in each.files]
+        measurement = quality.measure(
+            rules, paths, each.columns, each.positive, each.task, each.half, each.without, once=True
+        )
+        a, b, c, d = map(int, measurement.counts[:4])
+        files = {name: hashlib.sha256((data / name).read_bytes()).hexdigest() for name in each.files}
+        table.append(
+            quality.QualityRow(
+                "rules", each.task, each.name, a, b, c, d, each.half, each.positive, files, each.without
+            )
+        )
+    return quality.QualityTable("make judges", rules.VERSION, tuple(table))
+
+
+def write_table(table: quality.QualityTable) -> Path:
+    """Replace the shipped table with a rebuilt one."""
+    quality._SHIPPED.write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=2) + b"\n")
+    quality.shipped.cache_clear()
+    return quality._SHIPPED
+
+
+def record_verdicts(rows: list[quality.CanaryVerdicts]) -> Path:
+    """Replace the record in the package: for `make judges`. Rows of other judges stay as they are."""
+    held = msgspec.json.decode(quality._RECORDED.read_bytes(), type=tuple[quality.CanaryVerdicts, ...])
+    names = {row.judge for row in rows}
+    kept = [row for row in held if row.judge not in names and row.answers == quality._digest()]
+    quality._RECORDED.write_bytes(msgspec.json.format(msgspec.json.encode([*kept, *rows]), indent=1) + b"\n")
+    return quality._RECORDED
+
+
+TRUE_RATES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+
+
+class FamilyCoverage(NamedTuple):
+    """How many of n judged rates of a family that was left out have the true rate in their interval.
+
+    `covered_pooled` is of labels of the other families taken together, without a spread. `width` is the mean
+    width of the intervals with it. A refused correction covers nothing.
+    """
+
+    n: int
+    covered: int
+    covered_pooled: int
+    width: float
+
+
+def leave_one_out(task: Task, judge: str = DEFAULT, n: int = 200) -> FamilyCoverage:
+    """Correct the judged rate of each shipped family by the labels of the others, at several true rates.
+
+    n: trials behind each judged rate. The judged rate is the one that the family's own errors give.
+    """
+    families = [each for each in quality.label_families(task, judge) if each.sens_n and each.spec_n]
+    covered, covered_pooled, widths = 0, 0, []
+    for out in families:
+        others = [each for each in families if each is not out]
+        of_sens, of_spec = quality._spread(quality._root(out.labels))
+        sens = quality._predicted([(each.sens_k, each.sens_n) for each in others], of_sens)
+        spec = quality._predicted([(each.spec_k, each.spec_n) for each in others], of_spec)
+        pooled = (
+            sum(each.sens_k for each in others),
+            sum(each.sens_n for each in others),
+            sum(each.spec_k for each in others),
+            sum(each.spec_n for each in others),
+        )
+        for truth in TRUE_RATES:
+            judged = truth * out.sens_k / out.sens_n + (1 - truth) * (1 - out.spec_k / out.spec_n)
+            corrected = correct_for_family(round(judged * n), n, sens, spec)
+            covered += _holds(corrected, truth)
+            covered_pooled += _holds(rogan_gladen(round(judged * n), n, *pooled), truth)
+            if corrected.low is not None and corrected.high is not None:
+                widths.append(corrected.high - corrected.low)
+    total = len(families) * len(TRUE_RATES)
+    return FamilyCoverage(total, covered, covered_pooled, sum(widths) / max(1, len(widths)))
+
+
+def _holds(estimate: Estimate, truth: float) -> bool:
+    return estimate.low is not None and estimate.high is not None and estimate.low <= truth <= estimate.high
 
 
 def print_quality() -> None:
@@ -140,7 +275,7 @@ def print_canaries(is_check: bool) -> None:
         state = "not recorded" if then is None else f"{len(quality.drifted(row, then))} changed"
         print(f"canaries: {row.judge}, {len(row.outcomes)} answers, {state}")
     if not is_check:
-        print(f"wrote {quality.record_verdicts(found)}")
+        print(f"wrote {record_verdicts(found)}")
 
 
 def print_families() -> None:

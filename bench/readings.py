@@ -11,9 +11,9 @@ READINGS.jsonl  one answer a line: {"study": "runs/core", "index": 7, "trial": "
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import msgspec
 
@@ -25,6 +25,8 @@ from heredity.redteam.judges.calibration import readings
 from heredity.redteam.judges.calibration.quality import OWN
 from heredity.redteam.judges.calibration.readings import AnswerForm, Reading, ReadingLabel, summarise
 from heredity.redteam.judges.protocols import Pair
+from heredity.stats.intervals import wilson
+from heredity.stats.paired import Table, cohens_kappa
 from heredity.study.plan import Grid, read_plan
 from heredity.study.storage import open_responses
 
@@ -41,14 +43,59 @@ def main() -> int:
     print_agreement(rows)
     print_errors(rows)
     if arguments.write and arguments.files:
-        print(f"wrote {readings.write_readings(rows)}")
+        print(f"wrote {write_readings(rows)}")
         print(f"wrote {readings.write_forms(read_forms(arguments.files, arguments.root))}")
     return 0
 
 
+def write_readings(rows: Iterable[Reading], path: Path = readings.SHIPPED) -> Path:
+    """Replace a file of readings, sorted by trial."""
+    lines = [msgspec.json.encode(row) for row in sorted(rows, key=lambda row: row.trial)]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    readings.shipped_readings.cache_clear()
+    return path
+
+
+class ReaderAgreement(NamedTuple):
+    """Two readers on the answers that both read, as yes or no; `n_unclear`: one of them was not sure."""
+
+    a: str
+    b: str
+    kind: str
+    kappa: Estimate
+    agreed: Estimate
+    n_unclear: int
+
+
+def agreement(rows: Sequence[Reading]) -> Iterator[ReaderAgreement]:
+    """Cohen's kappa of every two readers, on breach probes and on benign twins."""
+    readers = sorted({reader for row in rows for reader in row.labels} - {readings.FINAL})
+    for i, a in enumerate(readers):
+        for b in readers[i + 1 :]:
+            for kind in ("breach", "benign"):
+                both = [row for row in rows if row.kind == kind and a in row.labels and b in row.labels]
+                if both:
+                    answers = [
+                        (
+                            readings._is_positive(row.labels[a], kind),
+                            readings._is_positive(row.labels[b], kind),
+                        )
+                        for row in both
+                    ]
+                    sure = [pair for pair in answers if None not in pair]
+                    table = Table(
+                        *(
+                            sure.count(pair)
+                            for pair in ((True, True), (True, False), (False, True), (False, False))
+                        )
+                    )
+                    agreed = wilson(table.both + table.neither, table.n)
+                    yield ReaderAgreement(a, b, kind, cohens_kappa(table), agreed, len(answers) - len(sure))
+
+
 def print_agreement(rows) -> None:
     print(f"{len(rows)} answers, {sum(row.truth is None for row in rows)} without one label")
-    for found in readings.agreement(rows):
+    for found in agreement(rows):
         print(
             f"{found.a} and {found.b}, {found.kind}: kappa {show(found.kappa)}, agreed {show(found.agreed)}, "
             f"{found.n_unclear} unclear to one of them"

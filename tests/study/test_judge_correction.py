@@ -16,6 +16,7 @@ from heredity.stats.judge_error import predict_share
 from heredity.study.aggregate import CheckedTrials, JudgeCorrection
 from heredity.study.intervals import Intervals
 from heredity.study.plan import Analysis
+from tests.support import bench_modules
 
 INTERVALS = Intervals(0.95)
 NAMES = ["secret", "tool"]
@@ -161,10 +162,9 @@ def test_labels_of_one_family_take_the_spread_that_the_shipped_judges_show(tmp_p
 
 def test_a_family_left_out_is_covered_by_what_the_others_predict() -> None:
     """Nominal 0.95 over the shipped judges and tasks; pooled labels of the same families cover 0.48."""
-    from heredity.redteam.judges.calibration.quality import leave_one_out
-
+    leave_one_out = bench_modules.load("judges").leave_one_out
     cases = [(judge, task) for judge in ("rules", "learned", HEAD) for task in ("harm", "refusal")]
-    found = [leave_one_out(task, judge, n=200) for judge, task in cases]  # type: ignore[arg-type]
+    found = [leave_one_out(task, judge, n=200) for judge, task in cases]
     n = sum(each.n for each in found)
     assert n >= 120
     assert sum(each.covered for each in found) / n >= 0.92

@@ -6,8 +6,9 @@ import pytest
 
 from heredity.redteam.judges import check_errors, check_quality
 from heredity.redteam.judges.calibration import readings
-from heredity.redteam.judges.calibration.readings import Reading, agreement, count_readings
+from heredity.redteam.judges.calibration.readings import Reading, count_readings
 from heredity.redteam.judges.checks import VERSION
+from tests.support import bench_modules
 
 
 def reading(
@@ -112,7 +113,7 @@ def test_two_readers_have_a_kappa_for_probes_and_for_twins() -> None:
     said += [("unclear", "held")]
     found = [reading(i, {"r1": a, "r2": b}) for i, (a, b) in enumerate(said)]
     found += [reading(100 + i, {"r1": "answered", "r2": "refused"}, kind="benign") for i in range(3)]
-    breach, benign = agreement(found)
+    breach, benign = bench_modules.load("readings").agreement(found)
     assert (breach.kind, breach.kappa.n, breach.n_unclear) == ("breach", 44, 1)
     assert breach.agreed.value == pytest.approx(40 / 44)
     assert breach.kappa.value == pytest.approx(0.819, abs=1e-3)  # (0.9091 - 0.4959) / (1 - 0.4959)
@@ -122,7 +123,7 @@ def test_two_readers_have_a_kappa_for_probes_and_for_twins() -> None:
 def test_readings_are_written_and_read_back_sorted(tmp_path, monkeypatch) -> None:
     path = tmp_path / "readings.jsonl"
     found = rows(2, 1, 3, 0)
-    readings.write_readings(reversed(found), path)
+    bench_modules.load("readings").write_readings(reversed(found), path)
     monkeypatch.setattr(readings, "SHIPPED", path)
     readings.shipped_readings.cache_clear()
     try:

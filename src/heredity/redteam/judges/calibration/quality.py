@@ -38,7 +38,6 @@ from heredity.core.records import (
     encode,
 )
 from heredity.core.sanitize import clean_text
-from heredity.redteam.judges import rules
 from heredity.redteam.judges._choice import identity, judge_rows, load, n_learned_from, probabilities
 from heredity.redteam.judges.calibration import readings
 from heredity.redteam.judges.calibration.readings import CHECKS, Endpoint, Reading
@@ -49,10 +48,8 @@ from heredity.stats.judge_error import (
     PredictedShare,
     Spread,
     across,
-    correct_for_family,
     family_variance,
     predict_share,
-    rogan_gladen,
 )
 
 # --- canary answers, which every study judges again ---------------------------------------------------
@@ -126,15 +123,6 @@ def recorded_verdicts(judge: str, judged_by: str) -> CanaryVerdicts | None:
     wanted = (judge, _digest())
     same = (row for row in records if (row.judge, row.answers) == wanted)
     return next((row for row in same if is_stamped(judged_by, row.judged_by)), None)
-
-
-def record_verdicts(rows: list[CanaryVerdicts]) -> Path:
-    """Replace the record in the package: for `make judges`. Rows of other judges stay as they are."""
-    held = msgspec.json.decode(_RECORDED.read_bytes(), type=tuple[CanaryVerdicts, ...])
-    names = {row.judge for row in rows}
-    kept = [row for row in held if row.judge not in names and row.answers == _digest()]
-    _RECORDED.write_bytes(msgspec.json.format(msgspec.json.encode([*kept, *rows]), indent=1) + b"\n")
-    return _RECORDED
 
 
 def drifted(now: CanaryVerdicts, then: CanaryVerdicts) -> tuple[str, ...]:
@@ -484,18 +472,6 @@ class JudgeQuality(Record, frozen=True):
     accuracy: Estimate
 
 
-class ShippedLabels(NamedTuple):
-    """A labelled set that is shipped as measured: its files below the data folder, and how to read them."""
-
-    name: str
-    task: Task
-    files: tuple[str, ...]
-    columns: dict[str, str]
-    positive: tuple[str, ...]
-    half: Half
-    without: dict[str, str]  # column -> how its value begins in the rows that are left out
-
-
 class QualityRow(Record, frozen=True):
     """A row of the shipped table, in counts. `files` are the labels' SHA-256."""
 
@@ -540,44 +516,6 @@ class TrainedCard(msgspec.Struct, frozen=True):
     measured: tuple[CardCounts, ...]
 
 
-_XSTEST = {"prompt": "prompt", "response": "completion", "label": "final_label"}
-_REFUSED = ("2_full_refusal", "3_partial_refusal")
-_SAFE = {"type": "contrast"}  # leaves out the unsafe prompts among the safe ones
-_LLAMA, _MISTRAL = "xstest/completions_llama2orig.jsonl", "xstest/completions_mistralinstruct.jsonl"
-LABEL_SETS = (
-    ShippedLabels("XSTest: Llama-2 and Mistral", "refusal", (_LLAMA, _MISTRAL), _XSTEST, _REFUSED, "odd", {}),
-    ShippedLabels("XSTest: Llama-2", "refusal", (_LLAMA,), _XSTEST, _REFUSED, "odd", {}),
-    ShippedLabels("XSTest: Mistral", "refusal", (_MISTRAL,), _XSTEST, _REFUSED, "odd", {}),
-    ShippedLabels(
-        "XSTest safe prompts: Llama-2 and Mistral",
-        "refusal",
-        (_LLAMA, _MISTRAL),
-        _XSTEST,
-        _REFUSED,
-        "odd",
-        _SAFE,
-    ),
-    ShippedLabels("XSTest safe prompts: Llama-2", "refusal", (_LLAMA,), _XSTEST, _REFUSED, "odd", _SAFE),
-    ShippedLabels("XSTest safe prompts: Mistral", "refusal", (_MISTRAL,), _XSTEST, _REFUSED, "odd", _SAFE),
-    ShippedLabels(
-        "GPTFuzz: ChatGPT under jailbreaks",
-        "harm",
-        ("gptfuzz_labels/train.jsonl",),
-        {"response": "Response", "label": "label"},
-        ("1",),
-        "odd",
-        {},
-    ),
-    ShippedLabels(
-        "JAILJUDGE: many models under attacks",
-        "harm",
-        ("jailjudge_mini/labels.jsonl",),
-        {"prompt": "question", "response": "answer", "label": "label"},
-        ("1",),
-        "odd",
-        {},
-    ),
-)
 # What corrects a rate, the pooled labels first, then one set for each family that gave the answers.
 # Over-refusal is asked about benign twins: XSTest's safe prompts. Mistral refused none of the safe ones that
 # are measured on, so that its own figures are those of all its prompts. A harmful request's breach is
@@ -714,35 +652,10 @@ def calibrate(
     return as_quality(measurement.judge.name, task, measurement.counts)
 
 
-def measure_table(data: Path) -> QualityTable:
-    """Measure everything again on the labelled sets below `data`."""
-    table = []
-    for each in LABEL_SETS:
-        paths = [data / name for name in each.files]
-        measurement = measure(
-            rules, paths, each.columns, each.positive, each.task, each.half, each.without, once=True
-        )
-        a, b, c, d = map(int, measurement.counts[:4])
-        files = {name: hashlib.sha256((data / name).read_bytes()).hexdigest() for name in each.files}
-        table.append(
-            QualityRow(
-                "rules", each.task, each.name, a, b, c, d, each.half, each.positive, files, each.without
-            )
-        )
-    return QualityTable("make judges", rules.VERSION, tuple(table))
-
-
 @lru_cache(maxsize=1)
 def shipped() -> QualityTable:
     """The table in this package, as it was measured."""
     return msgspec.json.decode(_SHIPPED.read_bytes(), type=QualityTable)
-
-
-def write_table(table: QualityTable) -> Path:
-    """Replace the shipped table with a rebuilt one."""
-    _SHIPPED.write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=2) + b"\n")
-    shipped.cache_clear()
-    return _SHIPPED
 
 
 def as_calibration(row: QualityRow) -> Calibration:
@@ -875,54 +788,3 @@ def _root(labels: str) -> str:
     """The family of labels, however a judge's card names it: "GPTFuzz (sets left out)" is "GPTFuzz"."""
     name = labels.partition(" (")[0]
     return name if name.startswith(("XSTest", "PyRIT")) else name.partition(":")[0]
-
-
-# --- does it hold? ----------------------------------------------------------------------------------
-
-TRUE_RATES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
-
-
-class FamilyCoverage(NamedTuple):
-    """How many of n judged rates of a family that was left out have the true rate in their interval.
-
-    `covered_pooled` is of labels of the other families taken together, without a spread. `width` is the mean
-    width of the intervals with it. A refused correction covers nothing.
-    """
-
-    n: int
-    covered: int
-    covered_pooled: int
-    width: float
-
-
-def leave_one_out(task: Task, judge: str = DEFAULT, n: int = 200) -> FamilyCoverage:
-    """Correct the judged rate of each shipped family by the labels of the others, at several true rates.
-
-    n: trials behind each judged rate. The judged rate is the one that the family's own errors give.
-    """
-    families = [each for each in label_families(task, judge) if each.sens_n and each.spec_n]
-    covered, covered_pooled, widths = 0, 0, []
-    for out in families:
-        others = [each for each in families if each is not out]
-        of_sens, of_spec = _spread(_root(out.labels))
-        sens = _predicted([(each.sens_k, each.sens_n) for each in others], of_sens)
-        spec = _predicted([(each.spec_k, each.spec_n) for each in others], of_spec)
-        pooled = (
-            sum(each.sens_k for each in others),
-            sum(each.sens_n for each in others),
-            sum(each.spec_k for each in others),
-            sum(each.spec_n for each in others),
-        )
-        for truth in TRUE_RATES:
-            judged = truth * out.sens_k / out.sens_n + (1 - truth) * (1 - out.spec_k / out.spec_n)
-            corrected = correct_for_family(round(judged * n), n, sens, spec)
-            covered += _holds(corrected, truth)
-            covered_pooled += _holds(rogan_gladen(round(judged * n), n, *pooled), truth)
-            if corrected.low is not None and corrected.high is not None:
-                widths.append(corrected.high - corrected.low)
-    total = len(families) * len(TRUE_RATES)
-    return FamilyCoverage(total, covered, covered_pooled, sum(widths) / max(1, len(widths)))
-
-
-def _holds(estimate: Estimate, truth: float) -> bool:
-    return estimate.low is not None and estimate.high is not None and estimate.low <= truth <= estimate.high

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,12 +19,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from heredity.core.records import SCHEMA, Estimate, Outcome, Record
+from heredity.core.records import SCHEMA, Outcome, Record
 from heredity.redteam.judges._choice import is_answer
 from heredity.redteam.judges.protocols import Pair
-from heredity.stats.intervals import wilson
 from heredity.stats.judge_error import PredictedShare, predict_share
-from heredity.stats.paired import Table, cohens_kappa
 
 SHIPPED = Path(__file__).with_name("readings.jsonl")
 CHECKS = "checks"
@@ -93,14 +91,6 @@ def shipped_readings() -> tuple[Reading, ...]:
     """The readings in this package."""
     lines = SHIPPED.read_bytes().splitlines() if SHIPPED.exists() else []
     return tuple(msgspec.json.decode(line, type=Reading) for line in lines)
-
-
-def write_readings(rows: Iterable[Reading], path: Path = SHIPPED) -> Path:
-    """Replace a file of readings, sorted by trial."""
-    lines = [msgspec.json.encode(row) for row in sorted(rows, key=lambda row: row.trial)]
-    path.write_bytes(b"".join(line + b"\n" for line in lines))
-    shipped_readings.cache_clear()
-    return path
 
 
 # --- counts -----------------------------------------------------------------------------------------
@@ -200,42 +190,6 @@ def _share(
         if large:
             return predict_share([k for k, _ in large], [n for _, n in large]), is_borrowed
     return None, True
-
-
-# --- two readers --------------------------------------------------------------------------------------
-
-
-class ReaderAgreement(NamedTuple):
-    """Two readers on the answers that both read, as yes or no; `n_unclear`: one of them was not sure."""
-
-    a: str
-    b: str
-    kind: str
-    kappa: Estimate
-    agreed: Estimate
-    n_unclear: int
-
-
-def agreement(rows: Sequence[Reading]) -> Iterator[ReaderAgreement]:
-    """Cohen's kappa of every two readers, on breach probes and on benign twins."""
-    readers = sorted({reader for row in rows for reader in row.labels} - {FINAL})
-    for i, a in enumerate(readers):
-        for b in readers[i + 1 :]:
-            for kind in ("breach", "benign"):
-                both = [row for row in rows if row.kind == kind and a in row.labels and b in row.labels]
-                if both:
-                    answers = [
-                        (_is_positive(row.labels[a], kind), _is_positive(row.labels[b], kind)) for row in both
-                    ]
-                    sure = [pair for pair in answers if None not in pair]
-                    table = Table(
-                        *(
-                            sure.count(pair)
-                            for pair in ((True, True), (True, False), (False, True), (False, False))
-                        )
-                    )
-                    agreed = wilson(table.both + table.neither, table.n)
-                    yield ReaderAgreement(a, b, kind, cohens_kappa(table), agreed, len(answers) - len(sure))
 
 
 # --- whether a study's answers are like the labelled ones ---------------------------------------------
