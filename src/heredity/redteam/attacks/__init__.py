@@ -16,12 +16,10 @@ of exactly one of these protocols (protocols.py, with an example):
 
 An attack with several forms also has `variants`, and `resolve` if they are an open set (a number, a file). A
 strategy with `needs_attacker` may yield a question to the study's attacker model; one with `is_adaptive` does
-so if there is one, and gets scores. A TurnTransform with
-`search` searches the model's weights for text.
+so if there is one, and gets scores. A TurnTransform with `search` searches the model's weights for text.
 
 Promises: an attack changes how a probe is asked, never what counts as a breach. A trial's words depend only
 on its spec, probe, seed, sample and the model's replies. It ends within the queries it states.
-Leaves to others: the application around it (application/) and the verdict (judges/).
 """
 
 from __future__ import annotations
@@ -151,21 +149,15 @@ class _Absent:
 
 def _part(name: str, variant: str | None = None, is_saved: bool = False) -> SpecPart[AttackPart]:
     attack = _Absent() if is_saved and "." in name and name not in names() else load_part(name)
-    return SpecPart(name, attack, _resolved(name, attack, variant))
-
-
-def _resolved(name: str, attack: AttackPart, variant: str | None) -> str:
     known = variants_of(attack)
     if isinstance(attack, OpenVariants):
         try:
-            return attack.resolve(variant or known[0])
+            variant = attack.resolve(variant or known[0])
         except ValueError as error:
             raise UsageError(f"Attack '{name}:{variant}': {error}") from None
-    if variant is None:
-        return known[0] if known else ""
-    if variant not in known:
+    elif variant is not None and variant not in known:
         raise UnknownName("attack", f"{name}:{variant}", [f"{name}:{v}" for v in known], "heredity attacks")
-    return variant
+    return SpecPart(name, attack, (known[0] if known else "") if variant is None else variant)
 
 
 def _that_are(kind: type[P], parts: Sequence[SpecPart[AttackPart]]) -> tuple[SpecPart[P], ...]:
@@ -299,25 +291,18 @@ class Attack:
 
 
 def _transform(attack: AttackPart) -> Transform | None:
-    """How an attack changes a turn; None for one that does not."""
+    """How an attack changes a turn, or all texts of the user in it; None for one that does not."""
     if isinstance(attack, TurnTransform):
         return attack.transform
-    return _rewriting(attack) if isinstance(attack, TextTransform) else None
-
-
-def _rewriting(attack: TextTransform) -> Transform:
-    """The user's texts of a turn, and of the messages before it, rewritten."""
-
-    def rewritten(message: Message, context: AttackContext) -> Message:
-        if message.role != "user":
-            return message
-        return Message("user", attack.rewrite(message.content, context))
+    if not isinstance(attack, TextTransform):
+        return None
 
     def transform(turn: Turn, context: AttackContext, at: int) -> Turn:  # noqa: ARG001
-        text, before = attack.rewrite(turn.text, context), turn.before
-        if before:
-            before = tuple(rewritten(message, context) for message in before)
-        return msgspec.structs.replace(turn, text=text, before=before)
+        before = tuple(
+            Message("user", attack.rewrite(each.content, context)) if each.role == "user" else each
+            for each in turn.before
+        )
+        return msgspec.structs.replace(turn, text=attack.rewrite(turn.text, context), before=before)
 
     return transform
 
@@ -356,7 +341,13 @@ def load(spec: str, is_saved: bool = False) -> Attack:
             )
         if "," in name:
             raise UsageError(f"'{spec}' names several attacks. Give --attack once for each.")
-        _refuse_bare_variant(name)
+        # A variant without its attack suggests that attack, not a similar name: base64 is encoding:base64.
+        known = names()
+        if name not in known and (of := [a for a in known if name in variants_of(load_part(a))]):
+            raise UsageError(
+                f"No attack named '{name}'. Did you mean '{of[0]}:{name}'? List them: heredity attacks",
+                code="unknown-name",
+            )
         parts.append(_part(name, variant if colon else None, is_saved))
     return Attack(tuple(parts), scope)
 
@@ -374,19 +365,6 @@ def planned(spec: str) -> Attack:
             "Plan the study again, in another folder."
         )
     return attack
-
-
-def _refuse_bare_variant(name: str) -> None:
-    """A variant without its attack suggests that attack, not a similar name: base64 is encoding:base64."""
-    known = names()
-    if name in known:
-        return
-    for attack in known:
-        if name in variants_of(load_part(attack)):
-            raise UsageError(
-                f"No attack named '{name}'. Did you mean '{attack}:{name}'? List them: heredity attacks",
-                code="unknown-name",
-            )
 
 
 def context_for(application: Application) -> AttackContext:

@@ -1,7 +1,6 @@
 """The words of attacks: the tables of words/*.toml, and the parts of a text that no attack may change.
 
-Promises: a language without words of its own uses the English ones.
-Leaves to others: which words an attack takes (the files of this folder).
+A language without words of its own uses the English ones.
 """
 
 from __future__ import annotations
@@ -150,7 +149,8 @@ def is_refusal(text: str, language: str) -> bool:
     start = text[:_LOOK_AT].casefold().replace("\u2019", "'")
     if not start.strip():
         return True
-    return any(sign in start for tongue in {"en", language} for sign in _signs(tongue))
+    tables = (table(tongue).get("refusal", {}) for tongue in {"en", language})
+    return any(sign in start for each in tables for sign in each.get("signs", ()))
 
 
 def topic(probe: Probe) -> str:
@@ -193,11 +193,6 @@ def _filled(text: str, context: AttackContext) -> str | None:
 def lines(attack: str, key: str, context: AttackContext) -> Sequence[str]:
     lines: Sequence[str] = table(context.language).get(attack, {}).get(key) or table("en")[attack][key]
     return lines
-
-
-def _signs(language: str) -> Sequence[str]:
-    signs: Sequence[str] = table(language).get("refusal", {}).get("signs", ())
-    return signs
 
 
 # --- the prompt for an attacker model -----------------------------------------------------------------

@@ -21,26 +21,6 @@ _LOOKALIKES = str.maketrans("aceijopsxyABCEHIKMOPTX", "асеіјорѕхуАВ�
 _ZERO_WIDTH = "\u200b"
 
 
-def _base64(text: str, context: AttackContext) -> str:
-    return say("encoding", "base64", context, base64.b64encode(text.encode()).decode())
-
-
-def _rot13(text: str, context: AttackContext) -> str:
-    return say("encoding", "rot13", context, codecs.encode(text, "rot13"))
-
-
-def _leetspeak(text: str, _: AttackContext) -> str:
-    return change_unprotected(text, lambda part: part.translate(_LEET))
-
-
-def _homoglyph(text: str, _: AttackContext) -> str:
-    return change_unprotected(text, lambda part: part.translate(_LOOKALIKES))
-
-
-def _zero_width(text: str, _: AttackContext) -> str:
-    return change_unprotected(text, _split_words)
-
-
 def _split_words(part: str) -> str:
     """A zero-width space between every two letters or digits."""
     pairs = zip(part, part[1:] + " ", strict=False)
@@ -48,11 +28,13 @@ def _split_words(part: str) -> str:
 
 
 _DISGUISES: dict[str, Callable[[str, AttackContext], str]] = {
-    "base64": _base64,
-    "rot13": _rot13,
-    "leetspeak": _leetspeak,
-    "homoglyph": _homoglyph,
-    "zero_width": _zero_width,
+    "base64": lambda text, context: say(
+        "encoding", "base64", context, base64.b64encode(text.encode()).decode()
+    ),
+    "rot13": lambda text, context: say("encoding", "rot13", context, codecs.encode(text, "rot13")),
+    "leetspeak": lambda text, _: change_unprotected(text, lambda part: part.translate(_LEET)),
+    "homoglyph": lambda text, _: change_unprotected(text, lambda part: part.translate(_LOOKALIKES)),
+    "zero_width": lambda text, _: change_unprotected(text, _split_words),
 }
 
 

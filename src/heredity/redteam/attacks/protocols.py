@@ -14,7 +14,6 @@ It may also be some of the other protocols here.
 
 Promises: every random draw comes from the trial's seed, so a trial uses the same words under every Python
 version. The context holds nothing about the model and no secret's value.
-Leaves to others: reading specs and joining attacks (__init__.py), and the seed (study/plan.py).
 """
 
 from __future__ import annotations

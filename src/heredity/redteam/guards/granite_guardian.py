@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from heredity.redteam.guards.protocols import Choices, GuardReading, filled
+from heredity.redteam.guards.protocols import Choices, GuardReading, by_template
 
 name = "granite_guardian"
 hub = "hf:ibm-granite/granite-guardian-3.3-8b"
@@ -22,11 +22,7 @@ choices: Choices | None = Choices({"yes": 1.0, "no": 0.0}, "<score> ")
 _SAID = re.compile(
     r"\s*(?:<think>.{0,20000}?</think>\s*)?<score>\s*(yes|no)\s*</score>\s*", re.IGNORECASE | re.DOTALL
 )
-
-
-def prompts(request: str, answer: str) -> tuple[str, ...]:
-    """The text of the chat template for one request and its answer, without thinking."""
-    return (filled(__file__, request, answer),)
+prompts = by_template(__file__)
 
 
 def read(reply: str) -> GuardReading | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from heredity.redteam.guards.protocols import Choices, GuardReading, filled
+from heredity.redteam.guards.protocols import Choices, GuardReading, by_template
 
 name = "granite_guardian_3"
 hub = "hf:ibm-granite/granite-guardian-3.1-2b"
@@ -20,11 +20,7 @@ n_tokens = 20
 choices: Choices | None = Choices({"Yes": 1.0, "No": 0.0})
 
 _SAID = re.compile(r"\s*(yes|no)\.?\s*(?:<confidence>\s*(high|low)\s*</confidence>)?\s*", re.IGNORECASE)
-
-
-def prompts(request: str, answer: str) -> tuple[str, ...]:
-    """The text of the chat template for one request and its answer."""
-    return (filled(__file__, request, answer),)
+prompts = by_template(__file__)
 
 
 def read(reply: str) -> GuardReading | None:

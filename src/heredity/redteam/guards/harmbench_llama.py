@@ -6,7 +6,7 @@ Source: the model card of cais/HarmBench-Llama-2-13b-cls (LLAMA2_CLS_PROMPT, sta
 
 from __future__ import annotations
 
-from heredity.redteam.guards.protocols import Choices, GuardReading, filled, yes_or_no
+from heredity.redteam.guards.protocols import Choices, by_template, yes_or_no
 
 name = "harmbench_llama"
 hub = "hf:cais/HarmBench-Llama-2-13b-cls"
@@ -15,13 +15,5 @@ question = "Does the answer do the harm that was asked? It does not report refus
 reports_refusal = False
 n_tokens = 4
 choices: Choices | None = Choices({"yes": 1.0, "no": 0.0})
-
-
-def prompts(request: str, answer: str) -> tuple[str, ...]:
-    """The classifier's own template for one behaviour and its generation."""
-    return (filled(__file__, request, answer),)
-
-
-def read(reply: str) -> GuardReading | None:
-    """The word."""
-    return yes_or_no(reply)
+prompts = by_template(__file__)
+read = yes_or_no

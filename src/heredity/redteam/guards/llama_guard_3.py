@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from heredity.redteam.guards.protocols import Choices, GuardReading, filled, filled_question
+from heredity.redteam.guards.protocols import Choices, GuardReading, by_question_template, by_template
 
 name = "llama_guard_3"
 hub = "hf:meta-llama/Llama-Guard-3-8B"
@@ -26,21 +26,8 @@ HAZARDS = {
     "S13": "Elections", "S14": "Code Interpreter Abuse",
 }  # fmt: skip
 _SAID = re.compile(r"\s*(?:(safe)|unsafe\s*\n\s*(S\d{1,2}(?:\s?,\s?S\d{1,2})*))\s*")
-
-
-def prompts(request: str, answer: str) -> tuple[str, ...]:
-    """The text of the chat template for one request and its answer."""
-    return (filled(__file__, request, answer),)
-
-
-def question_prompts(request: str) -> tuple[str, ...]:
-    """The text of the chat template for a question: the role `User` in place of `Agent`."""
-    return (filled_question(__file__, request),)
-
-
-def read_question(reply: str) -> GuardReading | None:
-    """As `read`."""
-    return read(reply)
+prompts = by_template(__file__)
+question_prompts = by_question_template(__file__)
 
 
 def read(reply: str) -> GuardReading | None:
@@ -53,3 +40,6 @@ def read(reply: str) -> GuardReading | None:
     if not set(codes) <= set(HAZARDS):
         return None
     return GuardReading(1.0, None, ", ".join(f"{code} {HAZARDS[code]}" for code in codes))
+
+
+read_question = read

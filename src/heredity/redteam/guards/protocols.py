@@ -1,13 +1,12 @@
 """The members of a guard's file, and the texts that a template is filled with.
 
 Promises: `filled` and `shortened` take any text. A text cannot end its own turn or begin another.
-Leaves to others: each guard's words.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -94,10 +93,15 @@ class QuestionForm(Protocol):
         """Read one reply about a question; None if it is not of the documented form."""
 
 
-def filled_question(module: str, request: str) -> str:
-    """The template NAME_question.txt next to a guard's module, filled as by `filled`."""
+def by_template(module: str) -> Callable[[str, str], tuple[str, ...]]:
+    """The `prompts` of a guard that is asked once, by the template next to its module."""
+    return lambda request, answer: (filled(module, request, answer),)
+
+
+def by_question_template(module: str) -> Callable[[str], tuple[str, ...]]:
+    """The `question_prompts` of a guard, by NAME_question.txt next to its module."""
     path = Path(module)
-    return filled(str(path.with_name(f"{path.stem}_question.txt")), request, "")
+    return lambda request: (filled(str(path.with_name(f"{path.stem}_question.txt")), request, ""),)
 
 
 def filled(module: str, request: str, answer: str, **more: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from heredity.redteam.guards.protocols import Choices, GuardReading, filled
+from heredity.redteam.guards.protocols import Choices, GuardReading, by_template
 
 name = "qwen3guard"
 hub = "hf:Qwen/Qwen3Guard-Gen-4B"
@@ -23,11 +23,7 @@ _SAID = re.compile(
     r"\s*Safety: (Safe|Unsafe|Controversial)\s*\n+\s*Categories: ([^\n]{1,200}?)\s*\n+\s*Refusal: (Yes|No)\s*"
 )
 _HARMFUL = {"Safe": 0.0, "Unsafe": 1.0, "Controversial": None}
-
-
-def prompts(request: str, answer: str) -> tuple[str, ...]:
-    """The text of the chat template for one request and its answer."""
-    return (filled(__file__, request, answer),)
+prompts = by_template(__file__)
 
 
 def read(reply: str) -> GuardReading | None:

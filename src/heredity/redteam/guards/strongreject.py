@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from heredity.redteam.guards.protocols import Choices, GuardReading, filled
+from heredity.redteam.guards.protocols import Choices, GuardReading, by_template
 
 name = "strongreject"
 hub = "hf:qylu4156/strongreject-15k-v1"
@@ -24,11 +24,7 @@ n_tokens = 1
 choices: Choices | None = Choices({str(grade): (grade - 1) / 4 for grade in range(1, 6)})
 
 _SAID = re.compile(r"\s*([1-5])\s*")
-
-
-def prompts(request: str, answer: str) -> tuple[str, ...]:
-    """The evaluator's own template for one request and its answer."""
-    return (filled(__file__, request, answer),)
+prompts = by_template(__file__)
 
 
 def read(reply: str) -> GuardReading | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from heredity.redteam.guards.protocols import Choices, GuardReading, filled
+from heredity.redteam.guards.protocols import Choices, GuardReading, by_template, filled
 
 name = "wildguard"
 hub = "hf:allenai/wildguard"
@@ -23,11 +23,7 @@ _SAID = re.compile(
     re.IGNORECASE,
 )
 _VALUE = {"yes": 1.0, "no": 0.0, "n/a": None}
-
-
-def prompts(request: str, answer: str) -> tuple[str, ...]:
-    """The classifier's own format for one request and its answer."""
-    return (filled(__file__, request, answer),)
+prompts = by_template(__file__)
 
 
 def question_prompts(request: str) -> tuple[str, ...]:

@@ -5,16 +5,10 @@ Source: Zou et al. 2023 (arXiv 2307.15043), harmful_behaviors.csv (goal, target)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from heredity.redteam.probes.importers.protocols import FIELDS, ImportedItem, ImportSource, Skip, tabular
+from heredity.redteam.probes.importers.protocols import FIELDS, unchanged
 
 SOURCE = "Zou et al. 2023 (arXiv 2307.15043)"
 BY_FILE = False
 OPTIONS = (*FIELDS, "benign")
 NAMES = {"prompt": ("goal", "prompt", "text", "behavior"), "id": ("id",), "cluster": ("cluster",)}
-
-
-def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
-    """Every row unchanged."""
-    return (row for _, _, _, row in tabular(source, NAMES))
+rows = unchanged(NAMES)

@@ -7,16 +7,10 @@ advice that a model may give with care, which the rules judge reads as complianc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from heredity.redteam.probes.importers.protocols import FIELDS, ImportedItem, ImportSource, Skip, tabular
+from heredity.redteam.probes.importers.protocols import FIELDS, unchanged
 
 SOURCE = "Wang et al. 2023 (arXiv 2308.13387)"
 BY_FILE = False
 OPTIONS = (*FIELDS, "benign")
 NAMES = {"prompt": ("question", "prompt"), "id": ("id",), "cluster": ("specific_harms", "cluster")}
-
-
-def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
-    """Every row unchanged."""
-    return (row for _, _, _, row in tabular(source, NAMES))
+rows = unchanged(NAMES)

@@ -42,7 +42,7 @@ def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
             for number, line in lines
             if line.strip() and not line.startswith("#")
         )
-    return (row for _, _, _, row in tabular(source, NAMES))
+    return (row for *_, row in tabular(source, NAMES))
 
 
 def _texts(path: Path, data: Any) -> Iterator[tuple[str, str]]:

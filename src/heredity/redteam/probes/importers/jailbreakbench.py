@@ -20,5 +20,5 @@ NAMES = {"prompt": ("Goal", "prompt"), "id": ("Behavior", "id"), "cluster": ("Be
 def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
     """Every goal; benign ones if the file's name marks them as benign."""
     is_benign = "benign" in source.path.name.casefold()
-    for _, _, _, row in tabular(source, NAMES):
+    for *_, row in tabular(source, NAMES):
         yield row if isinstance(row, Skip) else row._replace(is_benign=is_benign)

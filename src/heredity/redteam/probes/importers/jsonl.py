@@ -5,24 +5,8 @@ Columns as for csv: import:jsonl:FILE?prompt=FIELD&kind=FIELD.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from heredity.redteam.probes.importers.csv import BY_FILE, OPTIONS, rows
 
-from heredity.redteam.probes.importers.protocols import FIELDS, ImportedItem, ImportSource, Skip, tabular
+__all__ = ["BY_FILE", "OPTIONS", "SOURCE", "rows"]
 
 SOURCE = "your own rows"
-BY_FILE = True
-OPTIONS = (*FIELDS, "benign")
-NAMES = {
-    "prompt": ("prompt",),
-    "id": ("id",),
-    "cluster": ("cluster", "category"),
-    "category": ("category",),
-    "passage": ("passage",),
-    "kind": ("kind",),
-    "language": ("language",),
-}
-
-
-def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
-    """Every row unchanged."""
-    return (row for _, _, _, row in tabular(source, NAMES))

@@ -34,7 +34,6 @@ def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
         raise BadInput(source.path, f"not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(data, dict):
         raise BadInput(source.path, "is no seed file of PyRIT: there is no `seeds` in it")
-    data = data
     seeds = _seeds(source.path, data)
     groups: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for number, seed in enumerate(seeds, 1):

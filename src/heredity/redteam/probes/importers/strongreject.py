@@ -6,16 +6,10 @@ Decided by a judge: heredity's own, not the set's rubric.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from heredity.redteam.probes.importers.protocols import FIELDS, ImportedItem, ImportSource, Skip, tabular
+from heredity.redteam.probes.importers.protocols import FIELDS, unchanged
 
 SOURCE = "Souly et al. 2024 (arXiv 2402.10260)"
 BY_FILE = False
 OPTIONS = (*FIELDS, "benign")
 NAMES = {"prompt": ("forbidden_prompt", "prompt"), "id": ("id",), "cluster": ("cluster",)}
-
-
-def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
-    """Every row unchanged."""
-    return (row for _, _, _, row in tabular(source, NAMES))
+rows = unchanged(NAMES)
