@@ -244,16 +244,16 @@ def test_parts_are_kept_within_the_budget_and_dropped_from_the_end(tiny_llama: P
     a_token = sum(cache[0, :, :1].nbytes for cache in (*slots.keys, *slots.values))
     kept, turn = PrefixCache(a_token * (CHUNK + 96), is_fine=True), tokens(CHUNK + 40, 1)
     kept.keep(empty, turn, slots, 0)
-    assert kept.known(empty, turn) == kept.load(empty, turn, slots, 0) == CHUNK + 32
-    assert kept.known(empty, turn[:CHUNK] + tokens(50, 2)) == CHUNK
-    assert kept.known(empty, turn[: CHUNK - 1]) == CHUNK - 16, "a part of a part"
-    assert kept.known(empty, turn[:15]) == kept.known(empty, tokens(CHUNK, 2)) == 0
-    assert kept.known(SharedPrefix((7,), [], []), turn) == 0
+    assert kept.n_cached(empty, turn) == kept.load(empty, turn, slots, 0) == CHUNK + 32
+    assert kept.n_cached(empty, turn[:CHUNK] + tokens(50, 2)) == CHUNK
+    assert kept.n_cached(empty, turn[: CHUNK - 1]) == CHUNK - 16, "a part of a part"
+    assert kept.n_cached(empty, turn[:15]) == kept.n_cached(empty, tokens(CHUNK, 2)) == 0
+    assert kept.n_cached(SharedPrefix((7,), [], []), turn) == 0
     longer = turn + tokens(40, 3)
     kept.keep(empty, longer, slots, 0)
-    assert kept.known(empty, longer) == CHUNK + 80 and kept._size == a_token * (CHUNK + 80)
+    assert kept.n_cached(empty, longer) == CHUNK + 80 and kept._size == a_token * (CHUNK + 80)
     kept.keep(empty, tokens(48, 4), slots, 0)
-    assert kept.known(empty, longer) == CHUNK + 32 and kept._size <= a_token * (CHUNK + 96)
+    assert kept.n_cached(empty, longer) == CHUNK + 32 and kept._size <= a_token * (CHUNK + 96)
 
 
 # --- the probe -------------------------------------------------------------------------------------------

@@ -118,17 +118,17 @@ def test_a_part_that_does_not_fit_into_memory_is_not_looked_for_later(
         patched.setattr(torch.Tensor, "clone", full)
         with pytest.raises(RuntimeError, match="not enough memory"):
             kept.keep(empty, prompt, slots, 0)
-    assert kept.known(empty, prompt) == kept._size == 0
+    assert kept.n_cached(empty, prompt) == kept._size == 0
     kept.keep(empty, prompt, slots, 0)
-    assert kept.known(empty, prompt) == 32
+    assert kept.n_cached(empty, prompt) == 32
 
 
 def test_prompts_of_one_caller_tell_nothing_of_another() -> None:
     empty, kept, prompt = SharedPrefix((), [], []), PrefixCache(1 << 20, is_fine=True), tokens(40, 1)
     slots = KvSlots([torch.zeros(1, 1, CHUNK, 1)], [torch.zeros(1, 1, CHUNK, 1)])
     kept.keep(empty, prompt, slots, 0, "one")
-    for caller, n_known in (("one", 32), ("other", 0), ("", 0)):
-        assert kept.known(empty, prompt, caller) == kept.load(empty, prompt, slots, 0, caller) == n_known
+    for caller, n_cached in (("one", 32), ("other", 0), ("", 0)):
+        assert kept.n_cached(empty, prompt, caller) == kept.load(empty, prompt, slots, 0, caller) == n_cached
     kept.keep(empty, prompt, slots, 0, "other")
     assert len(kept._kept) == 2
 
@@ -155,16 +155,16 @@ def test_what_is_loaded_is_what_these_tokens_left_whatever_was_kept_and_dropped(
         left = torch.tensor(list(accumulate(prompt, lambda h, token: (31 * h + token + 7) % 2**20))).float()
         for cache in (slots.keys[0], slots.values[0]):
             cache.fill_(-1)
-        known = kept.known(empty, prompt)
-        assert kept.load(empty, prompt, slots, 0) == known <= len(prompt) and known % grain == 0
+        n_cached = kept.n_cached(empty, prompt)
+        assert kept.load(empty, prompt, slots, 0) == n_cached <= len(prompt) and n_cached % grain == 0
         for cache in (slots.keys[0], slots.values[0]):
-            assert torch.equal(cache[0, 0, :known, 0], left[:known])
+            assert torch.equal(cache[0, 0, :n_cached, 0], left[:n_cached])
             cache[0, 0, : len(prompt), 0] = left
         usable = [tokens for _, tokens in kept._kept if follows_what_is_kept(kept, tokens)]
-        assert known == max((kept.n_shared(tokens, prompt) for tokens in usable), default=0)
+        assert n_cached == max((kept.n_shared(tokens, prompt) for tokens in usable), default=0)
         kept.keep(empty, prompt, slots, 0)
         if len(prompt) <= 3 * CHUNK:
-            assert kept.known(empty, prompt) == len(prompt) // grain * grain
+            assert kept.n_cached(empty, prompt) == len(prompt) // grain * grain
         assert kept._size == sum(part.nbytes for parts in kept._kept.values() for part in parts) <= budget
         assert sorted(key[1] for key in kept._kept) == kept._ordered.get(("", ()), [])
         seen.append(prompt)

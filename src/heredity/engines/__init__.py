@@ -188,6 +188,6 @@ def cache_budget(device: Device = CPU) -> int:
     return (device.total_memory() or _UNKNOWN_MEMORY) // 4
 
 
-def n_begun(text: str, end: str) -> int:
+def n_started(text: str, end: str) -> int:
     """Return the length of the longest proper beginning of `end` at the end of `text`."""
     return next((n for n in range(min(len(text), len(end) - 1), 0, -1) if text.endswith(end[:n])), 0)

@@ -24,14 +24,14 @@ MAX_PATTERNS = 4  # that one text must match: the time to compile them together 
 def compact(schema: str) -> dict[str, object]:
     """A schema that allows one space behind each comma and colon, and none elsewhere. Raises BadArgument."""
     try:
-        found = msgspec.json.decode(schema, type=dict[str, object])
-        n_patterns = _Patterns(found).most
-        found = _without_one_of(found)
+        compacted = msgspec.json.decode(schema, type=dict[str, object])
+        n_patterns = _Patterns(compacted).most
+        compacted = _without_one_of(compacted)
     except (msgspec.DecodeError, RecursionError) as error:
         raise refused(first_line(error)) from None
     if n_patterns > MAX_PATTERNS:
         raise refused(f"one text must match {n_patterns} patterns, and {MAX_PATTERNS} is the most")
-    return {**found, "x-guidance": _FORM}
+    return {**compacted, "x-guidance": _FORM}
 
 
 class _Patterns:
@@ -83,8 +83,8 @@ def _target(schema: object, reference: object) -> object:
     return node
 
 
-def _list_of(found: object) -> list[object]:
-    return found if isinstance(found, list) else []
+def _list_of(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
 
 
 def _named(counts: dict[str, int], name: str) -> dict[str, int]:
@@ -113,23 +113,23 @@ def _without_one_of(schema: dict[str, object]) -> dict[str, object]:
             return [changed(each) for each in node]
         if not isinstance(node, dict):
             return node
-        found = {key: each if key in _DATA else changed(each) for key, each in node.items()}
+        copy = {key: each if key in _DATA else changed(each) for key, each in node.items()}
         if isinstance(node.get("oneOf"), list) and _is_told_apart(schema, node):
-            joined = {"anyOf": found.pop("oneOf")}
-            found["allOf"] = [*_list_of(found.get("allOf")), joined]
-        return found
+            joined = {"anyOf": copy.pop("oneOf")}
+            copy["allOf"] = [*_list_of(copy.get("allOf")), joined]
+        return copy
 
-    found = changed(schema)
-    assert isinstance(found, dict)
-    return found
+    without = changed(schema)
+    assert isinstance(without, dict)
+    return without
 
 
 def _is_told_apart(schema: dict[str, object], node: dict[str, object]) -> bool:
     """Return True if no value surely matches two alternatives of the node's `oneOf`."""
-    found = [_constants(schema, each, node.get("type")) for each in _list_of(node["oneOf"])]
-    for name in found[0] if found else ():
-        values = [each[name] for each in found if name in each]
-        if len(values) == len(found) and len(frozenset().union(*values)) == sum(map(len, values)):
+    constants = [_constants(schema, each, node.get("type")) for each in _list_of(node["oneOf"])]
+    for name in constants[0] if constants else ():
+        values = [each[name] for each in constants if name in each]
+        if len(values) == len(constants) and len(frozenset().union(*values)) == sum(map(len, values)):
             return True
     return False
 
@@ -142,15 +142,15 @@ def _constants(schema: object, alternative: object, kind: object) -> dict[str, f
     parts = list(_parts(schema, alternative))
     demanded = {str(name) for part in parts for name in _list_of(part.get("required"))}
     is_object = "object" in (kind, *(part.get("type") for part in parts))
-    found = dict[str, frozenset[object]]()
+    constants = dict[str, frozenset[object]]()
     for part in parts:
-        found.update(_named_constants("", part))
+        constants.update(_named_constants("", part))
         properties = part.get("properties")
         if is_object and isinstance(properties, dict):
             for name in demanded & properties.keys():
                 for each in _parts(schema, properties[name]):
-                    found.update(_named_constants(name, each))
-    return found
+                    constants.update(_named_constants(name, each))
+    return constants
 
 
 def _parts(schema: object, node: object, depth: int = 0) -> Iterator[dict[str, object]]:
@@ -213,6 +213,6 @@ _WORDS = (
 
 def refused(why: str) -> BadArgument:
     """The error for a schema that cannot be held."""
-    found = (match.expand(words) for form, words in _WORDS if (match := form.search(why)))
-    line = next(found, why.split("\n")[0])[:300]
+    reasons = (match.expand(words) for form, words in _WORDS if (match := form.search(why)))
+    line = next(reasons, why.split("\n")[0])[:300]
     return BadArgument(f"this JSON schema cannot be held: {line}", key="decoding.json_schema")

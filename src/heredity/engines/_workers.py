@@ -19,10 +19,10 @@ from typing import NamedTuple
 from heredity.core.errors import EngineFailure, HeredityError
 from heredity.core.records import Reply, Request
 from heredity.engines import RequestStream
-from heredity.engines._heard import HeardAnswer, KeyMask
+from heredity.engines._streaming import KeyMask, StreamedAnswer
 
-Answer = Callable[[Request, HeardAnswer], Reply]
-Hear = Callable[[Request], HeardAnswer]
+Answer = Callable[[Request, StreamedAnswer], Reply]
+Hear = Callable[[Request], StreamedAnswer]
 ASK_AGAIN = 0.02  # seconds until the stream of requests is asked again
 LOOK_SECONDS = 0.1  # between two looks whether an answer is still wanted
 _LOST_PER_WORKER = 4  # answers that never came, per worker: beyond it the run ends
@@ -38,13 +38,13 @@ class _Waiting(NamedTuple):
 
     request: Request
     deadline: float
-    heard: HeardAnswer
+    heard: StreamedAnswer
     is_answered: bool = False
 
 
-def unheard(request: Request) -> HeardAnswer:
+def unheard(request: Request) -> StreamedAnswer:
     """The answer of a request to which nobody listens."""
-    return HeardAnswer(request, None, KeyMask())
+    return StreamedAnswer(request, None, KeyMask())
 
 
 class WorkerPool:
@@ -90,7 +90,7 @@ class WorkerPool:
     def _has_room(self) -> bool:
         return len(self._in_flight) < self._width
 
-    def _work(self, ticket: int, request: Request, heard: HeardAnswer) -> None:
+    def _work(self, ticket: int, request: Request, heard: StreamedAnswer) -> None:
         try:
             self._came.put(_Came(ticket, self._answer(request, heard)))
         except BaseException as error:  # a user's function may raise anything, SystemExit too

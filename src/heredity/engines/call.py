@@ -34,7 +34,7 @@ from heredity.core.errors import EngineFailure, Unavailable, UsageError
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, Stop, ToolCall
 from heredity.engines import failed_reply
-from heredity.engines._heard import HeardAnswer, KeyMask
+from heredity.engines._streaming import KeyMask, StreamedAnswer
 from heredity.engines._workers import Hear, WorkerPool, conversation_id, conversation_text, error_row, unheard
 from heredity.engines.protocols import Capabilities, FirstAnswer, Listener, Provenance
 
@@ -152,7 +152,7 @@ class Function:
                     f" It gives: {', '.join(_EXTRAS)}."
                 )
 
-    def call(self, request: Request, conversation: str, loop: Loop, heard: HeardAnswer) -> FunctionAnswer:
+    def call(self, request: Request, conversation: str, loop: Loop, heard: StreamedAnswer) -> FunctionAnswer:
         """Call the function, an async one in `loop`, and return its result. heard: gets its parts."""
         decoding = request.decoding
         there = {
@@ -179,7 +179,7 @@ class Function:
 class _Parts:
     """The parts that a function gives one by one, until nobody waits for more."""
 
-    def __init__(self, heard: HeardAnswer) -> None:
+    def __init__(self, heard: StreamedAnswer) -> None:
         self._texts, self._calls = list[str](), list[ToolCall]()
         self._n, self._heard = 0, heard
 
@@ -360,7 +360,7 @@ class CallEngine:
 
     def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
         """Do the same as `reply`. Only the answer of an iterator is heard in parts."""
-        return self._replies(requests, partial(HeardAnswer, listener=listener, mask=KeyMask()))
+        return self._replies(requests, partial(StreamedAnswer, listener=listener, mask=KeyMask()))
 
     def _replies(self, requests: Iterable[Request | None], hear: Hear) -> Iterator[Reply]:
         pool = WorkerPool(self._answer, self._width, self._timeout + 1, self.render, hear)
@@ -369,7 +369,7 @@ class CallEngine:
     def close(self) -> None:
         self._loop.close()
 
-    def _answer(self, request: Request, heard: HeardAnswer) -> Reply:
+    def _answer(self, request: Request, heard: StreamedAnswer) -> Reply:
         prompt = self.render(request)
         if request.prefill:
             return failed_reply(request, prompt, EngineFailure(NO_PREFILL))

@@ -31,7 +31,7 @@ from heredity.core.errors import Damaged, EngineFailure, Unavailable, UsageError
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, Stop
 from heredity.engines import call
-from heredity.engines._heard import EventReader, HeardAnswer, KeyMask
+from heredity.engines._streaming import EventReader, KeyMask, StreamedAnswer
 from heredity.engines._workers import Hear, WorkerPool, conversation_id, conversation_text, error_row, unheard
 from heredity.engines.call import MAX_TEXT, NO_PREFILL, as_dicts
 from heredity.engines.protocols import Capabilities, FirstAnswer, Listener, Provenance
@@ -102,7 +102,7 @@ class WebEndpoint:
         """Close the connections."""
         self._client.close()
 
-    def ask(self, request: Request, conversation: str, heard: HeardAnswer) -> WebAnswer:
+    def ask(self, request: Request, conversation: str, heard: StreamedAnswer) -> WebAnswer:
         """Return the answer. heard: gets the parts of one that grows.
 
         Raises WebRequestFailed for this request, EngineFailure for all requests.
@@ -113,7 +113,7 @@ class WebEndpoint:
             try:
                 response = self._post(body, heard)
             except _Lost as lost:
-                if not is_first or heard.is_begun or time.monotonic() > deadline:
+                if not is_first or heard.is_started or time.monotonic() > deadline:
                     raise WebRequestFailed(str(lost)) from None
                 is_first = False
                 continue
@@ -131,7 +131,7 @@ class WebEndpoint:
         heard.finish(text)
         return WebAnswer(text, response.status in self._blocked)
 
-    def _post(self, body: object, heard: HeardAnswer) -> _WebResponse:
+    def _post(self, body: object, heard: StreamedAnswer) -> _WebResponse:
         """Return the response. Raises _Lost if a part is missing, and WebRequestFailed."""
         try:
             with self._client.stream("POST", self.url, json=body, headers=self._headers) as response:
@@ -150,7 +150,7 @@ class WebEndpoint:
         except httpx.HTTPError as error:
             raise _Lost(self.mask(f"{type(error).__name__}: {error}")) from None
 
-    def _events(self, response: httpx.Response, heard: HeardAnswer) -> str:
+    def _events(self, response: httpx.Response, heard: StreamedAnswer) -> str:
         """Return the text of a stream of events, and pass it on as it grows."""
         reader, events = EventReader(), _EventTexts(self._pointer)
         pieces = _bounded(response, _PER_EVENT * _MAX_BYTES)
@@ -391,7 +391,7 @@ class UrlEngine:
 
     def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
         """Do the same as `reply`. Only the answer of a stream of events is heard in parts."""
-        return self._replies(requests, partial(HeardAnswer, listener=listener, mask=self._web.mask))
+        return self._replies(requests, partial(StreamedAnswer, listener=listener, mask=self._web.mask))
 
     def _replies(self, requests: Iterable[Request | None], hear: Hear) -> Iterator[Reply]:
         # Later than the request's own limit, whose error names the cause.
@@ -401,7 +401,7 @@ class UrlEngine:
     def close(self) -> None:
         self._web.close()
 
-    def _answer(self, request: Request, heard: HeardAnswer) -> Reply:
+    def _answer(self, request: Request, heard: StreamedAnswer) -> Reply:
         if request.prefill:
             return error_row(request, self.render, NO_PREFILL)
         try:

@@ -32,7 +32,7 @@ from jinja2.utils import Cycler, Joiner, Namespace, pass_context
 
 from heredity.core.errors import ContextOverflow, EngineFailure, Unavailable
 from heredity.core.records import Message, Reply, Request, Tool
-from heredity.engines import failed_reply, n_begun
+from heredity.engines import failed_reply, n_started
 from heredity.formats.tokenizer_files import has_more_tokens, load_tokenizer
 
 if TYPE_CHECKING:
@@ -707,18 +707,18 @@ class StopTexts:
             return "" if self.is_over else more
         text = self._held + more
         # The end that is complete first, so that the split of the text does not matter.
-        found = [(i + len(end), i) for end in self._texts if (i := text.find(end)) >= 0]
-        if found:
+        ends = [(i + len(end), i) for end in self._texts if (i := text.find(end)) >= 0]
+        if ends:
             self.is_over, self._held = True, ""
-            return text[: min(found)[1]]
-        n_held = max((n_begun(text, end) for end in self._texts), default=0)
+            return text[: min(ends)[1]]
+        n_held = max((n_started(text, end) for end in self._texts), default=0)
         self._held = text[len(text) - n_held :]
         return text[: len(text) - n_held]
 
     def rest(self) -> str:
         """Return the text that was held back, at the end of the answer."""
-        found, self._held = self._held, ""
-        return found
+        rest, self._held = self._held, ""
+        return rest
 
 
 class GrowingAnswer:
@@ -804,14 +804,14 @@ class ChatCodec:
     @property
     def start(self) -> int | None:
         """The token that the tokenizer begins a text with; None if it has none."""
-        found: int | None = self._tokenizer.bos_token_id
-        return found
+        token: int | None = self._tokenizer.bos_token_id
+        return token
 
     @property
     def end(self) -> int:
         """The token that the tokenizer ends a text with."""
-        found: int = self._tokenizer.eos_token_id
-        return found
+        token: int = self._tokenizer.eos_token_id
+        return token
 
     def render(self, request: Request) -> str:
         """Return the prompt of a request. Raises EngineFailure if the template refuses the messages."""
@@ -962,10 +962,10 @@ class AnswerReader:
 
 def stop_tokens(folder: Path, vocabulary: Mapping[str, int]) -> frozenset[int]:
     """Return the tokens that end an answer by a model's files, and those of known names in `vocabulary`."""
-    found: set[int] = set()
+    stops: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         ids = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
-        found |= set(ids if isinstance(ids, list) else [ids]) - {None}
+        stops |= set(ids if isinstance(ids, list) else [ids]) - {None}
     ends = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|endoftext|>", "<|end|>", "</s>")
-    return frozenset(found | {vocabulary[end] for end in ends if end in vocabulary})
+    return frozenset(stops | {vocabulary[end] for end in ends if end in vocabulary})

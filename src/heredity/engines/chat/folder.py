@@ -35,19 +35,18 @@ class FolderChat:
     """
 
     def __init__(self, folder: Path, weights: Path | None = None) -> None:
-        found: dict[str, str] = {}
+        specials: dict[str, str] = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             for key, value in _read(folder / name).items():
                 text = value.get("content") if isinstance(value, dict) else value
                 if key in _SPECIALS and isinstance(text, str):
-                    found[key] = text
-        specials = found
+                    specials[key] = text
         self._template = Template(template_source(folder), specials=specials)
         with_tools = template_source(folder, "tool_use")
         self._with_tools = Template(with_tools, specials=specials) if with_tools else self._template
-        known = vocabulary(folder)
-        own = {known[end] for end in (specials.get("eos_token", ""),) if end in known}
-        self.stop_tokens = sorted(stop_tokens(weights or folder, known) | own)
+        tokens = vocabulary(folder)
+        ends = {tokens[end] for end in (specials.get("eos_token", ""),) if end in tokens}
+        self.stop_tokens = sorted(stop_tokens(weights or folder, tokens) | ends)
 
     @property
     def is_base(self) -> bool:
@@ -80,13 +79,13 @@ def template_source(folder: Path, name: str = "default") -> str:
     if (folder / place).is_file():
         return (folder / place).read_text("utf-8")
     path = folder / "tokenizer_config.json"
-    found = _read(path).get("chat_template")
-    if isinstance(found, list):
-        named = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == name]
-        found = named[0].get("template") if named else None
+    template = _read(path).get("chat_template")
+    if isinstance(template, list):
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == name]
+        template = named[0].get("template") if named else None
     elif name != "default":
         return ""
-    return found if isinstance(found, str) else ""
+    return template if isinstance(template, str) else ""
 
 
 def check_template(source: str, place: str) -> None:
@@ -110,13 +109,13 @@ def vocabulary(folder: Path) -> dict[str, int]:
     """Return token ids by text, from the files: the vocabulary and the added tokens."""
     tokenizer = _read(folder / "tokenizer.json")
     model = tokenizer.get("model")
-    known = model.get("vocab") if isinstance(model, dict) else None
-    found: dict[str, int] = dict(known) if isinstance(known, dict) else {}
-    found |= {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens") or []}
+    stored = model.get("vocab") if isinstance(model, dict) else None
+    tokens: dict[str, int] = dict(stored) if isinstance(stored, dict) else {}
+    tokens |= {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens") or []}
     decoder = _read(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-    return found | {entry["content"]: int(number) for number, entry in decoder.items()}
+    return tokens | {entry["content"]: int(number) for number, entry in decoder.items()}
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
+    content = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}

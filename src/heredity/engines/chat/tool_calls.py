@@ -110,22 +110,22 @@ def _read(text: str) -> Iterator[WrittenCall]:
 def _unparsed(text: str) -> Iterator[WrittenCall]:
     """Yield the calls in text that is not JSON, each with the text from its arguments to the next call."""
     names = list(_NAME.finditer(text))
-    for number, found in enumerate(names, 1):
+    for number, match in enumerate(names, 1):
         end = names[number].start() if number < len(names) else len(text)
-        given = _ARGUMENTS.search(text, found.end(), end)
+        given = _ARGUMENTS.search(text, match.end(), end)
         words = text[given.end() : end].strip() if given is not None else ""
-        yield WrittenCall(found[1], words.removesuffix("}").strip() if end == len(text) else words)
+        yield WrittenCall(match[1], words.removesuffix("}").strip() if end == len(text) else words)
 
 
 def _arguments(item: Mapping[str, object]) -> str:
-    found = item.get("arguments", item.get("parameters", {}))
+    arguments = item.get("arguments", item.get("parameters", {}))
     # Some models write the arguments as a JSON string.
-    return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def _object(arguments: str) -> dict[str, object]:
     try:
-        found = json.loads(arguments)
+        value = json.loads(arguments)
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}

@@ -38,7 +38,7 @@ from heredity.core.host import Device
 from heredity.core.records import Decoding, Model, Reply, Request, ToolCall, digest
 from heredity.core.sanitize import clean_text, plural
 from heredity.engines import RequestStream, failed_reply
-from heredity.engines._heard import EventReader, HeardAnswer, KeyMask
+from heredity.engines._streaming import EventReader, KeyMask, StreamedAnswer
 from heredity.engines._workers import ASK_AGAIN
 from heredity.engines.protocols import Capabilities, FirstAnswer, Listener, Provenance
 from heredity.engines.remote.messages import (
@@ -323,7 +323,7 @@ class InFlightRequest:
     body: JsonObject
     prompt: str
     reserved: Usage
-    heard: HeardAnswer | None = None
+    heard: StreamedAnswer | None = None
     used: Usage = field(default_factory=Usage)
     started: float = field(default_factory=time.monotonic)
     n_failures: int = 0
@@ -477,7 +477,7 @@ class Transport:
         self._has_streams = False
         return answer
 
-    async def _streamed(self, in_flight: InFlightRequest, heard: HeardAnswer) -> ApiAnswer:
+    async def _streamed(self, in_flight: InFlightRequest, heard: StreamedAnswer) -> ApiAnswer:
         stream = self._api.open_stream(clean_text(in_flight.request.prefill))
 
         def receive(data: bytes) -> bool:
@@ -588,7 +588,7 @@ class Transport:
 
 def _is_begun(in_flight: InFlightRequest) -> bool:
     """Return True if a part of the answer was heard: another attempt would begin again."""
-    return in_flight.heard is not None and in_flight.heard.is_begun
+    return in_flight.heard is not None and in_flight.heard.is_started
 
 
 def add(a: Usage, b: Usage) -> Usage:
@@ -621,7 +621,7 @@ def load(
 
     Raises Unavailable if the environment variable with the key is not set, Damaged for an incomplete record.
     """
-    from heredity.engines._heard import KeyMask
+    from heredity.engines._streaming import KeyMask
     from heredity.engines.remote.engine import Transport
     from heredity.engines.remote.messages import Endpoint
 
@@ -779,7 +779,7 @@ class _Session:
                 return
 
     def _prepare(self, request: Request) -> Generator[Reply, None, InFlightRequest | None]:
-        from heredity.engines._heard import HeardAnswer
+        from heredity.engines._streaming import StreamedAnswer
         from heredity.engines.remote.engine import InFlightRequest
         from heredity.engines.remote.messages import render
 
@@ -791,7 +791,9 @@ class _Session:
             return None
         n_bytes = len(prompt.encode("utf-8", "replace"))
         reserved = Usage(-(-n_bytes // BYTES_PER_TOKEN), self._endpoint.token_limit(request.decoding))
-        heard = None if self._listener is None else HeardAnswer(request, self._listener, self._transport.mask)
+        heard = (
+            None if self._listener is None else StreamedAnswer(request, self._listener, self._transport.mask)
+        )
         return InFlightRequest(request, body, prompt, reserved, heard)
 
     def _takes_more(self) -> bool:

@@ -204,11 +204,11 @@ class AdapterSet:
         if not self._places.keys() >= set(numbers) - {0}:
             raise EngineFailure("an adapter of these rows is no longer here")
         key = kind, numbers
-        if (found := self._plans.get(key)) is None:
-            found = self._plans[key] = tuple(self._planned(kind, numbers, device))
+        if (planned := self._plans.get(key)) is None:
+            planned = self._plans[key] = tuple(self._planned(kind, numbers, device))
             if len(self._plans) > _KEPT:
                 self._plans.popitem(last=False)
-        return found
+        return planned
 
     def _planned(self, kind: str, numbers: tuple[int, ...], device: torch.device) -> Iterator[Share]:
         rows: dict[tuple[int, int], list[int]] = {}
@@ -216,8 +216,8 @@ class AdapterSet:
             if number:
                 rows.setdefault(self._places[number], []).append(at)
         if kind == "row":  # the product of an adapter by itself: all rows of the pass
-            for (shape, place), own in rows.items():
-                there = torch.tensor(own, device=device)
+            for (shape, place), changed in rows.items():
+                there = torch.tensor(changed, device=device)
                 yield Share(shape, place, there, torch.arange(len(numbers), device=device)[None], there)
             return
         for run in _runs(sorted(rows)):
@@ -253,12 +253,14 @@ def _runs(places: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
 def _share(
     run: Mapping[tuple[int, int], Sequence[int]], widths: Sequence[int], device: torch.device
 ) -> Share:
-    (shape, first), rows = next(iter(run)), [at for own in run.values() for at in own]
-    multiplied = torch.stack([padded_rows(own, widths) for own in run.values()])
+    (shape, first), rows = next(iter(run)), [at for changed in run.values() for at in changed]
+    multiplied = torch.stack([padded_rows(changed, widths) for changed in run.values()])
     taken = None
     if len(run) > 1:
         places = enumerate(run.values())
-        taken = torch.tensor([i * multiplied.shape[1] + at for i, own in places for at in range(len(own))])
+        taken = torch.tensor(
+            [i * multiplied.shape[1] + at for i, changed in places for at in range(len(changed))]
+        )
         taken = taken.to(device)
     return Share(shape, first, torch.tensor(rows, device=device), multiplied.to(device), taken)
 
@@ -270,8 +272,8 @@ def prove_rows(updates: Updates, decoder: Decoder, width: int) -> ProvenRows:
     """
     by_shape = {update.shape: update for update in updates.by_place.values()}
     key = frozenset(by_shape), decoder.dtype, decoder.device, width
-    if (known := _PROVEN.get(key)) is not None:
-        return known
+    if (proven := _PROVEN.get(key)) is not None:
+        return proven
     distinct, steps = by_shape.values(), [each for each in WIDTHS if each < width]
     step = (*_same(distinct, decoder, steps, width, _by), width)
     packed = (*_same(distinct, decoder, _PACKED[:-1], _PACKED[-1], _by), _PACKED[-1])
@@ -287,14 +289,14 @@ def _same(
     product: Callable[[Update, torch.Tensor, int], torch.Tensor],
 ) -> list[int]:
     """Return the widths at which a product has the bits of an adapter by itself at the usual width."""
-    found = list(widths)
+    same = list(widths)
     for update in updates:
         n_rows = round_up(max(usual, _N_OUTPUTS // sum(part.n_out for part in update.parts)), usual)
         drawn = torch.randn((n_rows, update.a.shape[1]), generator=torch.Generator().manual_seed(1))
         rows = drawn.to(decoder.device, decoder.dtype)
         expected = torch.cat([update.fused()(some) for some in rows.split(usual)])
-        found = [width for width in found if torch.equal(product(update, rows, width), expected)]
-    return found
+        same = [width for width in same if torch.equal(product(update, rows, width), expected)]
+    return same
 
 
 def _by(update: Update, rows: torch.Tensor, width: int) -> torch.Tensor:
@@ -308,12 +310,12 @@ def _by_stack(update: Update, rows: torch.Tensor, width: int) -> torch.Tensor:
     for _ in range(1, _MAX_STACKED):
         stack = stack.with_(update)
     filled = _filled(rows, round_up(len(rows), width)).view(-1, width, rows.shape[1])
-    found, at, n = [], 0, 2
+    products, at, n = [], 0, 2
     while at < len(filled):  # 2, 3, ... of them, so that their number is seen to change nothing
         some = filled[at : at + n]
-        found.append(stack(some, 0))
+        products.append(stack(some, 0))
         at, n = at + len(some), n % _MAX_STACKED + 1
-    return torch.cat(found)[: len(rows)]
+    return torch.cat(products)[: len(rows)]
 
 
 def _filled(rows: torch.Tensor, n: int) -> torch.Tensor:
@@ -352,8 +354,8 @@ class AdapterEngine(AnsweringEngine):
         tuning = base.tuning
         if tuning is not None:
             with torch.inference_mode():
-                found = autotune.fingerprint(_AllMarked(base.decoder, number), base.width)
-            tuning = msgspec.structs.replace(tuning, fingerprint=found)
+                fingerprint = autotune.fingerprint(_AllMarked(base.decoder, number), base.width)
+            tuning = msgspec.structs.replace(tuning, fingerprint=fingerprint)
         super().__init__(base.pool, pool, codec, base.folder, tuning)
         self.number, self.n_bytes = number, updates.n_bytes
 

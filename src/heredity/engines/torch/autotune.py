@@ -112,9 +112,9 @@ def tune(
         return kept
     shared = _path_of_shape(decoder, path.parent)
     # where this model's own result no longer matches, the arithmetic changed, and that of others is old too
-    found = None if kept is not None else read_tuning(shared, _device(decoder))
-    if found is not None and _holds(decoder, found, watch):
-        new = msgspec.structs.replace(found, fingerprint=fingerprint(decoder, found.widths[-1]))
+    of_shape = None if kept is not None else read_tuning(shared, _device(decoder))
+    if of_shape is not None and _holds(decoder, of_shape, watch):
+        new = msgspec.structs.replace(of_shape, fingerprint=fingerprint(decoder, of_shape.widths[-1]))
     else:
         new = probe(decoder, widths, watch=watch)
         if decoder.weights.base is None:  # the rank of an adapter counts: its result is its own
@@ -171,7 +171,7 @@ def probe(
     with phase(watch, "measuring widths", n_total=len(_PLACES) * len(widths)) as meter:
         seconds, seen = _measure(caches, witnesses, widths, clock, meter)
     best = max(seconds, key=lambda width: width / seconds[width])
-    bits = {width: {(place.n_prefix, found) for place, found in seen[width].items()} for width in seen}
+    bits = {width: {(place.n_prefix, logits) for place, logits in seen[width].items()} for width in seen}
     is_proven = len(bits[best]) == len(_N_PREFIX)
     agreeing = tuple(width for width in sorted(bits) if bits[width] == bits[best] and width <= best)
     with phase(watch, "checking widths"):
@@ -226,15 +226,15 @@ def _fewer_slots(
     clock: Clock,
 ) -> tuple[int, ...]:
     """Return the measured widths below the best that serve as numbers of slots at the next agreeing width."""
-    found = []
+    fewer = []
     for n in (n for n in sorted(seen) if n < agreeing[-1] and n not in agreeing):
         width = next(width for width in agreeing if width > n)
         if all(
             _try(caches, witnesses[place.n_prefix], width, place, clock, n)[1] == seen[width][place]
             for place in _PLACES
         ):
-            found.append(n)
-    return tuple(found)
+            fewer.append(n)
+    return tuple(fewer)
 
 
 class _Caches:
@@ -269,8 +269,8 @@ def _pass_widths(decoder: Decoder, prefix: SharedPrefix) -> tuple[int, ...]:
     if not decoder.can_pack or not has_steady_sums(decoder):
         return ()
     same = _keeping_text(decoder, prefix, PASS_WIDTHS)
-    found = tuple(width for width in same if _keeps_layers(decoder, width))
-    return found if _USUAL_PASS in found else ()
+    widths = tuple(width for width in same if _keeps_layers(decoder, width))
+    return widths if _USUAL_PASS in widths else ()
 
 
 def _keeping_text(decoder: Decoder, prefix: SharedPrefix, widths: Collection[int]) -> list[int]:

@@ -87,12 +87,12 @@ class SharedPrefix:
         of_shared = p.view(n_heads, n_rows * group, -1)[:, :, : self.n_positions]
         return torch.bmm(of_shared, self.values[layer]).view(n_heads, n_rows, group, -1)
 
-    def joined(self, side: list[torch.Tensor], layer: int, own: torch.Tensor) -> torch.Tensor:
+    def joined(self, side: list[torch.Tensor], layer: int, new: torch.Tensor) -> torch.Tensor:
         """Return a row's own keys or values after those of the prefix, with zeros up to a `key_length`."""
-        n = self.length + own.shape[1]
+        n = self.length + new.shape[1]
         shared = [side[layer][:, : self.length]] if self.length else []
-        rest = own.new_zeros(own.shape[0], key_length(n) - n, own.shape[2])
-        return torch.cat([*shared, own, rest], dim=1)
+        rest = new.new_zeros(new.shape[0], key_length(n) - n, new.shape[2])
+        return torch.cat([*shared, new, rest], dim=1)
 
 
 class VariedPrefix(SharedPrefix):
@@ -106,12 +106,12 @@ class VariedPrefix(SharedPrefix):
         super().__init__(next(iter(by_slot.values())).text, [], [])
         self._by_slot = by_slot
         n_rows = [max(width, FEWEST_ROWS) for width in widths]
-        found: dict[int, tuple[SharedPrefix, list[int]]] = {}
+        by_prefix: dict[int, tuple[SharedPrefix, list[int]]] = {}
         for slot, prefix in by_slot.items():
-            found.setdefault(id(prefix), (prefix, []))[1].append(slot)
+            by_prefix.setdefault(id(prefix), (prefix, []))[1].append(slot)
         self._parts = [
             (prefix, torch.tensor(rows, device=device), padded_rows(rows, n_rows).to(device))
-            for prefix, rows in found.values()
+            for prefix, rows in by_prefix.values()
         ]
 
     def at(self, slot: int) -> SharedPrefix:
@@ -123,8 +123,8 @@ class VariedPrefix(SharedPrefix):
         n_heads, n_rows, group, _ = queries.shape
         out = queries.new_zeros(n_heads, n_rows, group, self.n_positions)
         for prefix, rows, filled in self._parts:
-            found = prefix.scores(queries.index_select(1, filled), layer)
-            out.index_copy_(1, rows, found[:, : len(rows)])
+            scores = prefix.scores(queries.index_select(1, filled), layer)
+            out.index_copy_(1, rows, scores[:, : len(rows)])
         return out
 
     def weighted(self, p: torch.Tensor, layer: int) -> torch.Tensor:
@@ -133,8 +133,8 @@ class VariedPrefix(SharedPrefix):
         head_dim = self._parts[0][0].values[layer].shape[-1]
         out = p.new_zeros(n_heads, n_rows, group, head_dim)
         for prefix, rows, filled in self._parts:
-            found = prefix.weighted(p.index_select(1, filled), layer)
-            out.index_copy_(1, rows, found[:, : len(rows)])
+            sums = prefix.weighted(p.index_select(1, filled), layer)
+            out.index_copy_(1, rows, sums[:, : len(rows)])
         return out
 
 
@@ -357,22 +357,25 @@ class Decoder:
         prefix: SharedPrefix,
         slots: KvSlots,
         slot: int,
-        own: tuple[int, ...],
-        known: int = 0,
+        prompt_tokens: tuple[int, ...],
+        n_cached: int = 0,
         is_read: bool = True,
     ) -> torch.Tensor:
         """Run a row's own tokens through the model and write their keys and values into its slot.
 
-        known: the number of tokens whose keys and values are in the slot already: whole chunks, but not all.
+        n_cached: tokens whose keys and values are in the slot already: whole chunks, but not all.
         is_read: False if only keys and values are wanted; the last layer then computes nothing else.
-        Returns the final hidden states (padded length - known, hidden), with padding after the row's length.
-        They mean nothing unless is_read.
+        Returns the final hidden states (padded length - n_cached, hidden), with padding after the
+        row's length. They mean nothing unless is_read.
         """
-        n_padded, is_read = padded(own), is_read or self._hook is not None  # a hook is promised its calls
+        n_padded, is_read = (
+            padded(prompt_tokens),
+            is_read or self._hook is not None,
+        )  # a hook is promised its calls
         hidden = []
-        for start in range(known, n_padded, self.chunk):
+        for start in range(n_cached, n_padded, self.chunk):
             n_new = min(self.chunk, n_padded - start)
-            cut = own[start : start + n_new]
+            cut = prompt_tokens[start : start + n_new]
             tokens = torch.tensor(cut + (0,) * (n_new - len(cut)), device=self.device)
             positions = self._range(0, n_new) + prefix.length + start
             attend = self._attend_many(prefix, slots, slot, start, n_new, is_read)
@@ -416,8 +419,10 @@ class Decoder:
         """
         n_slots = len(tokens) if n_slots is None else n_slots
         ends = lengths[:n_slots] + 1
-        tokens, lengths, own = tokens.to(self.device), lengths.to(self.device), self._range(0, n_slots)
-        writes = KvWrites(own, own, lengths[:n_slots]) if writes is None else writes.to(self.device)
+        tokens, lengths, slot_range = tokens.to(self.device), lengths.to(self.device), self._range(0, n_slots)
+        writes = (
+            KvWrites(slot_range, slot_range, lengths[:n_slots]) if writes is None else writes.to(self.device)
+        )
         attend = self._attend_all(prefix, slots, lengths, n_slots, writes)
         logits = self.logits(self._forward(Pass("step", tokens, lengths + prefix.length, attend)))
         self._end_pass(slots, enumerate(ends.tolist()))
@@ -564,12 +569,12 @@ class Decoder:
         """
         first, end = prefix.length + segment.start, prefix.length + segment.end
         queries = self._range(first, end)[:, None, None]
-        found = {}
+        masks = {}
         for size in {0, *self.shape.windows}:
             ages = queries - self._range(0 if size else first, key_length(end))
             is_hidden = (ages < 0) | (ages >= self._reach(queries, size)) if size else ages < 0
-            found[size] = self._mask(is_hidden)
-        return found
+            masks[size] = self._mask(is_hidden)
+        return masks
 
     def _attend_segment(
         self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
@@ -598,17 +603,17 @@ class Decoder:
         def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             slots.keys[i][into], slots.values[i][into] = k[writes.rows], v[writes.rows]
             keys, values = slots.keys[i][:n].flatten(0, 1), slots.values[i][:n].flatten(0, 1)
-            own = torch.bmm(q[:n].reshape(-1, group, s.head_dim), keys.transpose(1, 2))
-            own = own.view(n, s.n_kv_heads, group, n_positions) + own_mask
+            own_scores = torch.bmm(q[:n].reshape(-1, group, s.head_dim), keys.transpose(1, 2))
+            own_scores = own_scores.view(n, s.n_kv_heads, group, n_positions) + own_mask
             if not prefix.length:
                 if s.windows[i] in window_masks:
-                    own += window_masks[s.windows[i]][:, None, None]
-                p = torch.softmax(own, dim=-1).view(-1, group, n_positions)
+                    own_scores += window_masks[s.windows[i]][:, None, None]
+                p = torch.softmax(own_scores, dim=-1).view(-1, group, n_positions)
                 return _filled(torch.bmm(p, values).view(n, -1), width, 0)
             # Over the prefix all rows are one matmul, whose size decides the bits: it keeps its width.
             together = _filled(q.view(width, s.n_kv_heads, group, s.head_dim), n_together, 0).transpose(0, 1)
             shared = prefix.scores(together, i)
-            scores = torch.cat([shared[:, :n], own.transpose(0, 1)], dim=-1)
+            scores = torch.cat([shared[:, :n], own_scores.transpose(0, 1)], dim=-1)
             if s.windows[i] in window_masks:
                 scores += window_masks[s.windows[i]][:, None]
             p = torch.softmax(scores, dim=-1)
@@ -664,6 +669,6 @@ def _filled(x: torch.Tensor, width: int, dim: int) -> torch.Tensor:
     return torch.cat([x, x.new_zeros([*x.shape[:dim], width - x.shape[dim], *x.shape[dim + 1 :]])], dim)
 
 
-def padded(own: Sequence[int]) -> int:
+def padded(tokens: Sequence[int]) -> int:
     """Return the length at which a row is prefilled: whole chunks, then a multiple of PAD."""
-    return max(PAD, round_up(len(own), PAD))
+    return max(PAD, round_up(len(tokens), PAD))

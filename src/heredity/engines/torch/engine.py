@@ -165,14 +165,14 @@ class KvQuantizedDecoder(Decoder):
 
     def prefix(self, tokens: tuple[int, ...]) -> SharedPrefix:
         """Compute a prefix once, and round the rest of it that fills no block."""
-        found = super().prefix(tokens)
-        start = found.length // BLOCK * BLOCK
-        if start < found.length:
-            for keys, values in zip(found.keys, found.values, strict=True):
-                rest = slice(start, found.length)
+        prefix = super().prefix(tokens)
+        start = prefix.length // BLOCK * BLOCK
+        if start < prefix.length:
+            for keys, values in zip(prefix.keys, prefix.values, strict=True):
+                rest = slice(start, prefix.length)
                 keys[:, rest] = round_keys(keys[:, rest], self.bits)
                 values[:, rest] = round_values(values[:, rest], self.bits)
-        return found
+        return prefix
 
     def _end_pass(self, slots: KvSlots, ends: Iterable[tuple[int, int]]) -> None:
         """Round each block that these tokens fill, in every layer."""
@@ -256,10 +256,10 @@ def open_folder(
             loaded = adapted.apply_adapter(loaded, adapter, folder, chosen)
         decoder = Decoder(loaded, chosen) if kv_bits is None else KvQuantizedDecoder(loaded, chosen, kv_bits)
         host.trim_memory()
-        found = autotune.tune(decoder, tuning, watch=watch) if is_probed else None
+        tuned = autotune.tune(decoder, tuning, watch=watch) if is_probed else None
     host.trim_memory()
     chat = ChatCodec(adapter if adapter is not None and has_tokenizer(adapter) else folder)
-    engine = TorchEngine(activated(decoder), chat, folder, found, width, watch)
+    engine = TorchEngine(activated(decoder), chat, folder, tuned, width, watch)
     engine.is_adapted = adapter is not None
     return engine
 
@@ -378,8 +378,8 @@ class AnsweringEngine:
         """Return the natural-log probability of each (i, token) picked, after prompt and `output[:i]`."""
         logs = self.log_probabilities(request, output)
         at = torch.tensor(picked, dtype=torch.long, device=logs.device).view(-1, 2)
-        found: list[float] = logs[at[:, 0], at[:, 1]].tolist()
-        return found
+        picked_logs: list[float] = logs[at[:, 0], at[:, 1]].tolist()
+        return picked_logs
 
     def log_probabilities(self, request: Request, output: Sequence[int]) -> torch.Tensor:
         """Return the natural-log probability of every token after the prompt and each `output[:i]`.
@@ -426,15 +426,15 @@ class AnsweringEngine:
         if len(tokens) > self.context_length:
             raise ContextOverflow(f"{len(tokens)} tokens needed, {self.context_length} there")
         first = max(start, 1)
-        found = [] if start else [TokenLog(tokens[0], self.codec.decode(tokens[:1]), None, ())]
+        scores = [] if start else [TokenLog(tokens[0], self.codec.decode(tokens[:1]), None, ())]
         with torch.inference_mode():
-            prefix, own = self.member.pool.split(self.member.pool.computed(tokens[: first - 1]), tokens)
-            hidden = decoder.prefill(prefix, decoder.slots(1, round_up(padded(own), BLOCK)), 0, own)
-            hidden = hidden[first - 1 - (len(tokens) - len(own)) : len(own)]
+            prefix, prompt = self.member.pool.split(self.member.pool.computed(tokens[: first - 1]), tokens)
+            hidden = decoder.prefill(prefix, decoder.slots(1, round_up(padded(prompt), BLOCK)), 0, prompt)
+            hidden = hidden[first - 1 - (len(tokens) - len(prompt)) : len(prompt)]
             for at in range(0, len(hidden), _HEAD_ROWS):
                 logs = torch.log_softmax(decoder.logits(hidden[at : at + _HEAD_ROWS]).float(), dim=-1).cpu()
-                found += self._listed(logs, tokens[first + at :], n_top)
-        return found
+                scores += self._listed(logs, tokens[first + at :], n_top)
+        return scores
 
     def _listed(self, logs: torch.Tensor, tokens: tuple[int, ...], n_top: int) -> Iterator[TokenLog]:
         """Yield the scores of tokens; behind the last one, of the likeliest token.
@@ -488,8 +488,8 @@ class TorchEngine(AnsweringEngine):
         width: int | None = None,
         watch: Watch | None = None,
     ) -> None:
-        known = (autotune.UNPROBED,) if tuning is None else tuning.widths
-        widths = tuple(w for w in known if width is None or w <= width) or known[:1]
+        proven = (autotune.UNPROBED,) if tuning is None else tuning.widths
+        widths = tuple(w for w in proven if width is None or w <= width) or proven[:1]
         n_slots = () if tuning is None else tuple(n for n in tuning.n_slots if n < widths[-1])
         # A draft is verified in another slot, so it needs the proof that slots keep the bits.
         max_draft = MAX_DRAFT if tuning is not None and tuning.is_proven else 0
@@ -574,8 +574,8 @@ class TorchEngine(AnsweringEngine):
             self._with_gradients = gcg.load(self.folder, self.decoder.device)
         tokenizer = gcg.TokenizerView(self.codec.encode, self.codec.continuation, self.codec.decode)
         before, _, after = self.render(request).partition(mark)
-        found = gcg.search(self._with_gradients, tokenizer, before, after, target, steps, seed)
-        return encode(found).decode()
+        suffix = gcg.search(self._with_gradients, tokenizer, before, after, target, steps, seed)
+        return encode(suffix).decode()
 
     def close(self) -> None:
         """Free the memory."""

@@ -155,15 +155,15 @@ class _SuffixSearch:
             return torch.autograd.grad(loss.sum(), one_hot)[0]
 
     def _losses(self, many: list[list[int]]) -> torch.Tensor:
-        found = []
+        losses = []
         for start in range(0, len(many), _AT_ONCE):
             some = many[start : start + _AT_ONCE]
             cache = copy.deepcopy(self._cache)
             if len(some) > 1:
                 cache.batch_repeat_interleave(len(some))
             whole = [[*one, *self._place.after, *self._place.target] for one in some]
-            found.append(self._loss(self._matrix[self._tensor(whole)], cache))
-        return torch.cat(found)
+            losses.append(self._loss(self._matrix[self._tensor(whole)], cache))
+        return torch.cat(losses)
 
     def _tensor(self, tokens: Sequence[int] | Sequence[list[int]]) -> torch.Tensor:
         return torch.tensor(tokens, device=self._matrix.device)
@@ -195,10 +195,10 @@ def one_token_swaps(
     likely = (-gradient).masked_fill(~allowed, -torch.inf).topk(n_likely).indices.tolist()
     places = torch.randint(len(tokens), (n,), generator=draw).tolist()
     picks = torch.randint(n_likely, (n,), generator=draw).tolist()
-    found: list[list[int]] = []
+    swaps: list[list[int]] = []
     for place, pick in zip(places, picks, strict=True):
         one = list(tokens)
         one[place] = likely[place][pick]
-        if one != tokens and one not in found:
-            found.append(one)
-    return found
+        if one != tokens and one not in swaps:
+            swaps.append(one)
+    return swaps

@@ -70,17 +70,17 @@ def find(decoder: Decoder, harmful: Prompts, harmless: Prompts, openings: Sequen
     apart = _means(decoder, _refused(decoder, harmful[::2], openings)) - _means(decoder, harmless[::2])
     asked, plain = _refused(decoder, harmful[1::2], openings)[:N_CHOOSE], harmless[1::2][:N_CHOOSE]
     before = _first_tokens(decoder, plain)
-    found = []
+    candidates = []
     directions = _spread(apart)
     for place, direction in enumerate(directions):
         changed = decoder.hooked(_projected_from(direction))
         refusal = float(_log_odds(_first_tokens(changed, asked), openings).mean())
         after = _first_tokens(changed, plain)
         kl = float((before.exp() * (before - after)).sum(-1).mean())
-        found.append(_Candidate(refusal, kl, place))
-    near = [one for one in found if one.kl <= MAX_KL]
+        candidates.append(_Candidate(refusal, kl, place))
+    near = [one for one in candidates if one.kl <= MAX_KL]
     # If all change the model, take the smallest change: an ablation that breaks a model shows nothing.
-    best = min(near, key=lambda one: one.refusal) if near else min(found, key=lambda one: one.kl)
+    best = min(near, key=lambda one: one.refusal) if near else min(candidates, key=lambda one: one.kl)
     layer, position = divmod(best.place, N_POSITIONS)
     text = base64.b64encode(directions[best.place].cpu().numpy().astype("<f4").tobytes()).decode()
     return Direction(text, int(EARLIEST * len(apart)) + layer, position, best.refusal, best.kl, len(near))

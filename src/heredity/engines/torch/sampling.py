@@ -65,15 +65,17 @@ class Constraints:
     def of(self, schema: str) -> Constraint:
         """A constraint for one answer. Raises BadArgument for a schema that cannot be held."""
         with self._lock:
-            found = self._compiled.get(schema)
-        if found is None:  # outside the lock: the answers of others do not wait for a schema that takes long
-            found = self._compile(schema)
+            compiled = self._compiled.get(schema)
+        if (
+            compiled is None
+        ):  # outside the lock: the answers of others do not wait for a schema that takes long
+            compiled = self._compile(schema)
         with self._lock:
-            self._compiled[schema] = found
+            self._compiled[schema] = compiled
             self._compiled.move_to_end(schema)
             if len(self._compiled) > _MAX_SCHEMAS:
                 self._compiled.popitem(last=False)
-        return Constraint(found)
+        return Constraint(compiled)
 
     def _compile(self, schema: str) -> LLMatcher:
         grammar = grammar_of(schema)

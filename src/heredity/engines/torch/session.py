@@ -175,7 +175,7 @@ class PrefixCache:
         self._kept: OrderedDict[_Key, list[torch.Tensor]] = OrderedDict()
         self._ordered: dict[_Group, list[tuple[int, ...]]] = {}  # the prompts of the keys
 
-    def known(self, prefix: SharedPrefix, prompt: tuple[int, ...], caller: str = "") -> int:
+    def n_cached(self, prefix: SharedPrefix, prompt: tuple[int, ...], caller: str = "") -> int:
         """Return how many tokens of a prompt, from its beginning, are cached."""
         return max((end for _, end in self._chain((caller, prefix.tokens), prompt)), default=0)
 
@@ -255,13 +255,13 @@ class PrefixCache:
             if not n_shared:
                 break
             key, start = (group, nearest), len(nearest)
-            found: list[tuple[_Key, int]] = []
+            chain: list[tuple[_Key, int]] = []
             while start and (held := self._kept.get((group, nearest[:start]))):
                 end, start = start, start - held[0].shape[1]
                 if start < n_shared:
-                    found.insert(0, ((group, nearest[:end]), min(end, n_shared)))
+                    chain.insert(0, ((group, nearest[:end]), min(end, n_shared)))
             if not start:
-                return found
+                return chain
             self._remove(key)  # what it follows was dropped
         return []
 
@@ -283,9 +283,9 @@ class Prefiller:
         self._widths = pass_widths if decoder.can_pack else ()
         self._callers: Mapping[int, str] = {}
 
-    def known(self, prefix: SharedPrefix, prompt: tuple[int, ...], caller: str = "") -> int:
+    def n_cached(self, prefix: SharedPrefix, prompt: tuple[int, ...], caller: str = "") -> int:
         """Return how many tokens of a prompt, from its beginning, need not be computed."""
-        return self._cache.known(prefix, prompt, caller)
+        return self._cache.n_cached(prefix, prompt, caller)
 
     def fill(
         self,
@@ -305,13 +305,13 @@ class Prefiller:
         waiting = {slot: prompt for slot, prompt in prompts.items() if prompt}
         while waiting:
             now = self._apart(waiting) if self._widths else dict([next(iter(waiting.items()))])
-            known = {
+            n_cached = {
                 slot: n_read.get(slot)
                 or self._cache.load(self._at(slot), now[slot], slots, slot, self._caller(slot))
                 for slot in now
             }
-            new = {slot: prompt for slot, prompt in now.items() if known[slot] < len(prompt)}
-            self._compute(slots, new, known)
+            new = {slot: prompt for slot, prompt in now.items() if n_cached[slot] < len(prompt)}
+            self._compute(slots, new, n_cached)
             for slot, prompt in now.items():
                 self._cache.keep(self._at(slot), prompt, slots, slot, self._caller(slot))
                 del waiting[slot]
@@ -323,17 +323,17 @@ class Prefiller:
         return self._callers.get(slot, "")
 
     def _compute(
-        self, slots: KvSlots, prompts: Mapping[int, tuple[int, ...]], known: Mapping[int, int]
+        self, slots: KvSlots, prompts: Mapping[int, tuple[int, ...]], n_cached: Mapping[int, int]
     ) -> None:
-        """Compute what is not known of the prompts."""
+        """Compute what is not cached of the prompts."""
         if not self._widths:
             for slot, prompt in prompts.items():
-                self._decoder.prefill(self._at(slot), slots, slot, prompt, known[slot], is_read=False)
+                self._decoder.prefill(self._at(slot), slots, slot, prompt, n_cached[slot], is_read=False)
             return
         segments = []
         for slot, prompt in prompts.items():
             filled = prompt + (0,) * (padded(prompt) - len(prompt))
-            segments.append(Segment(slot, known[slot], filled[known[slot] :]))
+            segments.append(Segment(slot, n_cached[slot], filled[n_cached[slot] :]))
         for together in packed(segments, self._widths[-1]):
             n = sum(len(segment.tokens) for segment in together)
             width = next(width for width in self._widths if width >= n)
@@ -342,15 +342,15 @@ class Prefiller:
     def _apart(self, waiting: Mapping[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
         """Return the prompts but those that can copy more from one before them, once it is cached."""
         all_begun: dict[str, list[tuple[int, ...]]] = {}  # by caller, in the order of their tokens
-        found = {}
+        apart = {}
         for slot, prompt in waiting.items():
             begun = all_begun.setdefault(self._caller(slot), [])
             at = bisect_right(begun, prompt)
             near = (self._cache.n_shared(other, prompt) for other in begun[max(at - 1, 0) : at + 1])
-            if max(near, default=0) <= self._cache.known(self._at(slot), prompt, self._caller(slot)):
-                found[slot] = prompt
+            if max(near, default=0) <= self._cache.n_cached(self._at(slot), prompt, self._caller(slot)):
+                apart[slot] = prompt
                 begun.insert(at, prompt)
-        return found
+        return apart
 
 
 def packed(segments: Iterable[Segment], width: int) -> list[list[Segment]]:
@@ -404,7 +404,7 @@ class BatchRow:
         return BatchRow(self.key, self.prompt, self.max_tokens, sampler, self.prefix, caller=self.caller)
 
     @property
-    def n_known(self) -> int:
+    def n_cached(self) -> int:
         """Own tokens whose keys and values are in its slot: all but the last one."""
         return len(self.prompt) - 1 + len(self.output)
 
@@ -479,7 +479,7 @@ class ContinuousBatch:
         for row, draft, at in zip(rows, drafts, places, strict=True):
             last = continued(row.prompt, row.output[-1:]) or row.prompt[-1:]
             tokens[at] = torch.tensor([*last, *continued(row.prompt, draft)])
-            lengths[at] = row.n_known + torch.arange(len(at))
+            lengths[at] = row.n_cached + torch.arange(len(at))
         n_positions = max([int(lengths.max()) + 1, *map(_n_to_read, self.rows[len(rows) :])])
         slots = self._fit(max(n_used, len(self.rows)), key_length(n_positions))
         n_slots = round_width(n_used, self._n_slots)
@@ -510,15 +510,15 @@ class ContinuousBatch:
 
     def _portion_of(self, prefix: SharedPrefix) -> dict[int, tuple[int, ...]]:
         """Return the prompts to read now, without last tokens: those before a long one, or a part of it."""
-        found = dict[int, tuple[int, ...]]()
+        prompts = dict[int, tuple[int, ...]]()
         for at, row in enumerate(self.rows[self._n_prefilled :], self._n_prefilled):
             prompt = row.prompt[:-1]
             if self._portion:
-                known = row.n_read or self._prefiller.known(prefix.at(at), prompt, row.caller)
-                if len(prompt) - known > self._portion:
-                    return found or {at: prompt[: (known + self._portion) // CHUNK * CHUNK]}
-            found[at] = prompt
-        return found
+                n_cached = row.n_read or self._prefiller.n_cached(prefix.at(at), prompt, row.caller)
+                if len(prompt) - n_cached > self._portion:
+                    return prompts or {at: prompt[: (n_cached + self._portion) // CHUNK * CHUNK]}
+            prompts[at] = prompt
+        return prompts
 
     def _prefix_of(self, rows: list[BatchRow], places: list[list[int]]) -> SharedPrefix:
         """Return the prefix of the rows at these slots: one of all, or that of each slot."""
@@ -568,10 +568,10 @@ class ContinuousBatch:
             return [[] for _ in rows]
         if self._prefix_text is None:
             self._prefix_text = TextIndex(self._prefix.text)
-        found, capacity = [], key_length(max(row.n_known for row in rows) + 1)
+        found, capacity = [], key_length(max(row.n_cached for row in rows) + 1)
         for row in rows:
             row.drafter = row.drafter or Drafter(plain(row.prompt), self._prefix_text)
-            n_left = min(row.max_tokens - len(row.output), capacity - row.n_known) - 1
+            n_left = min(row.max_tokens - len(row.output), capacity - row.n_cached) - 1
             found.append(row.drafter.propose(row.output, min(n_left, self._max_draft)))
         given = share_out([len(draft) for draft in found], n_idle)
         return [draft[:n] for draft, n in zip(found, given, strict=True)]
@@ -602,10 +602,10 @@ class ContinuousBatch:
         for at, row in zip(places, rows, strict=True):
             for slot in at[1:]:
                 if self._copies.get(slot) is not row:
-                    slots.move(at[0], slot, row.n_known)
+                    slots.move(at[0], slot, row.n_cached)
                     self._copies[slot] = row
         found = [
-            (source, slot, row.n_known + n)
+            (source, slot, row.n_cached + n)
             for at, row in zip(places, rows, strict=True)
             for slot in (at[0], *self._copies_of(row))
             for n, source in enumerate(at)
@@ -916,10 +916,10 @@ class Session:
             member = self._member_of(request)
         except HeredityError as error:
             return failed_reply(request, "", error)
-        found = member.codec.prompt(request, self._pool.decoder.shape.context_length)
-        if isinstance(found, Reply):
-            return found
-        prompt, tokens = found
+        prompt_or_reply = member.codec.prompt(request, self._pool.decoder.shape.context_length)
+        if isinstance(prompt_or_reply, Reply):
+            return prompt_or_reply
+        prompt, tokens = prompt_or_reply
         prefix, rest = member.pool.split(member.codec.shared(request), tokens)
         schema = request.decoding.json_schema
         constraint = None if isinstance(schema, UnsetType) else member.constraints.of(schema)

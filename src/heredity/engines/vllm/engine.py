@@ -46,7 +46,7 @@ from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, digest
 from heredity.core.sanitize import clean_text
 from heredity.engines import NOT_VERIFIED, base_folder, failed_reply
-from heredity.engines._heard import EventReader
+from heredity.engines._streaming import EventReader
 from heredity.engines._workers import WorkerPool, error_row
 from heredity.engines.chat.folder import FolderChat, has_tokenizer, vocabulary
 from heredity.engines.chat.tool_calls import parse_tool_calls

@@ -1,4 +1,4 @@
-"""An answer that arrives in parts: what its listener hears of it.
+"""Streaming callbacks: forwards parts of an answer with keys masked.
 
 Promises: no part holds a key, even if a service splits it. Nothing is heard after the end of an answer.
 Leaves to others: receiving the parts (call.py, url.py, remote/).
@@ -13,7 +13,7 @@ import threading
 from urllib.parse import quote, quote_plus
 
 from heredity.core.records import Request
-from heredity.engines import n_begun
+from heredity.engines import n_started
 from heredity.engines.protocols import Listener
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
@@ -23,7 +23,7 @@ class EventReader:
     """Splits a stream of bytes into the data of its events. Comments and other fields are skipped."""
 
     def __init__(self) -> None:
-        self._begun: list[bytes] = []  # the parts of a line without its end
+        self._line: list[bytes] = []  # parts of a line that has not ended
         self._is_held = False  # a carriage return, which may be half of a line's end
         self._data: list[bytes] = []
 
@@ -32,11 +32,11 @@ class EventReader:
         text = b"\r" * self._is_held + more
         self._is_held = text.endswith(b"\r")
         first, *others = _LINE_END.split(text[: len(text) - self._is_held])
-        self._begun.append(first)
+        self._line.append(first)
         if not others:
             return []
-        *lines, rest = b"".join(self._begun), *others
-        self._begun = [rest]
+        *lines, rest = b"".join(self._line), *others
+        self._line = [rest]
         return [data for line in lines if (data := self._end_line(line)) is not None]
 
     def _end_line(self, line: bytes) -> bytes | None:
@@ -46,8 +46,8 @@ class EventReader:
             if name == b"data":
                 self._data.append(value.removeprefix(b" "))
             return None
-        found, self._data = self._data, []
-        return b"\n".join(found) if found else None
+        data, self._data = self._data, []
+        return b"\n".join(data) if data else None
 
 
 _MASK = "[key]"
@@ -67,9 +67,9 @@ class KeyMask:
                 text = text.replace(form, _MASK)
         return text
 
-    def n_begun(self, text: str) -> int:
+    def n_started(self, text: str) -> int:
         """Return how many characters at the end of a text may be the beginning of a key."""
-        return max((n_begun(text, form) for form in self._forms), default=0)
+        return max((n_started(text, form) for form in self._forms), default=0)
 
 
 def _spellings(key: str) -> set[str]:
@@ -79,7 +79,7 @@ def _spellings(key: str) -> set[str]:
     return forms | {form.replace("/", "\\/") for form in forms}
 
 
-class HeardAnswer:
+class StreamedAnswer:
     """The parts of an answer, passed to its listener with the keys masked. listener None: nobody listens."""
 
     def __init__(self, request: Request, listener: Listener | None, mask: KeyMask) -> None:
@@ -94,7 +94,7 @@ class HeardAnswer:
         return "".join(self._heard)
 
     @property
-    def is_begun(self) -> bool:
+    def is_started(self) -> bool:
         """Whether any of it came: another attempt would begin again."""
         return bool(self._heard or self._held)
 
@@ -111,7 +111,7 @@ class HeardAnswer:
     def hear(self, more: str) -> None:
         """Pass on the text that the answer grows by."""
         text = self._mask(self._held + more)
-        n_held = self._mask.n_begun(text)
+        n_held = self._mask.n_started(text)
         self._held = text[len(text) - n_held :]
         self._pass_on(text[: len(text) - n_held])
 
