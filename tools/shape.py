@@ -93,7 +93,7 @@ BOUNDS = {
     "class names": Bound(0, 0),
     "attribute probes": Bound(26),
     "uses of Any": Bound(365),
-    "vague names": Bound(63, 0),
+    "vague names": Bound(10, 0),
     "private singles": Bound(1),
     "long functions": Bound(15),
 }
