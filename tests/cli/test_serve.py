@@ -20,8 +20,9 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
-from heredity.cli import _listening, main
+from heredity.cli import main
 from heredity.core import registry
+from heredity.deploy.serve import bound
 from tests.support.cli import DESK
 from tests.support.errors import check_refused, run_here
 
@@ -159,8 +160,8 @@ def test_who_leaves_in_the_middle_is_no_fault(tmp_path: Path) -> None:
 
 def test_an_answer_is_sent_at_once() -> None:
     """asyncio turns Nagle's wait off for sockets that are TCP's by name: else each answer waits 40 ms."""
-    with _listening.bound("127.0.0.1", 0) as bound:
-        assert bound.proto == socket.IPPROTO_TCP
+    with bound("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 @pytest.mark.parametrize(

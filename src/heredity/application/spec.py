@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
@@ -317,6 +317,17 @@ def parse(data: dict[str, Any], path: Path | str) -> Application:
         raise BadInput(path, _explain(str(error)), toml_line_of(path, error), code=code_of(error)) from None
     except RecursionError:
         raise BadInput(path, "its values are nested too deeply") from None
+
+
+def decoding_with(application: Application | None, given: Mapping[str, float | None]) -> Decoding:
+    """The decoding of an application, with the settings that are given. Raises UsageError."""
+    decoding = Decoding() if application is None else application.decoding
+    decoding = msgspec.structs.replace(decoding, **{k: v for k, v in given.items() if v is not None})
+    try:
+        check_decoding(decoding)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from None
+    return decoding
 
 
 def check_decoding(decoding: Decoding) -> None:

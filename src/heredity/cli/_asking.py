@@ -18,14 +18,12 @@ import click
 from heredity.cli import Name, PathArgument, _remote, device_option, open_store, shown_work
 
 if TYPE_CHECKING:
-    from heredity.application.guards import GuardReaders
     from heredity.application.spec import Application
     from heredity.application.toolbox import Toolbox
     from heredity.core.records import Decoding, Reply, Request
     from heredity.core.terminal import Display
     from heredity.engines.protocols import Engine
     from heredity.lineage.store import Store
-    from heredity.redteam.judges.guard import JudgeReaders
 
 _Command = TypeVar("_Command", bound="Callable[..., object]")
 _OPTIONS = (
@@ -72,20 +70,28 @@ def loaded(
 
     Raises UsageError for a setting that does not fit, before anything is loaded.
     """
-    from heredity.application.guarded import identified
-    from heredity.application.spec import Application
+    from heredity.application.guarded import guarded, identified
+    from heredity.application.spec import Application, decoding_with
     from heredity.application.toolbox import Toolbox
+    from heredity.engines import check_schema
 
     layer = None if application is None else Application.load(application)
-    decoding = _decoding(layer, settings)
-    store = open_store()
+    decoding = decoding_with(layer, settings)
+    store, readers = open_store(), None
     with ExitStack() as stack:
-        readers: JudgeReaders | None = None
         if layer is not None and layer.has_guard_models:
-            readers = stack.enter_context(closing(_guard_models(store, key_env)))
+            from heredity.redteam.judges import Models  # takes half a second
+            from heredity.redteam.judges.guard import JudgeReaders
+
+            models = Models(lambda name: store.get(name).record.id, lambda name: _load(store, name, key_env))
+            readers = stack.enter_context(closing(JudgeReaders(models)))
             layer = identified(layer, readers)
         with shown_work(store, "starting"):
-            engine = stack.enter_context(closing(_within(layer, _load(store, model, key_env), readers)))
+            engine = _load(store, model, key_env)
+            if layer is not None:
+                check_schema(engine, layer.decoding)
+                engine = guarded(engine, layer, readers=readers)
+            stack.enter_context(closing(engine))
         tools = None if layer is None else stack.enter_context(Toolbox(layer))
         yield LoadedModel(store, engine, layer, decoding, tools)
 
@@ -116,54 +122,14 @@ def announce_guards(loaded_model: LoadedModel) -> None:
         note("(each answer is shown whole, once the guards of the application have checked it)")
 
 
-def _decoding(layer: Application | None, given: Mapping[str, float | None]) -> Decoding:
-    """The decoding of an application, with the settings that are given. Raises UsageError."""
-    import msgspec
-
-    from heredity.application.spec import check_decoding
-    from heredity.core.errors import UsageError
-    from heredity.core.records import Decoding
-
-    decoding = Decoding() if layer is None else layer.decoding
-    decoding = msgspec.structs.replace(decoding, **{k: v for k, v in given.items() if v is not None})
-    try:
-        check_decoding(decoding)
-    except ValueError as error:
-        raise UsageError(f"{error}.") from None
-    return decoding
-
-
-def _load(store: Store, ref: str, key_env: tuple[str, ...] = ()) -> Engine:
+def _load(store: Store, ref: str, key_env: tuple[str, ...]) -> Engine:
     from heredity.cli import _pulling
     from heredity.lineage.store import refuse_silent
 
-    grown = store.get(ref)
-    refuse_silent(grown.record)
-    if grown.record.format != "scripted":
-        grown = _pulling.ready(store, grown)
-    return _remote.loader(store, _remote.calls(key_env), is_batched=False)(grown)
-
-
-def _guard_models(store: Store, key_env: tuple[str, ...]) -> JudgeReaders:
-    """The models of guards, of which none is loaded yet. The judges behind them take half a second."""
-    from heredity.redteam.judges import Models
-    from heredity.redteam.judges.guard import JudgeReaders
-
-    def identify(name: str) -> str:
-        return store.get(name).record.id
-
-    return JudgeReaders(Models(identify, lambda name: _load(store, name, key_env)))
-
-
-def _within(layer: Application | None, engine: Engine, readers: GuardReaders | None) -> Engine:
-    """The engine behind the guards of an application. Raises Unavailable if it cannot hold the schema."""
-    from heredity.application.guarded import guarded
-    from heredity.engines import check_schema
-
-    if layer is None:
-        return engine
-    check_schema(engine, layer.decoding)
-    return guarded(engine, layer, readers=readers)
+    model = store.get(ref)
+    refuse_silent(model.record)
+    _pulling.announce(store, model)
+    return _remote.loader(store, _remote.calls(key_env), is_batched=False)(model)
 
 
 class AnswerScreen:
@@ -172,12 +138,12 @@ class AnswerScreen:
     listener: for application.conversation.replies. Within `with`, a display says that a reply is awaited.
     """
 
-    def __init__(self, found: LoadedModel) -> None:
+    def __init__(self, loaded_model: LoadedModel) -> None:
         from heredity.application.conversation import AnswerListener
 
         self.listener = AnswerListener(self._hear if sys.stdout.isatty() else None, self._begin)
         self._n_asked, self._prefill, self._is_in_line = 0, "", False
-        self._found, self._wait = found, ExitStack()
+        self._model, self._wait = loaded_model, ExitStack()
         self._display: Display | None = None
 
     def __enter__(self) -> Self:
@@ -199,7 +165,7 @@ class AnswerScreen:
         if self._n_asked:
             note(f"[{request.messages[-1].role}] {request.messages[-1].content}")
         self._n_asked, self._prefill = self._n_asked + 1, request.prefill
-        self._display = self._wait.enter_context(waiting(self._found))
+        self._display = self._wait.enter_context(waiting(self._model))
 
     def _hear(self, more: str) -> None:
         from heredity.core.sanitize import plain

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import Name, PathArgument, Verb, _listening
-from heredity.deploy.serve import LOOPBACK
+from heredity.cli import Name, PathArgument, Verb
+from heredity.deploy.serve import LOOPBACK, bound, check_installed
 
 if TYPE_CHECKING:
     import socket
@@ -52,9 +52,9 @@ def command(
     if export is not None:
         _export(StudyPlace(root), export)
         return
-    _listening.check_installed("The pages need")
+    check_installed("The pages need")
     token = _token(host, token_env)
-    listening = _listening.bound(host, port)
+    listening = bound(host, port)
     _serve(Site(StudyPlace(root)), listening, host, token, opens)
 
 

@@ -1,14 +1,16 @@
-"""The settings of a server of models, as one value. The server itself is in app.py."""
+"""The settings of a server of models, as one value, and its socket. The server itself is in app.py."""
 
 from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
-from heredity.core.errors import UsageError
+from heredity.core.errors import Unavailable, UsageError, how_to_install
 from heredity.core.records import flag
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -91,3 +93,25 @@ class ServerSettings:
             if not (key.isascii() and key.isprintable() and key == key.strip() and key):
                 raise UsageError(f"The environment variable {name} holds no key of printable ASCII.")
         return keys
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that is bound to the address but does not listen yet. Raises UsageError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # TCP by name: otherwise asyncio does not set TCP_NODELAY, and answers wait for full packets.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        message = f"Cannot listen at {host}:{port}: {error.strerror}. Choose another --port."
+        raise UsageError(message) from None
+    return listener
+
+
+def check_installed(reason: str) -> None:
+    """Raise Unavailable if a package of a server is missing. reason: begins the message."""
+    for name in ("starlette", "uvicorn"):
+        if find_spec(name) is None:
+            raise Unavailable(f"{reason} {name}. {how_to_install('serve')}")

@@ -30,6 +30,7 @@ import asyncio
 import gc
 import math
 import secrets
+import signal
 import socket
 import sys
 import time
@@ -41,6 +42,7 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
     nullcontext,
+    suppress,
 )
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -121,6 +123,17 @@ def server(
         seconds, most_unread, turns = header_seconds, unread_seconds, ParserTurns()
 
     return UvicornServer(uvicorn.Config(api, http=Protocol, ws="none", backlog=_ACCEPTED, **settings))
+
+
+def run(api: Starlette, listening: socket.socket) -> None:
+    """Answer at a socket that is bound, until this process is interrupted or ended."""
+    answering = server(
+        api, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=60
+    )
+    # uvicorn raises the signal again after the last answer; then models are closed and the exit code is 0.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        answering.run(sockets=[listening])
 
 
 class ParserTurns:

@@ -21,7 +21,7 @@ import asyncio
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import msgspec
 
 from heredity import engines
+from heredity.application.guarded import identified
 from heredity.application.guards import GuardReaders
 from heredity.application.spec import Application
 from heredity.core import host
@@ -43,14 +44,16 @@ from heredity.core.errors import (
     UsageError,
     did_you_mean,
 )
+from heredity.core.progress import phase
 from heredity.core.records import Model, Reply, Request
-from heredity.deploy.serve import schema
+from heredity.deploy.serve import ServerSettings, schema
 from heredity.deploy.serve.answers import Served, ServedGuards
 from heredity.deploy.serve.embeddings import EmbeddingService
 from heredity.deploy.serve.request_log import RequestLog
 from heredity.deploy.serve.schema import Refusal
-from heredity.deploy.serve.worker import EngineWorker, Hears, Service, Ticket, shows_tools
+from heredity.deploy.serve.worker import EngineWorker, Hears, Service, Ticket, shared, shows_tools
 from heredity.engines.protocols import AddressedRequest, Engine
+from heredity.lineage.store import refuse_silent
 from heredity.lineage.types import Grown
 
 if TYPE_CHECKING:
@@ -283,6 +286,100 @@ def share(
                     raise
                 tell(f"{one.record.name} has an engine of its own. {error}")
     return SharedServices(bases, services)
+
+
+@dataclass
+class LoadedModels:
+    """The models of a server. readers: of their guards. adapters: loads others; None if no caller may."""
+
+    served: list[Served]
+    encoders: list[EmbeddingService]
+    readers: GuardReaders | None
+    adapters: AdapterLoader | None
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the models."""
+        models = (*(one.model for one in self.served), *(each.model for each in self.encoders))
+        return list(dict.fromkeys(model.name for model in models))
+
+
+def load_models(
+    stack: ExitStack, store: Store, refs: Sequence[str], settings: ServerSettings,
+    load: Callable[[Grown], Engine], announce: Callable[[Grown], None], note: Callable[[str], None],
+) -> LoadedModels:  # fmt: skip
+    """Load each model of a server once, and each base once. `stack` closes them.
+
+    load: makes the engine of a model. announce: is called with each before its conversion. note: gets a line
+    for each base that is loaded. Raises UsageError for an application that cannot be served.
+    """
+    from heredity.application.retrieval.models import open_embedder
+
+    models = {ref: store.get(ref) for ref in refs}
+    layers, readers = _applications(stack, store, settings.applications, load, announce)
+    rules = ServingRules(layers, settings.free_decoding, settings.ignore_settings)
+    asked = {one.record.id: one for one in models.values()}
+    encoders = [one for one in asked.values() if one.record.modality == "text-embedding"]
+    writers = [one for one in asked.values() if one not in encoders]
+    for one in writers:
+        refuse_silent(one.record)
+    ready: dict[str, Grown] = {}
+    for one in writers:
+        announce(one)
+        ready[one.record.id] = store.ready(one)
+    most, may_load = settings.max_queue, settings.load_adapters
+    bases, services = share(stack, store, ready.values(), load, most, may_load, note)
+    loaded = LoadedModels([], [], readers, AdapterLoader(store, bases, rules) if may_load else None)
+    for ident, form in ready.items():
+        service: Service | None = services.get(form.record.id)
+        if service is None:
+            service = EngineWorker(load(form), most)
+            stack.callback(service.close)
+        record = asked[ident].record
+        loaded.served += rules.served(record, service, _other_names(record, models))
+    for one in encoders:
+        with phase(store.report, "loading", one.record.name):
+            embedder = open_embedder(one.record.id, store)
+        encoder = EmbeddingService(embedder, most, _other_names(one.record, models))
+        stack.callback(encoder.close)
+        loaded.encoders.append(encoder)
+    return loaded
+
+
+def _applications(
+    stack: ExitStack, store: Store, paths: Sequence[Path], load: Callable[[Grown], Engine],
+    announce: Callable[[Grown], None],
+) -> tuple[Sequence[Application | None], GuardReaders | None]:  # fmt: skip
+    """The applications, and what reads for their guards. None is the model by itself. Raises UsageError."""
+
+    def load_guard(name: str) -> Engine:
+        announce(model := store.get(name))
+        return load(model)
+
+    layers, readers = [Application.load(path) for path in paths], None
+    if any(layer.has_guard_models for layer in layers):
+        from heredity.redteam.judges import Models
+        from heredity.redteam.judges.guard import JudgeReaders
+
+        readers = JudgeReaders(Models(lambda name: store.get(name).record.id, load_guard), shared)
+        stack.callback(readers.close)
+        layers = [identified(layer, readers) for layer in layers]
+    for path, layer in zip(paths, layers, strict=True):
+        if layer.rendering in ("theirs", "recorded"):
+            raise UsageError(
+                f'{path}: rendering "{layer.rendering}" belongs to a target that cannot be served.'
+            )
+    if len({layer.name for layer in layers}) < len(layers):
+        raise UsageError(
+            "Two applications have the same name; callers could not tell them apart.", code="name-twice"
+        )
+    return layers or [None], readers
+
+
+def _other_names(record: Model, models: Mapping[str, Grown]) -> tuple[str, ...]:
+    """The references of a model that are neither its name nor its id."""
+    given = (ref for ref, one in models.items() if one.record.id == record.id)
+    return tuple(ref for ref in given if ref not in (record.name, record.id))
 
 
 @dataclass
