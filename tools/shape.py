@@ -81,8 +81,8 @@ BOUNDS = {
     "HTTP question": Bound(14, 14),
     "derive lora": Bound(31, 25),
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
-    "files": Bound(499, 440),
-    "lines": Bound(114_107, 92_000),
+    "files": Bound(498, 440),
+    "lines": Bound(114_032, 92_000),
     "error codes": Bound(40, 40),
     "words of docs": Bound(65_053, 65_000),
     "root": Bound(18, 18),
@@ -93,7 +93,7 @@ BOUNDS = {
     "class names": Bound(0, 0),
     "attribute probes": Bound(26),
     "uses of Any": Bound(365),
-    "vague names": Bound(10, 0),
+    "vague names": Bound(9, 0),
     "private singles": Bound(1),
     "long functions": Bound(15),
 }
