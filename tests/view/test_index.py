@@ -8,7 +8,6 @@ from contextlib import closing
 from pathlib import Path
 
 import msgspec
-import pytest
 
 from heredity.core.files import Rows
 from heredity.core.records import OUT_OF_SCOPE, Response
@@ -56,12 +55,13 @@ def test_damaged_rows_are_named_and_the_others_are_there(tmp_path: Path) -> None
     assert study.progress().n_asked == 24
 
 
-def test_a_row_without_an_end_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heredity.view.index.LONGEST", 2000)
+def test_a_row_without_an_end_is_read_once(tmp_path: Path) -> None:
     place = written(tmp_path)
     with (tmp_path / "runs" / "small" / RESPONSES).open("ab") as file:
         file.write(b"x" * 5000)
-    study = opened(place)
+    study = place.open(place.studies()[0].key)
+    study.index.longest = 2000
+    study.refresh()
     study.refresh()
     assert [(each.line, each.code) for each in study.problems()] == [(25, "damaged")]
     assert study.is_whole and study.progress().n_asked == 24
@@ -108,10 +108,10 @@ def test_the_index_lies_in_the_readers_store_and_cannot_be_written_by_a_reader(t
             raise AssertionError("a reader wrote")
 
 
-def test_reading_stops_when_its_time_is_over_and_goes_on_later(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("heredity.view.index._CHUNK", 10)
+def test_reading_stops_when_its_time_is_over_and_goes_on_later(tmp_path: Path) -> None:
     place = written(tmp_path)
     study = place.open(place.studies()[0].key)
+    study.index.chunk = 10
     study.refresh(0)
     assert not study.is_whole and study.progress().n_asked == 10
     study.refresh()
@@ -171,27 +171,28 @@ def test_a_search_cuts_every_letter_out_of_words_that_the_index_cuts() -> None:
             rows.execute("SELECT rowid FROM words WHERE words MATCH ?", (found,)).fetchall()
 
 
-def test_rows_that_were_there_before_say_nothing_about_the_speed(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("heredity.view.index._CHUNK", 5)
-    study = opened(written(tmp_path))
+def test_rows_that_were_there_before_say_nothing_about_the_speed(tmp_path: Path) -> None:
+    place = written(tmp_path)
+    study = place.open(place.studies()[0].key)
+    study.index.chunk = 5
+    study.refresh()
     with study.index.reading() as rows:
         assert [n for (n,) in rows.execute("SELECT n FROM seen")] == [24]
 
 
-def test_a_page_of_a_list_does_not_shift_while_rows_come(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("heredity.view.queries.PAGE", 10)
+def test_a_page_of_a_list_does_not_shift_while_rows_come(tmp_path: Path) -> None:
     place = written(tmp_path)
     path = tmp_path / "runs" / "small" / RESPONSES
     rows = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(rows[10:]))
     study = opened(place)
-    first = listed(study, Filters())
+    first = listed(study, Filters(), page=10)
     assert [row.trial.index for row in first.rows] == list(range(10, 20)) and first.after == 19
     path.write_bytes(b"".join(rows))
     study.refresh()
-    after = listed(study, Filters(), after=first.after)
+    after = listed(study, Filters(), after=first.after, page=10)
     assert [row.trial.index for row in after.rows] == [20, 21, 22, 23] and after.after is None
-    back = listed(study, Filters(), before=after.before)
+    back = listed(study, Filters(), before=after.before, page=10)
     assert [row.trial.index for row in back.rows] == list(range(10, 20)) and back.before == 10
 
 

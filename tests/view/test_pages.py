@@ -229,28 +229,24 @@ def test_estimates_that_are_older_than_the_rows_are_not_shown(tmp_path: Path) ->
     assert board.estimates is None and "older than the rows" in board.why_not
 
 
-def half_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[StudyPlace, OpenStudy]:
+def half_read(tmp_path: Path) -> tuple[StudyPlace, OpenStudy]:
     """A place and its study, of whose rows the first few are read."""
-    monkeypatch.setattr("heredity.view.index._CHUNK", 5)
     report_studies.make(tmp_path / "runs" / "x", report_studies.plan(n_probes=2))
     place = StudyPlace(tmp_path / "runs", tmp_path / "store")
     study = place.open(place.studies()[0].key)
+    study.index.chunk = 5
     study.refresh(0)
     return place, study
 
 
-def test_estimates_are_not_called_old_while_rows_are_still_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, study = half_read(tmp_path, monkeypatch)
+def test_estimates_are_not_called_old_while_rows_are_still_read(tmp_path: Path) -> None:
+    _, study = half_read(tmp_path)
     board = board_of(study)
     assert not study.is_whole and board.estimates is None and board.why_not == ""
 
 
-def test_a_study_is_read_and_not_stopped_until_all_its_rows_are_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place, study = half_read(tmp_path, monkeypatch)
+def test_a_study_is_read_and_not_stopped_until_all_its_rows_are_in(tmp_path: Path) -> None:
+    place, study = half_read(tmp_path)
     first, mark = study.progress(), place.mark()
     assert first.state == "reading" and 0 < first.share_read < 1
     place.read(0)  # as the list of studies does while it is open
@@ -267,7 +263,7 @@ def test_every_page_of_a_study_says_that_its_rows_are_being_read_and_calls_none_
     study = site.place.open(key(site))
     pages = [f"/s/{study.key}{part}" for part in ("", "/conversations", "/pairs")]
     with monkeypatch.context() as slow:
-        slow.setattr("heredity.view.index._CHUNK", 2)
+        slow.setattr(study.index, "chunk", 2)
         slow.setattr(study, "refresh", lambda: OpenStudy.refresh(study, 0))
         for page in map(site.render, pages):
             assert "of its rows are read" in page and " queued<" not in page

@@ -44,9 +44,7 @@ from heredity.study.plan import Grid
 from heredity.study.storage import RESPONSES, VERDICTS, is_of_its_trial
 from heredity.study.turns import Explanation, PromptTurn, explain, new_parts, quoted, turns
 
-LONGEST = 64 << 20  # bytes of a row; no answer is that long, and a hostile file may have no line break
 _SEARCHED = 20_000  # characters of a trial that a search finds
-_CHUNK = 500  # rows of one transaction
 _TAIL = 64  # bytes before the place that reading came to, by which an edited file is known
 _VERSION = "5"  # of the tables below; another one is made again
 _MAX_PROBLEMS = 200  # that are kept with their message; more are counted
@@ -118,6 +116,9 @@ class RowIndex:
 
     path: the SQLite file. grid: the trials of the plan, by whose digest a stale index is known.
     """
+
+    chunk = 500  # rows of one transaction
+    longest = 64 << 20  # bytes of a row; no answer is that long, and a hostile file may have no line break
 
     def __init__(self, path: Path, folder: Path, grid: Grid, study: str) -> None:
         self.path, self.folder = path, folder
@@ -244,16 +245,16 @@ class RowIndex:
                     inode != os.fstat(file.fileno()).st_ino
                 ):  # it was replaced since: the next refresh begins anew
                     return False
-                lines = list(_lines(file, offset, number))
+                lines = list(_lines(file, offset, number, self.chunk, self.longest))
                 if lines:
                     add(rows, lines)
                     self._note_place(rows, name, file, lines[-1])
-                if lines and name == RESPONSES and len(lines) < _CHUNK:  # not while old rows are read
+                if lines and name == RESPONSES and len(lines) < self.chunk:  # not while old rows are read
                     rows.execute(
                         f"INSERT INTO seen SELECT ?, count(*) FROM trials WHERE {IN_PLAN}", (time.time(),)
                     )
                     rows.execute("DELETE FROM seen WHERE at < ?", (time.time() - 900,))
-            if len(lines) < _CHUNK:
+            if len(lines) < self.chunk:
                 break
             if time.monotonic() >= end:
                 return self._is_read(rows, name)
@@ -383,17 +384,17 @@ def _transaction(rows: sqlite3.Connection) -> Iterator[None]:
     rows.execute("COMMIT")
 
 
-def _lines(file: BinaryIO, offset: int, number: int) -> Iterator[_FileLine]:
-    """At most _CHUNK whole lines from a place on; a torn last line is left for later.
+def _lines(file: BinaryIO, offset: int, number: int, n: int, longest: int) -> Iterator[_FileLine]:
+    """At most `n` whole lines from a place on; a torn last line is left for later.
 
     A line without an end is an empty one, which is damaged, at the end of the file.
     """
     file.seek(offset)
-    for _ in range(_CHUNK):
-        data = file.readline(LONGEST)
+    for _ in range(n):
+        data = file.readline(longest)
         number += 1
         if not data.endswith(b"\n"):
-            if len(data) == LONGEST:
+            if len(data) == longest:
                 yield _FileLine(os.fstat(file.fileno()).st_size, number, b"")
             return
         yield _FileLine(offset, number, data)

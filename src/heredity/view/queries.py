@@ -322,7 +322,9 @@ def _order(study: OpenStudy, filters: Filters) -> _ListOrder:
     return _ListOrder(place, f"coalesce((SELECT {place} FROM trials WHERE idx = :at), {after_breaches})")
 
 
-def listed(study: OpenStudy, filters: Filters, after: int = -1, before: int | None = None) -> ListedTrials:
+def listed(
+    study: OpenStudy, filters: Filters, after: int = -1, before: int | None = None, page: int = PAGE
+) -> ListedTrials:
     """The trials after one in their list, or the last ones before one. Breaches are first (breach_order).
 
     Raises UsageError for a search without words.
@@ -338,10 +340,10 @@ def listed(study: OpenStudy, filters: Filters, after: int = -1, before: int | No
             f"SELECT {_COLUMNS}, {place} AS at FROM trials LEFT JOIN texts USING (idx) "
             f"WHERE {where} AND {place} {bound} {edge} ORDER BY at {order} LIMIT :most) AS page "
             f"ON true ORDER BY at {order}",
-            values | {"at": after if before is None else before, "most": PAGE + 1},
+            values | {"at": after if before is None else before, "most": page + 1},
         ).fetchall()
     n, trials = every[0][0], [row[1:7] for row in every if row[1] is not None]
-    has_more, trials = len(trials) > PAGE, trials[:PAGE]
+    has_more, trials = len(trials) > page, trials[:page]
     if before is not None:
         trials.reverse()
         has_before, has_after = has_more, True

@@ -13,7 +13,6 @@ import pytest
 from heredity.core import host
 from heredity.core.errors import Busy, EngineFailure
 from heredity.core.records import Message, Reply, Request
-from heredity.deploy.serve import worker
 from heredity.deploy.serve.worker import EngineWorker
 from heredity.engines.call import CallEngine, Function
 from heredity.engines.scripted import HELP, ScriptedEngine
@@ -176,9 +175,8 @@ def test_a_stream_ends_when_no_one_asks_for_a_while_and_the_next_question_starts
             ended.append(len(texts))
             has_ended.set()
 
-    monkeypatch.setattr(worker, "IDLE_SECONDS", 0.05)
     monkeypatch.setattr(host, "trim_memory", given_back.set)
-    service = EngineWorker(Counting("helpful"))
+    service = EngineWorker(Counting("helpful"), idle_seconds=0.05)
     assert service.ask(question("a")).reply.result(60).text
     assert has_ended.wait(60) and ended == [1]
     assert given_back.wait(60), "memory goes back to the system"
@@ -187,10 +185,7 @@ def test_a_stream_ends_when_no_one_asks_for_a_while_and_the_next_question_starts
     service.close()
 
 
-def test_the_stream_of_a_service_does_not_end_since_it_knows_which_of_its_threads_still_wait(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(worker, "IDLE_SECONDS", 0.01)
+def test_the_stream_of_a_service_does_not_end_since_it_knows_which_of_its_threads_still_wait() -> None:
     begun, is_in, may_go = list[str](), threading.Event(), threading.Event()
 
     def answer(text: str) -> str:
@@ -199,7 +194,7 @@ def test_the_stream_of_a_service_does_not_end_since_it_knows_which_of_its_thread
         may_go.wait(60)
         return "fine"
 
-    service = EngineWorker(CallEngine(Function("answer", answer), 1, 60.0))
+    service = EngineWorker(CallEngine(Function("answer", answer), 1, 60.0), idle_seconds=0.01)
     gone = service.ask(question("a"), hears=lambda _: None)
     assert is_in.wait(60)
     gone.drop()

@@ -159,13 +159,13 @@ def shows_tools(engine: Engine) -> bool:
 class EngineWorker:
     """An engine in its own thread. `close` refuses the requests that still wait."""
 
-    def __init__(self, engine: Engine, most: int = MAX_OPEN) -> None:
+    def __init__(self, engine: Engine, most: int = MAX_OPEN, idle_seconds: float = IDLE_SECONDS) -> None:
         self.engine, self.most = engine, most
         can = capabilities(engine)
         self._streamer = can.streamer
         self._width = WIDTH if can.streamer is None else can.streamer.width
         # A stream of a service has no batch in memory, and knows which of its threads still wait.
-        self._idle_seconds = IDLE_SECONDS if can.provenance.first_answer is None else None
+        self._idle_seconds = idle_seconds if can.provenance.first_answer is None else None
         self._asked: SimpleQueue[Ticket | _Work[object] | None] = SimpleQueue()
         self._under_way: dict[int, Ticket] = {}
         self._n_asked = self._n_open = 0
