@@ -193,8 +193,8 @@ def with_vllm(load: dict[str, Any]) -> dict[str, Any]:
 
 
 def training(folder: Path, device: Any, options: argparse.Namespace) -> dict[str, Any]:
-    from heredity.train import resources
-    from heredity.train.models import causal_lm
+    from heredity.train import loop
+    from heredity.train.models import causal_lm, shapes
     from heredity.train.models.causal_lm import FullFinetune, LowRankAdapters
     from heredity.train.models.shapes import flops_per_token, n_matrix_parameters
 
@@ -209,8 +209,8 @@ def training(folder: Path, device: Any, options: argparse.Namespace) -> dict[str
             network.model.to(device.torch)
         n_words = min(n_words, config.max_position_embeddings, 64 if options.quick else n_words)
         speed = tokens_per_second(network, trainable, n_words, config.vocab_size, device, options.steps)
-        shape = resources.shape_of_model(network)
-        limit = resources.matmul_limit(shape, network.head.dtype, device=device.torch)
+        shape = loop.shape_of_model(network)
+        limit = shapes.matmul_limit(shape, network.head.dtype, device=device.torch)
         flops = flops_per_token(shape, n_words)
         if name == "lora":  # frozen weights have no gradient of their own
             flops -= 2 * n_matrix_parameters(shape) + 2 * shape.vocabulary * shape.width

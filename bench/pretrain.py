@@ -116,7 +116,6 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
     from heredity.recipes.pretrain.training import config_of
-    from heredity.train import resources
     from heredity.train.models import causal_lm, shapes
 
     recipe = recipe_of(options)
@@ -131,7 +130,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     (options.work / "shape.json").write_text(
         json.dumps({f: getattr(shape, f) for f in shape.__struct_fields__})
     )
-    length = resources.mean_chunk_length(corpus.lengths("train"), options.context)
+    length = shapes.mean_chunk_length(corpus.lengths("train"), options.context)
     n_parameters = sum(each.numel() for each in net.model.parameters())
     return {"parameters": n_parameters, "flops_a_token": shapes.flops_per_token(shape, length)}
 
@@ -140,9 +139,9 @@ def limit_of(options: argparse.Namespace) -> float:
     """FLOP/s of the model's products as the machine is now: neighbours move it by a third."""
     import torch
 
-    from heredity.train import resources
+    from heredity.train.models import shapes
 
-    return resources.matmul_limit(recipe_of(options).dial.shape, torch.bfloat16)
+    return shapes.matmul_limit(recipe_of(options).dial.shape, torch.bfloat16)
 
 
 def recipe_of(options: argparse.Namespace) -> Any:

@@ -27,8 +27,7 @@ from heredity.train.forecast import (
     this_processor,
 )
 from heredity.train.models import shapes
-from heredity.train.models.shapes import TransformerShape
-from heredity.train.resources import PRETRAIN_MICROBATCH_TOKENS
+from heredity.train.models.shapes import PRETRAIN_MICROBATCH_TOKENS, TransformerShape
 from tests.support.errors import raises
 
 H100 = GPUS["h100"]

@@ -19,7 +19,7 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
 from heredity.recipes.finetune import Finetune
 from heredity.recipes.lora import Lora
-from heredity.train import resources
+from heredity.train import loop
 from heredity.train.data import chat
 from heredity.train.data.chat import ConversationEncoder, TokenizedExample
 from heredity.train.models import causal_lm
@@ -61,22 +61,22 @@ def test_more_examples_a_step_and_longer_ones_need_more_and_an_adapter_less(
     examples = ConversationEncoder(parent.folder).prepare(chat.read_data(data_file).dialogues, 1024).examples
 
     def total(trainable: Any, kept: Sequence[Any], batch: int) -> int:
-        return sum(resources.estimate_memory(net, trainable, "adamw", kept, batch).values())
+        return sum(loop.estimate_memory(net, trainable, "adamw", kept, batch).values())
 
     short = sorted(examples, key=lambda e: e.n_tokens)[:4]
     assert total(FullFinetune(), examples, 1) < total(FullFinetune(), examples, 8)
     assert total(FullFinetune(), short, 1) < total(FullFinetune(), examples, 1)
     assert total(Adapters(rank=2), examples, 8) < total(FullFinetune(), examples, 8)
     n = sum(each.numel() for each in net.model.parameters())
-    parts = resources.estimate_memory(net, FullFinetune(), "adamw", examples, 1)
+    parts = loop.estimate_memory(net, FullFinetune(), "adamw", examples, 1)
     assert (parts["masters"], parts["gradients"], parts["optimizer"]) == (4 * n, 4 * n, 8 * n)
     assert parts["weights"] == 4 * n
-    adapters = resources.estimate_memory(net, Adapters(rank=2), "adamw", examples, 1)["masters"]
+    adapters = loop.estimate_memory(net, Adapters(rank=2), "adamw", examples, 1)["masters"]
     assert adapters == 4 * sum(p.numel() for _, p in Adapters(rank=2).open(net, 0))
 
 
 def test_the_operations_of_a_loaded_model_are_those_counted_by_hand(parent: Grown) -> None:
-    shape = resources.shape_of_model(causal_lm.load(parent.folder, "float32"))
+    shape = loop.shape_of_model(causal_lm.load(parent.folder, "float32"))
     attention = 64 * (4 + 2 + 2) * 16 + (4 * 16) * 64  # queries, keys and values; the output
     matrices = 3 * (attention + 3 * 64 * 96) + len_of_head(parent) * 64
     scores = 3 * 2 * (4 * 16) * 32  # per layer a query with the mean of 32 keys, and as many values
@@ -93,7 +93,7 @@ def test_the_memory_of_a_full_tuning_is_the_one_counted_by_hand() -> None:
     config = {"model_type": "qwen2", "vocab_size": 151_936, "num_hidden_layers": 1, "pad_token_id": 0}
     net = causal_lm.from_config({**config, **shape, "tie_word_embeddings": True}, 0, "float32")
     document = Document(tuple(range(600)), (False,) + (True,) * 599)
-    parts = resources.estimate_memory(net, FullFinetune(), "adamw", [TokenizedExample(document)] * 2, 2)
+    parts = loop.estimate_memory(net, FullFinetune(), "adamw", [TokenizedExample(document)] * 2, 2)
     n = 151_936 * 64 + 64 * 128 + 128 + 64 * 64 + 3 * 64 * 96 + 3 * 64  # tied; qkv with a bias; three norms
     assert [parts[each] for each in ("weights", "masters", "gradients", "optimizer")] == [
         4 * n, 4 * n, 4 * n, 8 * n

@@ -245,7 +245,7 @@ def _explaining_memory(
 ) -> Iterator[None]:
     """Refuse a training that does not fit before its first step; if memory runs out, say what to lower."""
     from heredity.core import host
-    from heredity.train.resources import estimate_memory
+    from heredity.train.loop import estimate_memory
 
     advice = f"Lower batch_size ({recipe.batch_size}) or max_length ({recipe.max_length})"
     if trainable.FORMAT == "safetensors":

@@ -26,8 +26,8 @@ from heredity.core.progress import phase
 from heredity.core.records import digest
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import setting
-from heredity.recipes._tokenizers import aligned, refuse_other_tokens
 from heredity.recipes._training_run import AnswerRecipe, run
+from heredity.recipes.merge import aligned, refuse_other_tokens
 
 if TYPE_CHECKING:
     from heredity.train.data.chat import ConversationEncoder

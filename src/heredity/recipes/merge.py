@@ -17,10 +17,61 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from heredity.core.errors import UsageError
+from heredity.core.errors import Damaged, HeredityError, UsageError
 from heredity.core.progress import Watch
+from heredity.core.records import Model
+from heredity.lineage.graph import FORMS
+from heredity.lineage.store import read_record
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import DerivableRecipe, setting
+
+_TOKENIZER = "tokenizer.json"
+
+
+def refuse_other_tokens(one: Grown, other: Grown) -> None:
+    """Raises UsageError if two models' tokenizers differ, and names the first differing token."""
+    from tokenizers import Tokenizer
+
+    vocabularies = []
+    for grown in (one, other):
+        path = grown.folder / _TOKENIZER
+        if not path.is_file():
+            raise Damaged(f"'{grown.record.name}' has no tokenizer.json.")
+        vocabularies.append(Tokenizer.from_file(str(path)).get_vocab())
+    if vocabularies[0] == vocabularies[1]:
+        return
+    a, b = ({ident: token for token, ident in each.items()} for each in vocabularies)
+    at = min(ident for ident in {*a, *b} if a.get(ident) != b.get(ident))
+    names = f"'{one.record.name}' and '{other.record.name}'"
+    raise UsageError(
+        f"{names} read different tokens (id {at} is {a.get(at)!r} to one and {b.get(at)!r} to the other), so "
+        "that this recipe means nothing for them."
+    )
+
+
+def aligned(model: Grown) -> list[str]:
+    """Names of the other models of its store that have exactly its tokenizer file, sorted."""
+    aligned_ids = []
+    for path in sorted(model.folder.parents[1].glob("*/model.json")):
+        try:
+            aligned_ids.append(read_record(path))
+        except HeredityError:
+            continue
+    records = {each.id: each for each in aligned_ids}
+
+    def source(record: Model) -> Model:
+        """The model that a user would name: what a mere form is a form of."""
+        is_form = record.recipe.kind in FORMS and record.parents and record.parents[0] in records
+        return source(records[record.parents[0]]) if is_form else record
+
+    wanted = _tokenizer_hash(model.record)
+    same = [source(each) for each in records.values() if wanted and _tokenizer_hash(each) == wanted]
+    return sorted({each.name for each in same if each.id != source(model.record).id})
+
+
+def _tokenizer_hash(record: Model) -> str:
+    return next((file.sha256 for file in record.files if file.path == _TOKENIZER), "")
+
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +108,7 @@ class Merge(DerivableRecipe):
             needs = {2: "two parents", 3: "three parents"}.get(exact or 0, "two parents or more")
             raise UsageError(f"{self.method} merges {needs}, not {len(parents)}.")
         first, others = parents[0], parents[1:]
-        from heredity.recipes._tokenizers import refuse_other_tokens
+        from heredity.recipes.merge import refuse_other_tokens
 
         for other in others:
             one, two = (json.loads((g.folder / "config.json").read_text("utf-8")) for g in (first, other))

@@ -26,8 +26,15 @@ import msgspec
 from heredity.core.errors import OutOfMemory, Unavailable, UnknownName, UsageError, how_to_install
 from heredity.core.records import Record
 from heredity.train.models.architectures import bert, modernbert
-from heredity.train.models.shapes import DualShape, TransformerShape, flops_per_token
-from heredity.train.resources import FP32_BYTES, PRETRAIN_MICROBATCH_TOKENS, DecoderActivations
+from heredity.train.models.shapes import (
+    FP32_BYTES,
+    PRETRAIN_MICROBATCH_TOKENS,
+    DecoderActivations,
+    DualShape,
+    TransformerShape,
+    flops_per_token,
+    matmul_limit,
+)
 
 
 def training_memory(
@@ -638,12 +645,10 @@ def find_gpu(name: str, work: Workload) -> Gpu:
 
         try:
             import torch
-
-            from heredity.train.resources import matmul_limit, memory_bandwidth
         except ImportError:
             raise Unavailable(f"Measuring this machine needs torch. {how_to_install('torch')}") from None
         dtype = torch.bfloat16 if work.bytes == 2 else torch.float32
-        rate = memory_bandwidth(work.shape.width, dtype)
+        rate = host.memory_bandwidth(PRETRAIN_MICROBATCH_TOKENS, work.shape.width, dtype)
         return this_processor(matmul_limit(work.shape, dtype), host.available_memory(), rate)
     if name not in GPUS:
         raise UnknownName("gpu", name, [*GPUS, CPU], "heredity plan --help")
@@ -683,7 +688,7 @@ _MUON_FLOPS = 25.0  # FLOPs of a Muon step per parameter and width: five rounds 
 def cpu_seconds(work: Workload, flops: float, limit: float, rate: float) -> float:
     """Seconds of one unit, forward and backward.
 
-    flops: of the unit. limit: FLOP/s of matmuls. rate: bytes/s of a pass over memory (train/resources.py).
+    flops: of the unit. limit: FLOP/s of matmuls. rate: bytes/s of a pass over memory (core/host.py).
     """
     logits = work.bytes * work.shape.vocabulary * work.head_share if work.picture is None else 0.0
     if work.optimizer == "muon":

@@ -46,8 +46,10 @@ from heredity.core.files import Rows, replacing, write_atomic
 from heredity.core.host import Device
 from heredity.core.progress import Progress, TimeLeft, TimeSpan, Watch, Work, phase
 from heredity.core.records import Record, encode
+from heredity.formats.linear_layers import number_of, settings_of, text_config
 from heredity.train.data.chat import TokenizedExample
 from heredity.train.models.causal_lm import CausalLM, PackedBatch, Trainable, collate
+from heredity.train.models.shapes import FP32_BYTES, DecoderActivations, TransformerShape
 from heredity.train.objectives import Objective
 
 if TYPE_CHECKING:
@@ -977,3 +979,58 @@ class _ProgressClock:
     def __exit__(self, *error: object) -> None:
         now = time.monotonic()
         self._cost, self._kept_at = now - self._kept_at, now
+
+
+# --- memory ---
+
+
+def estimate_memory(
+    network: CausalLM,
+    trainable: Trainable,
+    optimizer: OptimizerName,
+    examples: Sequence[TokenizedExample],
+    batch_size: int,
+) -> dict[str, int]:
+    """Bytes of a training step by part; "weights" are those that are loaded already.
+
+    The gradient of a trained head exists twice when the backward pass begins: as made, and scaled.
+    """
+    n_trainable = trainable.n_trainable(network)
+    n_moments = 1 if optimizer == "muon" else 2  # at least: Muon leaves embedding and vectors to AdamW
+    n_tokens, head = largest_microbatch(examples, batch_size), network.head
+    kind = text_config(network.model.config).model_type
+    activations = DecoderActivations(
+        shape_of_model(network), head.element_size(), head.device.type == "cpu", has_qk_norm=kind == "qwen3"
+    )
+    n_head = head.nbytes if trainable.FORMAT == "safetensors" else 0
+    at_head = max(activations.logits(n_tokens) + n_head, 2 * n_head)
+    return {
+        "weights": sum(each.nbytes for each in network.model.parameters()),
+        "masters": FP32_BYTES * n_trainable,
+        "gradients": FP32_BYTES * n_trainable,
+        "optimizer": n_moments * FP32_BYTES * n_trainable,
+        f"a step of {n_tokens:,} tokens": n_tokens * activations.per_token + at_head,
+    }
+
+
+def largest_microbatch(examples: Sequence[TokenizedExample], batch_size: int) -> int:
+    """The most tokens in one forward pass: a full microbatch, or an example that is longer."""
+    longest = sorted((each.n_tokens for each in examples), reverse=True)
+    return max(longest[0], min(MICROBATCH_TOKENS, sum(longest[:batch_size])))
+
+
+def shape_of_model(network: CausalLM) -> TransformerShape:
+    """The shape of a loaded model. Of experts those count that a token is sent to."""
+    config = text_config(network.model.config)
+    settings, width = settings_of(config), config.hidden_size
+
+    def number(name: str) -> int:
+        return number_of(settings, name) or 0
+
+    heads = number("num_attention_heads") or 1
+    wide = number("moe_intermediate_size") or number("intermediate_size") or 4 * width
+    return TransformerShape(
+        config.num_hidden_layers, width, heads, number("num_key_value_heads") or heads,
+        number("head_dim") or width // heads, wide * (number("num_experts_per_tok") or 1),
+        number("max_position_embeddings"), len(network.head),
+    )  # fmt: skip

@@ -38,7 +38,7 @@ from heredity.train.forecast import AROUND, LAYERS, SCORES, Layout, LayoutForeca
 from heredity.train.loop import MasterWeights
 from heredity.train.models import encoder
 from heredity.train.models.architectures import Specials
-from heredity.train.resources import FP32_BYTES, LOGIT_ROWS_HELD
+from heredity.train.models.shapes import FP32_BYTES, LOGIT_ROWS_HELD
 
 _ATTENTION_NAMES = {"causal": "heredity_documents", "masked": "heredity_encoder", "contrastive": "sdpa"}
 OutputAndGradient = tuple[torch.Tensor, torch.Tensor]

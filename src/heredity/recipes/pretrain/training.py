@@ -19,18 +19,18 @@ import torch
 from heredity.core import host, registry
 from heredity.core.files import write_atomic
 from heredity.core.host import Device
-from heredity.core.progress import phase
+from heredity.core.progress import Progress, Watch, phase
 from heredity.core.sanitize import plural
 from heredity.recipes._training_run import FEWEST_STEPS, few_steps, write_metrics
-from heredity.train import forecast, loop, resources
+from heredity.train import forecast, loop
 from heredity.train.data.packed import PackedDataset
 from heredity.train.distributed import ShardedModel, recompute_activations, shard_model
 from heredity.train.forecast import Workload, n_parameters, training_memory
 from heredity.train.loop import SINGLE_PROCESS, DistContext
 from heredity.train.models.architectures import Specials
 from heredity.train.models.causal_lm import CausalLM, FullFinetune
+from heredity.train.models.shapes import FP32_BYTES, PRETRAIN_MICROBATCH_TOKENS, matmul_limit
 from heredity.train.objectives import Objective
-from heredity.train.resources import FP32_BYTES, PRETRAIN_MICROBATCH_TOKENS, ThroughputMeter
 
 if TYPE_CHECKING:
     from heredity.corpus import Corpus, ImageCorpus
@@ -133,7 +133,7 @@ def _predict(recipe: Pretrain, parts: dict[str, int], dtype: torch.dtype) -> Pre
     if per_token := recipe.spec.flops_per_token(recipe):
         limit = limit_of(recipe, dtype)
         work = _work(recipe, dtype.itemsize)
-        rate = resources.memory_bandwidth(work.shape.width, dtype)
+        rate = host.memory_bandwidth(PRETRAIN_MICROBATCH_TOKENS, work.shape.width, dtype)
         tokens = work.tokens + work.n_evaluated / forecast.STEP_TO_FORWARD
         seconds = tokens * forecast.cpu_seconds(work, per_token, limit, rate)
     host.reset_peak_memory()
@@ -143,10 +143,36 @@ def _predict(recipe: Pretrain, parts: dict[str, int], dtype: torch.dtype) -> Pre
 def limit_of(recipe: Pretrain, dtype: torch.dtype, device: torch.device | None = None) -> float:
     """FLOP/s that matmuls of the recipe's shapes reach on a device; None: the processor (text objectives)."""
     of_head = recipe.spec.head_share(recipe)
-    return resources.matmul_limit(recipe.dial.shape, dtype, of_head, device)
+    return matmul_limit(recipe.dial.shape, dtype, of_head, device)
 
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+
+
+class ThroughputMeter:
+    """Passes the progress of a loop to a display, and keeps the last event."""
+
+    def __init__(self, watch: Watch | None = None) -> None:
+        self._watch, self.last = watch, Progress("train", "", 0, 0, unit="tokens")
+
+    def __call__(self, at: Progress) -> None:
+        if at.per_second:  # not a phase, nor the state before the first step
+            self.last = at
+        if self._watch is not None:
+            self._watch(at)
+
+    def notes(self, of_token: float, limit: float) -> dict[str, str]:
+        """Tokens per second, and their share of a limit, as a note for the model's record.
+
+        of_token: FLOPs per token. limit: FLOP/s. {} if this process ran no step.
+        """
+        if not self.last.per_second:
+            return {}
+        used = self.last.per_second * of_token
+        return {
+            "speed": f"{self.last.per_second:,.0f} tokens/s, {used / limit:.0%} of {limit / 1e9:,.0f} "
+            "GFLOP/s that this machine's products reach at these shapes"
+        }
 
 
 class PretrainRun(NamedTuple):

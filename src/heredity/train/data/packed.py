@@ -30,7 +30,7 @@ import torch
 
 from heredity.core.errors import UsageError
 from heredity.train.models.causal_lm import PackedBatch
-from heredity.train.resources import PRETRAIN_MICROBATCH_TOKENS
+from heredity.train.models.shapes import PRETRAIN_MICROBATCH_TOKENS
 
 Noise = Literal["mask", "80-10-10"]
 END_TOKENS = 2  # around a chunk

@@ -1,4 +1,4 @@
-"""Shapes of new models, and what one `size` sets: shape, tokens, batch and learning rate.
+"""Shapes of models, what one `size` sets (shape, tokens, batch, learning rate), and the memory of a step.
 
 Sources: widths and depths as in GPT-3's table 2.1 (2005.14165) and Llama 3 (2407.21783). Narrow models have
 64 columns of width per layer, and wide ones 128. SwiGLU of 8/3 the width (2002.05202). 20 tokens per
@@ -6,8 +6,15 @@ parameter (Hoffmann et al. 2022, 2203.15556). Batch and learning rate as powers 
 2401.02954, equation 1), fitted between 1e17 and 2e19 FLOPs. Smaller runs are outside of that range. Dual
 encoders: two equal towers with feed-forward parts of four widths, as SigLIP (2303.15343).
 
-Promises: a pure function of its arguments; every figure can be set instead.
-Leaves to others: the names of a shape in a configuration (architectures/).
+Activations are counted tensor by tensor, as transformers' decoder keeps them for the backward pass. A norm
+keeps its input in fp32 and what it scales; on a CPU only the latter (kernels.py). A matmul keeps what it
+reads. Attention keeps queries, keys, values and its result, and no square of scores. The feed-forward part
+keeps four tensors. Python and its libraries are left out.
+
+Promises: a pure function of its arguments; every figure can be set instead. Importing this loads no torch.
+The activation bytes are those of transformers' model (a test).
+Leaves to others: the names of a shape in a configuration (architectures/), how much memory there is
+(core/host.py), and plans for many devices (forecast.py).
 """
 
 from __future__ import annotations
@@ -15,12 +22,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
+from heredity.core import host
 from heredity.core.errors import UsageError
 from heredity.core.records import Record
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 _TOKENS_PER_PARAMETER = 20
 _FACTORS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
@@ -30,6 +43,10 @@ _HEADS_OF_128, _UNTIED = 1024, 3072  # from these widths on; four query heads th
 # The linear layers of a decoder layer, as transformers names them.
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WIDTHS = (*range(64, 1024, 64), *range(1024, 32_769, 512))
+FP32_BYTES = 4
+PRETRAIN_MICROBATCH_TOKENS = 4096  # in one forward pass over text; one context if that is longer
+LOGIT_ROWS_HELD = 1024  # at once: GRADIENT_ROWS of models/causal_lm.py, which needs torch
+_LOGIT_COPIES = 2  # in fp32: the logits, and log-probabilities that become their gradient
 
 
 class TransformerShape(Record, frozen=True):
@@ -292,3 +309,74 @@ def _dual_shape_of_width(
 def _dual_deviation(towers: DualShape, wanted: float) -> float:
     depth = abs(math.log(towers.layers / usual_depth(towers.width)))
     return depth + 2 * abs(math.log(n_dual_parameters(towers) / wanted))
+
+
+# --- memory and throughput ---
+
+
+@dataclass(frozen=True)
+class DecoderActivations:
+    """Bytes that a decoder's forward pass keeps for the backward pass. number_bytes: 2 for bfloat16."""
+
+    shape: TransformerShape
+    number_bytes: int
+    is_on_cpu: bool
+    has_qk_norm: bool
+
+    @property
+    def per_token(self) -> int:
+        """Of a whole forward pass, without logits."""
+        return self.root + self.shape.layers * self.per_layer
+
+    @property
+    def per_layer(self) -> int:
+        """Of one layer and token."""
+        shape, size = self.shape, self.number_bytes
+        queries, keys = shape.heads * shape.head, shape.kv_heads * shape.head
+        norms = 2 * self._norm(shape.width, 1)
+        if self.has_qk_norm:
+            norms += self._norm(queries, shape.heads) + self._norm(keys, shape.kv_heads)
+        matmul_inputs = size * (2 * shape.width + queries)
+        attention = size * (2 * queries + 2 * keys) + FP32_BYTES * shape.heads
+        return norms + matmul_inputs + attention + size * 4 * shape.wide
+
+    @property
+    def root(self) -> int:
+        """Per token, outside the layers: last norm, rotary positions, token ids, the gradient at the head."""
+        shape, size = self.shape, self.number_bytes
+        return self._norm(shape.width, 1) + 2 * size * shape.head + 16 + size * shape.width
+
+    def logits(self, n_rows: int) -> int:
+        """Of the logits that are held at once, of `n_rows` in total."""
+        row = (FP32_BYTES * _LOGIT_COPIES + self.number_bytes) * self.shape.vocabulary
+        return row * min(LOGIT_ROWS_HELD, n_rows)
+
+    def _norm(self, columns: int, n: int) -> int:
+        if self.is_on_cpu:
+            return self.number_bytes * (columns + n)
+        return (FP32_BYTES + self.number_bytes) * columns + FP32_BYTES * n
+
+
+def mean_chunk_length(lengths: np.ndarray[tuple[int], np.dtype[np.int64]], context: int) -> float:
+    """The mean chunk length over tokens, for documents of these lengths that are cut at the context."""
+    whole, rest = lengths // context, lengths % context
+    return float((whole * context**2 + rest**2).sum() / lengths.sum())
+
+
+def matmul_limit(
+    shape: TransformerShape,
+    dtype: torch.dtype,
+    of_head: float = 1.0,
+    device: torch.device | None = None,
+) -> float:
+    """The measured FLOP/s of the model's matmuls, forward and backward. of_head: its share of rows.
+
+    device: None: the processor.
+    """
+    columns = shape.head * (shape.heads + 2 * shape.kv_heads)
+    layer = [(shape.width, columns), (shape.head * shape.heads, shape.width)]
+    layer += [(shape.width, (shape.feeds - 1) * shape.wide), (shape.wide, shape.width)]
+    n_rows = PRETRAIN_MICROBATCH_TOKENS
+    products = [(*size, n_rows) for size in layer * shape.layers]
+    products.append((shape.width, shape.vocabulary, max(1, round(of_head * n_rows))))
+    return host.matmul_flops(products, dtype, device)

@@ -46,9 +46,9 @@ def text_workload(recipe: Pretrain, vocabulary: int, head_share: float) -> Workl
 
 def document_length(recipe: Pretrain, n_added: int = 0) -> float:
     """Mean length in tokens of the documents that a token is in. n_added: tokens put around a chunk."""
-    from heredity.train import resources
+    from heredity.train.models import shapes
 
-    return resources.mean_chunk_length(recipe.text.lengths("train"), recipe.dial.shape.context - n_added)
+    return shapes.mean_chunk_length(recipe.text.lengths("train"), recipe.dial.shape.context - n_added)
 
 
 def _validation_tokens(recipe: Pretrain) -> int:
