@@ -81,8 +81,8 @@ BOUNDS = {
     "HTTP question": Bound(14, 14),
     "derive lora": Bound(31, 25),
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
-    "files": Bound(498, 440),
-    "lines": Bound(114_032, 92_000),
+    "files": Bound(496, 440),
+    "lines": Bound(113_998, 92_000),
     "error codes": Bound(40, 40),
     "words of docs": Bound(65_053, 65_000),
     "root": Bound(18, 18),
