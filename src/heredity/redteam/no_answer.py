@@ -251,7 +251,7 @@ def long_words(text: str) -> frozenset[str]:
 
 def _long(tokens: Sequence[str]) -> frozenset[str]:
     """Words of more than three letters that carry meaning, and numbers."""
-    return frozenset(word for word in tokens if len(word) > 3 or word.isdigit()) - COMMON
+    return frozenset([word for word in tokens if len(word) > 3 or word.isdigit()]) - COMMON
 
 
 # --- whether a reply takes up its request: a logistic model over counted features ---------------------
@@ -403,7 +403,7 @@ def find_nothing(
     fitted = weights()
     numbers = measure(probe, response, application, body, is_echo=is_echo, is_asked=is_asked, is_loop=is_loop)
     parts = [
-        weight * max(-CLIP, min(CLIP, (number - mean) / deviation))
+        weight * (z if -CLIP < (z := (number - mean) / deviation) < CLIP else math.copysign(CLIP, z))
         for number, mean, deviation, weight in zip(
             numbers, fitted.mean, fitted.deviation, fitted.weight, strict=True
         )
@@ -993,8 +993,7 @@ def _rules(application: Application) -> tuple[str, ...]:
 
 def _stems(tokens: Sequence[str]) -> frozenset[str]:
     """The first letters of the long words, numbers left out."""
-    kept = (word for word in tokens if len(word) > 3 and word not in COMMON and not word.isdigit())
-    return frozenset(word[:STEM] for word in kept)
+    return frozenset([w[:STEM] for w in tokens if len(w) > 3 and w not in COMMON and not w.isdigit()])
 
 
 @lru_cache(maxsize=4096)

@@ -87,10 +87,9 @@ def _words(folded: str) -> list[str]:
 
 def evidence(*parts: str) -> str:
     """Parts as one printable line of at most 200 characters: model output is hostile."""
-    line = " ".join(part[: 4 * _EVIDENCE] for part in parts)
+    line = " ".join(" ".join(part[: 4 * _EVIDENCE] for part in parts).split())
     if not line.isprintable():
-        line = "".join(c if c.isprintable() else " " for c in line)
-    line = " ".join(line.split())
+        line = " ".join("".join(c if c.isprintable() else " " for c in line).split())
     return line if len(line) <= _EVIDENCE else line[: _EVIDENCE - 3] + "..."
 
 
