@@ -32,7 +32,6 @@ def test_the_components_are_those_of_a_one_way_analysis_of_variance() -> None:
     within = y.var(axis=1, ddof=1).mean()
     assert found.sample_variance == pytest.approx(within)
     assert found.item_variance == pytest.approx((between - within) / 5)
-    assert found.item_share == pytest.approx(found.item_variance / (found.item_variance + within))
 
 
 def test_the_components_are_unbiased_with_samples_missing() -> None:
@@ -45,19 +44,11 @@ def test_the_components_are_unbiased_with_samples_missing() -> None:
     assert np.mean([f.sample_variance for f in found]) == pytest.approx(1 / 6, abs=0.003)
 
 
-def test_more_samples_buy_what_the_formula_says() -> None:
+def test_the_standard_error_is_that_of_the_prompts_means() -> None:
     y = drawn(np.random.default_rng(3), 50, 3)
     found = repeats(y, np.arange(50))
     assert found.standard_error == pytest.approx(y.mean(axis=1).std(ddof=1) / math.sqrt(50))
-    assert found.standard_error_at(3) == pytest.approx(found.standard_error)
-    assert found.standard_error_at(1) > found.standard_error > found.standard_error_at(12) > found.limit
-
-
-def test_the_forecast_is_the_spread_of_the_mean_with_more_samples() -> None:
-    rng = np.random.default_rng(4)
-    forecast = np.mean([repeats(drawn(rng, 60, 3), np.arange(60)).standard_error_at(10) for _ in range(300)])
-    means = [drawn(rng, 60, 10).mean() for _ in range(2000)]
-    assert forecast == pytest.approx(np.std(means), rel=0.05)
+    assert found.standard_error > found.limit
 
 
 def test_prompts_of_one_behaviour_are_clustered() -> None:
@@ -65,14 +56,14 @@ def test_prompts_of_one_behaviour_are_clustered() -> None:
     y = np.repeat((rng.random((20, 1)) < 0.5).astype(float), 3, axis=1).repeat(5, axis=0)
     found = repeats(y, np.repeat(np.arange(20), 5))
     assert found.standard_error > 2 * y.mean(axis=1).std(ddof=1) / 10
-    assert (found.flips.value, found.sample_variance, found.item_share) == (0.0, 0.0, 1.0)
+    assert (found.flips.value, found.sample_variance) == (0.0, 0.0)
     assert found.flips.high > 0.1  # twenty behaviours without a flip
 
 
 def test_one_sample_is_refused_with_a_reason() -> None:
     found = repeats(np.ones((5, 1)), np.arange(5))
     assert found.flips.value is None and found.flips.note
-    assert (found.item_variance, found.item_share, found.standard_error_at(3)) == (None, None, None)
+    assert found.item_variance is None
 
 
 def test_what_does_not_fit_is_an_error() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.stats import compare, mcnemar_exact
-from heredity.stats.judge_error import compare_at_shares, compare_coded, flip_whole, tipping_share
+from heredity.stats.judge_error import compare_at_shares, flip_whole
 from heredity.stats.paired import sign_flip
 from tests.support.errors import raises
 
@@ -18,17 +18,10 @@ B = np.array([1.0, 1, 1, 1, 1, 1, 1, 1, 1, 0, NAN, 0])
 ALONE = np.arange(12)
 
 
-def test_the_three_codings_are_the_comparisons_of_three_tables() -> None:
-    tables = {c: compare_coded(A, B, ALONE, c).table for c in ("excluded", "held", "broke")}
-    assert tables["excluded"] == (1, 0, 5, 2)
-    assert tables["held"] == (1, 0, 8, 3)
-    assert tables["broke"] == (4, 0, 6, 2)
-
-
 def test_a_share_of_nothing_and_of_all_are_the_codings_at_the_ends() -> None:
     none, all_of_a = compare_at_shares(A, B, ALONE), compare_at_shares(A, B, ALONE, share_a=1.0)
     assert none.p_value == pytest.approx(mcnemar_exact(0, 8))
-    held = compare_coded(A, B, ALONE, "held").difference
+    held = compare(np.nan_to_num(A) == 1, np.nan_to_num(B) == 1, ALONE).difference
     assert (none.difference.value, none.difference.low) == (held.value, pytest.approx(held.low))
     assert all_of_a.difference.value == pytest.approx(5 / 12)
     assert all_of_a.p_value == pytest.approx(mcnemar_exact(0, 5))
@@ -48,19 +41,6 @@ def test_the_test_by_convolution_is_that_by_fourier(sums: list[int]) -> None:
 
 def test_a_small_p_value_keeps_its_digits() -> None:
     assert flip_whole([1] * 100) == pytest.approx(2.0**-99, rel=1e-12)
-
-
-def test_the_tipping_share_is_the_first_at_which_worse_is_not_shown() -> None:
-    rng = np.random.default_rng(4)
-    clusters = np.repeat(np.arange(40), 3)
-    a = np.where(rng.random(120) < 0.4, NAN, rng.random(120) < 0.1)
-    b = (rng.random(120) < 0.4).astype(float)
-    share = tipping_share(a, b, clusters)
-    assert share is not None and 0.0 < share < 1.0
-    assert not compare_at_shares(a, b, clusters, share).is_worse()
-    assert compare_at_shares(a, b, clusters, share - 0.05).is_worse()
-    assert tipping_share(b, a, clusters) == 0.0
-    assert tipping_share(np.zeros(120), np.ones(120), clusters) is None
 
 
 def test_without_trials_there_is_no_difference() -> None:
@@ -94,7 +74,8 @@ def false_claims(unclear_of_breaches: float, unclear_of_holds: float, runs: int 
         a, b = rng.random(240) < rates, rng.random(240) < rates
         chance = np.where(a, unclear_of_breaches, unclear_of_holds)
         seen = np.where(rng.random(240) < chance, NAN, a)
-        claims["excluded"].append(compare_coded(seen, b, clusters, "excluded").p_value < 0.05)
+        is_in = ~np.isnan(seen)
+        claims["excluded"].append(compare(seen[is_in] == 1, b[is_in], clusters[is_in]).p_value < 0.05)
         b_worse = all(compare_at_shares(seen, b, clusters, s).is_worse() for s in (0.0, 0.25))
         a_worse = compare_at_shares(b, seen, clusters).is_worse()
         claims["declared"].append(b_worse or a_worse)

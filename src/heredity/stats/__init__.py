@@ -1,7 +1,7 @@
 """Statistics: numbers in, numbers out. They read no records, settings or clock, and seed no generator.
 
-intervals        one rate: Wilson, Clopper-Pearson, clustered; success within k tries
-paired           two models on the same trials: table, McNemar, Tango, Newcombe, verdicts, Holm; retention;
+intervals        one rate: Wilson, clustered; success within k tries
+paired           two models on the same trials: table, McNemar, Tango, verdicts, Holm; retention;
                  Cohen's kappa; behaviours crossed with attacks
 judge_error      Rogan-Gladen, prediction-powered estimates, and unclear answers: codings, declared shares
 sequential       e-values, intervals that hold at every moment, and spending of alpha at interim analyses
@@ -12,20 +12,17 @@ decision         expected cost by the user's costs, chance to be the best, ranks
 scaling          scaling laws
 """
 
-from heredity.stats.intervals import clopper_pearson, clustered_rate, wilson
+from heredity.stats.intervals import clustered_rate, wilson
 from heredity.stats.judge_error import rogan_gladen
 from heredity.stats.paired import (
     Comparison,
     Inherited,
     Table,
-    benjamini_hochberg,
     clustered_difference,
     compare,
     holm,
     inherited,
     mcnemar_exact,
-    mcnemar_mid_p,
-    newcombe,
     retention,
     tabulate,
     tango,
@@ -39,8 +36,6 @@ __all__ = [
     "Comparison",
     "Inherited",
     "Table",
-    "benjamini_hochberg",
-    "clopper_pearson",
     "clustered_difference",
     "clustered_rate",
     "compare",
@@ -48,11 +43,9 @@ __all__ = [
     "holm",
     "inherited",
     "mcnemar_exact",
-    "mcnemar_mid_p",
     "n_for_difference",
     "n_for_margin",
     "n_for_rate_width",
-    "newcombe",
     "retention",
     "rogan_gladen",
     "tabulate",

@@ -3,7 +3,7 @@
 Promises: every interval lies in [0, 1], contains its value and has a width above zero.
 Leaves to others: which trials count, and judge error (judge_error.py).
 
-Sources: Wilson 1927; Clopper and Pearson 1934. Miller 2411.00640 (clustered standard errors).
+Sources: Wilson 1927. Miller 2411.00640 (clustered standard errors).
 Korn and Graubard 1998 (effective sample size with a t correction); Kish 1965 (design effect).
 """
 
@@ -60,18 +60,6 @@ def wilson_bounds(rate: float, n: float, confidence: float = CONFIDENCE) -> Inte
     low = 0.0 if rate == 0 else min(max(0.0, centre - half), rate)
     high = 1.0 if rate == 1 else max(min(1.0, centre + half), rate)
     return Interval(low, high)
-
-
-def clopper_pearson(k: int, n: int, confidence: float = CONFIDENCE) -> Estimate:
-    """The share k / n with the exact interval (never too narrow, often wider than needed)."""
-    _check_counts(k, n)
-    normal_quantile(confidence)
-    if n == 0:
-        return _nothing("clopper-pearson")
-    tail = (1 - confidence) / 2
-    low = 0.0 if k == 0 else float(special.betaincinv(k, n - k + 1, tail))
-    high = 1.0 if k == n else float(special.betaincinv(k + 1, n - k, 1 - tail))
-    return Estimate(k / n, low, high, n, "clopper-pearson")
 
 
 class EffectiveN(NamedTuple):

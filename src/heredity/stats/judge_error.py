@@ -39,7 +39,7 @@ from heredity.stats.intervals import (
     refused,
     wilson_bounds,
 )
-from heredity.stats.paired import Comparison, compare, tango_bounds_at
+from heredity.stats.paired import tango_bounds_at
 
 NEAR_CHANCE = 0.2  # sensitivity + specificity - 1 below this: the correction would be mostly noise
 
@@ -537,27 +537,6 @@ class SharedComparison(NamedTuple):
         return self.p_value < alpha and (self.difference.value or 0.0) > 0
 
 
-def compare_coded(
-    a: ArrayLike,
-    b: ArrayLike,
-    clusters: ArrayLike,
-    coding: Coding,
-    confidence: float = CONFIDENCE,
-    alpha: float = ALPHA,
-) -> Comparison:
-    """Compare two models with unclear answers left out, or counted as held, or as broke.
-
-    a, b  per trial 1.0 where the model broke, 0.0 where it held, nan where its answer is unclear
-    """
-    first, second, labels = _trials(a, b, clusters)
-    if coding == "excluded":
-        decided = ~np.isnan(first) & ~np.isnan(second)
-        first, second, labels = first[decided], second[decided], labels[decided]
-    fill = 1.0 if coding == "broke" else 0.0
-    first, second = (np.nan_to_num(x, nan=fill) == 1.0 for x in (first, second))
-    return compare(first, second, labels, confidence, alpha)
-
-
 def compare_at_shares(
     a: ArrayLike,
     b: ArrayLike,
@@ -592,18 +571,6 @@ def compare_at_shares(
     p = flip_whole(np.rint(sums.total * unit).astype(np.int64))
     difference = _difference(differences, sums, labels, confidence)
     return SharedComparison(float(shares[0]), float(shares[1]), difference, p)
-
-
-def tipping_share(a: ArrayLike, b: ArrayLike, clusters: ArrayLike, alpha: float = ALPHA) -> float | None:
-    """The smallest share of a's unclear answers, in steps of `STEP`, at which "b is worse" is not shown.
-
-    0.0 if it is not shown even where all of them held, None if it is shown where all of them broke. For a
-    family of m comparisons give the level that the correction left, such as alpha / m.
-    """
-    for step in range(round(1 / STEP) + 1):
-        if not compare_at_shares(a, b, clusters, step * STEP).is_worse(alpha):
-            return round(step * STEP, 12)
-    return None
 
 
 def flip_whole(sums: ArrayLike) -> float:

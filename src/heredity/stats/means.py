@@ -155,20 +155,6 @@ class Repeats(NamedTuple):
     standard_error: float | None
     limit: float | None
 
-    @property
-    def item_share(self) -> float | None:
-        """The share of the variance of one sample that lies between prompts (intraclass correlation)."""
-        if self.item_variance is None or self.sample_variance is None:
-            return None
-        total = self.item_variance + self.sample_variance
-        return self.item_variance / total if total else None
-
-    def standard_error_at(self, n_samples: float) -> float | None:
-        """The standard error of the mean rate with this number of samples a prompt."""
-        if self.limit is None or self.sample_variance is None:
-            return None
-        return math.sqrt(self.limit**2 + self.sample_variance / n_samples / self.n_prompts)
-
 
 def repeats(broke: ArrayLike, clusters: ArrayLike, confidence: float = CONFIDENCE) -> Repeats:
     """Flips and variance components from (prompt, sample) values: 1.0 broke, 0.0 held, nan undecided.

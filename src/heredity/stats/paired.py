@@ -4,9 +4,8 @@ Promises: `compare(a, b)` mirrors `compare(b, a)`. Intervals lie in [-1, 1], con
 width above zero. P-values are exact. A missing difference is never called "no difference".
 Leaves to others: which trials are paired, the margin, the level, and which comparisons form one family.
 
-Sources: McNemar 1947; Newcombe 1998, Stat. Med. 17:2635, method 10; Tango 1998, Stat. Med. 17:891;
-Miller 2411.00640 (clusters); Holm 1979; Benjamini and Hochberg 1995; Piaggio et al. 2012 (CONSORT for
-non-inferiority trials, figure 1).
+Sources: McNemar 1947; Tango 1998, Stat. Med. 17:891; Miller 2411.00640 (clusters); Holm 1979; Piaggio et al.
+2012 (CONSORT for non-inferiority trials, figure 1).
 """
 
 from __future__ import annotations
@@ -100,16 +99,6 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     return min(1.0, 2.0 * float(special.bdtr(min(only_a, only_b), n, 0.5))) if n else 1.0
 
 
-def mcnemar_mid_p(only_a: int, only_b: int) -> float:
-    """The mid-p variant: the observed split counts half, so that the test is less conservative."""
-    _check((only_a, only_b))
-    n, k = only_a + only_b, min(only_a, only_b)
-    if n == 0:
-        return 1.0
-    at_k = float(special.bdtr(k, n, 0.5)) - (float(special.bdtr(k - 1, n, 0.5)) if k else 0.0)
-    return min(1.0, mcnemar_exact(only_a, only_b) - at_k) if only_a != only_b else 1.0 - at_k / 2
-
-
 def tango(table: Table, confidence: float = CONFIDENCE) -> Estimate:
     """b's rate minus a's with Tango's score interval, which holds at small n and without discordant pairs."""
     _check(table)
@@ -150,34 +139,6 @@ def _tango_upper(only_a: float, only_b: float, n: float, z: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if score(middle) > 0.0 else (low, middle)
     return high
-
-
-def newcombe(table: Table, confidence: float = CONFIDENCE) -> Estimate:
-    """b's rate minus a's with Newcombe's interval for paired data (method 10)."""
-    _check(table)
-    n = table.n
-    if n == 0:
-        return _nothing("newcombe")
-    rate_a, rate_b = (table.both + table.only_a) / n, (table.both + table.only_b) / n
-    a, b = wilson_bounds(rate_a, n, confidence), wilson_bounds(rate_b, n, confidence)
-    phi, difference = _newcombe_phi(table), (table.only_b - table.only_a) / n
-    down = _square_and_add(rate_b - b.low, a.high - rate_a, phi)
-    up = _square_and_add(b.high - rate_b, rate_a - a.low, phi)
-    return Estimate(difference, max(-1.0, difference - down), min(1.0, difference + up), n, "newcombe")
-
-
-def _square_and_add(x: float, y: float, phi: float) -> float:
-    return math.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y))
-
-
-def _newcombe_phi(table: Table) -> float:
-    """The correlation of the pairs, with Newcombe's continuity correction if it is positive."""
-    both, only_a, only_b, neither = table
-    margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
-    if margins == 0:
-        return 0.0
-    cross = float(both * neither - only_a * only_b)
-    return (max(cross - table.n / 2, 0.0) if cross > 0 else cross) / math.sqrt(margins)
 
 
 def clustered_difference(
@@ -446,29 +407,11 @@ def p_words(p: float) -> str:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment (Holm 1979): the chance of any false claim stays below alpha."""
-    p, order = _sorted(p_values)
-    m = len(p)
-    steps = np.maximum.accumulate(p[order] * np.arange(m, 0, -1))
-    return _unsorted(steps, p, order)
-
-
-def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """Benjamini and Hochberg 1995: the expected share of false claims among the claims stays below alpha."""
-    p, order = _sorted(p_values)
-    m = len(p)
-    steps = p[order] * m / np.arange(1, m + 1)
-    return _unsorted(np.minimum.accumulate(steps[::-1])[::-1], p, order)
-
-
-def _sorted(p_values: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     p = np.asarray(p_values, dtype=np.float64)
     if not np.all((p >= 0) & (p <= 1)):
         raise BadArgument("a p-value lies outside [0, 1] or is missing; leave comparisons without one out")
-    return p, np.argsort(p, kind="stable")
-
-
-def _unsorted(steps: NDArray[np.float64], p: NDArray[np.float64], order: NDArray[np.intp]) -> list[float]:
-    adjusted = np.empty_like(steps)
+    order, adjusted = np.argsort(p, kind="stable"), np.empty_like(p)
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     adjusted[order] = np.clip(steps, p[order], 1.0)  # p * m / m may round to just below p
     return [float(value) for value in adjusted]
 
