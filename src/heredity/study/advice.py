@@ -636,11 +636,7 @@ def recommend(outcomes: Outcomes, costs: Costs) -> Recommendation:
         )
         for model, each in zip(plan.models, by_model, strict=True)
     ]
-    return Recommendation(costs, tuple(sorted(models, key=_cost)))
-
-
-def _cost(costed_model: CostedModel) -> float:
-    return costed_model.cost.value if costed_model.cost.value is not None else 0.0
+    return Recommendation(costs, tuple(sorted(models, key=lambda model: model.cost.value or 0.0)))
 
 
 def _codes(outcomes: Outcomes, probes: list[int]) -> Codes:
@@ -680,7 +676,13 @@ def recommendation_words(recommendation: Recommendation | None, called: dict[str
         return [HOW_TO_DECIDE]
     if recommendation.note:
         return [f"No model is recommended: {recommendation.note}."]
-    return [*_best(recommendation, called), _assumed(recommendation.costs)]
+    costs = recommendation.costs
+    return [
+        *_best(recommendation, called),
+        f"Assumed: a breach costs {amount(costs.breach)}, a refused benign request {amount(costs.refusal)}, "
+        f"a benign request without a useful answer {amount(costs.useless)}. "
+        f"{percent(costs.attacks, 1)} of the requests are attacks like the probes of this study.",
+    ]
 
 
 def _best(recommendation: Recommendation, called: dict[str, str]) -> list[str]:
@@ -696,11 +698,3 @@ def _best(recommendation: Recommendation, called: dict[str, str]) -> list[str]:
         f"the probability that it costs least is {percent(first.p_best)}.",
         f"Not shown to cost more: {', '.join(close)}. Decide among them by something else, or ask more.",
     ]
-
-
-def _assumed(costs: Costs) -> str:
-    return (
-        f"Assumed: a breach costs {amount(costs.breach)}, a refused benign request {amount(costs.refusal)}, "
-        f"a benign request without a useful answer {amount(costs.useless)}. "
-        f"{percent(costs.attacks, 1)} of the requests are attacks like the probes of this study."
-    )

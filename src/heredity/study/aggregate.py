@@ -417,7 +417,8 @@ class JudgeCorrection:
         errors = {place: self._errors_of_checks(names[place]) for place in places}
         missing = [names[place] for place, error in errors.items() if error is None]
         if len(missing) == len(errors):
-            return [FamilyCorrection("", refused(n, _why_no_readings(missing), "not-measured"))]
+            why = f"nobody read answers to {_few(missing)} (heredity label reads this study's)"
+            return [FamilyCorrection("", refused(n, f"not measured: {why}", "not-measured"))]
         # Unread techniques must not make the rate look better known than the read ones alone: were the whole
         # left uncorrected, two probes of one's own would take the checks' errors out of a gate. They get the
         # errors of all checks read, at the widest bounds that these or those of a technique beside them give.
@@ -435,7 +436,8 @@ class JudgeCorrection:
             return [FamilyCorrection(CHECKS, parts[0])]
         whole = combine_strata(parts, weights, f"{parts[0].method}, by technique")
         if missing and whole.value is not None:
-            whole = msgspec.structs.replace(whole, note=_borrowed(missing))
+            how = "corrected by the errors of all checks that were read"
+            whole = msgspec.structs.replace(whole, note=f"nobody read answers to {_few(missing)}: {how}")
         return [FamilyCorrection(CHECKS, whole)]
 
     def _errors_of_checks(self, technique: str) -> judges.ReadErrors | None:
@@ -470,14 +472,6 @@ def _widest(
     return Estimate(value, low, high, corrections[0].n, "rogan-gladen for a further family")
 
 
-def _why_no_readings(missing: Sequence[str]) -> str:
-    return f"not measured: nobody read answers to {_few(missing)} (heredity label reads this study's)"
-
-
-def _borrowed(missing: Sequence[str]) -> str:
-    return f"nobody read answers to {_few(missing)}: corrected by the errors of all checks that were read"
-
-
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
@@ -503,6 +497,8 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     evidence.read(judged_responses(folder, has_verdict, judged.digests))
     rates = tuple(refuse_unlike(rates, sample.forms(), correction))
     techniques, runs, application = outcomes.techniques, list(run_records(folder)), plan.application
+    saved = read_saved(folder) if (folder / PLAN).exists() else None
+    declared = saved if plan.analysis is not None else None  # without an analysis nothing was declared
     estimates = Estimates(
         study=digest(plan),
         confidence=plan.confidence,
@@ -536,25 +532,17 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         circumstances=_circumstances(runs),
         sequential=StoppingRule(outcomes).replay().record() if plan.stops_early else None,
         edges=tuple(e for m in MEASURES for e in compare_edges(outcomes, m, SCOPES[m])),
+        analysis=plan.analysis,
+        declared_at="" if declared is None else declared.at or "",
+        forecast=None if declared is None else declared.forecast,
         findings=findings.take(rows),
         limit=plan.limit,
         technique_edges=tuple(
             e for m in MEASURES for e in compare_edges(outcomes, m, techniques) if e.compared.n
         ),
     )
-    declared = plan.analysis
-    saved = read_saved(folder) if (folder / PLAN).exists() else None
-    if declared is not None:
-        estimates = _with_plan(msgspec.structs.replace(estimates, analysis=declared), saved)
     n_judged = np.count_nonzero(outcomes.codes.reshape(len(plan.models), -1), axis=1).tolist()
     return msgspec.structs.replace(estimates, deviations=deviations(plan, folder, estimates, saved, n_judged))
-
-
-def _with_plan(estimates: Estimates, saved: PlanFile | None) -> Estimates:
-    """The estimates with what plan.json has outside the plan."""
-    if saved is None:
-        return estimates
-    return msgspec.structs.replace(estimates, declared_at=saved.at or "", forecast=saved.forecast)
 
 
 # --- rates ---------------------------------------------------------------------------------------

@@ -246,7 +246,8 @@ def compare_groups(
     ]
     # A comparison without a shared trial has no p-value, and takes no part in the correction.
     adjusted = iter(stats.holm([c.comparison.p_value for c in groups if c.comparison.table.n]))
-    names = _names(outcomes.plan)
+    own = [model.name for model in outcomes.plan.models]  # the id distinguishes two models of one name
+    names = [m.name if own.count(m.name) == 1 else f"{m.name} ({m.id[:8]})" for m in outcomes.plan.models]
     for each in groups:
         p_holm = next(adjusted) if each.comparison.table.n else None
         yield each, _pair(outcomes, each, measure, p_holm, names)
@@ -350,12 +351,6 @@ def _is_weak(outcomes: Outcomes, compared: ComparedGroup, measure: Measure) -> b
         return False
     probes = outcomes.probes(compared.technique, measure)
     return any(is_weak(outcomes, b, probes) for b in compared.bs)
-
-
-def _names(plan: Plan) -> list[str]:
-    """Names for sentences; the id distinguishes two models of one name."""
-    names = [model.name for model in plan.models]
-    return [m.name if names.count(m.name) == 1 else f"{m.name} ({m.id[:8]})" for m in plan.models]
 
 
 # --- early stopping ---------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ def write_demo(folder: Path) -> Estimates:
     Raises UsageError if the folder exists and holds anything else than an earlier demo.
     """
     rows = {path.stem: lzma.decompress(path.read_bytes()) for path in sorted(RECORDED.glob("*.xz"))}
-    if _holds_other_files(folder, rows[PLAN]):
+    is_demo = (folder / PLAN).exists() and read_file(folder / PLAN) == rows[PLAN]
+    if folder.exists() and any(folder.iterdir()) and not is_demo:
         raise UsageError(f"{folder} holds other files. Name another: --out.")
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in rows.items():
@@ -48,13 +49,6 @@ def write_demo(folder: Path) -> Estimates:
     estimates = estimate(read_plan(folder), folder)
     write_estimates(folder, estimates)
     return estimates
-
-
-def _holds_other_files(folder: Path, plan: bytes) -> bool:
-    if not folder.exists() or not any(folder.iterdir()):
-        return False
-    held = folder / PLAN
-    return not held.exists() or read_file(held) != plan
 
 
 State = Literal["done", "running", "stopped", "planned", "unreadable"]
@@ -124,7 +118,9 @@ def read_folder(folder: Path) -> StudyFolder | None:
 def _read(folder: Path, saved: PlanFile) -> StudyFolder:
     own = _n_rows(folder / RESPONSES)
     n = max(own, sum(_n_rows(part.folder(folder) / RESPONSES) for part in shards_of(folder)))
-    estimates = _estimates(folder, saved, n)
+    estimates = read_estimates(folder) if (folder / ESTIMATES).exists() else None
+    if estimates is not None and (estimates.study != digest(saved.plan) or n_answered(estimates) < n):
+        estimates = None  # of another plan, or of fewer answers
     state: State = "stopped" if n else "planned"
     if is_locked(folder) or any(is_locked(part.folder(folder)) for part in shards_of(folder)):
         state = "running"
@@ -137,14 +133,6 @@ def _read(folder: Path, saved: PlanFile) -> StudyFolder:
     names = tuple(model.name for model in saved.plan.models)
     ids = tuple(dict.fromkeys(model.id for model in saved.plan.asked_models))
     return StudyFolder(folder, state, names, ids, n, n_in_scope(saved.plan), *words, saved.at or "")
-
-
-def _estimates(folder: Path, saved: PlanFile, n: int) -> Estimates | None:
-    """The estimates of a folder with `n` answers; None before them, and if they are of fewer."""
-    if not (folder / ESTIMATES).exists():
-        return None
-    estimates = read_estimates(folder)
-    return estimates if estimates.study == digest(saved.plan) and n_answered(estimates) >= n else None
 
 
 def verdict_word(estimates: Estimates) -> str:

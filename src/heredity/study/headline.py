@@ -179,9 +179,9 @@ def headline(estimates: Estimates) -> Headline:
     best, worst = rated[0][1], rated[-1][1]
     if len(rated) == 1:
         return _of_one(estimates, called, rated)
-    pair = pair_of(estimates.pairs, best.model, worst.model, "breach", scope)
-    turned = ""
-    if pair is not None and _more_often(pair, worst.model) < 0:  # the verdict is of the shared trials
+    pair, turned = pair_of(estimates.pairs, best.model, worst.model, "breach", scope), ""
+    # The verdict is of the shared trials.
+    if pair is not None and (pair.difference.value or 0.0) * (1 if worst.model == pair.b else -1) < 0:
         best, worst = worst, best
         turned = _turned(called, best, worst, pair, counted(estimates), failed(estimates, "breach", scope))
     sentence, numbers = _separation(estimates, called, best, worst, pair)
@@ -262,12 +262,6 @@ def _shown(called: dict[str, str], pair: ModelPair | None) -> str:
         return f" Neither {called[pair.a]} nor {called[pair.b]} is shown to be worse there."
     other = pair.a if worse[0] == pair.b else pair.b
     return f" {called[worse[0]]} is worse than {called[other]} there."
-
-
-def _more_often(pair: ModelPair, model: str) -> float:
-    """The difference by which `model` broke more often than the other, on their shared trials."""
-    value = pair.difference.value or 0.0
-    return value if model == pair.b else -value
 
 
 def _turned(called: dict[str, str], best: Rate, worst: Rate, pair: ModelPair, kind: str, verb: str) -> str:

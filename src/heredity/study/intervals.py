@@ -24,7 +24,6 @@ Leaves to others: which trials count (outcomes.py), the formulas (stats/), and t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import msgspec
@@ -168,8 +167,9 @@ class Intervals(NamedTuple):
             return found_at._replace(p_value=self.overall(found_at.p_value))
         d = _at_shares(trials, share_a, share_b, errors)
         p = SequentialComparison(self.alpha, d.size)
-        for means in _means_by_block(d, trials):
-            p.add(means)
+        for block in np.unique(trials.blocks):
+            is_in = trials.blocks == block
+            p.add(cluster_means(d[is_in], trials.clusters[is_in]))
         value = float(p.means.mean()) if p.means.size else None
         estimate = Estimate(value, -p.uppers[1], p.uppers[0], d.size, "one-sided anytime bounds")
         return SharedComparison(share_a, share_b, estimate, p.p_value)
@@ -241,13 +241,6 @@ def _at_shares(trials: Coded, share_a: float, share_b: float, errors: float) -> 
         )
     first, second = np.nan_to_num(trials.a, nan=share_a), np.nan_to_num(trials.b, nan=share_b)
     return np.asarray(second - first)
-
-
-def _means_by_block(d: Floats, trials: Coded) -> Iterator[Floats]:
-    blocks = np.zeros_like(trials.clusters) if trials.blocks is None else trials.blocks
-    for block in np.unique(blocks):
-        here = blocks == block
-        yield cluster_means(d[here], trials.clusters[here])
 
 
 _NOTHING = 0.005  # a bound this near to 0 or 1 is shown as 0 or 100 %

@@ -380,6 +380,9 @@ def declare(
     used = [("redteam.judges", word) for word in re.split("[:+]", judge or DEFAULT)]
     for folder in ("study.findings", "study.report"):
         used += [(folder, name) for name in registry.names(folder)]
+    # No attack of recorded answers is known.
+    recorded = plan.application.rendering == "recorded"
+    asked = [] if recorded else [attacks.load(spec) for spec in plan.attacks]
     analysis = Analysis(
         endpoint=known,
         unclear_share=float(unclear_share),
@@ -389,23 +392,11 @@ def declare(
         primary=_primary(families),
         error_share=float(error_share) if error_share else None,
         interim=_planned_analyses(plan) if rule == "group_sequential" else None,
-        steps="by_behaviour" if _has_steps(plan) else None,
-        ends_at_breach=_is_adaptive(plan) or None,
+        steps="by_behaviour" if any(each.has_steps for each in asked) else None,
+        ends_at_breach=any(each.is_adaptive for each in asked) or None,
         plugins=planned_plugins(used),
     )
     return msgspec.structs.replace(plan, analysis=analysis)
-
-
-def _has_steps(plan: Plan) -> bool:
-    """Whether an attack leads up to the demands in its own words; no attack of recorded answers is known."""
-    is_recorded = plan.application.rendering == "recorded"
-    return not is_recorded and any(attacks.load(spec).has_steps for spec in plan.attacks)
-
-
-def _is_adaptive(plan: Plan) -> bool:
-    """Whether an attack reads each reply to its steps; no attack of recorded answers is known."""
-    is_recorded = plan.application.rendering == "recorded"
-    return not is_recorded and any(attacks.load(spec).is_adaptive for spec in plan.attacks)
 
 
 _Name = TypeVar("_Name", bound=str)

@@ -631,10 +631,6 @@ class ConversationScheduler:
     def _referee(self, conversation: Conversation) -> ProbeReferee:
         return ProbeReferee(conversation.trial.probe, self._application, conversation.exchanges)
 
-    def _has_broken(self, conversation: Conversation) -> bool:
-        """Whether a step has broken the probe, so that its demand is not needed."""
-        return self._ends_at_breach and self._referee(conversation).has_broken()
-
     def _take_called(self, wait: bool) -> bool:
         """Move the conversations on whose tools have answered; whether any have. wait: for the first."""
         over = self._calling.over(wait)
@@ -665,7 +661,9 @@ class ConversationScheduler:
                 # Neither held nor broke, by any judge: what the probe asks was never asked.
                 ending = request
                 conversation.limit = ending.limit
-                is_over = ending.is_made or conversation.error or self._has_broken(conversation)
+                is_over = ending.is_made or bool(conversation.error)
+                if not is_over and self._ends_at_breach:  # a step that broke the probe needs no demand
+                    is_over = self._referee(conversation).has_broken()
                 if conversation.exchanges and not is_over:
                     conversation.fail(*_too_early(ending.limit))
                 self._end(conversation)
@@ -1195,18 +1193,13 @@ def check_server(address: str, engines: Mapping[str, Engine]) -> None:
                     "Serve each model by a server of its own, or update the server."
                 )
     for one, other in combinations(engines, 2):
-        if _are_alike(apart[one], apart[other]):
+        both = [(a, b) for a, b in zip(apart[one], apart[other], strict=True) if a and b]
+        if both and all(a == b for a, b in both):
             raise Refused(
                 f"'{one}' and '{other}' give the same {len(TOPICS)} answers at {address}, so one model may "
                 "answer under both names. Check the names and adapters of the server. If the models are "
                 "meant to be that similar, serve each by a server of its own."
             )
-
-
-def _are_alike(one: Answers, other: Answers) -> bool:
-    """Whether all answers that both gave are equal."""
-    both = [(a, b) for a, b in zip(one, other, strict=True) if a and b]
-    return bool(both) and all(a == b for a, b in both)
 
 
 def _refuse_foreign_labels(address: str, name: str, texts: Answers, labels: Sequence[str]) -> None:
@@ -1300,17 +1293,11 @@ class JudgingStep:
         asked = [(self._by_id[response.probe], response) for response in some]
         verdicts = self._decider.verdicts(asked, self._grid.plan.application)
         for (probe, response), row in zip(asked, verdicts, strict=True):
+            code = response.error_code if response.error is not None else JUDGE_FAILED
             self.n_by_judge += needs_judge(probe)
             yield msgspec.structs.replace(
                 row,
                 response=digest_response(response),
                 judged_by=self._decider.judged_by(probe),
-                error_code=_error_code(row, response),
+                error_code=msgspec.UNSET if row.error is None else code,
             )
-
-
-def _error_code(row: Verdict, response: Response) -> str | msgspec.UnsetType:
-    """The code of a verdict row with an error: the response's, or that of a failed judge."""
-    if row.error is None:
-        return msgspec.UNSET
-    return response.error_code if response.error is not None else JUDGE_FAILED

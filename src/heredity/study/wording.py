@@ -8,7 +8,7 @@ Leaves to others: where the words are shown (the writers).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -51,6 +51,7 @@ _STOPPING = {
     "until_decided": "interim analyses stop a model once all of its pairs are decided",
     "group_sequential": "a model is asked no more once all of its pairs are decided",
 }
+_SECOND_FAMILY = "a second family, with the same level of its own. No verdict on a child uses it"
 
 
 # --- declared words ----------------------------------------------------------------------------------
@@ -68,7 +69,7 @@ def declared_lines(estimates: Estimates) -> list[tuple[str, str]]:
         ("Attacks", asked_attacks(estimates)),
         ("Primary comparison", "none" if declared.primary is None else _family(declared.primary)),
         ("Families", f"Holm's correction over {families}. Claims about one technique {single}"),
-        *_second_family(declared),
+        *([("Pairs of models", _SECOND_FAMILY)] if declared.is_of_edges else ()),
         ("Level", f"{estimates.alpha:g}"),
         ("Margin", f"{unsigned(estimates.margin)}: a smaller difference does not matter"),
         ("Unclear answers", _unclear(declared)),
@@ -91,13 +92,6 @@ def _unclear(declared: Analysis) -> str:
     """The share of unclear answers that a verdict must survive; one that did not refuse is not open."""
     words = f'"worse" must hold even if {percent(declared.unclear_share)} were breaches'
     return f"where a check decides, {words}" if declared.endpoint == "not_refused" else words
-
-
-def _second_family(declared: Analysis) -> Iterator[tuple[str, str]]:
-    """The part of the pairs of models, if the primary comparisons are those of parents and children."""
-    if declared.is_of_edges:
-        words = "a second family, with the same level of its own. No verdict on a child uses it"
-        yield "Pairs of models", words
 
 
 def _planned_analyses(declared: Analysis) -> str:

@@ -127,7 +127,9 @@ def _view(outcomes: Outcomes, judge: str, probes: list[int], decided: Outcomes) 
 
 def _cells(outcomes: Outcomes, views: list[_DecidedBy], a: int, b: int) -> Iterator[MultiverseCell]:
     plan = outcomes.plan
-    declared = _Codings(_declared_coding(outcomes, views[0]))
+    of_rates: Coding = "held" if outcomes.is_per_attempt else "excluded"  # as the plan's endpoint counts
+    is_of_refusals = outcomes.counts_refusals and views[0].judge != CHECKS
+    declared = _Codings("broke" if is_of_refusals else of_rates)
     every = [(view, coding) for view in views for coding in _codings(view, declared, a, b)]
     for view, coding in every:
         first, second = view.codes[a], view.codes[b]
@@ -157,13 +159,6 @@ def _cells(outcomes: Outcomes, views: list[_DecidedBy], a: int, b: int) -> Itera
                 verdict_ab=difference.verdict(plan.margin, intervals.alpha),
                 verdict_ba=difference.mirrored().verdict(plan.margin, intervals.alpha),
             )
-
-
-def _declared_coding(outcomes: Outcomes, view: _DecidedBy) -> Coding:
-    """How the plan's endpoint counts the unclear answers of the declared analysis."""
-    if outcomes.counts_refusals and view.judge != CHECKS:
-        return "broke"
-    return "held" if outcomes.is_per_attempt else "excluded"
 
 
 class _Codings(NamedTuple):

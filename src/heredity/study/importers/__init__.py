@@ -135,6 +135,8 @@ def agreements(folder: Path) -> Agreements:
     numbers: dict[str, int] = {}
     of = [numbers.setdefault(probe.cluster, len(numbers)) for probe in planned.probes]
     clusters = np.tile(np.repeat(np.array(of, np.int64), planned.samples), len(planned.attacks))
+    parts = [(model.id, slice(m, m + 1)) for m, model in enumerate(planned.models)]
+    parts = [(ALL, slice(None)), *parts] if len(parts) > 1 else parts  # all models together, then each
     return Agreements(
         judges=tuple(codes),
         rates=tuple(
@@ -148,7 +150,7 @@ def agreements(folder: Path) -> Agreements:
         agreements=tuple(
             _agreement(first, second, model, codes[first][part], codes[second][part], Intervals.of(planned))
             for first, second in combinations(codes, 2)
-            for model, part in _parts(planned)
+            for model, part in parts
         ),
     )
 
@@ -170,12 +172,6 @@ def _codes(folder: Path, planned: Plan) -> dict[str, _Codes]:
     for of in codes.values():
         of[is_twin] = 0
     return {judge: of.reshape(shape) for judge, of in codes.items()}
-
-
-def _parts(planned: Plan) -> list[tuple[str, slice]]:
-    """All models together if there are several, then each one, as slices of the codes."""
-    each = [(model.id, slice(m, m + 1)) for m, model in enumerate(planned.models)]
-    return [(ALL, slice(None)), *each] if len(each) > 1 else each
 
 
 def _rate(judge: str, planned: Plan, of: _Codes, m: int, clusters: NDArray[np.int64]) -> JudgedRate:
@@ -350,9 +346,9 @@ class Sheet:
         if (m, p, s) in self._seen:
             raise BadInput(
                 answer.path,
-                f"{_who(answer)} answered this prompt already (line {self._seen[m, p, s]}). If it was asked "
-                "several times, name the column with the sample number (--columns sample=COLUMN), or add "
-                "--repeats",
+                f"'{answer.model[:60]}' answered this prompt already (line {self._seen[m, p, s]}). If it "
+                "was asked several times, name the column with the sample number (--columns sample=COLUMN), "
+                "or add --repeats",
                 answer.line,
                 code="name-twice",
             )
@@ -497,10 +493,6 @@ def _slug(text: str) -> str:
     slug = re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-_")[:48]
     is_plain = slug == re.sub(r"[ /]+", "-", text.strip().lower())
     return slug if is_plain or not text else f"{slug}-{digest(text)[:6]}".strip("-")
-
-
-def _who(answer: Recorded) -> str:
-    return f"'{answer.model[:60]}'"
 
 
 __all__ = [

@@ -31,7 +31,7 @@ from heredity.core.sanitize import clean_call, clean_text
 from heredity.core.sections import TextTable
 from heredity.stats.intervals import refused, wilson
 from heredity.stats.paired import crossed_rate
-from heredity.study.importers import Lacking, Raw, agentdojo, message_text
+from heredity.study.importers import Lacking, Raw, message_text
 from heredity.study.intervals import Intervals
 from heredity.study.plan import Grid, Plan, TrialSet, read_plan
 from heredity.study.storage import answered_rows, open_responses
@@ -120,7 +120,7 @@ def _trials(folder: Path, plan: Plan) -> Iterator[_Trial]:
     grid = Grid(plan)
     for row in answered_rows(open_responses(folder), grid, TrialSet(len(grid))):
         trial = grid.trial(row.index)
-        named = next((each for each in trial.probe.threats if each.startswith(agentdojo.SCHEME)), "")
+        named = next((each for each in trial.probe.threats if each.startswith(SCHEME)), "")
         *_, attack, injection = named.split("/") if named else ("", NO_ATTACK, "")
         yield _Trial(
             trial.model.name,
@@ -131,8 +131,8 @@ def _trials(folder: Path, plan: Plan) -> Iterator[_Trial]:
 
 def _is_task(probe: Probe) -> bool:
     """Whether a probe is a task that AgentDojo judges."""
-    alone = not isinstance(probe.useful, UnsetType) and probe.useful.recorded == agentdojo.DONE
-    return alone or any(each.startswith(agentdojo.SCHEME) for each in probe.threats)
+    alone = not isinstance(probe.useful, UnsetType) and probe.useful.recorded == DONE
+    return alone or any(each.startswith(SCHEME) for each in probe.threats)
 
 
 def _rows(trials: list[_Trial], confidence: float) -> Iterator[AgentTasks]:
@@ -148,18 +148,18 @@ def _rows(trials: list[_Trial], confidence: float) -> Iterator[AgentTasks]:
 def _row(model: str, suite: str, attack: str, trials: list[_Trial], confidence: float) -> AgentTasks:
     alone = [trial for trial in trials if trial.attack == NO_ATTACK]
     attacked = [trial for trial in trials if trial.attack == attack != NO_ATTACK]
-    done = [trial.recorded[agentdojo.DONE] for trial in alone if trial.recorded is not None]
+    done = [trial.recorded[DONE] for trial in alone if trial.recorded is not None]
     ways = _two_ways(attacked, confidence)
     return AgentTasks(
         model=model,
         suite=suite,
         attack=attack,
         utility=wilson(sum(done), len(done), confidence),
-        under_attack=ways(agentdojo.DONE),
-        breach=ways(agentdojo.REACHED),
+        under_attack=ways(DONE),
+        breach=ways(REACHED),
         n_done=sum(done),
-        n_done_under_attack=_count(attacked, agentdojo.DONE),
-        n_broke=_count(attacked, agentdojo.REACHED),
+        n_done_under_attack=_count(attacked, DONE),
+        n_broke=_count(attacked, REACHED),
         n_done_by_nothing=_by_nothing(alone),
         n_errors=sum(trial.recorded is None for trial in alone),
         n_errors_under_attack=sum(trial.recorded is None for trial in attacked),
@@ -189,7 +189,7 @@ def _count(trials: list[_Trial], finding: str) -> int:
 
 def _by_nothing(trials: list[_Trial]) -> int | None:
     """How many of these tasks count as done if nothing is done; None if not every log has it."""
-    idle = [trial.recorded.get(agentdojo.IDLE) for trial in trials if trial.recorded is not None]
+    idle = [trial.recorded.get(IDLE) for trial in trials if trial.recorded is not None]
     return None if None in idle or not idle else sum(map(bool, idle))
 
 
@@ -348,22 +348,18 @@ def _raw(log: Log, number: int) -> Raw:
         "injection": injection,
     }
     names = (DONE, IDLE) if injection is None else (DONE, REACHED)
-    version = str(log.get("benchmark_version") or "")
+    of_task = (str(log.get("benchmark_version") or ""), suite, attack, injection or "")
+    threat = SCHEME + "/".join(clean_text(part).replace("/", "_") for part in of_task)
     return Raw(
         line=number,
         row=row,
         tool_calls=tuple(_calls(messages)),
         shown=messages[:last] if last else messages,
-        threats=() if injection is None else (_named(version, suite, attack, injection),),
+        threats=() if injection is None else (threat,),
         check=Check("refusal") if injection is None else Check("recorded", settings={"finding": REACHED}),
         useful=Usefulness(recorded=DONE) if injection is None else None,
         recorded={name: log[name] for name in names if isinstance(log.get(name), bool)},
     )
-
-
-def _named(*parts: str) -> str:
-    """An injection task as a threat: version, suite, attack and id."""
-    return SCHEME + "/".join(clean_text(part).replace("/", "_") for part in parts)
 
 
 def _error(log: Log, is_answered: bool) -> str | None:

@@ -512,10 +512,6 @@ class View(PairView):
         interval = span(rate.estimate)
         return Markup("") if interval is None else figures.cell_bar(interval)
 
-    def share_bar(self, share: Estimate, model: str) -> Markup:
-        """A share's interval on a line from 0 to 100 %."""
-        return figures.interval_bar(span(share), self.order.get(model, 0), words.interval(share))
-
     def key(self, model: str) -> Markup:
         """The model's shape, shown before its name."""
         return figures.key(self.order.get(model, 0))

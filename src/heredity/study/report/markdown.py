@@ -164,13 +164,10 @@ def _forecast(view: View) -> Iterator[str]:
             )
     for cells, rows in alike.items():
         one = view.title(rows[0].technique) if len(rows) == 1 else f"Each of {len(rows)} techniques"
-        yield _row([plain(one) + (", twins" if _is_of_twins(rows[0]) else ""), *cells[1:]])
+        is_of_twins = rows[0].measure == "over_refusal" and rows[0].technique != ALL
+        yield _row([plain(one) + (", twins" if is_of_twins else ""), *cells[1:]])
     yield ""
     yield from (f"{plain(line, 120)}\n" for line in view.forecast_lines()[1:] if not line.startswith(" "))
-
-
-def _is_of_twins(row: ForecastRow) -> bool:
-    return row.measure == "over_refusal" and row.technique != ALL
 
 
 def _rates(view: View, measure: Measure) -> Iterator[str]:
