@@ -367,7 +367,7 @@ def test_a_scripted_model_has_a_record_and_no_files(store: Store) -> None:
     model = store.get("scripted:careful")
     assert model == scripted("scripted:careful")
     assert (model.record.format, model.record.family, model.record.files) == ("scripted", "scripted", ())
-    assert model.record.id != scripted("scripted:careless").record.id
+    assert model.record.id != scripted("scripted:helpful").record.id
     assert store.verify(model.record) == []
 
 

@@ -12,7 +12,7 @@ Leaves to others: the metrics (metrics/), and the statistics (stats/).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
@@ -43,7 +43,7 @@ from heredity.evals.metrics import LETTERS, ItemAnswer
 from heredity.evals.metrics import load as metric_of
 from heredity.evals.tasks import EvalTask, TaskItem
 from heredity.lineage import graph
-from heredity.lineage.speeds import ModelSpeed, speed_seconds, speeds_of
+from heredity.lineage.speeds import speed_seconds, speeds_of
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.stats.means import compare_scores, estimate_scores
@@ -86,7 +86,10 @@ def put(task: EvalTask, item: TaskItem, n_shots: int, form: Form) -> RenderedIte
         text = "".join(blocks) + _filled(task.plain, task, item)
         request = Request(0, (), decoding, prefill=text)
     else:
-        examples = [message for shot in shots for message in _turns(task, shot)]
+        examples = []
+        for shot in shots:
+            answer = _filled(task.begin, task, shot) + _gap(task.begin) + _answer(task, shot)
+            examples += [Message("user", _filled(task.prompt, task, shot)), Message("assistant", answer)]
         asked, begin = Message("user", _filled(task.prompt, task, item)), _filled(task.begin, task, item)
         request = Request(0, (*examples, asked), decoding, prefill=begin, n_shared=len(examples))
     way, gap = metric_of(task.metric).ASKS, _gap(task.plain if form == "plain" else task.begin)
@@ -100,11 +103,6 @@ def answer_text(text: str, form: Form) -> str:
     if form == "chat":
         return text.strip()
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
-
-
-def _turns(task: EvalTask, shot: TaskItem) -> tuple[Message, Message]:
-    answer = _filled(task.begin, task, shot) + _gap(task.begin) + _answer(task, shot)
-    return Message("user", _filled(task.prompt, task, shot)), Message("assistant", answer)
 
 
 def _gap(before: str) -> str:
@@ -343,10 +341,16 @@ def grade(
     differences = [each for each in raw if each is not None]
     adjusted = stats.holm([each.p_value for each in differences]) if differences else []
     compared = tuple(
-        msgspec.structs.replace(each, p_holm=p, verdict=_verdict(each, p))
+        msgspec.structs.replace(each, p_holm=p, verdict=each.verdict if p < ALPHA else "not shown")
         for each, p in zip(differences, adjusted, strict=True)
     )
-    cards = tuple(_model_card(model, cells) for model in models)
+    last = {cell.row.model: cell.row for cell in cells}
+    cards = tuple(
+        EvaluatedModel(m.id, m.name, last[m.id].form, last[m.id].engine)
+        if m.id in last
+        else EvaluatedModel(m.id, m.name, "", "")
+        for m in models
+    )
     return Grades(cards, tuple(map(_task_card, wanted)), tuple(grades), compared)
 
 
@@ -385,18 +389,8 @@ def _compared(
         return None
     pairs = [a[ident] for ident in both], [b[ident] for ident in both]
     d, p, test = compare_scores(*pairs, are_shares=metric_of(task.metric).IS_SHARE)
-    return Difference(first.id, other.id, task.name, n_shots, d, p, p, test, "not shown")
-
-
-def _verdict(one: Difference, p: float) -> str:
-    if p >= ALPHA:
-        return "not shown"
-    return "better" if (one.difference.value or 0.0) > 0 else "worse"
-
-
-def _model_card(model: Model, cells: Sequence[Cell]) -> EvaluatedModel:
-    own = [cell.row for cell in cells if cell.row.model == model.id]
-    return EvaluatedModel(model.id, model.name, own[-1].form if own else "", own[-1].engine if own else "")
+    direction = "better" if (d.value or 0.0) > 0 else "worse"
+    return Difference(first.id, other.id, task.name, n_shots, d, p, p, test, direction)
 
 
 def _task_card(task: EvalTask) -> TaskCard:
@@ -496,21 +490,19 @@ class Evaluation:
         """The items that each model has still to answer. Nothing is loaded, asked or written."""
         known = {(row.model, row.asked): row for row in Rows(self.folder / ANSWERS, AnswerRow)}
         speeds = speeds_of(self._grown, self._store)
-        return [self._forecast(each, known, speeds[each.record.id], retry_errors) for each in self._grown]
-
-    def _forecast(
-        self, grown: Grown, known: dict[tuple[str, str], AnswerRow], speed: ModelSpeed, again: bool
-    ) -> ModelForecast:
-        model = grown.record
-        earlier = [row for row in known.values() if row.model == model.id]
-        form = self._form(earlier[-1].is_base) if earlier else "chat"
-        questions, open_ = self._left(model, form, known, again)
-        n_tokens = [_most_tokens(q) for q in open_]
-        times = [speed_seconds(n, speed) for n in n_tokens if model.format != "scripted"]
-        n_prompt = sum(len(encode(q.asked.request)) for q in open_) // BYTES_PER_TOKEN
-        seconds = sum(low for low, _ in times), sum(high for _, high in times)
-        used = Usage(n_prompt, sum(n_tokens), is_estimated=True)
-        return ModelForecast(grown, len(questions), len(open_), seconds, used)
+        forecasts = []
+        for grown in self._grown:
+            model = grown.record
+            earlier = [row for row in known.values() if row.model == model.id]
+            form = self._form(earlier[-1].is_base) if earlier else "chat"
+            questions, open_ = self._left(model, form, known, retry_errors)
+            n_tokens = [_most_tokens(q) for q in open_]
+            times = [speed_seconds(n, speeds[model.id]) for n in n_tokens if model.format != "scripted"]
+            n_prompt = sum(len(encode(q.asked.request)) for q in open_) // BYTES_PER_TOKEN
+            seconds = sum(low for low, _ in times), sum(high for _, high in times)
+            used = Usage(n_prompt, sum(n_tokens), is_estimated=True)
+            forecasts.append(ModelForecast(grown, len(questions), len(open_), seconds, used))
+        return forecasts
 
     # --- asking ---
 
@@ -535,7 +527,9 @@ class Evaluation:
             if not open_:
                 show(len(questions))
                 return
-        with self._engine(grown) as engine:
+        # An encoder gets only tasks that need no generated text.
+        load = self._loader or (lambda one: load_engine(one, self._store, needs_text=False))
+        with closing(load(grown)) as engine:
             is_base = self._is_base(engine, model)
             if other := {row.numerics for row in earlier} - {engine.numerics}:
                 raise NotComparable(
@@ -593,16 +587,6 @@ class Evaluation:
                     f"Its answers so far are kept in {self.folder}; the same command resumes there.",
                     code=error.code,
                 ) from error
-
-    @contextmanager
-    def _engine(self, grown: Grown) -> Iterator[Engine]:
-        # An encoder gets only tasks that need no generated text.
-        load = self._loader or (lambda one: load_engine(one, self._store, needs_text=False))
-        engine = load(grown)
-        try:
-            yield engine
-        finally:
-            engine.close()
 
     def _form(self, is_base: bool) -> Form:
         return "plain" if is_base or self._is_plain else "chat"

@@ -53,17 +53,14 @@ def adopt(
         if why := graph.why_childless(parent.record, needs_text=False):
             raise Unavailable(f"Nothing is adopted as a child of '{parent.record.name}': {why}.")
     whole = [store.whole(parent) for parent in given]
-    adoption = Adoption(made, _known(store, whole), name, is_declared, _others(store, whole))
+    kin = [[parent.record, *store.ancestors(parent.record)] for parent in whole]
+    known = tuple(KnownParent(names_of(models), is_from_hub(models)) for models in kin)
+    adoption = Adoption(made, known, name, is_declared, _others(store, whole))
     adopter = registry.load_as(Adopter, "recipes", "adopt")
     if not (ref.startswith(HUB) or "/" in ref or "\\" in ref or Path(ref).exists()):
         with phase(progress, "comparing with the parent", ref):
             return _stored(store, ref, whole, adopter, adoption)
     return store.grow(adopter.resolve_files(ref, adoption, store.downloads, progress), whole)
-
-
-def _known(store: Store, parents: Sequence[Grown]) -> tuple[KnownParent, ...]:
-    each = [[parent.record, *store.ancestors(parent.record)] for parent in parents]
-    return tuple(KnownParent(names_of(models), is_from_hub(models)) for models in each)
 
 
 def _others(store: Store, parents: Sequence[Grown]) -> frozenset[str]:

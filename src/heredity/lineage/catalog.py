@@ -22,7 +22,6 @@ from msgspec import UnsetType
 from heredity.core import readers
 from heredity.core.errors import BadInput, UsageError
 from heredity.core.records import Evidence, Model
-from heredity.lineage import catalog
 
 # The marks of a format behind a name: "Llama-3.2-1B-unsloth-bnb-4bit", "SmolLM2-135M-Instruct.Q4_1.gguf".
 _FORMAT = re.compile(
@@ -62,10 +61,10 @@ def is_from_hub(models: Iterable[Model]) -> bool:
     return any("repo" in m.recipe.settings or _entry(m) is not None for m in models)
 
 
-def _entry(model: Model) -> catalog.Entry | None:
+def _entry(model: Model) -> Entry | None:
     """The entry of the catalogue from which a model was pulled."""
     name = model.recipe.settings.get("name")
-    return catalog.find(name) if model.recipe.kind == "pull" and isinstance(name, str) else None
+    return find(name) if model.recipe.kind == "pull" and isinstance(name, str) else None
 
 
 def how(model: Model) -> str:

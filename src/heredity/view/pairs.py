@@ -61,7 +61,13 @@ def shared(study: OpenStudy, board: Board, a: int, b: int, filters: Filters | No
     Of the filters the technique, the attack, the kind and the scope hold.
     """
     chosen, plan = filters or Filters(), study.plan
-    probes = [_is_wanted(study, p, chosen) for p in range(len(plan.probes))]
+    technique = None if chosen.technique is None else study.techniques[chosen.technique]
+    probes = [
+        (probe.kind == "benign") == (chosen.kind == "benign")
+        and (not chosen.scope or is_part(probe, chosen.scope))
+        and technique in (None, probe.technique)
+        for probe in plan.probes
+    ]
     under = [chosen.attack in (None, a) for a in range(len(plan.attacks))]
     return shared_of(board.outcomes, a, b, np.array(probes, np.bool_), np.array(under, np.bool_))
 
@@ -78,15 +84,6 @@ def shared_of(
     broke_a, broke_b = first == BROKE, second == BROKE
     sorts = np.select([broke_a & broke_b, broke_a, broke_b], [3, 1, 2], 4)  # as WHICH is ordered
     return Shared(a, b, np.where(counts, sorts, 0).astype(np.int8).ravel())
-
-
-def _is_wanted(study: OpenStudy, p: int, filters: Filters) -> bool:
-    probe = study.plan.probes[p]
-    if (probe.kind == "benign") != (filters.kind == "benign"):
-        return False
-    if filters.scope and not is_part(probe, filters.scope):
-        return False
-    return filters.technique is None or probe.technique == study.techniques[filters.technique]
 
 
 def page_of(places: NDArray[np.intp], after: int = -1) -> tuple[list[int], int | None]:

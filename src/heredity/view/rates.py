@@ -73,15 +73,15 @@ class Board:
         """The rate of a cell or scope; None without a trial that counts."""
         key = model, technique, measure
         if key not in self._rates:
-            self._rates[key] = self._final(*key) if self.estimates else self._running(*key)
+            if self.estimates is None:
+                self._rates[key] = self._running(*key)
+            else:
+                rate = find(self.estimates, self._study.plan.models[model].id, technique, ALL, measure)
+                has_value = rate is not None and rate.estimate.value is not None
+                self._rates[key] = (
+                    ShownRate(rate.estimate, rate.n_counted, True) if rate and has_value else None
+                )
         return self._rates[key]
-
-    def _final(self, model: int, technique: str, measure: Measure) -> ShownRate | None:
-        assert self.estimates is not None
-        rate = find(self.estimates, self._study.plan.models[model].id, technique, ALL, measure)
-        if rate is None or rate.estimate.value is None:
-            return None
-        return ShownRate(rate.estimate, rate.n_counted, True)
 
     def _running(self, model: int, technique: str, measure: Measure) -> ShownRate | None:
         probes = self._probes(technique, measure)

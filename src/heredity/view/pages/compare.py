@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from heredity.view.pairs import WHICH, TwoRuns
-from heredity.view.places import OpenStudy
 from heredity.view.site import Asked, Site
 
 PATH, MENU, TAB = "/compare", "", ""
@@ -23,10 +22,5 @@ def render(site: Site, asked: Asked) -> str:
 
 def chosen(site: Site, asked: Asked) -> TwoRuns:
     """The two runs of an address, with the rows that came. Raises UnknownName."""
-    return TwoRuns(*(_open(site, asked.query.get(name, "")) for name in ("a", "b")))
-
-
-def _open(site: Site, key: str) -> OpenStudy:
-    study = site.place.open(key)
-    study.refresh()
-    return study
+    keys = (asked.query.get(name, "") for name in ("a", "b"))
+    return TwoRuns(*(site.open(asked._replace(parts={"study": key})) for key in keys))

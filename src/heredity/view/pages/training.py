@@ -223,7 +223,9 @@ def samples(run: ShownTraining) -> list[TrainingSample]:
     samples = []
     for line in lines:
         with suppress(msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError):
-            samples.append(_sample(msgspec.json.decode(line, type=_KeptAnswer)))
+            row = msgspec.json.decode(line, type=_KeptAnswer)
+            *asked, answer = [message.content for message in row.messages] or [row.text]
+            samples.append(TrainingSample(shown("\n".join(asked), 2_000), shown(answer, 2_000)))
     return samples
 
 
@@ -236,13 +238,6 @@ class _KeptAnswer(msgspec.Struct):
 
     text: str = ""
     messages: list[_KeptMessage] = []
-
-
-def _sample(row: _KeptAnswer) -> TrainingSample:
-    if not row.messages:
-        return TrainingSample(shown("", 1), shown(row.text, 2_000))
-    *asked, answer = (message.content for message in row.messages)
-    return TrainingSample(shown("\n".join(asked), 2_000), shown(answer, 2_000))
 
 
 PATH, MENU, TAB = "/training", "4 Training", ""
@@ -262,12 +257,10 @@ def render(site: Site, asked: Asked) -> str:
     """The list."""
     store = store_of(site)
     trainings = runs(store)
-    lines = [_line(run) for run in trainings[:_MAX_RUNS]]
+    lines = []
+    for run in trainings[:_MAX_RUNS]:
+        try:
+            lines.append(TrainingLine(run, read_curve(run)))
+        except (HeredityError, OSError) as error:
+            lines.append(TrainingLine(run, None, str(error)))
     return site.html("training.html.jinja", asked, lines=lines, n=len(trainings), store=store)
-
-
-def _line(run: ShownTraining) -> TrainingLine:
-    try:
-        return TrainingLine(run, read_curve(run))
-    except (HeredityError, OSError) as error:
-        return TrainingLine(run, None, str(error))

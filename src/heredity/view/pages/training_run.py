@@ -28,7 +28,8 @@ def render(site: Site, asked: Asked) -> str:
     return site.html(
         "training_run.html.jinja", asked,
         run=run, curve=points, svg=curve([(p.last, p.loss) for p in points.points], label(words, 200)),
-        rows=_few(points.points), terms=_terms(points.points), samples=samples(run), settings=_settings(run),
+        rows=_few(points.points), terms=sorted({name for p in points.points for name in p.terms})[:6],
+        samples=samples(run), settings=_settings(run),
         parents=[(ident, models.get(ident)) for ident in run.parents],
     )  # fmt: skip
 
@@ -38,11 +39,6 @@ def _few(points: list[LossPoint]) -> list[LossPoint]:
     if len(points) <= _LINES:
         return points
     return [points[round(i * (len(points) - 1) / (_LINES - 1))] for i in range(_LINES)]
-
-
-def _terms(points: list[LossPoint]) -> list[str]:
-    """The names of the terms other than the loss, such as a validation loss."""
-    return sorted({name for point in points for name in point.terms})[:6]
 
 
 def _settings(run: ShownTraining) -> list[tuple[str, str]]:
