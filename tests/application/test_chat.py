@@ -16,7 +16,7 @@ import pytest
 
 from heredity.application.conversation import AnswerListener, LedConversation, replies
 from heredity.application.spec import Application
-from heredity.cli import _asking, main
+from heredity.cli import ask, main
 from heredity.core.errors import EngineFailure
 from heredity.core.progress import phase
 from heredity.core.records import Decoding, Reply, Request, Tool
@@ -140,7 +140,7 @@ def chat(
     engine: Echo, typed: str, monkeypatch: pytest.MonkeyPatch, *args: str, out: io.StringIO | None = None
 ) -> str:
     """The output of `heredity chat` with `engine` as the model and `typed` through a pipe."""
-    monkeypatch.setattr(_asking, "_load", lambda *_: engine)
+    monkeypatch.setattr(ask, "_load", lambda *_: engine)
     monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     out = io.StringIO() if out is None else out
     with contextlib.redirect_stdout(out):
@@ -201,7 +201,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(
 
 def test_ask_reads_the_question_from_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Echo(lambda r: r.messages[-1].content)
-    monkeypatch.setattr(_asking, "_load", lambda *_: engine)
+    monkeypatch.setattr(ask, "_load", lambda *_: engine)
     for args in ((), ("-",)):
         done = run_here("ask", "any", *args, input="What is\na heat pump?\n")
         assert (done.returncode, done.stdout) == (0, "What is\na heat pump?\n")
@@ -227,7 +227,7 @@ def _loading_until_it_is_said(store: Store, ref: str, *_: object) -> Echo:
 
 
 def test_the_phase_of_a_long_loading_is_one_line_beside_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_asking, "_load", _loading_until_it_is_said)
+    monkeypatch.setattr(ask, "_load", _loading_until_it_is_said)
     done = run_here("ask", "any", "heat")
     assert (done.stdout, done.stderr) == ("heat\n", "any  loading\n")
 
@@ -235,7 +235,7 @@ def test_the_phase_of_a_long_loading_is_one_line_beside_the_answer(monkeypatch: 
 def test_a_live_display_leaves_the_answer_on_stdout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_asking, "_load", _loading)
+    monkeypatch.setattr(ask, "_load", _loading)
     monkeypatch.setenv("TERM", "xterm")
     answered, shown = Terminal(), Terminal()
     with contextlib.redirect_stdout(answered), contextlib.redirect_stderr(shown):
@@ -246,7 +246,7 @@ def test_a_live_display_leaves_the_answer_on_stdout(
 
 def test_a_prefill_is_shown_once_before_the_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for engine in (Echo(), Plain()):
-        monkeypatch.setattr(_asking, "_load", lambda *_, engine=engine: engine)
+        monkeypatch.setattr(ask, "_load", lambda *_, engine=engine: engine)
         screen = Terminal()
         with contextlib.redirect_stdout(screen):
             assert main(["ask", "any", "x", "--prefill", "Well, "]) == 0

@@ -13,7 +13,7 @@ from threading import Event
 import msgspec
 import pytest
 
-from heredity.cli import _pulling, main
+from heredity.cli import main
 from heredity.core.errors import Unavailable
 from heredity.core.records import FileHash
 from heredity.lineage.references import find_or_pull, ready_models
@@ -251,7 +251,7 @@ def test_without_torch_nothing_is_pulled_or_converted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Store(tmp_path / "store").pull(str(tiny_gguf))
-    monkeypatch.setattr(_pulling, "find_spec", lambda name: None)
+    monkeypatch.setattr("heredity.cli.pull.find_spec", lambda name: None)
     for ref, extra in (
         ("smollm2-135m-instruct", "torch"), ("hf:owner/name", "torch"), (str(tiny_gguf), "torch"),
         (tiny_gguf.stem, "torch"), ("llamacpp:smollm2-135m-instruct", "llamacpp"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from heredity.cli.agentdojo import show
+from heredity.cli.lab import show_agent_tasks as show
 from heredity.core.records import Estimate
 from heredity.redteam import probes
 from heredity.study.importers import agentdojo

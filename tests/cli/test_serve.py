@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx
 import pytest
 
 pytest.importorskip("uvicorn")
 
-from heredity.cli import main
-from heredity.core import registry
+from heredity.cli import heredity, main
 from heredity.deploy.serve import bound
 from tests.support.cli import DESK
 from tests.support.errors import check_refused, run_here
@@ -201,6 +201,6 @@ def test_a_port_that_is_taken_is_said() -> None:
 def test_the_verbs_that_listen_share_their_options() -> None:
     declared = []
     for verb in ("serve", "view"):
-        options = {each.name: each for each in registry.load("cli", verb).command.params}
+        options = {each.name: each for each in heredity.get_command(click.Context(heredity), verb).params}
         declared.append([(options[name].opts, options[name].help) for name in ("host", "port")])
     assert declared[0] == declared[1]

@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from heredity.application.spec import Application
-from heredity.cli.repair import command
+from heredity.cli.lab import repair_command as command
 from heredity.core.errors import Refused, UsageError
 from heredity.core.records import Message, Reply, Request
 from heredity.engines import scripted

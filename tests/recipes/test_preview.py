@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from heredity.cli._pulling import preview_lines
+from heredity.cli.pull import preview_lines
 from heredity.core import registry
 from heredity.core.errors import Damaged, Refused, Unavailable, UsageError
 from heredity.core.terminal import parameters

@@ -1,4 +1,4 @@
-"""The command line: one file a verb, no logic in any of them.
+"""The command line: a verb reads options, calls the library and prints.
 
 Promises: a verb's module is imported only to run it or to show its help. A user's mistake is one line on
 stderr and exit 2, never a traceback. For an unknown verb or option the message names the nearest one.
@@ -90,6 +90,21 @@ SECTIONS: dict[str, dict[str, str]] = {
         "engines": "List the engines that can load a model and answer.",
     },
 }
+# The modules of verbs that share one; any other verb has a module of its own name.
+_MODULES = {
+    verb: module
+    for module, verbs in {
+        "ask": "chat",
+        "derive": "adopt pretrain",
+        "information": "attacks completion engines help version",
+        "lab": "adapt agentdojo exposure inherit repair tamper",
+        "models": "gc rename rm show verify",
+        "pull": "push",
+        "report": "studies",
+        "start": "demo init",
+    }.items()
+    for verb in verbs.split()
+}
 FAULT, SPENT, STOPPED, CLOSED = 70, 75, 130, 141
 _F = TypeVar("_F", bound=Callable[..., object])
 _DEBUG = "--debug"
@@ -155,8 +170,8 @@ class _Verbs(Lister):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        command: click.Command = registry.load("cli", cmd_name).command
-        return command
+        commands = vars(registry.load("cli", _MODULES.get(cmd_name, cmd_name))).values()
+        return next(each for each in commands if isinstance(each, click.Command) and each.name == cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         widest = max(map(len, self.list_commands(ctx)))
@@ -177,7 +192,7 @@ class Name(click.types.StringParamType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """The names that there are, by the name of the parameter."""
-        complete = registry.load("cli", "completion").complete_name
+        complete = registry.load("cli", "information").complete_name
         completion_items: list[CompletionItem] = complete(
             param.name or "", ctx.info_name or "", incomplete, _study_of(ctx)
         )
@@ -209,7 +224,7 @@ class PathArgument(click.Path):
     ) -> list[CompletionItem]:
         """The folders of studies, then whatever files there are."""
         is_study = param.name in ("folder", "study", "plan")
-        complete = registry.load("cli", "completion").complete_study
+        complete = registry.load("cli", "information").complete_study
         completion_items: list[CompletionItem] = complete(incomplete) if is_study else []
         return completion_items + super().shell_complete(ctx, param, incomplete)
 

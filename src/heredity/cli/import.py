@@ -72,7 +72,7 @@ def command(
     by prompt, and heredity's judge decides. The report compares its verdicts with those of other judges. An
     answer that one model lacks counts as an error.
     """
-    from heredity.cli import _findings, agentdojo, open_store, shown_work
+    from heredity.cli import _findings, lab, open_store, shown_work
     from heredity.core.errors import UsageError
     from heredity.core.sanitize import plain
     from heredity.core.terminal import note, write_json
@@ -112,7 +112,7 @@ def command(
         write_json(agreements)
     else:
         _show(importers.judge_tables(out, result.estimates))
-        agentdojo.show(agent_tasks.table(agent_tasks.write(out)))
+        lab.show_agent_tasks(agent_tasks.table(agent_tasks.write(out)))
     note(_summary(summary))
     if not as_json:
         _findings.show(result.estimates, read_plan(out), out, full)

@@ -31,7 +31,7 @@ def command(models: tuple[str, ...], key_env: tuple[str, ...], **given: Any) -> 
     calls go to the client, which sends their results. Adapters of one base share it: it is in memory once.
     Ctrl-C stops the server after requests in flight.
     """
-    from heredity.cli import _pulling
+    from heredity.cli import pull
     from heredity.core.terminal import note
 
     check_installed("The server needs")
@@ -44,7 +44,7 @@ def command(models: tuple[str, ...], key_env: tuple[str, ...], **given: Any) -> 
         listening = stack.enter_context(bound(settings.host, settings.port))
         store = open_store()
         with shown_work(store, "starting"):
-            load, announce = _remote.loader(store, _remote.calls(key_env)), partial(_pulling.announce, store)
+            load, announce = _remote.loader(store, _remote.calls(key_env)), partial(pull.announce, store)
             loaded = load_models(stack, store, models, settings, load, announce, note)
         log = _opened(stack, settings)
         served = loaded.served

@@ -346,21 +346,21 @@ def _models(
 
     Models of a family that are left out are reported.
     """
-    from heredity.cli import _pulling
+    from heredity.cli import pull
     from heredity.core.terminal import note
     from heredity.lineage.references import ready_models
     from heredity.study.resolve import with_families
 
     if is_dry:
-        models, tops = ([_pulling.planned(store, ref) for ref in some] for some in (refs, lineage))
+        models, tops = ([pull.planned(store, ref) for ref in some] for some in (refs, lineage))
     else:
-        find = partial(_pulling.stored, store, yes=yes)
-        announce, shown = partial(_pulling.announce, store), partial(shown_work, store, "converting")
+        find = partial(pull.stored, store, yes=yes)
+        announce, shown = partial(pull.announce, store), partial(shown_work, store, "converting")
         models = ready_models(refs, store, find, announce, shown)
         tops = list(map(find, lineage))
     chosen = with_families(models, tops, lambda: store)
     for each in (each for each in chosen if each not in models and not is_dry):
-        _pulling.ready(store, each)
+        pull.ready(store, each)
     ids = {each.record.id for each in chosen}
     for model, why in (left for top in tops for left in store.family(top.record).left_out):
         if model.id not in ids:

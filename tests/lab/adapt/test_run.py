@@ -15,7 +15,7 @@ pytest.importorskip("bm25s")
 from click.testing import CliRunner
 
 from heredity.cli._findings import show_page
-from heredity.cli.adapt import command
+from heredity.cli.lab import adapt_command as command
 from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import Estimate
 from heredity.lab import adapt as run

@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 from click.testing import CliRunner
 
 from heredity.cli._findings import show_page
-from heredity.cli.inherit import command
+from heredity.cli.lab import inherit_command as command
 from heredity.core.errors import Damaged, NotComparable, OutOfMemory, Unavailable, UnknownName, UsageError
 from heredity.core.progress import Progress, TimeSpan
 from heredity.engines.protocols import Engine

@@ -1,4 +1,4 @@
-"""`heredity demo`: a whole study to look at, without a model."""
+"""The first steps: a finished study to look at, and the files of an application to start from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from heredity.cli import PathArgument, Verb, full_option, shown_start
     help="The study's folder.",
 )
 @full_option
-def command(out: Path, full: bool) -> None:
+def demo_command(out: Path, full: bool) -> None:
     """Show a finished study with its lineage, from recorded answers.
 
     The answers are those of a small model, its 4-bit child and a child tuned on harmless dialogues, in the
@@ -36,3 +36,21 @@ def command(out: Path, full: bool) -> None:
     with shown_start("writing the report"):
         write_report(out)
     _findings.show(demo, read_plan(out), out, full)
+
+
+@click.command("init", cls=Verb, example="heredity init my-app && cd my-app && heredity study plan.toml")
+@click.argument("folder", metavar="[DIR]", type=PathArgument(), default=".")
+def init_command(folder: Path) -> None:
+    """Write an application, probes, a plan and CI jobs to start from.
+
+    The plan uses scripted models, so that it runs in seconds without a download. Existing files are never
+    overwritten.
+    """
+    from heredity.application.init import write_starter
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import write
+
+    for path in write_starter(folder):
+        write(plain(f"wrote {path}"))
+    write("")
+    write(plain(f"Next: cd {folder}, edit application.toml, then: heredity study plan.toml"))

@@ -1,12 +1,4 @@
-"""`heredity completion`: the script that lets a shell complete commands, options and names.
-
-The names are models, techniques, attacks, judges, formats and folders of studies. After the folder of a study
-the models are its own.
-
-Promises: nothing is loaded but records and the names of files; an unreadable store completes nothing. A name
-with a colon is not offered, because bash ends a word there.
-Leaves to others: verbs and options (click).
-"""
+"""Help, version, engines and attacks, and the completion of words in a shell."""
 
 from __future__ import annotations
 
@@ -18,8 +10,44 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from heredity.cli import SECTIONS, Verb
+from heredity.cli import SECTIONS, Name, Verb
 from heredity.core import registry
+
+
+@click.command("help", cls=Verb, example="heredity help derive lora")
+@click.argument("verb", metavar="[VERB]...", type=Name(), nargs=-1)
+@click.pass_context
+def help_command(ctx: click.Context, verb: tuple[str, ...]) -> None:
+    """Show the help of heredity or of a verb.
+
+    The same text is printed by --help after a verb.
+    """
+    from heredity.core.errors import UnknownName, UsageError
+
+    context = ctx.find_root()
+    for name in verb:
+        group = context.command
+        if not isinstance(group, click.Group):
+            raise UsageError(f"'{context.command_path}' has no subcommands.", code="unknown-name")
+        command = group.get_command(context, name)
+        if command is None:
+            raise UnknownName("verb", name, group.list_commands(context), f"{context.command_path} --help")
+        context = click.Context(command, parent=context, info_name=name)
+    click.echo(context.get_help())
+
+
+@click.command("version", cls=Verb, example="heredity version")
+def version_command() -> None:
+    """Show the version of heredity."""
+    from heredity.core import registry
+    from heredity.core.sanitize import plain
+    from heredity.core.version import __version__
+
+    click.echo(f"heredity {__version__}")
+    for group, folder in registry.GROUPS.items():
+        for name, packages in registry.installed()[folder].items():
+            click.echo(plain(f"{group}: {name} ({' and '.join(map(str, packages))})"))
+
 
 _SHELLS = ("bash", "zsh", "fish")
 _VARIABLE = "_HEREDITY_COMPLETE"  # by which the script asks; click reads it
@@ -37,7 +65,7 @@ _PLUGINS = {("export", "form"): "deploy.export", ("report", "kind"): "study.repo
 @click.command("completion", cls=Verb, example="heredity completion bash")
 @click.argument("shell", metavar="bash|zsh|fish", type=click.Choice(_SHELLS))
 @click.pass_context
-def command(ctx: click.Context, shell: str) -> None:
+def completion_command(ctx: click.Context, shell: str) -> None:
     """Print the script that completes heredity in a shell.
 
     It completes verbs, options, models, techniques, attacks, judges and the folders of studies. For every new
@@ -68,7 +96,7 @@ def complete_name(parameter: str, verb: str, begun: str, study: Path | None = No
 
 def _known_names(parameter: str, verb: str) -> Sequence[str]:
     if parameter in _MODELS:
-        return _catalogue() if verb == "pull" else _models(verb)
+        return _catalogue() if verb == "pull" else _store_models(verb)
     if (folder := _PLUGINS.get((verb, parameter))) is not None:
         return registry.names(folder)
     find = _NAMES.get(parameter)
@@ -111,7 +139,7 @@ def _models_of(folder: Path) -> list[str]:
     return [end for end in ends if _WORD.fullmatch(end) and ends.count(end) == 1]
 
 
-def _models(verb: str) -> list[str]:
+def _store_models(verb: str) -> list[str]:
     """The models of the store with their short names; those that a study would pull come last."""
     from heredity.lineage import catalog
     from heredity.lineage.store import Store
@@ -150,3 +178,42 @@ _NAMES: dict[str, Callable[[], list[str]]] = {
     "tasks": lambda: registry.names("evals.tasks", ".toml"),
     "verb": _verbs,
 }
+
+
+@click.command("engines", cls=Verb, example="heredity engines --json")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def engines_command(as_json: bool) -> None:
+    """List the engines that can load a model and answer."""
+    from heredity.core import terminal
+
+    terminal.show_plugins("engines", as_json)
+
+
+@click.command("attacks", cls=Verb, example="heredity attacks --json")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def attacks_command(as_json: bool) -> None:
+    """List the attacks that a study can apply to its probes.
+
+    `heredity study --attack` takes NAME[:VARIANT][@TECHNIQUE,...]. Join several with "+": the attack that
+    leads the conversation comes first, then those that transform its turns, as in crescendo+encoding:rot13.
+    With "@", the attack is only for these techniques, as in crescendo@planted_secret,harmful_request.
+    The first variant is the default.
+    """
+    from heredity.core import registry, terminal
+    from heredity.redteam import attacks
+
+    purposes = registry.purposes("redteam.attacks")
+    parts = {name: attacks.load(name).parts[0] for name in attacks.names()}
+    if as_json:
+        terminal.write_json(
+            {
+                name: {"purpose": purposes[name], "variants": part.variants, "queries": part.attack.cost}
+                for name, part in parts.items()
+            }
+        )
+        return
+    grid = terminal.table("name", "what it is", "variants", "queries", whole=["name"])
+    for name, part in parts.items():
+        texts = (purposes[name], ", ".join(part.variants), part.attack.cost)
+        grid.add_row(terminal.cell(name, "bold"), *map(terminal.cell, texts))
+    terminal.out().print(grid)
