@@ -45,9 +45,7 @@ def adopt(
     """
     given = [parents] if isinstance(parents, Grown) else list(parents)
     if not given or (len(given) > 1 and made not in ("merge", "distill")):
-        raise UsageError(
-            f"A child has one parent, of a merge or a distillation several; {len(given)} were given."
-        )
+        raise UsageError(f"A child has one parent, of a merge or a distillation several, not {len(given)}.")
     store = store or Store(given[0].folder.parents[2])
     for parent in given:
         if why := graph.why_childless(parent.record, needs_text=False):
