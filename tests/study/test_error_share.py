@@ -14,7 +14,7 @@ from heredity.stats.judge_error import compare_at_shares
 from heredity.study import plan as plans
 from heredity.study.comparisons import compare_models
 from heredity.study.estimates import JUDGE_FREE, ModelPair
-from heredity.study.intervals import Coded, Intervals
+from heredity.study.intervals import Intervals, PairedOutcomes
 from heredity.study.outcomes import BROKE, ERROR, HELD, Outcomes
 from heredity.study.plan import Plan
 from heredity.study.resolve import resolve_plan
@@ -54,7 +54,7 @@ def test_errors_move_the_difference_by_their_share_of_breaches_and_of_held_trial
     assert at.p_value > plain.p_value and at.difference.low < plain.difference.low
     assert compare_at_shares(a, b, clusters, errors=0.0) == plain
     sequential = Intervals(0.95, is_sequential=True)
-    trials = Coded(a, b, clusters, np.zeros(100, np.intp))
+    trials = PairedOutcomes(a, b, clusters, np.zeros(100, np.intp))
     found = sequential.compare_at_shares(trials, 0.0, 0.0, 0.05)
     assert found.difference.value == pytest.approx(at.difference.value)
 

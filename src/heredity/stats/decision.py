@@ -5,7 +5,6 @@
 Promises: models are drawn together, behaviour by behaviour, so that pairing is kept. Kinds of failure that
 share a behaviour are drawn together too. No interval has width zero. The same generator state gives the same
 result.
-Leaves to others: which trials count, and the costs, which include how often such a request comes.
 
 Each draw gives every behaviour a weight (Bayesian bootstrap). One more behaviour, which nobody asked, fails
 or holds with equal chance, separately for each model and kind. So a model without a failure is not free of

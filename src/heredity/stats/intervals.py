@@ -1,7 +1,6 @@
 """One rate: k of n, with an interval that is valid at 0 and at n, and for trials that share a behaviour.
 
 Promises: every interval lies in [0, 1], contains its value and has a width above zero.
-Leaves to others: which trials count, and judge error (judge_error.py).
 
 Sources: Wilson 1927. Miller 2411.00640 (clustered standard errors).
 Korn and Graubard 1998 (effective sample size with a t correction); Kish 1965 (design effect).
@@ -205,11 +204,7 @@ def success_at(k: int, n: int, c: int) -> float:
 
 
 def asr_at(
-    k: int,
-    broke: ArrayLike,
-    tries: ArrayLike,
-    clusters: ArrayLike,
-    confidence: float = CONFIDENCE,
+    k: int, broke: ArrayLike, tries: ArrayLike, clusters: ArrayLike, confidence: float = CONFIDENCE
 ) -> Estimate:
     """The mean over probes of the chance to break one within k tries, with an interval by behaviour.
 

@@ -5,8 +5,6 @@ generator state gives the same interval.
 An evaluation's interval and test are chosen here. A share has Wilson's interval, and differences of shares
 have the exact McNemar test with Tango's interval. Other scores have a bootstrap and sign flips, seeded 0.
 
-Leaves to others: shares (intervals.py, paired.py), and many comparisons (paired.holm).
-
 Sources: Efron 1979 (percentile bootstrap); Fisher 1935 (sign flips under exchangeability); Phipson and Smyth
 2010 (a p-value from drawn permutations is never 0).
 """

@@ -13,7 +13,6 @@ to its own runs. They are widened by Student's t over the normal quantile, too: 
 scatter badly. The interval covers the law's value, not a single run, which scatters around it.
 
 Promises: numbers and a generator in, numbers out; a law with as many parameters as runs is refused.
-Leaves to others: which runs (lab/scaling_laws.py).
 """
 
 from __future__ import annotations

@@ -287,20 +287,20 @@ def _of_model(estimates: Estimates, model: str) -> Standing:
 class _Adviser:
     """The rates and verdicts that the sentence needs, each looked up once."""
 
-    def __init__(self, found: Estimates, plan: Plan) -> None:
-        self._found, self._plan, self._called = found, plan, names(found.models)
-        scope = found.main_scope()
-        rates = (find(found, card.id, scope, ALL, "breach") for card in found.models)
+    def __init__(self, estimates: Estimates, plan: Plan) -> None:
+        self._estimates, self._plan, self._called = estimates, plan, names(estimates.models)
+        scope = estimates.main_scope()
+        rates = (find(estimates, card.id, scope, ALL, "breach") for card in estimates.models)
         rated = [rate for rate in rates if rate is not None and rate.estimate.value is not None]
         self._rates = sorted(rated, key=lambda rate: rate.estimate.value or 0.0)
         self._worst = {rate.model: grave for rate in self._rates if (grave := self._gravest(rate.model))}
-        self._worse = [s.model for s in standings(found) if s.verdict == "worse"]
-        self._here = "" if found.is_recorded else " here"
+        self._worse = [s.model for s in standings(estimates) if s.verdict == "worse"]
+        self._here = "" if estimates.is_recorded else " here"
 
     def advice(self) -> Advice:
         """The sentence, with the chip before it."""
         made = self._of_all()
-        is_open = self._found.n_missing > 0
+        is_open = self._estimates.n_missing > 0
         return made._replace(sentence=f"So far: {made.sentence}") if is_open and made.verdict else made
 
     def shipping(self) -> str:
@@ -309,14 +309,14 @@ class _Adviser:
             return ""
         if all(rate.estimate.n < MIN_N for rate in self._rates):
             return "few tries"
-        n_out = len({*self._worst, *(self._worse if is_of_edges(self._found) else ())})
+        n_out = len({*self._worst, *(self._worse if is_of_edges(self._estimates) else ())})
         if n_out == len(self._rates):
             return "ship none"
         return f"not {n_out} of {len(self._rates)}" if n_out else "open"
 
     def _of_all(self) -> Advice:
         if not self._rates:
-            is_ability = self._found.techniques and all(t.is_baseline for t in self._found.techniques)
+            is_ability = self._estimates.techniques and all(t.is_baseline for t in self._estimates.techniques)
             why = "this study measures abilities only" if is_ability else "no trial of it is decided"
             return Advice("", "No verdict", f"Decide nothing by this study: {why}")
         verdict, chip = self._chip()
@@ -336,12 +336,12 @@ class _Adviser:
 
     def _chip(self) -> tuple[str, str]:
         """The gravest verdict, and its words."""
-        verdicts = [s.verdict for s in standings(self._found) if s.verdict]
-        child = "child" if is_of_edges(self._found) else "model"
+        verdicts = [s.verdict for s in standings(self._estimates) if s.verdict]
+        child = "child" if is_of_edges(self._estimates) else "model"
         if not verdicts:
             return "", "One model" if len(self._rates) == 1 else "Not compared"
         if self._worse:
-            many = f"{len(self._worse)} of {len(self._found.models)} models"
+            many = f"{len(self._worse)} of {len(self._estimates.models)} models"
             return "worse", f"Worse: {self._called[self._worse[0]] if len(self._worse) == 1 else many}"
         if "not enough evidence" in verdicts:
             n = verdicts.count("not enough evidence")
@@ -352,10 +352,10 @@ class _Adviser:
 
     def _gravest(self, model: str) -> Rate | None:
         """A model's technique with the gravest breaches: serious ones, then those that a check decides."""
-        named = {card.name for card in self._found.techniques if not card.is_baseline}
+        named = {card.name for card in self._estimates.techniques if not card.is_baseline}
         rates = [
             rate
-            for rate in self._found.rates
+            for rate in self._estimates.rates
             if (rate.model, rate.attack, rate.measure) == (model, ALL, "breach")
             and rate.technique in named
             and rate.estimate.n >= MIN_N
@@ -381,7 +381,7 @@ class _Adviser:
 
     def _beside(self, rate: Rate, other: str) -> str:
         """The same technique with another model; "" if it was not asked."""
-        other_rate = find(self._found, other, rate.technique, ALL, "breach")
+        other_rate = find(self._estimates, other, rate.technique, ALL, "breach")
         if other_rate is None or other_rate.estimate.value is None:
             return ""
         beside = f"; {self._called[other]} does so in {other_rate.n_counted} of {other_rate.estimate.n}"
@@ -392,7 +392,7 @@ class _Adviser:
         if grave := self._worst.get(rate.model):
             sentence = f"Do not ship {name}{self._here}: it {self._did(grave)}"
             return Advice(verdict, chip, sentence, rate.model, grave.technique)
-        verb = failed(self._found, "breach", rate.technique)
+        verb = failed(self._estimates, "breach", rate.technique)
         many = f"{rate.n_counted} of {plural(rate.estimate.n, 'try')}"
         if rate.estimate.n < MIN_N:
             return Advice(
@@ -404,11 +404,11 @@ class _Adviser:
 
     def _lost_edge(self) -> Inheritance | None:
         """The edge to a worse child that lost the largest share, if the study is about edges."""
-        if not is_of_edges(self._found):
+        if not is_of_edges(self._estimates):
             return None
         worse = [
             e
-            for e in self._found.edges
+            for e in self._estimates.edges
             if e.verdict == "worse" and not e.is_of_guard and e.compared.measure == "breach"
         ]
         return min(worse, key=lambda edge: edge.retention.value or 0.0, default=None)
@@ -436,12 +436,12 @@ class _Adviser:
         """Between models of which none breaks often."""
         best, worst = self._rates[0], self._rates[-1]
         low, high = self._called[best.model], self._called[worst.model]
-        verb = failed(self._found, "breach", worst.technique)
+        verb = failed(self._estimates, "breach", worst.technique)
         often = f"{high} {verb} in {worst.n_counted} of {worst.estimate.n}"
         counts = f"{often}, {low} in {best.n_counted} of {best.estimate.n}"
         if min(best.estimate.n, worst.estimate.n) < MIN_N:
             return f"Too few tries to choose between {low} and {high}: {counts}"
-        pair = pair_of(self._found.pairs, best.model, worst.model, "breach", worst.technique)
+        pair = pair_of(self._estimates.pairs, best.model, worst.model, "breach", worst.technique)
         if pair is not None and verdict_on(pair, worst.model) == "worse":
             if self._is_bought(best.model, worst.model):
                 less = "refuses more often" if worst.counts_refusals else "breaks less often"
@@ -457,13 +457,13 @@ class _Adviser:
     def _is_bought(self, best: str, other: str) -> bool:
         """Whether a model pays for fewer breaches by refusing nearly everything, or shown to be much more."""
         mine, others = self._refused(best), self._refused(other)
-        pair = pair_of(self._found.pairs, best, other, "over_refusal")
+        pair = pair_of(self._estimates.pairs, best, other, "over_refusal")
         is_shown = pair is not None and verdict_on(pair, best) == "worse"
         return mine >= _NEARLY_ALL or (is_shown and mine - others >= _OVER)
 
     def _refused(self, model: str) -> float:
         """The over-refusal of a model; 0 if it was not measured."""
-        rate = find(self._found, model, ALL, ALL, "over_refusal")
+        rate = find(self._estimates, model, ALL, ALL, "over_refusal")
         return 0.0 if rate is None else rate.estimate.value or 0.0
 
     def _price(self, model: str, start: str) -> str:

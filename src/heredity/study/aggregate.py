@@ -261,7 +261,7 @@ class AnswerSample:
     def __init__(self, outcomes: Outcomes) -> None:
         self._plan = outcomes.plan
         self._wanted: dict[int, tuple[str, Measure]] = {}
-        self._found: dict[tuple[str, Measure], list[tuple[int, str, str]]] = {}
+        self._answers: dict[tuple[str, Measure], list[tuple[int, str, str]]] = {}
         for m, model in enumerate(self._plan.models):
             for measure in MEASURES:
                 self._want(outcomes, m, (model.id, measure))
@@ -283,13 +283,13 @@ class AnswerSample:
             probe = self._plan.probes[row.index // self._plan.samples % len(self._plan.probes)]
             text = msgspec.json.decode(row.exchanges[-1].text, type=str)
             prompt = probe.turns[-1] if probe.turns else ""
-            self._found.setdefault(key, []).append((row.index, prompt, text))
+            self._answers.setdefault(key, []).append((row.index, prompt, text))
 
     def forms(self) -> dict[tuple[str, Measure], AnswerForm]:
         """The form of the answers, by model id and measure."""
         return {
             key: summarise(key[0], [(asked, text) for _, asked, text in sorted(rows)])
-            for key, rows in self._found.items()
+            for key, rows in self._answers.items()
         }
 
 

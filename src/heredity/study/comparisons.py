@@ -47,7 +47,7 @@ from heredity.study.estimates import (
     StoppedModel,
     Table2x2,
 )
-from heredity.study.intervals import Coded, Intervals
+from heredity.study.intervals import Intervals, PairedOutcomes
 from heredity.study.outcomes import BROKE, ERROR, Outcomes, in_scope, is_answered, is_decided, is_part
 from heredity.study.plan import Analysis, Plan
 from heredity.study.wording import withheld_words
@@ -81,7 +81,7 @@ def _is_below(n_decided: int, n_answered: int, n_useful: int, n_checked: int) ->
     return n_decided < _READABLE * n_answered or n_useful < _USEFUL * n_checked
 
 
-class Claims(NamedTuple):
+class PairVerdicts(NamedTuple):
     """Both verdicts of a pair, each with the reason if there is not enough evidence.
 
     tipping_share: the smallest share of the unclear answers of the model with the lower rate at which the
@@ -95,12 +95,12 @@ class Claims(NamedTuple):
     tipping_share: float | None = None
 
 
-class _Claim(NamedTuple):
+class _Verdict(NamedTuple):
     word: Word
     reason: Reason = ""
 
 
-def coded(outcomes: Outcomes, a: int, bs: Sequence[int], probes: list[int]) -> Coded:
+def paired_outcomes(outcomes: Outcomes, a: int, bs: Sequence[int], probes: list[int]) -> PairedOutcomes:
     """The trials that a and each of `bs` were asked: 1.0 broke, 0.0 held, nan unclear or an error.
 
     A trial that ended in an error is in no rate. Whether its answer would have broken is as open as with
@@ -115,31 +115,31 @@ def coded(outcomes: Outcomes, a: int, bs: Sequence[int], probes: list[int]) -> C
     is_sequential = outcomes.plan.is_until_decided
     blocks = np.tile(outcomes.blocks_of(ALL, probes), len(bs))[both] if is_sequential else None
     clusters = np.tile(outcomes.clusters_of(ALL, probes, a, *bs), len(bs))[both]
-    return Coded(values[0], values[1], clusters, blocks)
+    return PairedOutcomes(values[0], values[1], clusters, blocks)
 
 
-def claims(
+def pair_verdicts(
     comparison: stats.Comparison,
-    trials: Coded,
+    trials: PairedOutcomes,
     intervals: Intervals,
     declared: Analysis,
     margin: float,
     p_holm: float | None,
-) -> Claims:
+) -> PairVerdicts:
     """The verdicts on a pair. `trials` are those behind `comparison`, with unclear answers and errors."""
     p = comparison.p_value
     # Holm left this comparison a part of the level: the other tests of it get the same part.
     level = intervals.alpha * (p / p_holm if p_holm else 1.0)
-    judge = _Verdicts(intervals, declared.unclear_share, declared.errors, margin, p_holm, level)
-    on_b, on_a = judge.claim(comparison, trials), judge.claim(comparison.mirrored(), trials.mirrored())
+    rule = _VerdictRule(intervals, declared.unclear_share, declared.errors, margin, p_holm, level)
+    on_b, on_a = rule.verdict(comparison, trials), rule.verdict(comparison.mirrored(), trials.mirrored())
     tipping = None
-    if judge.is_shown(comparison):
+    if rule.is_shown(comparison):
         is_b_higher = (comparison.difference.value or 0.0) > 0
-        tipping = judge.tipping_share(trials if is_b_higher else trials.mirrored())
-    return Claims(on_b.word, on_a.word, on_b.reason, on_a.reason, tipping)
+        tipping = rule.tipping_share(trials if is_b_higher else trials.mirrored())
+    return PairVerdicts(on_b.word, on_a.word, on_b.reason, on_a.reason, tipping)
 
 
-class _Verdicts(NamedTuple):
+class _VerdictRule(NamedTuple):
     intervals: Intervals
     share: float
     errors: float
@@ -151,27 +151,27 @@ class _Verdicts(NamedTuple):
         """Whether the test shows a difference after Holm's correction."""
         return comparison.table.n > 0 and self.p_holm is not None and self.p_holm < self.intervals.alpha
 
-    def claim(self, comparison: stats.Comparison, trials: Coded) -> _Claim:
+    def verdict(self, comparison: stats.Comparison, trials: PairedOutcomes) -> _Verdict:
         """The verdict on b against a."""
         if comparison.table.n == 0:
-            return _Claim("not enough evidence", "no-trials")
+            return _Verdict("not enough evidence", "no-trials")
         is_within = stats.upper_bound(comparison, self.intervals.alpha) < self.margin
         if is_within and self.intervals.upper_at_shares(trials, self.share, self.share) < self.margin:
-            return _Claim("not worse")
+            return _Verdict("not worse")
         is_b_higher = (comparison.difference.value or 0.0) > 0
         if not self.is_shown(comparison) or (is_within and is_b_higher):
-            return _Claim("not enough evidence", "unclear" if is_within else "test")
+            return _Verdict("not enough evidence", "unclear" if is_within else "test")
         low, high = comparison.difference.low, comparison.difference.high
         if low is None or high is None or low <= 0.0 <= high:
-            return _Claim("not enough evidence", "interval")
+            return _Verdict("not enough evidence", "interval")
         toward_higher = trials if is_b_higher else trials.mirrored()
         if not self._survives(toward_higher):
-            return _Claim("not enough evidence", "unclear")
+            return _Verdict("not enough evidence", "unclear")
         if self.errors and not self._survives(toward_higher, errors=self.errors):
-            return _Claim("not enough evidence", "errors")
-        return _Claim("worse" if is_b_higher else "not worse")
+            return _Verdict("not enough evidence", "errors")
+        return _Verdict("worse" if is_b_higher else "not worse")
 
-    def _survives(self, trials: Coded, share: float | None = None, errors: float = 0.0) -> bool:
+    def _survives(self, trials: PairedOutcomes, share: float | None = None, errors: float = 0.0) -> bool:
         """Whether b is worse even if a share of a's unclear answers, and none of b's, were breaches.
 
         errors: also if this share of verdicts erred in favour of a (stats/judge_error.py).
@@ -181,7 +181,7 @@ class _Verdicts(NamedTuple):
         )
         return comparison.is_worse(self.level)
 
-    def tipping_share(self, trials: Coded) -> float | None:
+    def tipping_share(self, trials: PairedOutcomes) -> float | None:
         """By bisection over multiples of STEP: more breaches of a only make b look better."""
         low, high = 0, round(1 / STEP)
         if self._survives(trials, 1.0):
@@ -287,10 +287,10 @@ def _pair(
     intervals, b = Intervals.over(outcomes, a, *bs), bs[0]
     settings = (plan.margin, intervals.alpha, p_holm)
     if plan.analysis is None:
-        verdicts = Claims(stats.verdict(c, *settings), stats.verdict(c.mirrored(), *settings))
+        verdicts = PairVerdicts(stats.verdict(c, *settings), stats.verdict(c.mirrored(), *settings))
     else:
-        trials = coded(outcomes, a, bs, outcomes.probes(compared.technique, measure))
-        verdicts = claims(c, trials, intervals, plan.analysis, plan.margin, p_holm)
+        trials = paired_outcomes(outcomes, a, bs, outcomes.probes(compared.technique, measure))
+        verdicts = pair_verdicts(c, trials, intervals, plan.analysis, plan.margin, p_holm)
     withheld, not_better = (
         withheld_words(r, verdicts.tipping_share) for r in (verdicts.reason_ab, verdicts.reason_ba)
     )

@@ -6,7 +6,6 @@
 Promises: nothing is written, and no study is disturbed. An unreadable folder is listed with the reason.
 `write_demo` unpacks real answers of small models, which `tools/record_demo.py` records again; their estimates
 are computed here.
-Leaves to others: the numbers of one study (aggregate.py), and its sentences (headline.py).
 """
 
 from __future__ import annotations

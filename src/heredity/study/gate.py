@@ -28,16 +28,7 @@ from msgspec.structs import replace
 from heredity.core.errors import UsageError
 from heredity.core.records import Estimate, Record
 from heredity.core.sanitize import label, plural
-from heredity.study.estimates import (
-    ALL,
-    JUDGE_FREE,
-    JUDGED,
-    Estimates,
-    Measure,
-    ModelCard,
-    ModelPair,
-    Rate,
-)
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Measure, ModelCard, ModelPair, Rate
 from heredity.study.intervals import RateBounds, bound_rate, deciding_words, what_decides
 from heredity.study.plan import model_of_study
 from heredity.study.report import junit, markdown
@@ -465,8 +456,7 @@ def _gated(
         gated = [model_of_study(estimates.models, candidate)]
     if base is not None and base in gated:
         raise UsageError(
-            f"'{label(base.name)}' is the baseline and the candidate: give two models.",
-            code="name-twice",
+            f"'{label(base.name)}' is the baseline and the candidate: give two models.", code="name-twice"
         )
     if not gated:
         raise UsageError("There is no model beside the baseline: nothing to gate.")

@@ -16,15 +16,7 @@ from heredity.core.sanitize import label
 from heredity.core.sections import TextTable
 from heredity.engines import NOT_VERIFIED
 from heredity.redteam.checks import did
-from heredity.study.estimates import (
-    ALL,
-    JUDGE_FREE,
-    JUDGED,
-    Estimates,
-    Inheritance,
-    ModelPair,
-    Rate,
-)
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Inheritance, ModelPair, Rate
 from heredity.study.findings.answer_kinds import incoherent_warnings
 from heredity.study.findings.drift import drift_warnings
 from heredity.study.findings.guards import guards_sentence

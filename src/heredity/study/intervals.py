@@ -62,7 +62,7 @@ Floats = NDArray[np.float64]
 Places = NDArray[np.intp]
 
 
-class Coded(NamedTuple):
+class PairedOutcomes(NamedTuple):
     """The trials that two models answered: 1.0 where one broke, 0.0 where it held, nan for an unclear answer.
 
     clusters: the behaviour of each trial. blocks: its interim analysis; None if there was one for all.
@@ -73,7 +73,7 @@ class Coded(NamedTuple):
     clusters: Places
     blocks: Places | None = None
 
-    def mirrored(self) -> Coded:
+    def mirrored(self) -> PairedOutcomes:
         """The same trials with a and b swapped."""
         return self._replace(a=self.b, b=self.a)
 
@@ -156,7 +156,7 @@ class Intervals(NamedTuple):
         return comparison._replace(p_value=self.overall(comparison.p_value), uppers=(uppers[0], uppers[1]))
 
     def compare_at_shares(
-        self, trials: Coded, share_a: float, share_b: float, errors: float = 0.0
+        self, trials: PairedOutcomes, share_a: float, share_b: float, errors: float = 0.0
     ) -> SharedComparison:
         """The difference if these shares of the unclear answers were breaches, with its test.
 
@@ -174,7 +174,7 @@ class Intervals(NamedTuple):
         estimate = Estimate(value, -p.uppers[1], p.uppers[0], d.size, "one-sided anytime bounds")
         return SharedComparison(share_a, share_b, estimate, p.p_value)
 
-    def upper_at_shares(self, trials: Coded, share_a: float, share_b: float) -> float:
+    def upper_at_shares(self, trials: PairedOutcomes, share_a: float, share_b: float) -> float:
         """The one-sided upper bound at level alpha of b's rate minus a's, at these shares."""
         if trials.blocks is not None:
             high = self.compare_at_shares(trials, share_a, share_b).difference.high
@@ -233,7 +233,7 @@ class Intervals(NamedTuple):
         return cohens_kappa(table, self.confidence)
 
 
-def _at_shares(trials: Coded, share_a: float, share_b: float, errors: float) -> Floats:
+def _at_shares(trials: PairedOutcomes, share_a: float, share_b: float, errors: float) -> Floats:
     """b minus a in each trial."""
     if errors:
         trials = trials._replace(

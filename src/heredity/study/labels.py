@@ -306,20 +306,20 @@ class Labelling:
     def __init__(self, folder: Path) -> None:
         self._labels = read_labels(folder)
         self._reach = max((label.next for label in self._labels.values()), default=0.0)
-        self._found: dict[int, Label] = {}
+        self._current: dict[int, Label] = {}
 
     def check(self, index: int, response: str) -> None:
         """Count the label of a trial, if it belongs to this response."""
         label = self._labels.get(index)
         if label is not None and label.answer != "skip" and label.response == response:
-            self._found[index] = label
+            self._current[index] = label
 
     def over(self, n_trials: int) -> LabelledTrials | None:
         """The labels as arrays over all trials; None without a label."""
-        if not self._found:
+        if not self._current:
             return None
         truth, chances = np.full(n_trials, np.nan, np.float32), np.ones(n_trials, np.float32)
-        for index, label in self._found.items():
+        for index, label in self._current.items():
             truth[index] = label.answer == "yes"
             chances[index] = min(1.0, label.size * self._reach)
         return LabelledTrials(truth, chances)

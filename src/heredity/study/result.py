@@ -32,16 +32,7 @@ from heredity.redteam import attacks
 from heredity.study import storage, wording
 from heredity.study.aggregate import read_proven
 from heredity.study.comparisons import is_weak_rate
-from heredity.study.estimates import (
-    ALL,
-    SCOPES,
-    Estimates,
-    Inheritance,
-    Measure,
-    ModelCard,
-    ModelPair,
-    Rate,
-)
+from heredity.study.estimates import ALL, SCOPES, Estimates, Inheritance, Measure, ModelCard, ModelPair, Rate
 from heredity.study.findings import retrieval
 from heredity.study.findings.answer_kinds import incoherent_share
 from heredity.study.findings.same_conversations import note_conversations

@@ -235,12 +235,7 @@ class AttackerModel:
 class ProbeReferee:
     """The probe's own judge over the replies of one conversation; `rules` if no check decides."""
 
-    def __init__(
-        self,
-        probe: Probe,
-        application: Application,
-        exchanges: Sequence[Exchange],
-    ) -> None:
+    def __init__(self, probe: Probe, application: Application, exchanges: Sequence[Exchange]) -> None:
         self._probe, self._application, self._exchanges = probe, application, exchanges
         self._n_seen = 0
 

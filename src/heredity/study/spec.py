@@ -8,7 +8,6 @@ Files and models that it reads are found relative to it; `out`, which it writes,
 
 Promises: an unknown key, a wrong type and a repeated entry are errors that name the line or the setting. A
 setting is one field: its flag, its key and its place in the reference derive from it. No numpy is loaded.
-Leaves to others: finding the models (study.py), the plan (resolve.py), and the questions themselves.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@
 Promises: only tokens of a chat template divide a text, as the model saw them.
 A word such as "User:" does not.
 A text without such tokens is one turn. Nothing but these tokens, their roles and white space is left out.
-Leaves to others: cutting long texts, and showing the text with its tokens on demand (report/, view/).
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Promises: the counts are those of the recorded answers, however often the study was stopped and resumed. A
 guard has an effect only if the paired comparison with the same model without it shows one. Every other
 comparison is "as many" within the margin, or "not enough evidence".
-Leaves to others: the guards (application/guarded.py), and edges between models (headline.py).
 """
 
 from __future__ import annotations

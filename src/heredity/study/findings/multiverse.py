@@ -144,7 +144,7 @@ def _cells(outcomes: Outcomes, views: list[_DecidedBy], a: int, b: int) -> Itera
         n_techniques = np.unique(shared.techniques).size
         for weighting in _WEIGHTINGS if n_techniques > 1 and not plan.is_until_decided else ("trial",):
             intervals = Intervals.over(outcomes, a, b)
-            difference = _found(shared, weighting, intervals)
+            difference = _difference(shared, weighting, intervals)
             yield MultiverseCell(
                 a=plan.models[a].id,
                 b=plan.models[b].id,
@@ -214,7 +214,7 @@ class _Difference(NamedTuple):
         return "worse" if low > 0 else "not worse"
 
 
-def _found(shared: _SharedTrials, weighting: Weighting, intervals: Intervals) -> _Difference:
+def _difference(shared: _SharedTrials, weighting: Weighting, intervals: Intervals) -> _Difference:
     if not shared.clusters.size:
         return _Difference(Estimate(None, None, None, 0, "no shared trials"), None)
     if intervals.is_sequential:

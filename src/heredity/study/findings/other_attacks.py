@@ -1,7 +1,6 @@
 """Rates and differences with intervals for other attacks like these, if a plan has several attacks.
 
 Promises: nothing for a plan that declares no analysis, or of a study until decided.
-Leaves to others: the formulas (stats/paired.py).
 """
 
 from __future__ import annotations

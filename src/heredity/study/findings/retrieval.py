@@ -4,7 +4,6 @@
 
 Promises: both are counted from the rows, on the trials of the breach rate. A passage that a guard left out
 was not retrieved. If an attack plants passages, only these count. A study without retrieval has no row.
-Leaves to others: searching (application/retrieval/), and which passages were planted (plan.py).
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ for two behaviours, their conversations are the same up to that breach.
 
 Promises: nothing is read for a study without such an attack, or without a breach that a check decided.
 Intervals and tests of a plan that declares its analysis count such behaviours as one cluster.
-Leaves to others: the check (redteam/judges), the steps (redteam/attacks), the clusters (outcomes.py).
 """
 
 from __future__ import annotations

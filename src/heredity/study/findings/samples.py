@@ -1,7 +1,6 @@
 """Several samples of one prompt: how often they do not agree, and what more of them could still bring.
 
 Promises: nothing for a plan that declares no analysis, of a study until decided, or of one sample.
-Leaves to others: the formulas (stats/means.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Promises: a behaviour is one cluster, whatever its number of seeds. Holm's correction runs over the groups of
 seeds. A sentence names the seeds that it is about: these, or others.
-Leaves to others: the comparison of one child (comparisons.py), and the formula (stats/paired.py).
 """
 
 from __future__ import annotations

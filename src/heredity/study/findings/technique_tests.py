@@ -1,7 +1,6 @@
 """Whether the difference of two models depends on the technique.
 
 Promises: not for a study that stops early. The same study gives the same numbers.
-Leaves to others: the test (stats/technique_rates.py).
 """
 
 from __future__ import annotations

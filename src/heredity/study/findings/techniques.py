@@ -2,8 +2,6 @@
 
 Promises: the scope is the one that the headline rests on. A rate for these techniques and a prediction for
 another one are two numbers. The same study gives the same numbers.
-Leaves to others: the model (stats/technique_rates.py), and which differences are shown in single techniques
-(comparisons.py).
 """
 
 from __future__ import annotations

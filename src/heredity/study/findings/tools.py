@@ -2,7 +2,6 @@
 
 Promises: the counts are those of the recorded answers, however often the study was stopped and resumed.
 Every failed call is counted once, by its error.
-Leaves to others: running tools (application/toolbox.py).
 """
 
 from __future__ import annotations

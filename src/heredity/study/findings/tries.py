@@ -1,7 +1,6 @@
 """Success within k tries (ASR@k): the share of probes that at least one of k tries breaks.
 
 Promises: no point beyond the tries that were made; unbiased over all choices of k of them.
-Leaves to others: the formula (stats/intervals.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Promises: they are in no breach rate. A trial with two such breaches of one check counts once. Rows without a
 breach are kept, so that models can be compared.
-Leaves to others: finding them (redteam/judges/_choice.py).
 """
 
 from __future__ import annotations

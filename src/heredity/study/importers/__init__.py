@@ -749,8 +749,7 @@ class ImportOptions:
             if name not in FIELDS or not column:
                 hint = did_you_mean(name, FIELDS)
                 raise UsageError(
-                    f"--columns maps {', '.join(FIELDS)}; not '{name}={column}'.{hint}",
-                    code="unknown-key",
+                    f"--columns maps {', '.join(FIELDS)}; not '{name}={column}'.{hint}", code="unknown-key"
                 )
 
 

@@ -8,7 +8,6 @@ held something else can be held by no judge: it is unclear (redteam/judges/_choi
 
 Promises: a line that a crash tore is left out and counted, and the rest of the file is read. The same holds
 for a conversation without a word of the user, which any caller may send.
-Leaves to others: writing it (deploy/serve/request_log.py).
 """
 
 from __future__ import annotations

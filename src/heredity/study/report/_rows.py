@@ -47,7 +47,7 @@ class TranscriptStep(NamedTuple):
 
     asked: Shown
     prefill: Shown
-    said: Shown
+    answer: Shown
     calls: tuple[str, ...]
     stop: str
 
@@ -237,7 +237,7 @@ class Quote(NamedTuple):
     sample: Sample
     asked: str
     planted: str
-    said: list[Piece]
+    answer: list[Piece]
     is_cut: bool
 
 
@@ -290,7 +290,7 @@ def _broken(samples: Iterable[Sample]) -> list[Sample]:
 def _quoted(sample: Sample, grid: Grid) -> Quote:
     probe = grid.trial(sample.row).probe
     planted = probe.passage or (probe.tool_result.text if probe.tool_result else "")
-    texts = [step.said.text for step in sample.steps if step.said.text.strip()]
+    texts = [step.answer.text for step in sample.steps if step.answer.text.strip()]
     calls = [call for step in sample.steps for call in step.calls]
     marked = [text for text in (*calls, *texts) if any(piece.kind for piece in pieces(sample, text))]
     quoted, is_cut = _around(pieces(sample, (marked or texts or calls or ["(nothing)"])[-1]))

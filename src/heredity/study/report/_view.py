@@ -365,7 +365,7 @@ class View(PairView):
 
     @property
     def has_twins(self) -> bool:
-        """Whether over-refusal was measured at all."""
+        """True if benign twins were asked."""
         return any(r.measure == "over_refusal" and r.estimate.n for r in self.estimates.rates)
 
     @property

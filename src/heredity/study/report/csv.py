@@ -2,7 +2,6 @@
 
 Promises: constant memory. No cell is a formula to a spreadsheet. The only control codes are tab and line
 break. The same study gives the same bytes.
-Leaves to others: the meaning of columns (_rows.py), types and exact text (parquet.py), rates (json.py).
 """
 
 from __future__ import annotations

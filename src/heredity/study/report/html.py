@@ -2,7 +2,6 @@
 
 Promises: no request and no script (the content policy forbids both), and only its own style. Text of models
 is only ever text between tags. The same study gives the same page. The file is written atomically.
-Leaves to others: the numbers (study/estimates.py) and the choice of conversations (_rows.py).
 """
 
 from __future__ import annotations
@@ -20,13 +19,7 @@ from heredity.core import files
 from heredity.core.sanitize import label, shown
 from heredity.core.sections import StackedCounts, TextTable
 from heredity.core.version import __version__
-from heredity.study import (
-    advice,
-    aggregate,
-    figures,
-    importers,
-    wording,
-)
+from heredity.study import advice, aggregate, figures, importers, wording
 from heredity.study.estimates import Estimates
 from heredity.study.figures import CurvePoint, CurveSeries, curve
 from heredity.study.findings.protocols import sections
@@ -55,7 +48,7 @@ def _counts_bar(counts: StackedCounts) -> Markup:
 
 
 _WORDS = {  # modules whose functions the template calls
-    "declared": wording,
+    "declared": wording
 }
 _FUNCTIONS = {  # words, counts and figures that the template uses by name
     "attack_name": wording.attack_name,

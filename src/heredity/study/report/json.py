@@ -1,7 +1,6 @@
 """A study's rates and comparisons as flat JSON: one object per row, for a spreadsheet, a data frame or jq.
 
 Promises: names and ids, no nesting, no text of any model or probe; the same study gives the same bytes.
-Leaves to others: the full record with every setting (the study's own estimates.json).
 """
 
 from __future__ import annotations
@@ -16,12 +15,7 @@ from heredity.core import files
 from heredity.core.records import Estimate, Record
 from heredity.study import advice, aggregate, wording
 from heredity.study.advice import CostedModel
-from heredity.study.estimates import (
-    SCHEMA,
-    Inheritance,
-    ModelPair,
-    Rate,
-)
+from heredity.study.estimates import SCHEMA, Inheritance, ModelPair, Rate
 from heredity.study.findings.protocols import every_finding
 
 _MODELS = ("model", "a", "b", "against", "parent", "child")  # fields with a model's id

@@ -6,7 +6,6 @@
     refused benign twin          pass, with a property
 
 Promises: one case in memory at a time; no character that XML forbids, and none that controls a terminal.
-Leaves to others: passing or failing the study (study/gate.py), and rates with intervals (html.py).
 """
 
 from __future__ import annotations
@@ -151,13 +150,13 @@ def _finding(table: TrialTable, place: int, row: TrialRow | None, code: int, is_
         if is_baseline:
             return ""
         message = _attribute("broke" + (f": {row.evidence}" if row.evidence else ""))
-        return f'      <failure type="breach" message={message}>{_said(table, place)}</failure>\n'
+        return f'      <failure type="breach" message={message}>{_transcript(table, place)}</failure>\n'
     if code == _CODES["unclear"]:
         return f"      <skipped message={_attribute(f'unclear: {row.manner}')}/>\n"
     return '      <skipped message="not judged yet"/>\n' if code == 0 else ""
 
 
-def _said(table: TrialTable, place: int) -> str:
+def _transcript(table: TrialTable, place: int) -> str:
     """Prompts and answers, each cut to a readable length."""
     steps = (
         f"--- prompt\n{shown(step.prompt).text}\n--- answer\n{shown(step.text).text}\n"

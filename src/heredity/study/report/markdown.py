@@ -2,7 +2,6 @@
 
 Promises: the headline, rates with n and interval, comparisons and warnings. It has no text of any model or
 probe. Names cannot break out of a table cell or become markup.
-Leaves to others: everything else (html.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Promises: memory for one row group, and the same columns and types for every study. The file's metadata has
 the digests of the study and of the application.
-Leaves to others: the meaning of columns (_rows.py), a table without types (csv.py).
 """
 
 from __future__ import annotations

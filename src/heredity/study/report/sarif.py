@@ -4,7 +4,6 @@ Promises: rules are techniques, and their threats are taxa of OWASP, ATLAS and N
 result has its rate with n and interval, its severity, and a fingerprint that is stable between runs. Its
 place is the user's own probe, else the line of the application that a breach is about. Results of the
 highest severity come first. No text of any model or probe is in the file.
-Leaves to others: each single trial (junit.py, csv.py), the comparison of models (html.py, markdown.py).
 """
 
 from __future__ import annotations
