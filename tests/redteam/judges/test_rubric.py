@@ -166,7 +166,8 @@ def test_with_probabilities_three_parts_need_no_parsing() -> None:
         return 0.0 if text == wanted[request.prefill.split("\n")[-1]] else -50.0
 
     engine = Scorer(odds)
-    assert judge(engine).batch([("q", HELP)]) == [pytest.approx((0.0, 7 / 8), abs=1e-6)]
+    assert judge(engine).estimate("refusal", [("q", HELP)]) == [pytest.approx(0.0, abs=1e-6)]
+    assert judge(engine).estimate("harm", [("q", HELP)]) == [pytest.approx(7 / 8, abs=1e-6)]
     assert engine.asked[-1].prefill == "refused=no\nconvincing=5\nspecific="
 
 
@@ -242,8 +243,8 @@ def test_of_a_long_answer_beginning_and_end_are_read() -> None:
 @given(st.text(max_size=200), st.text(max_size=200))
 def test_any_text_can_be_judged(prompt: str, text: str) -> None:
     made = judge(Scorer(lambda request, reply: 0.0), ":yesno")
-    (scores,) = made.batch([(prompt, text)])
-    assert scores.harm == (0.5 if text.strip() else 0.0)
+    for task in ("refusal", "harm"):
+        assert made.estimate(task, [(prompt, text)]) == [0.5 if text.strip() else 0.0]
 
 
 def test_what_did_not_parse_is_in_no_share_and_is_counted(tmp_path: Any) -> None:

@@ -53,7 +53,10 @@ class WordCheck(BreachCheck, frozen=True):
                 around = _around(match)
                 is_quoted = _is_quoted(around, ours) and not does_it(match)
                 if is_quoted and self.at == "start":  # a quotation begins where a line of ours begins
-                    is_quoted = _begins_a_line(around, supplied(probe, response))
+                    begins = f" {around[1]} {around[2]}"
+                    is_quoted = any(
+                        _spaced(line).startswith(begins) for line in supplied(probe, response).splitlines()
+                    )
                 if is_quoted or is_mentioned(match):
                     continue
                 return Finding(evidence(f"the word '{self.text}' at the place '{self.at}':", *around))
@@ -118,12 +121,6 @@ def _is_quoted(around: tuple[str, str, str], ours: str) -> bool:
     is_before = not before or f" {before} {word} " in ours
     is_behind = not behind or f" {word} {behind} " in ours
     return is_before and is_behind
-
-
-def _begins_a_line(around: tuple[str, str, str], ours: str) -> bool:
-    """Whether a line of ours begins with the word and the words behind it."""
-    begins = f" {around[1]} {around[2]}"
-    return any(_spaced(line).startswith(begins) for line in ours.splitlines())
 
 
 CHECK = WordCheck

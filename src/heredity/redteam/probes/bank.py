@@ -9,7 +9,7 @@ Leaves to others: the set of files (probes/__init__.py).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -331,16 +331,6 @@ def why_name_taken(name: str) -> str:
     return ""
 
 
-def phrase_patterns(words: Sequence[str]) -> tuple[str, ...]:
-    """A regular expression for each of these phrasings."""
-    return tuple(phrase_pattern(each) for each in words)
-
-
-def answer_pattern(answer: str) -> str:
-    """A regular expression for a right answer; a number is not part of a longer one (12,000 is not 12)."""
-    return rf"(?<![\d.,]){answer}(?!\d|[.,]\d)" if answer.isdigit() else phrase_pattern(answer)
-
-
 class _BankReader:
     """Parses one file into a Bank; as a class, it can name the place of every mistake."""
 
@@ -403,11 +393,12 @@ class _BankReader:
                     f"item '{item.id}' has neither a `twin` nor a `why_no_twin`", place, code="missing-key"
                 )
             return [probe]
+        useful = Usefulness(item.twin.useful, item.twin.useful_tool, item.twin.useful_changes)
         twin = Probe(
             f"{name}~benign", self.technique, "benign", _twin_turns(item, item.twin), Check("refusal"),
             item.cluster, probe.threats, self._passage(place, item, item.twin),
             _result(item.twin.tool_result), name, "", probe.language, probe.is_baseline,
-            _useful(item.twin), UNSET, _description(item.twin.tool_description),
+            UNSET if useful == Usefulness() else useful, UNSET, _description(item.twin.tool_description),
         )  # fmt: skip
         self._verify_twin(place, item, probe, twin)
         return [probe, twin]
@@ -451,11 +442,12 @@ class _BankReader:
         if item.invents:
             return Check("package", text=item.invents)
         if item.poisoned or item.truth:
-            return Check(
-                "answer", patterns=phrase_patterns(item.poisoned), unless=phrase_patterns(item.truth)
-            )
-        if item.solved:
-            return Check("task", patterns=tuple(map(answer_pattern, item.solved)))
+            poisoned, truth = (tuple(map(phrase_pattern, each)) for each in (item.poisoned, item.truth))
+            return Check("answer", patterns=poisoned, unless=truth)
+        if item.solved:  # a number is not part of a longer one (12,000 is not 12)
+            number = r"(?<![\d.,]){}(?!\d|[.,]\d)"
+            solved = (number.format(s) if s.isdigit() else phrase_pattern(s) for s in item.solved)
+            return Check("task", patterns=tuple(solved))
         if item.marker:
             return Check("marker", text=item.marker)
         if item.continues:
@@ -537,11 +529,6 @@ def _twin_turns(item: ProbeItem, twin: Twin) -> tuple[str, ...]:
     for old, new in twin.replace.items():
         turns = tuple(turn.replace(old, new) for turn in turns)
     return turns
-
-
-def _useful(twin: Twin) -> Usefulness | UnsetType:
-    given = Usefulness(twin.useful, twin.useful_tool, twin.useful_changes)
-    return UNSET if given == Usefulness() else given
 
 
 def _description(given: str | ToolDescription) -> ToolDescription | UnsetType:

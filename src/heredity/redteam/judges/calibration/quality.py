@@ -283,8 +283,10 @@ def measure(
     if fit or (once and half != "all"):
         others = {_key(row) for row in labelled if row.row % 2 == (half != "odd")}
         rows = [row for row in rows if _key(row) not in others]
-    groups = _by_answer(rows)
-    undisputed = [of for of in groups if len({row.label in positive for row in of}) == 1]
+    groups: dict[tuple[str, str], list[Labelled]] = {}  # by the answer under its prompt
+    for row in rows:
+        groups.setdefault(_key(row), []).append(row)
+    undisputed = [of for of in groups.values() if len({row.label in positive for row in of}) == 1]
     n_repeated, n_disputed = len(rows) - len(groups), len(groups) - len(undisputed)
     rows = [of[0] for of in undisputed] if once else rows
     verdicts = _ask(judge, task, rows, positive, watch)
@@ -307,14 +309,6 @@ def measure(
 
 def _key(row: Labelled) -> tuple[str, str]:
     return row.prompt, row.response
-
-
-def _by_answer(rows: Sequence[Labelled]) -> list[list[Labelled]]:
-    """Rows with the same answer under the same prompt, grouped in order of their first row."""
-    groups: dict[tuple[str, str], list[Labelled]] = {}
-    for row in rows:
-        groups.setdefault(_key(row), []).append(row)
-    return list(groups.values())
 
 
 def fitted(
@@ -392,10 +386,7 @@ class StoredCalibration(Record, frozen=True):
 
     def calibrations(self) -> tuple[Calibration, ...]:
         """All labels together, then each family by itself."""
-        return tuple(
-            Calibration(c.sens_k, c.sens_n, c.spec_k, c.spec_n, c.labels)
-            for c in (self.counts, *self.families)
-        )
+        return tuple(map(_calibration, (self.counts, *self.families)))
 
 
 def save_calibration(
@@ -425,12 +416,14 @@ def save_calibration(
 
 def newest_calibration(root: Path, judge: str, judged_by: str, task: Task) -> StoredCalibration | None:
     """The newest calibration of exactly this judge, or None."""
-    matching = [
-        k
-        for k in _stored_calibrations(root)
-        if (k.judge, k.task) == (judge, task) and is_stamped(judged_by, k.judged_by)
-    ]
-    return max(matching, key=lambda kept: kept.at, default=None)
+    stored = []
+    for path in sorted((root / FOLDER).glob("*.json")):
+        try:
+            stored.append(msgspec.json.decode(path.read_bytes(), type=StoredCalibration))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Damaged(f"{path}: {error}. Delete it and calibrate again.") from None
+    own = [k for k in stored if (k.judge, k.task) == (judge, task) and is_stamped(judged_by, k.judged_by)]
+    return max(own, key=lambda kept: kept.at, default=None)
 
 
 def copy_calibrations(root: Path, folder: Path, judge: str, judged_by: str) -> None:
@@ -440,16 +433,6 @@ def copy_calibrations(root: Path, folder: Path, judge: str, judged_by: str) -> N
         if kept is not None and kept != newest_calibration(folder, judge, judged_by, task):
             data = msgspec.json.format(encode(kept), indent=1) + b"\n"
             write_atomic(folder / FOLDER / f"{task}-{judged_by}.json", data)
-
-
-def _stored_calibrations(root: Path) -> list[StoredCalibration]:
-    stored = []
-    for path in sorted((root / FOLDER).glob("*.json")):
-        try:
-            stored.append(msgspec.json.decode(path.read_bytes(), type=StoredCalibration))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Damaged(f"{path}: {error}. Delete it and calibrate again.") from None
-    return stored
 
 
 def _as_counts(calibration: Calibration) -> Counts:
@@ -541,7 +524,7 @@ _TRAINED_HARM = tuple(
 
 def quality() -> tuple[JudgeQuality, ...]:
     """The shipped table: each judge that can be wrong, on each labelled set, with n and intervals."""
-    rows = [(row.judge, row.task, as_calibration(row)) for row in shipped().table]
+    rows = [(row.judge, row.task, _calibration(row)) for row in shipped().table]
     # The cards also have what `rules` says on the same rows.
     trained = [q for card in (LEARNED_CARD, HEAD_CARD) for q in quality_of_card(card) if q.judge != "rules"]
     return (*(as_quality(*row) for row in rows), *trained)
@@ -550,9 +533,7 @@ def quality() -> tuple[JudgeQuality, ...]:
 @lru_cache(maxsize=4)
 def quality_of_card(path: Path) -> tuple[JudgeQuality, ...]:
     """The measurements in a trained judge's card, on answers that its weights were not trained on."""
-    rows = read_card(path).measured
-    counts = [Calibration(row.sens_k, row.sens_n, row.spec_k, row.spec_n, row.labels) for row in rows]
-    return tuple(as_quality(row.judge, row.task, n) for row, n in zip(rows, counts, strict=True))
+    return tuple(as_quality(row.judge, row.task, _calibration(row)) for row in read_card(path).measured)
 
 
 def calibration(task: Task, judge: str = DEFAULT) -> Calibration | None:
@@ -582,7 +563,7 @@ def calibrations(
     if judge not in (DEFAULT, *trained):
         return ()
     rows = {row.labels: row for row in shipped().table if (row.judge, row.task) == ("rules", task)}
-    return tuple(as_calibration(rows[name]) for name in _CALIBRATES.get(task, ()) if name in rows)
+    return tuple(_calibration(rows[name]) for name in _CALIBRATES.get(task, ()) if name in rows)
 
 
 def check_quality(
@@ -611,7 +592,7 @@ def trained_calibrations(path: Path) -> tuple[Calibration, ...]:
         *across([r.spec_k for r in each], [r.spec_n for r in each]),
         "families that it did not learn from: " + "; ".join(_TRAINED_HARM),
     )
-    return (together, *(Calibration(r.sens_k, r.sens_n, r.spec_k, r.spec_n, r.labels) for r in each))
+    return (together, *map(_calibration, each))
 
 
 @lru_cache(maxsize=4)
@@ -658,9 +639,9 @@ def shipped() -> QualityTable:
     return msgspec.json.decode(_SHIPPED.read_bytes(), type=QualityTable)
 
 
-def as_calibration(row: QualityRow) -> Calibration:
-    name = row.labels if row.rows == "all" else f"{row.labels} ({row.rows} rows)"
-    return Calibration(row.sens_k, row.sens_n, row.spec_k, row.spec_n, name)
+def _calibration(row: Counts | CardCounts | QualityRow) -> Calibration:
+    half = f" ({row.rows} rows)" if isinstance(row, QualityRow) and row.rows != "all" else ""
+    return Calibration(row.sens_k, row.sens_n, row.spec_k, row.spec_n, f"{row.labels}{half}")
 
 
 def as_quality(judge: str, task: LabelTask, counts: Calibration) -> JudgeQuality:
@@ -742,9 +723,7 @@ def label_families(
         return ()
     table = [row for row in shipped().table if (row.judge, row.task) == ("rules", task)]
     card = [row for row in read_card(LEARNED_CARD).measured if (row.judge, row.task) == ("rules", task)]
-    rows = {
-        row.labels: Calibration(row.sens_k, row.sens_n, row.spec_k, row.spec_n, row.labels) for row in card
-    } | {row.labels: as_calibration(row) for row in table}
+    rows = {r.labels: _calibration(r) for r in card} | {r.labels: _calibration(r) for r in table}
     return (*(rows[name] for name in _FAMILIES[task] if name in rows), *_own_answers(task))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -30,8 +30,6 @@ from heredity.redteam.probes.importers.protocols import (
     ProbeImporter,
     Skip,
 )
-
-__all__ = ["PREFIX", "ImportSpec", "Imported", "kinds", "load", "parse", "read", "to_toml"]
 
 
 def to_toml(imported: Imported) -> str:
@@ -125,7 +123,9 @@ def parse_import(name: str) -> ImportSpec:
     pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=False) if mark else []
     if twice := [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]:
         raise UsageError(f"'{name}' gives the option '{twice[0]}' twice.")
-    return ImportSpec(_kind(kind), Path(path), dict(pairs))
+    if (module := kind.replace("-", "_").casefold()) not in kinds():
+        raise UnknownName("import", kind, kinds(), "heredity probes import --help")
+    return ImportSpec(module, Path(path), dict(pairs))
 
 
 def load_import(name: str) -> Imported:
@@ -157,19 +157,12 @@ def slug(text: str, joint: str = "-") -> str:
     return re.sub(r"[^a-z0-9]+", joint, text.casefold())[:60].strip(joint)
 
 
-def _kind(given: str) -> str:
-    kind = given.replace("-", "_").casefold()
-    if kind not in kinds():
-        raise UnknownName("import", given, kinds(), "heredity probes import --help")
-    return kind
-
-
 def _probes(
     technique: str, rows: Iterable[ImportedItem | Skip]
 ) -> tuple[tuple[Probe, ...], tuple[LeftOut, ...]]:
     probes: list[Probe] = []
     left_out: list[LeftOut] = []
-    free = _namer()
+    used: Counter[str] = Counter()
     asked: dict[tuple[Any, ...], int] = {}
     for row in rows:
         if isinstance(row, Skip):
@@ -180,7 +173,12 @@ def _probes(
         if first != row.line:
             left_out.append(LeftOut(row.line, SAME, first))
             continue
-        probes += _of_row(technique, free(slug(row.id) or f"row-{row.line}"), row)
+        name = slug(row.id) or f"row-{row.line}"
+        used[name] += 1
+        while used[name] > 1:  # a second "x" becomes "x-2"
+            name = f"{name}-{used[name]}"
+            used[name] += 1
+        probes += _of_row(technique, name, row)
     return tuple(probes), tuple(left_out)
 
 
@@ -193,17 +191,6 @@ def _clean(row: ImportedItem) -> ImportedItem:
     return row._replace(
         turns=tuple(map(whole, row.turns)), passage=whole(row.passage), clean_passage=whole(row.clean_passage)
     )
-
-
-def _namer() -> Callable[[str], str]:
-    """Makes each id unique: a second "x" becomes "x-2"."""
-    seen: Counter[str] = Counter()
-
-    def free(name: str) -> str:
-        seen[name] += 1
-        return name if seen[name] == 1 else free(f"{name}-{seen[name]}")
-
-    return free
 
 
 def _of_row(technique: str, name: str, row: ImportedItem) -> list[Probe]:
