@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from heredity.core import host
 from heredity.core.errors import Damaged, UsageError, first_line
@@ -91,13 +91,12 @@ class Static(ComputingRecipe):
         if holds_static(parent.folder):
             raise _no_encoder(record)
         tokenizer = _tokenizer(parent)
-        tokens = _tokens(tokenizer)
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        tokens = np.array(sorted(i for token, i in vocabulary.items() if not _UNUSED.fullmatch(token)))
         states = self._states(parent, tokenizer)
-        n_tokens = len(tokens)
-        most = min(states.shape[1], n_tokens - 1)
-        if self.dims > most:
+        if self.dims > (n_axes := min(states.shape[1], len(tokens) - 1)):
             raise UsageError(
-                f"dims must be at most {most} for this encoder, not {self.dims}.",
+                f"dims must be at most {n_axes} for this encoder, not {self.dims}.",
                 code="bad-setting",
                 key="dims",
             )
@@ -126,7 +125,7 @@ class Static(ComputingRecipe):
             raise Damaged(f"the tokenizer of '{parent.record.name}' has no tokens")
         read = tokenizer.encode("a")
         own = [at for at, is_special in enumerate(read.special_tokens_mask) if not is_special]
-        around = _Around(read.ids[: own[0]], read.ids[own[-1] + 1 :]) if own else _Around([], [])
+        before, after = (read.ids[: own[0]], read.ids[own[-1] + 1 :]) if own else ([], [])
         if n_ids > (n_known := network.get_input_embeddings().num_embeddings):
             raise Damaged(f"'{parent.record.name}' has {n_known:,} input embeddings for {n_ids:,} tokens.")
         layers = []
@@ -136,7 +135,7 @@ class Static(ComputingRecipe):
         ):
             for start in range(0, n_ids, _AT_ONCE):
                 some = range(start, min(start + _AT_ONCE, n_ids))
-                ids = torch.tensor([[*around.before, i, *around.after] for i in some])
+                ids = torch.tensor([[*before, i, *after] for i in some])
                 ids = ids.to(self.device.torch)
                 hidden = network(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
                 layers.append(hidden.mean(1).double().cpu().numpy())
@@ -198,11 +197,6 @@ def zipf_weights(n: int, sif: float) -> Values:
 # --- the encoder ---
 
 
-class _Around(NamedTuple):
-    before: list[int]
-    after: list[int]
-
-
 def _no_encoder(parent: Model) -> UsageError:
     return UsageError(
         f"'{parent.name}' is no sentence encoder (modality {parent.modality}, {parent.format}), of which"
@@ -237,14 +231,6 @@ def _unread(parent: Grown, error: Exception) -> Damaged:
     return Damaged(
         f"'{parent.record.name}' does not load as a sentence encoder: {first_line(error)}. Pull it again."
     )
-
-
-def _tokens(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
-    """The ids of the tokens that a text may have, in the order of the vocabulary."""
-    import numpy as np
-
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    return np.array(sorted(i for token, i in vocabulary.items() if not _UNUSED.fullmatch(token)))
 
 
 # --- files ---
