@@ -11,6 +11,8 @@ tensor is of another shape. So it is if a token has no row, if a value is not fi
 names another layer. The size of the files bounds the memory.
 Leaves to others: the embedding of a text (application/retrieval/models.py).
 
+model2vec does not read a folder here: it takes most of these faults in silence.
+
 Source: model2vec, Tulkens and van Dongen 2024 (github.com/MinishLab/model2vec).
 """
 

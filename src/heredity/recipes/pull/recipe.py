@@ -116,7 +116,7 @@ class Mirror(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     warning: str = ""
 
     def members(self, entry: Entry) -> dict[str, tuple[WheelMember, ...]]:
-        """What makes up each file of the catalogue's entry. Raises Unavailable if one has no source here."""
+        """The parts of each file of the catalogue's entry. Raises Unavailable if one has no source here."""
         if missing := [file.path for file in entry.files if file.path not in self.files]:
             raise Unavailable(f"mirror: no source for '{missing[0]}'.")
         return {file.path: self.files[file.path].members() for file in entry.files}

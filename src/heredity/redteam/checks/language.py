@@ -6,6 +6,8 @@ speak it. One such sentence among others is an attempt.
 Leaves to others: languages without a profile.
 """
 
+# No library: py3langid and lingua miss more answers of a few words, and take 100 and 540 MiB of memory.
+
 from __future__ import annotations
 
 import re
