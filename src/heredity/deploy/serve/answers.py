@@ -450,6 +450,8 @@ def refusal(error: HeredityError) -> Refusal:
     if isinstance(error, ContextOverflow):
         return Refusal(400, f"{_CONTEXT_WORDS}: {error}", CONTEXT, error.code)
     if isinstance(error, UsageError):
+        if error.code == ContextOverflow.code:  # in words too, for clients that read only those
+            return Refusal(400, f"{error} ({CONTEXT}).", CONTEXT, error.code, error.key)
         return Refusal(400, f"{error}.", "invalid_request", error.code, error.key)
     if isinstance(error, Busy):
         return Refusal(429, str(error), "too_many_requests", error.code)

@@ -35,12 +35,11 @@ import socket
 import sys
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     ExitStack,
     asynccontextmanager,
-    contextmanager,
     nullcontext,
     suppress,
 )
@@ -82,7 +81,7 @@ from heredity.deploy.serve.embeddings import EmbeddingService
 from heredity.deploy.serve.request_log import RequestLog
 from heredity.deploy.serve.roster import AdapterLoader, Roster, described, refusal
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
-from heredity.deploy.serve.worker import CALLER, Service
+from heredity.deploy.serve.worker import CALLER
 from heredity.engines.protocols import Engine, capabilities
 
 # from the start of a connection, or a later request's first byte, to the end of headers
@@ -659,7 +658,9 @@ class _Desk:
                 await refuse_gone(call)
                 body = _understood(lambda: schema.opened(raw))
                 one = self.roster.named(str(body["model"]))
-                stack.enter_context(_held(one.service))  # an adapter that is unloaded now answers this one
+                # An adapter that is unloaded now answers this one. Begun answers keep it themselves.
+                one.service.hold()
+                stack.callback(one.service.release)
                 name = self.roster.name_of(one)
                 if is_plain and capabilities(one.service.engine).is_base is None:
                     raise Refusal(
@@ -686,7 +687,7 @@ class _Desk:
                 vectors.append(await service.embed(text))
                 await refuse_gone(call)
         except UsageError as error:
-            raise _theirs(error) from None
+            raise answers.refusal(error) from None
         finally:
             service.n_open -= 1
         return _json(_understood(lambda: embeddings.formatted(service.model.name, asked, vectors)))
@@ -773,16 +774,6 @@ class _Desk:
             drop(served_answers)
 
 
-@contextmanager
-def _held(service: Service) -> Iterator[None]:
-    """Keep a model from before its request is read until its answers have begun, which keep it then."""
-    service.hold()
-    try:
-        yield
-    finally:
-        service.release()
-
-
 async def _asked(one: Served, asked: ParsedRequest) -> list[ServedAnswer]:
     """Send each answer of a request to the engine. Raises Refusal if the engine rejects one."""
     if len(asked.requests) > one.service.most:
@@ -813,7 +804,7 @@ def _understood(parse: Callable[[], T]) -> T:
     try:
         return parse()
     except UsageError as error:
-        raise _theirs(error) from None
+        raise answers.refusal(error) from None
 
 
 def _read(
@@ -847,10 +838,8 @@ async def _read_slowly(
     try:
         async with place:
             return await asyncio.to_thread(read)
-    except ContextOverflow as error:
+    except (ContextOverflow, UsageError) as error:
         raise answers.refusal(error) from None
-    except UsageError as error:
-        raise _theirs(error) from None
     except HeredityError as error:  # the index is gone or damaged
         raise Refusal(500, str(error), "engine_error", error.code) from None
 
@@ -866,14 +855,6 @@ def _check_length(engine: Engine, asked: ParsedRequest) -> None:
             raise
         except HeredityError:
             return
-
-
-def _theirs(error: UsageError) -> Refusal:
-    """Return the refusal of a request with a mistake."""
-    is_too_long = error.code == ContextOverflow.code
-    if is_too_long:  # with the code in words too, for clients that read only those
-        return Refusal(400, f"{error} ({answers.CONTEXT}).", answers.CONTEXT, error.code, error.key)
-    return Refusal(400, f"{error}.", "invalid_request", error.code, error.key)
 
 
 async def _refused(call: Call, error: Refusal) -> Response:

@@ -110,11 +110,16 @@ def parse(given: Mapping[str, object], rules: Rules) -> ParsedRequest:
     for turn in body.messages:
         messages += _messages(turn)
     choice = body.tool_choice or AnthropicToolChoice("auto")
+    demanded = {"type": "function", "function": {"name": choice.name}}
     same = {
         "model": body.model,
         "messages": messages,
         "tools": [_tool(number, each) for number, each in enumerate(body.tools)],
-        "tool_choice": _choice(choice),
+        "tool_choice": demanded
+        if choice.type == "tool"
+        else "required"
+        if choice.type == "any"
+        else choice.type,
         "parallel_tool_calls": not choice.disable_parallel_tool_use,
         "max_tokens": body.max_tokens,
         "temperature": body.temperature,
@@ -150,13 +155,6 @@ def _messages(turn: AnthropicTurn) -> Iterator[dict[str, object]]:
     texts = [each for each in blocks if each.type not in skipped]
     if texts or calls or not blocks:
         yield {"role": turn.role, "content": _text(texts), "tool_calls": calls}
-
-
-def _choice(given: AnthropicToolChoice) -> object:
-    """The choice as /v1/chat/completions takes it."""
-    if given.type == "tool":
-        return {"type": "function", "function": {"name": given.name}}
-    return "required" if given.type == "any" else given.type
 
 
 def _tool(number: int, given: AnthropicTool) -> dict[str, object]:

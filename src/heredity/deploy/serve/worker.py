@@ -260,7 +260,9 @@ class EngineWorker:
             if (first := self._next(None)) is None:
                 continue
             try:
-                for reply in self._replies(first):
+                requests = self._requests(first)
+                stream = self._streamer
+                for reply in self.engine.reply(requests) if stream is None else stream.stream(requests, self):
                     self._settle(self._under_way.pop(reply.key), clean(reply))
                     self.failure = None
                 failure: HeredityError = EngineFailure("the engine stopped before it answered")
@@ -276,11 +278,6 @@ class EngineWorker:
             self._under_way.clear()
             if not self._has_ended:
                 host.trim_memory()
-
-    def _replies(self, first: Ticket) -> Iterator[Reply]:
-        if self._streamer is not None:
-            return self._streamer.stream(self._requests(first), self)
-        return self.engine.reply(self._requests(first))
 
     def _requests(self, first: Ticket) -> Iterator[Request | None]:
         yield first.request
