@@ -32,7 +32,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     shape = size_preset("200K", len(words), 64, kind=built.SHAPE).shape
     special = Specials(words.cls_token_id, words.cls_token_id, words.mask_token_id)
     training.from_config(built.config(shape, special), 3, "float32").model.save_pretrained(folder)
-    return encoder.open_folder(folder)
+    return encoder.EncoderEngine(folder)
 
 
 def test_an_option_of_one_token_is_as_likely_as_transformers_says(engine: encoder.EncoderEngine) -> None:

@@ -7,7 +7,7 @@ Leaves to others: the images and texts (evals/tasks).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,15 +16,16 @@ import torch
 from torch.nn import functional
 
 from heredity.core import host
-from heredity.core.errors import Damaged, EngineFailure, UsageError
+from heredity.core.errors import Damaged, UsageError
 from heredity.core.host import CPU, Device
-from heredity.core.records import Model, Reply, Request
+from heredity.core.records import Model, Request
+from heredity.engines.encoder import SilentEngine
 from heredity.engines.protocols import Capabilities
 from heredity.formats import images as pixels
 from heredity.formats.tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    pass
 
 _PREPARATION = "preprocessor_config.json"
 
@@ -46,40 +47,28 @@ def load(
     device: Device | None = None,
 ) -> DualEngine:
     """Load a recorded dual encoder."""
-    return open_folder(folder, host.choose_device(device))
+    return DualEngine(folder, host.choose_device(device))
 
 
-def open_folder(folder: Path, device: Device = CPU) -> DualEngine:
-    """Load the dual encoder in a folder. Raises Damaged if it does not describe how images are prepared."""
-    import transformers
-
-    host.prepare_transformers()
-    here = {"trust_remote_code": False, "local_files_only": True}
-    try:
-        preparation = msgspec.json.decode((folder / _PREPARATION).read_bytes(), type=ImagePreparation)
-    except (OSError, ValueError, msgspec.DecodeError) as error:
-        raise Damaged(f"{folder / _PREPARATION}: {error}. It describes how images are prepared.") from None
-    tokenizer = load_tokenizer(folder)
-    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, **here)
-    return DualEngine(model.eval().to(device.torch), tokenizer, preparation, device)
-
-
-class DualEngine:
+class DualEngine(SilentEngine):
     """An engine that compares images with texts."""
 
+    kind, why = "dual", "this compares images with texts, and generates no text"
     capabilities = Capabilities(is_base=True)
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        preparation: ImagePreparation,
-        device: Device = CPU,
-    ) -> None:
-        self._model: PreTrainedModel | None = model
-        self._tokenizer, self._preparation, self._device = tokenizer, preparation, device.torch
-        self.name = f"dual torch {torch.__version__} float32{device.suffix}"
-        self.numerics = self.name
+    def __init__(self, folder: Path, device: Device = CPU) -> None:
+        """Load the model in a folder. Raises Damaged if it does not describe how images are prepared."""
+        import transformers
+
+        try:
+            self._preparation = msgspec.json.decode(
+                (folder / _PREPARATION).read_bytes(), type=ImagePreparation
+            )
+        except (OSError, ValueError, msgspec.DecodeError) as error:
+            raise Damaged(
+                f"{folder / _PREPARATION}: {error}. It describes how images are prepared."
+            ) from None
+        super().__init__(transformers.AutoModel, folder, load_tokenizer(folder), device)
 
     def match(self, images: Sequence[Path | bytes], texts: Sequence[str]) -> list[list[float]]:
         """Return the similarity, from -1 to 1, of each image (rows: a file or bytes) to each text (columns).
@@ -94,20 +83,6 @@ class DualEngine:
     def render(self, request: Request) -> str:
         """Return the text of a request; it is never answered."""
         return request.prefill
-
-    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:  # noqa: ARG002
-        """Raise EngineFailure: a dual encoder does not answer."""
-        raise EngineFailure("this compares images with texts, and generates no text")
-
-    def close(self) -> None:
-        """Free the weights."""
-        self._model = None
-
-    @property
-    def _loaded(self) -> PreTrainedModel:
-        if self._model is None:
-            raise EngineFailure("this engine is closed")
-        return self._model
 
     def _of_text(self, text: str) -> torch.Tensor:
         longest = self._loaded.config.text_config.max_position_embeddings

@@ -27,6 +27,7 @@ from heredity.formats.tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 
 def load(
@@ -36,34 +37,58 @@ def load(
     device: Device | None = None,
 ) -> EncoderEngine:
     """Load a recorded encoder."""
-    return open_folder(folder, host.choose_device(device))
+    return EncoderEngine(folder, host.choose_device(device))
 
 
-def open_folder(folder: Path, device: Device = CPU) -> EncoderEngine:
-    """Load the encoder in a folder. Raises Damaged if its tokenizer does not load, or has no mask token."""
-    import transformers
+class SilentEngine:
+    """A loaded model, in fp32, that generates no text: a request for an answer is refused."""
 
-    host.prepare_transformers()
-    here = {"trust_remote_code": False, "local_files_only": True}
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.mask_token_id is None:
-        raise Damaged(f"{folder}: the tokenizer of an encoder names no mask_token.")
-    model = transformers.AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32, **here)
-    return EncoderEngine(model.eval().to(device.torch), tokenizer, device)
-
-
-class EncoderEngine:
-    """An engine that scores the end of a text by masked positions."""
-
-    boundary = ""
+    kind, why = "", ""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: Device = CPU
+        self,
+        auto: type[_BaseAutoModelClass],
+        folder: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        device: Device,
     ) -> None:
-        self._model: PreTrainedModel | None = model
+        host.prepare_transformers()
+        here = {"trust_remote_code": False, "local_files_only": True}
+        loaded = auto.from_pretrained(folder, dtype=torch.float32, **here)
+        self._model: PreTrainedModel | None = loaded.eval().to(device.torch)
         self._tokenizer, self._device = tokenizer, device.torch
-        self.name = f"encoder torch {torch.__version__} float32{device.suffix}"
+        self.name = f"{self.kind} torch {torch.__version__} float32{device.suffix}"
         self.numerics = self.name
+
+    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:  # noqa: ARG002
+        """Raise EngineFailure."""
+        raise EngineFailure(self.why)
+
+    def close(self) -> None:
+        """Free the weights."""
+        self._model = None
+
+    @property
+    def _loaded(self) -> PreTrainedModel:
+        if self._model is None:
+            raise EngineFailure("this engine is closed")
+        return self._model
+
+
+class EncoderEngine(SilentEngine):
+    """An engine that scores the end of a text by masked positions."""
+
+    kind, why = "encoder", "this is an encoder, which fills masked positions and generates no text"
+    boundary = ""
+
+    def __init__(self, folder: Path, device: Device = CPU) -> None:
+        """Load the model in a folder. Raises Damaged if its tokenizer does not load, or has no mask token."""
+        import transformers
+
+        tokenizer = load_tokenizer(folder)
+        if tokenizer.mask_token_id is None:
+            raise Damaged(f"{folder}: the tokenizer of an encoder names no mask_token.")
+        super().__init__(transformers.AutoModelForMaskedLM, folder, tokenizer, device)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -80,20 +105,6 @@ class EncoderEngine:
         if request.messages:
             raise UsageError("an encoder takes plain texts, and no conversation")
         return request.prefill
-
-    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:  # noqa: ARG002
-        """Raise EngineFailure: an encoder does not answer."""
-        raise EngineFailure("this is an encoder, which fills masked positions and generates no text")
-
-    def close(self) -> None:
-        """Free the weights."""
-        self._model = None
-
-    @property
-    def _loaded(self) -> PreTrainedModel:
-        if self._model is None:
-            raise EngineFailure("this engine is closed")
-        return self._model
 
     def _logs(self, before: str, option: str) -> list[float]:
         """Return the log-probability of each token of an option, left to right."""
