@@ -1,7 +1,6 @@
 """The forms in which answers are compared with a reference: one line, or the last number.
 
 Promises: no text raises. Both read a bounded part of the answer.
-Leaves to others: the rules of a right answer (evals/metrics/, redteam/checks/right.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Promises: a file exists whole or not at all. A flushed row survives a crash. A torn last line is dropped;
 any other bad line is an error with its place. A full disk is one line of error and leaves no partial file.
-Leaves to others: the meaning of records (records.py) and the list of models (lineage/).
 """
 
 from __future__ import annotations

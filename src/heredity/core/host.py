@@ -3,7 +3,6 @@
 Promises: importing this loads no torch and changes nothing. `configure` is the only function that writes to
 the environment, and it keeps the user's settings. A container's memory limit counts as well as the
 machine's. Nothing is refused if the system does not report its memory.
-Leaves to others: how much memory a piece of work needs (train/, deploy/export/).
 """
 
 from __future__ import annotations

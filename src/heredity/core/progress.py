@@ -5,7 +5,6 @@ step counts its trials, tokens or bytes. An event of a phase names a preparation
 
 Promises: a meter calls its watch at most ten times a second, and once at the end of a step. A phase is
 reported when it begins and when it is over.
-Leaves to others: doing the work, and showing progress (terminal.py).
 """
 
 from __future__ import annotations

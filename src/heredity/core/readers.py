@@ -3,7 +3,6 @@
 Promises: every row comes with its line (in a Parquet file or a data set, its number), as a stream if the
 format allows it. A malformed file is an error of one line that names file and line. Nothing is executed or
 guessed.
-Leaves to others: the meaning of the columns (probes, judges, importers, train).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The nouns that go to disk, each a frozen typed value; a row or a file has a schema version.
 
 Promises: what is written is read back equal; an unknown or missing field, or a wrong type, is an error.
-Leaves to others: where the bytes go (store.py) and what the numbers mean (stats/).
 """
 
 from __future__ import annotations

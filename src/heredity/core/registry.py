@@ -6,7 +6,6 @@ value is a module or `module:object`. Code adds an object with `use`, and the us
 Promises: listing a folder imports nothing. The error for an unknown name suggests the nearest known one. A
 plug-in that lacks a member of its folder's protocol is refused. A name of ours wins over one from outside.
 `load` never imports a module because its argument names it.
-Leaves to others: the members of a plug-in (the folder's __init__ or protocols.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The section of a statistic on a page: a claim, sentences and tables, without the look of any format.
 
 Promises: plain values. A share keeps its estimate, so that each format spells it in its own way.
-Leaves to others: computing (study/findings/) and rendering (study/report/, cli/, view/).
 """
 
 from __future__ import annotations

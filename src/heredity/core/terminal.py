@@ -2,7 +2,6 @@
 
 Promises: text is never read as markup; colour appears only on a terminal; a closed pipe ends quietly. A
 display writes to stderr only and always shows the first and last state of a step.
-Leaves to others: making untrusted text harmless (sanitize.py), and the content.
 """
 
 from __future__ import annotations

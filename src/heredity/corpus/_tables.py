@@ -1,7 +1,6 @@
 """Arrays computed over the bytes of a batch: character classes, runs, hashes. Arrays in, arrays out.
 
 Promises: no state except tables that are computed once.
-Leaves to others: documents (text.py).
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ jobs: a gate records that they are done.
 Promises: the same recipe over the same files gives the same bytes, for any number of processes and after
 any number of kills. Every document is counted, in and out of every step, empty ones too. A job that was
 finished before a kill is not repeated. A folder is complete or does not exist.
-Leaves to others: each step (steps/), resuming a killed build (workspace.py), and reading the result
-(storage.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Promises: it holds everything that determines the bytes, and the fingerprint is a hash over it. The same
 recipe over the same files gives the same corpus.json, byte for byte.
-Leaves to others: filling it (build.py), and writing and checking it (storage.py).
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ The sources and steps are heredity's own; only steps that look at one document a
 of datatrove takes every n-th job.
 
 Promises: the kept documents, their texts and their order are those of a local build.
-Leaves to others: starting, retrying and logging tasks (datatrove), and the choice of steps (recipe.py).
 """
 
 from __future__ import annotations

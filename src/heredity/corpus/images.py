@@ -3,8 +3,6 @@
 Promises: the same recipe over the same files gives the same bytes, for any number of threads and after any
 number of kills. A folder is complete or does not exist. Every omitted image is counted, with its reason. A
 repeated image with the same caption is taken once; equal captions are in one split.
-Leaves to others: finding images (corpus/sources/images.py), decoding them (formats/images.py), and
-resuming a killed build (corpus/workspace.py).
 """
 
 from __future__ import annotations
@@ -238,7 +236,20 @@ class _ImageBuild:
                 continue
             inputs += read.inputs
             n_pairs += 1
-            self._add(read)
+            label = self.classes.setdefault(read.pair.label, len(self.classes))
+            if label >= 1 << 16:
+                raise BadInput(self.recipe.path, "more than 65,535 classes. Leave out their column.")
+            cut: Cut = (
+                "validation"
+                if (
+                    int.from_bytes(hashlib.blake2b(read.pair.caption.encode(), digest_size=8).digest(), "big")
+                    / 2.0**64
+                )
+                < self.recipe.shards.validation
+                else "train"
+            )
+            self.writers[cut].add(read.image, label)
+            self.captions[cut].append(read.pair.caption)
         self.inputs += [(source.name, each) for each in inputs]
         size, hashed = sum(each.bytes for each in inputs), digest([tuple(each) for each in inputs])
         out = dict(sorted(skipped.items()))
@@ -249,22 +260,6 @@ class _ImageBuild:
         is_new = key not in self.seen
         self.seen.add(key)
         return is_new
-
-    def _add(self, read: ReadPair) -> None:
-        label = self.classes.setdefault(read.pair.label, len(self.classes))
-        if label >= 1 << 16:
-            raise BadInput(self.recipe.path, "more than 65,535 classes. Leave out their column.")
-        cut: Cut = (
-            "validation"
-            if (
-                int.from_bytes(hashlib.blake2b(read.pair.caption.encode(), digest_size=8).digest(), "big")
-                / 2.0**64
-            )
-            < self.recipe.shards.validation
-            else "train"
-        )
-        self.writers[cut].add(read.image, label)
-        self.captions[cut].append(read.pair.caption)
 
     # --- captions -------------------------------------------------------------------------------
 

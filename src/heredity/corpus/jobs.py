@@ -3,7 +3,6 @@
 Promises: the outcome of a job depends on the job only, and is recorded once it is on disk. A worker ends when
 its build has ended. A user's mistake is returned as its message, because our exceptions cannot be passed
 between processes.
-Leaves to others: the order of jobs, and the sums of their outcomes (build.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Promises: every setting is declared once, in the struct that uses it. A wrong value is a BadInput with file
 and line; an unknown name comes with the nearest known one.
-Leaves to others: the existence of the files (sources/).
 """
 
 from __future__ import annotations

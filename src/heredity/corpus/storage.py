@@ -13,8 +13,6 @@
 Promises: files are hashed while they are written, and memory-mapped when they are read. A corpus is refused
 if its recipe, tokenizer or shards differ from its fingerprint. A changed, truncated or missing file is an
 error that names the file and the remedy.
-Leaves to others: the contents of a card (card.py), the choice of documents (build.py, images.py), and their
-order in a training.
 """
 
 from __future__ import annotations
@@ -282,7 +280,11 @@ class ImageCorpus:
         bytes.
         """
         card = read_image_card(folder)
-        check(folder, card, _image_files(card), verify)
+        files = token_files(card.captions, card.dtype)
+        for shard in card.shards:
+            files[shard.path] = BuiltFile(shard.sha256, shard.pairs * 3 * card.side**2)
+            files[_classes_of(shard.path)] = BuiltFile(shard.classes_sha256, 2 * shard.pairs)
+        check(folder, card, files, verify)
         return cls(folder, card)
 
     @property
@@ -341,15 +343,6 @@ class ImageSplit:
     def caption(self, number: int) -> NDArray[np.int64]:
         """(token,) The caption, with its end token."""
         return np.asarray(self.tokens[self.starts[number] : self.starts[number + 1]], np.int64)
-
-
-def _image_files(card: ImageCard) -> dict[str, BuiltFile]:
-    """The files of all shards, by name."""
-    files = token_files(card.captions, card.dtype)
-    for shard in card.shards:
-        files[shard.path] = BuiltFile(shard.sha256, shard.pairs * 3 * card.side**2)
-        files[_classes_of(shard.path)] = BuiltFile(shard.classes_sha256, 2 * shard.pairs)
-    return files
 
 
 def _classes_of(path: str) -> str:

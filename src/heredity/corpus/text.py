@@ -9,7 +9,6 @@ language, so its counts differ; the rules are the same.
 
 Promises: the counts of a document do not depend on the rest of the batch, except for collisions of 64-bit
 hashes.
-Leaves to others: the choice of documents (steps/).
 """
 
 from __future__ import annotations

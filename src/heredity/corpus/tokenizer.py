@@ -5,7 +5,6 @@ GPT-2, SmolLM (GPT-2's with separate digits) or Qwen2. Turns are written in Chat
 
 Promises: the same text gives the same tokenizer for any number of threads. A vocabulary that the text
 cannot fill is refused, because unseen entries are never learned.
-Leaves to others: the choice of the text (build.py).
 
 Source: Sennrich et al. 2016 (1508.07909), over bytes as in GPT-2.
 """

@@ -6,7 +6,6 @@
 
 Promises: one process at a time. Leftovers of another recipe, other files or another version are never
 resumed, and this is reported. Nothing is left once the corpus exists, or after a user's mistake.
-Leaves to others: the jobs, and which of them are done (jobs.py).
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ A local model comes with its files. A remote model is a record whose recipe hold
 engine, add a file `engines/NAME.py` with a function `load` (protocols.EngineModule).
 
 Promises: `protocols.Engine` lists what every engine guarantees.
-Leaves to others: the questions (redteam/attacks, application/) and the verdicts (redteam/judges).
 """
 
 from __future__ import annotations

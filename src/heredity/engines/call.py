@@ -3,7 +3,6 @@
 Promises: a function has the name by which an import finds it, "package.module:function". Its parameters
 decide what it receives. Its result is a text, a mapping with `text`, or an iterator over such parts; anything
 else is an error. An iterator that nobody waits for is closed at its next part.
-Leaves to others: threads and time limits (_workers.py), and the questions.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Promises: fp32, one image and one text at a time, so that a similarity depends only on these two. An image is
 prepared as in training, its background included. It generates no text: a request for one is refused.
-Leaves to others: the images and texts (evals/tasks).
 """
 
 from __future__ import annotations

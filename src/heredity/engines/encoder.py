@@ -7,7 +7,6 @@ Source: Kauf & Ivanova 2023 (2305.10588), over the whole option; Salazar et al. 
 
 Promises: fp32, one text at a time, so that a score depends only on its text. It generates no text: a request
 for one is refused.
-Leaves to others: the options (evals/tasks).
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ Promises: keys come from environment variables and are removed from errors and a
 followed. An answer is read up to a limit. One of server-sent events is the text of all of them. A busy server
 (HTTP 429, 502 to 504) is asked again. One that breaks (HTTP 500, a lost connection) is asked once more, if no
 part of its answer was heard.
-Leaves to others: the number of requests at a time (_workers.py), and the questions.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ is read again.
 The updates of an adapter are also read as small matmuls of their own, so that rows of several adapters share
 a pass. Only an adapter of matrices A and B of a decoder's linear layers is read so. Any other is refused by
 what it has. All sizes are checked, so that no row of another model can fail by them.
-Leaves to others: the rows of a pass (engines/torch/adapters.py), the files of an adapter (peft.py)
-and of its base (weights.py).
 """
 
 from __future__ import annotations

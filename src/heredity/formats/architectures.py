@@ -3,8 +3,6 @@
 Promises: loads neither torch nor transformers. The architectures of transformers are read from the source of
 the installed version, which is not run. An engine that is not installed is not named. A decoder that is not
 here is refused by name (weights.py).
-Leaves to others: choosing for a recorded model (engines.choose); settings that config.json gives as numbers
-(weights.py); the arithmetic (torch/decoder.py).
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Promises: the size of the file bounds every allocation and loop. An accepted file has its magic, a known
 version and well-formed metadata. Its tensors are inside the file and do not overlap. Anything else is
 Damaged, with the reason.
-Leaves to others: the tensors' values (the gguf package, in dequantize.py).
 
 Format: the GGUF specification of the ggml project, versions 2 and 3, little endian.
 """

@@ -5,7 +5,6 @@ the error of a column into the columns that are not rounded yet, so that the out
 change least. The Hessian of that error is H = 2 X X'.
 
 Promises: both round to the same grid, so that they compare. A Hessian of zeros gives RTN.
-Leaves to others: how the result is stored.
 
 Source: Frantar et al. 2022 (GPTQ, 2210.17323), algorithm 1, with lazy updates by block and damping.
 """

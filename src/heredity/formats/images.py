@@ -2,7 +2,6 @@
 
 Promises: a file that is not an image is an UnreadableImage. An image of more than 64 million pixels is
 refused before it is decoded.
-Leaves to others: the files and the size (corpus/images.py).
 """
 
 from __future__ import annotations

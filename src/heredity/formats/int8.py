@@ -6,7 +6,6 @@ so that they do.
 
 Promises: a processor whose int8 matmul is not exact (some sum pairs in 16 bits) is detected before it is
 used.
-Leaves to others: processors without an exact matmul (weights.py).
 
 Format: compressed-tensors' "int-quantized", weights by channel, activations by token and dynamic:
 NAME.weight is int8 (outputs, inputs), NAME.weight_scale fp32 (outputs, 1).

@@ -3,8 +3,6 @@
 A layer is a torch Linear, or GPT-2's Conv1D, whose matrix is (in, out). Fused ones, such as `qkv_proj` or
 `query_key_value`, are one layer. Routers are left out, because a small change of them sends tokens elsewhere.
 Experts that are one tensor of three axes are left out too.
-
-Leaves to others: adapting them (train/models/causal_lm.py) and rounding them (recipes/quantize.py).
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@
 
 Promises: no library of the tool is needed. Sizes are checked against the tensors: nothing is allocated by a
 number in a file.
-Leaves to others: the files (recipes/dequantize.py).
 
 `read_grids` and `read_gguf_grid` give some rows of a matrix and the steps of its grid, also of a GGUF. A
 format that is not known here gives no matrix.

@@ -9,7 +9,6 @@ are turned.
 Promises: only safetensors and JSON are opened. A setting of `adapter_config.json` that changes the forward
 pass has the effect that it has in PEFT, or is refused by name. All values are finite. Each expert gets the
 updates of `gate_proj`, `up_proj` and `down_proj`, under these names.
-Leaves to others: a matmul with an adapter (adapted.py), and merged files (recipes/merge_adapter.py).
 
 Sources: Hu et al. 2021 (2106.09685); rsLoRA, Kalajdzievski 2023 (2312.03732); DoRA, Liu et al. 2024
 (2402.09353); ParamWrapper of PEFT 0.18.1, 0.19.1 and 0.21.2 (peft/tuners/lora/layer.py).

@@ -4,7 +4,6 @@ Promises: the size of the file bounds every allocation. An accepted file has a J
 the data exactly, without gap or overlap. Anything else is Damaged. A file is written with one tensor in
 memory at a time. A folder that is written again keeps the names of its shards, so that an index stays right;
 its other files are linked or copied.
-Leaves to others: the tensors' values (the safetensors package).
 
 Format: the safetensors project's description: 8 bytes of header length, the header, the data.
 """

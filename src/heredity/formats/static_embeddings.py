@@ -9,7 +9,6 @@ weights     (token,) float16, float32 or float64, optional: the factor of each t
 Promises: torch is not loaded, and numpy only to read a folder. A folder is Damaged if a file is missing, or a
 tensor is of another shape. So it is if a token has no row, if a value is not finite, or if modules.json
 names another layer. The size of the files bounds the memory.
-Leaves to others: the embedding of a text (application/retrieval/models.py).
 
 model2vec does not read a folder here: it takes most of these faults in silence.
 

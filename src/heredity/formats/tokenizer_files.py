@@ -6,7 +6,6 @@ can make gigabytes.
 Promises: a tokenizer that multiplies a text is refused before it reads one. Files that do not load are an
 error that names the folder. The errors of transformers and tokenizers share no class, and a panic of Rust
 code is not an Exception.
-Leaves to others: the prompts (chat/codec.py).
 """
 
 from __future__ import annotations

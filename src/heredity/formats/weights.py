@@ -1,7 +1,6 @@
 """A decoder's shape and weights, read from a folder of safetensors: fused, in one dtype, ready to multiply.
 
 Promises: only safetensors and JSON are opened; an architecture that is not known here is refused by name.
-Leaves to others: the arithmetic (torch/decoder.py).
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ of processes.
 
 Promises: a file that cannot be read in the given form is a BadInput with file and line. Nothing is guessed
 or executed.
-Leaves to others: processing the documents (../steps/).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The files of a folder or a pattern, in an order independent of the file system; the text of a file.
 
 Promises: names are relative to the folder, with /; hidden files and folders are left out.
-Leaves to others: the contents of files, and entries that are not files (sources/__init__.py).
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Filters have the names of datatrove's rules, and its names and defaults for their settings.
 
 Promises: a step treats each document independently of the others in a batch.
-Leaves to others: the order of the steps (the recipe), and running them (corpus/jobs.py).
 """
 
 from __future__ import annotations

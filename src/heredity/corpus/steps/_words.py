@@ -1,7 +1,6 @@
 """Helpers that several filters share: ratios, stripped lines, repeated spans, words as they are compared.
 
 Promises: no ratio divides by zero.
-Leaves to others: the rules.
 """
 
 from __future__ import annotations

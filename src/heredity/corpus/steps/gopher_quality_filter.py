@@ -91,19 +91,15 @@ def _n_ellipses(batch: TextBatch) -> Ints:
     """Count ellipses as str.count does: three points, not overlapping, and the single character."""
     counts = np.zeros(len(batch), np.int64)
     if b"..." in batch.raw:
-        for i in batch.documents_with(_triple(batch)):
+        is_point = batch.data == ord(".")
+        mask = np.zeros(len(batch.data), np.bool_)
+        mask[2:] = is_point[2:] & is_point[1:-1] & is_point[:-2]
+        for i in batch.documents_with(mask):
             counts[i] += batch[i].count(b"...")
     if not batch.is_ascii and (mark := _ELLIPSIS[1]) in batch.raw:
         for i in range(len(batch)):
             counts[i] += batch[i].count(mark)
     return counts
-
-
-def _triple(batch: TextBatch) -> Mask:
-    is_point = batch.data == ord(".")
-    mask = np.zeros(len(batch.data), np.bool_)
-    mask[2:] = is_point[2:] & is_point[1:-1] & is_point[:-2]
-    return mask
 
 
 def _has_letter(batch: TextBatch) -> Mask:

@@ -8,7 +8,6 @@ heard. Any other failure is a reply with stop "error" at once. As many requests 
 supports. A stop by its content filter is an answer with stop "filter". A key is sent only to its own address.
 `numerics` names the address and the model. The same name may answer differently on another day, so `account`
 reports the versions that the service names.
-Leaves to others: the record of the model (recipes/targets/remote.py) and the questions.
 """
 
 from __future__ import annotations

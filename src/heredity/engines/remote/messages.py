@@ -2,7 +2,6 @@
 
 Promises: `render` gives equal texts for equal requests and different texts for different requests; a tool
 call has the same id in every request.
-Leaves to others: the JSON of each API (apis/).
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Promises: additive increase and multiplicative decrease (Chiu and Jain 1989), with a doubling start. A burst
 of refusals causes one cut. No request starts before the end of a pause that the service asked for.
-Leaves to others: which failure is a rate limit (engine.py). Everything but `room` runs in the loop's
-thread.
+Everything but `room` runs in the loop's thread.
 """
 
 from __future__ import annotations

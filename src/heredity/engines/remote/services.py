@@ -4,8 +4,6 @@ Promises: a name stands for one reference "remote:...", so that both are the sam
 date and the page of its source. A budget is reserved before a request is sent, so that requests in flight
 cannot exceed it. A key is read from the environment, appears in no text, and is sent only to its own host.
 Nothing here changes what a model is.
-Leaves to others: the reference (recipes/targets/remote.py), sending (engine.py) and the JSON of the APIs
-(apis/).
 """
 
 from __future__ import annotations

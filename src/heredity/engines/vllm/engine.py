@@ -516,7 +516,9 @@ def load(
     chat = FolderChat(folder if has_tokenizer(folder) else weights, weights)
     if where.startswith(("http://", "https://")):
         return _opened(served, chat, where, os.environ.get(KEY, ""), None, where.rstrip("/"))
-    python, *options = _command(where) or ([sys.executable] if find_spec("vllm") else [""])
+    python, *options = ([where] if Path(where).is_file() else shlex.split(where)) or (
+        [sys.executable] if find_spec("vllm") else [""]
+    )
     if not python:
         raise Unavailable(
             f"'{model.name}' needs vLLM, which is not in this environment. Set {WHERE} to the python of one"
@@ -550,11 +552,6 @@ def shared_address(model: Model) -> str:  # noqa: ARG001
     """The address of a running server, which may hold other models and adapters; "" for one of our own."""
     where = os.environ.get(WHERE, "").strip()
     return where.rstrip("/") if where.startswith(("http://", "https://")) else ""
-
-
-def _command(where: str) -> list[str]:
-    """Return the program and its options; the whole text is the program if it is a file."""
-    return [where] if Path(where).is_file() else shlex.split(where)
 
 
 def _whose(options: list[str]) -> str:

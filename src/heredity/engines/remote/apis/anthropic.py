@@ -6,7 +6,7 @@ of the assistant; models without prefill refuse it in their own words. There is 
 them, the option `anthropic_version=2023-06-01` uses the older version and sends them.
 
 Promises: the account of the engine and the report name what is not sent; nothing is dropped quietly.
-Leaves to others: sending and retries (engine.py). Thinking blocks are not part of an answer.
+Thinking blocks are not part of an answer.
 """
 
 from __future__ import annotations

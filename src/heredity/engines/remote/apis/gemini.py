@@ -4,7 +4,7 @@ A block by the safety filter of the service is an answer with stop "filter". The
 prefill; the option `prefill=trailing` sends one as a last message of the model.
 
 Promises: a parameter is sent, or its absence is an option of the model; nothing is dropped quietly.
-Leaves to others: sending and retries (engine.py). Thoughts of the model are not part of an answer.
+Thoughts of the model are not part of an answer.
 """
 
 from __future__ import annotations
@@ -62,21 +62,6 @@ class Gemini:
             "seed": ("seed", request.seed % SEED_BOUND),
         }
         config = {name: value for parameter, (name, value) in values.items() if endpoint.sends(parameter)}
-        body: JsonObject = {"contents": self._contents(request), "generationConfig": config}
-        if system := [clean_text(m.content) for m in request.messages if m.role == "system" and m.content]:
-            body["systemInstruction"] = {"role": "user", "parts": [{"text": "\n\n".join(system)}]}
-        if request.tools:
-            declared = [_tool(tool) for tool in request.tools]
-            body["tools"] = [{"functionDeclarations": declared}]
-        return _merge(body, endpoint.extra)
-
-    def as_stream(self, body: JsonObject) -> JsonObject:
-        return body
-
-    def open_stream(self, prefill: str) -> ResponseJoiner:
-        return ResponseJoiner(repeated_prefill(prefill, self._endpoint.prefill_option))
-
-    def _contents(self, request: Request) -> list[JsonObject]:
         turns: list[tuple[str, list[JsonObject]]] = []
         names: list[str] = []
         for message in request.messages:
@@ -95,7 +80,22 @@ class Gemini:
                     f"last message of the model nevertheless: {self._endpoint.name}?prefill=trailing"
                 )
             turns.append(("model", [{"text": clean_text(request.prefill)}]))
-        return [{"role": role, "parts": parts} for role, parts in turns]
+        body: JsonObject = {
+            "contents": [{"role": role, "parts": parts} for role, parts in turns],
+            "generationConfig": config,
+        }
+        if system := [clean_text(m.content) for m in request.messages if m.role == "system" and m.content]:
+            body["systemInstruction"] = {"role": "user", "parts": [{"text": "\n\n".join(system)}]}
+        if request.tools:
+            declared = [_tool(tool) for tool in request.tools]
+            body["tools"] = [{"functionDeclarations": declared}]
+        return _merge(body, endpoint.extra)
+
+    def as_stream(self, body: JsonObject) -> JsonObject:
+        return body
+
+    def open_stream(self, prefill: str) -> ResponseJoiner:
+        return ResponseJoiner(repeated_prefill(prefill, self._endpoint.prefill_option))
 
     def read(self, answer: JsonObject, prefill: str) -> ApiAnswer:
         usage = _usage(answer.get("usageMetadata"))

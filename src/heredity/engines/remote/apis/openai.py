@@ -8,8 +8,7 @@ The API has no prefill. Servers that support one differ; the option `prefill` of
 
 Promises: a parameter is sent, or its absence is an option of the model; nothing is dropped quietly. The
 shared messages come first and unchanged, so that the prompt cache of the service hits.
-Leaves to others: sending and retries (engine.py). `reasoning_content` is not part of an answer and is not
-kept.
+`reasoning_content` is not part of an answer and is not kept.
 """
 
 from __future__ import annotations
