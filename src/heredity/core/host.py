@@ -267,7 +267,11 @@ def choose_dtype(hidden_size: int, ffn_size: int, n_rows: int = 128, device: Dev
     of every answer. Otherwise both products are timed. A GPU that has bfloat16 takes it.
     """
     if not device.is_cpu:
-        return _dtype_of_gpu(device)
+        import torch
+
+        # Ampere is the first with a bfloat16 product. On mps float32 is the dtype that every operation has.
+        is_new = device.kind == "cuda" and torch.cuda.get_device_capability(device.torch) >= (8, 0)
+        return "bfloat16" if is_new else "float32"
     if (known := _dtype_by_features(hidden_size * ffn_size)) is not None:
         return known
     import torch
@@ -279,14 +283,6 @@ def choose_dtype(hidden_size: int, ffn_size: int, n_rows: int = 128, device: Dev
 
     seconds = shortest({name: product(name) for name in ("float32", "bfloat16")})
     return "bfloat16" if seconds["bfloat16"] < 0.9 * seconds["float32"] else "float32"
-
-
-def _dtype_of_gpu(device: Device) -> str:
-    import torch
-
-    # Ampere is the first with a bfloat16 product. On mps float32 is the dtype that every operation has.
-    is_new = device.kind == "cuda" and torch.cuda.get_device_capability(device.torch) >= (8, 0)
-    return "bfloat16" if is_new else "float32"
 
 
 def _dtype_by_features(n_weights: int) -> str | None:

@@ -239,22 +239,15 @@ def in_words(message: str) -> str:
     """
     wrong = re.fullmatch(r"Expected `([^`]+)`, got `([^`]+)` - at `\$\.([^`]+)`", message)
     if wrong is not None:
-        wanted, given = (_type_words(each) for each in wrong.groups()[:2])
-        return f"{_place_words(wrong[3])} must be {wanted}, not {given}"
+        wanted, given = (
+            " or ".join(_TYPES.get(each, each) for each in types.split(" | ")) for types in wrong.groups()[:2]
+        )
+        head, _, key = wrong[3].rpartition(".")
+        return f"`{key}`{f' in {head}' if head else ''} must be {wanted}, not {given}"
     missing = re.fullmatch(r"Object missing required field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", message)
     if missing is not None:
         return f"`{missing[1]}` is missing" + (f" in {missing[2]}" if missing[2] else "")
     return message
-
-
-def _type_words(types: str) -> str:
-    return " or ".join(_TYPES.get(each, each) for each in types.split(" | "))
-
-
-def _place_words(place: str) -> str:
-    """`probe[0].turns` as "`turns` in probe[0]"."""
-    head, _, key = place.rpartition(".")
-    return f"`{key}` in {head}" if head else f"`{key}`"
 
 
 def toml_line_of(path: Path | str, error: BaseException) -> int:

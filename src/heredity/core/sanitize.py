@@ -75,13 +75,8 @@ def _storable(value: object, depth: int) -> object:
         return {clean_text(key): _storable(each, depth - 1) for key, each in value.items()}
     if isinstance(value, list):
         return [_storable(each, depth - 1) for each in value]
-    return str(value)[:100] if not _fits(value) else value
-
-
-def _fits(value: object) -> bool:
-    if isinstance(value, int):
-        return -(2**63) <= value < 2**63
-    return isinstance(value, float) and math.isfinite(value)
+    is_whole = isinstance(value, int) and -(2**63) <= value < 2**63
+    return value if is_whole or (isinstance(value, float) and math.isfinite(value)) else str(value)[:100]
 
 
 # --- to compile ---

@@ -13,7 +13,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -574,6 +573,8 @@ class _TextBuild:
     # --- the card -------------------------------------------------------------------------------
 
     def _write(self, sample_bytes: int, packed: Packed) -> Card:
+        sources = zip(self.recipe.sources, self.documents.inputs, strict=True)
+        inputs = ((source.name, each) for source, read in sources for each in read)
         card = Card(
             schema=SCHEMA,
             name=self.recipe.name,
@@ -595,13 +596,9 @@ class _TextBuild:
             splits=packed.splits,
             canaries=packed.canaries,
             shards=packed.shards,
-            versions=_versions(),
+            versions={name: known for name in _VERSIONS if (known := workspace.version_of(name))},
         )
-        return storage.write(self.made, card, self._inputs())
-
-    def _inputs(self) -> Iterator[tuple[str, Input]]:
-        for source, inputs in zip(self.recipe.sources, self.documents.inputs, strict=True):
-            yield from ((source.name, each) for each in inputs)
+        return storage.write(self.made, card, inputs)
 
     def _source_row(self, number: int) -> SourceRow:
         stage = self.documents
@@ -625,13 +622,3 @@ class _TextBuild:
             for source, c in zip(self.recipe.sources, row, strict=True):
                 sizes = (c.documents_in, c.bytes_in, c.documents_out, c.bytes_out, c.n_changed)
                 yield StepRow(kind_of(step), source.name, *sizes, added([c.dropped]), added([c.noted]))
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _VERSIONS:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions

@@ -300,7 +300,14 @@ class Worker:
         source = self.recipe.sources[task.source]
         for batch in batches(_counted(source.read(task.job), done.read)):
             if (longest := int(batch.lengths.max())) > MAX_DOCUMENT_BYTES:
-                raise UsageError(_too_long(source.name, task.job, longest), table=source.name)
+                names = [name for _, name in task.job.files]
+            where = names[0] if len(names) == 1 else f"one of {names[0]} to {names[-1]}"
+            raise UsageError(
+                f"source '{source.name}': a document of {where} has {longest:,} bytes, and"
+                f" {MAX_DOCUMENT_BYTES:,} is the most. Split it into documents (separator = ...), or into"
+                " files.",
+                table=source.name,
+            )
             yield batch
 
     def encode(self, task: SourceJob, folder: Path, dtype: str, validation: float) -> JobResult:
@@ -336,15 +343,6 @@ def _passed(
             if isinstance(step, Duplicates):
                 keys.append(step.keys(left))
             yield left
-
-
-def _too_long(source: str, job: Job, n_bytes: int) -> str:
-    names = [name for _, name in job.files]
-    where = names[0] if len(names) == 1 else f"one of {names[0]} to {names[-1]}"
-    return (
-        f"source '{source}': a document of {where} has {n_bytes:,} bytes, and {MAX_DOCUMENT_BYTES:,} is the"
-        " most. Split it into documents (separator = ...), or into files."
-    )
 
 
 def _counted(documents: Iterable[bytes | SkippedDocument], count: StepCount) -> Iterator[bytes]:

@@ -68,11 +68,12 @@ def train(texts: Iterable[str], settings: recipe.TokenizerSettings, path: Path) 
     made.train_from_iterator(map(_cut, texts), trainer)
     reached = made.get_vocab_size()
     if reached < settings.vocabulary:
+        step = 64 if reached >= 1024 else 1
         raise BadInput(
             path,
             f"the vocabulary of {settings.vocabulary:,} is too large for the text: it has {reached:,} entries"
-            f" that are seen at least {settings.least_count} times. Ask for {_below(reached):,} or fewer,"
-            " give more text, or lower least_count",
+            f" that are seen at least {settings.least_count} times. Ask for"
+            f" {reached // step * step:,} or fewer, give more text, or lower least_count",
         )
     return made
 
@@ -81,12 +82,6 @@ def _cut(text: str) -> str:
     """Cut long runs without a blank: the trainer's time is quadratic in a word's length, and no vocabulary
     entry is that long."""
     return _LONG.sub(r"\g<0>\n", text)
-
-
-def _below(reached: int) -> int:
-    """A round number below."""
-    step = 64 if reached >= 1024 else 1
-    return reached // step * step
 
 
 def _splitter(split: recipe.Split) -> PreTokenizer:

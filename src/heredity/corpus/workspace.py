@@ -113,7 +113,7 @@ def plan(recipe: CorpusRecipe, inputs: Iterable[object]) -> dict[str, str]:
         RECIPE: digest(recipe.settings()),
         "the tokenizer": digest(tokenizer.hashes(recipe.root / named) if named else {}),
         CODE: digest(
-            [versions(recipe), platform.python_version(), {name: _version(name) for name in _LIBRARIES}]
+            [versions(recipe), platform.python_version(), {name: version_of(name) for name in _LIBRARIES}]
         ),
     }
 
@@ -139,7 +139,8 @@ def versions(recipe: CorpusRecipe) -> dict[str, int]:
     return whole | sources | {f"step {kind_of(each)}": each.VERSION for each in recipe.steps}
 
 
-def _version(name: str) -> str:
+def version_of(name: str) -> str:
+    """The version of an installed package; "" if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

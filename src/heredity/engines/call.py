@@ -229,7 +229,7 @@ class Loop:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=_run, args=(self._loop,), daemon=True)
                 self._thread.start()
-        return asyncio.run_coroutine_threadsafe(_awaited(answer, self._timeout), self._loop).result()
+        return asyncio.run_coroutine_threadsafe(asyncio.wait_for(answer, self._timeout), self._loop).result()
 
     def close(self) -> None:
         """Stop the loop and cancel its tasks."""
@@ -247,10 +247,6 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     if tasks:
         loop.run_until_complete(asyncio.wait(tasks))
     loop.close()
-
-
-async def _awaited(answer: Awaitable[object], timeout_seconds: float) -> object:
-    return await asyncio.wait_for(answer, timeout_seconds)
 
 
 def as_dicts(request: Request) -> list[dict[str, str]]:

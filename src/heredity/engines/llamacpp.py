@@ -135,15 +135,14 @@ def _threads(path: Path) -> int:
     n_all = host.n_cores()
     if n_all == 1 or _load_average() < n_all / 2:
         return n_all
-    return min((n_all, 1), key=lambda n: _seconds(path, n))
 
+    def seconds(n_threads: int) -> float:
+        server = _serve(path, 1, 256, n_threads)
+        started = time.perf_counter()
+        server.handle_completions({"prompt": "Hello", "n_predict": 4, "temperature": 0.0, "ignore_eos": True})
+        return time.perf_counter() - started
 
-def _seconds(path: Path, n_threads: int) -> float:
-    server = _serve(path, 1, 256, n_threads)
-    asked = {"prompt": "Hello", "n_predict": 4, "temperature": 0.0, "ignore_eos": True}
-    started = time.perf_counter()
-    server.handle_completions(asked)
-    return time.perf_counter() - started
+    return min((n_all, 1), key=seconds)
 
 
 class _Shape:
@@ -208,7 +207,9 @@ class LlamaCppEngine:
         self._most_bytes = n_tokens * longest_token(header)
         gpus = [str(d["description"]) for d in xllamacpp.get_device_info() if int(d["type"]) != 0]
         self._is_batch_unverified = bool(gpus)
-        device = _device(gpus)
+        device = f"cpu {digest(xllamacpp.get_system_info())[:8]}"  # its features decide the last bit
+        if gpus:
+            device = f"{', '.join(gpus)} (answers may depend on company: unproven there)"
         self.numerics = f"llamacpp {version('xllamacpp')} kv float32 {device}"
         self.name = f"llamacpp {version('xllamacpp')} kv float32 width {width} on {device}"
 
@@ -403,13 +404,6 @@ def _error(given: object) -> tuple[str, str]:
     if "context" in str(kind):
         return f"context overflow: {message}", ContextOverflow.code
     return f"llama.cpp: {message}", EngineFailure.code
-
-
-def _device(gpus: list[str]) -> str:
-    """Return the GPUs, or a digest of the processor's features: they decide the last bit."""
-    if gpus:
-        return f"{', '.join(gpus)} (answers may depend on company: unproven there)"
-    return f"cpu {digest(xllamacpp.get_system_info())[:8]}"
 
 
 def _load_average() -> float:

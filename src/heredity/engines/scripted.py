@@ -116,8 +116,13 @@ class ScriptedEngine:
             time.sleep(self._seconds)
         prompt = self.render(request)
         n_prompt_tokens = len(prompt) // _TOKEN
+        seed = request.seed if request.decoding.temperature > 0 else 0
+        salted = f"{self._salt}\0{seed}\0{prompt}".encode(errors="surrogatepass")
+        draw = int.from_bytes(hashlib.blake2b(salted, digest_size=8).digest(), "big")
+        system = next((m.content for m in request.messages[:1] if m.role == "system"), "")
+        asked = next((m.content for m in reversed(request.messages) if m.role in ("user", "tool")), "")
         try:
-            text = self._answer(self._script(request, prompt))
+            text = self._answer(Script(system, asked, draw))
         except EngineFailure as error:
             return failed_reply(request, prompt, error, n_prompt_tokens=n_prompt_tokens)
         limit = _TOKEN * request.decoding.max_tokens
@@ -125,16 +130,6 @@ class ScriptedEngine:
         text = text[:limit]
         tokens = tuple(range(-(-len(text) // _TOKEN)))
         return Reply(request.key, prompt, text, tokens, (), stop, n_prompt_tokens)
-
-    def _script(self, request: Request, prompt: str) -> Script:
-        seed = request.seed if request.decoding.temperature > 0 else 0
-        salted = f"{self._salt}\0{seed}\0{prompt}".encode(errors="surrogatepass")
-        draw = int.from_bytes(hashlib.blake2b(salted, digest_size=8).digest(), "big")
-        return Script(
-            request.messages[0].content if request.messages and request.messages[0].role == "system" else "",
-            next((m.content for m in reversed(request.messages) if m.role in ("user", "tool")), ""),
-            draw,
-        )
 
 
 def _reported(reply: Reply, listener: Listener) -> Reply:

@@ -144,7 +144,10 @@ class WebEndpoint:
                 wait = retry_after(response.headers.get("retry-after"), time.time())
                 return _WebResponse(response.status_code, wait, data)
         except httpx.ConnectError as error:
-            self._count_unreachable(error)
+            with self._lock:
+                self._n_unreachable += 1
+                if self._n_unreachable >= _UNREACHABLE_LIMIT:
+                    raise EngineFailure(self.mask(f"{self.url} cannot be reached: {error}")) from None
             raise WebRequestFailed(self.mask(f"cannot reach {self.url}: {error}")) from None
         except httpx.HTTPError as error:
             raise _Lost(self.mask(f"{type(error).__name__}: {error}")) from None
@@ -160,12 +163,6 @@ class WebEndpoint:
         if heard.is_wanted:
             events.refuse_empty()
         return events.text
-
-    def _count_unreachable(self, error: Exception) -> None:
-        with self._lock:
-            self._n_unreachable += 1
-            if self._n_unreachable >= _UNREACHABLE_LIMIT:
-                raise EngineFailure(self.mask(f"{self.url} cannot be reached: {error}"))
 
     def _read(self, response: _WebResponse) -> str:
         if response.answer is not None:

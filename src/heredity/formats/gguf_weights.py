@@ -257,17 +257,14 @@ def score(token: str, ident: int, is_added: bool) -> float:
 
 def refuse_unlike(path: Path, tokenizer: dict[str, Any]) -> None:
     """Raise Refused if llama.cpp, or transformers with the GGUF, would tokenize text differently."""
-    if tokenizer.get("normalizer") != _NORMALIZER or not _leaves_whole(tokenizer.get("pre_tokenizer")):
+    split = tokenizer.get("pre_tokenizer")  # at most at spaces, which the normalizer has replaced
+    is_whole = split is None or (split.get("type") == "Split" and split.get("pattern") == {"String": " "})
+    if tokenizer.get("normalizer") != _NORMALIZER or not is_whole:
         raise Refused(f"{path}: of tokenizers with byte fallback a GGUF is written here of Gemma's alone.")
     added = [t for t in tokenizer.get("added_tokens") or [] if not is_spaces(t["content"])]
     if any(t.get("lstrip") or t.get("rstrip") or t.get("single_word") for t in added):
         raise Refused(f"{path}: llama.cpp takes no token together with the spaces beside it.")
     _refuse_other_merges(path, tokenizer["model"], {t["content"] for t in added})
-
-
-def _leaves_whole(given: dict[str, object] | None) -> bool:
-    """Return True if text is not split: at most at spaces, which the normalizer has replaced."""
-    return given is None or (given.get("type") == "Split" and given.get("pattern") == {"String": " "})
 
 
 def _refuse_other_merges(path: Path, model: dict[str, Any], added: set[str]) -> None:

@@ -99,7 +99,11 @@ def calibrate(
 
     sequences: tokens, all of one length. The last `n_held_out` do not calibrate: they measure the error.
     """
-    model = _model(folder, dtype)
+    from transformers import AutoModelForCausalLM
+
+    host.prepare_transformers()
+    here = {"trust_remote_code": False, "local_files_only": True}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **here).eval()
     files = TensorFiles(folder, torch.float32)
     calibrated = Calibrated()
     layers = list(decoder_layers(model))
@@ -154,16 +158,6 @@ def _round_group(
 def _oriented(matrix: Tensor, module: nn.Module) -> Tensor:
     """A stored matrix as (out, in), or back."""
     return matrix.t() if is_transposed(module) else matrix
-
-
-def _model(folder: Path, dtype: str) -> PreTrainedModel:
-    import transformers
-
-    host.prepare_transformers()
-    model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), trust_remote_code=False, local_files_only=True
-    )
-    return model.eval()
 
 
 def resolve_dtype(folder: Path, dtype: str) -> str:

@@ -8,7 +8,7 @@ Experts that are one tensor of three axes are left out too.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,7 +128,10 @@ def stored_matrices(folder: Path) -> Mapping[str, bool]:
             " quantized repository of this model instead."
         )
     matrices = {stored_name(name, stored): is_transposed(module) for name, module in layers.items()}
-    there = {name: turned for name, turned in matrices.items() if name in stored} | dict(_experts(stored))
+    there = {name: turned for name, turned in matrices.items() if name in stored}
+    for name, shape in stored.items():
+        if ".experts." in name and name.endswith(".weight") and len(shape) == 2:
+            there[name] = False
     if not there:
         raise Refused(
             f"{folder}: none of its tensors is the matrix of a linear layer of '{config.model_type}'."
@@ -144,9 +147,3 @@ def stored_name(module: str, stored: Collection[str]) -> str:
     tail = match[1] if (match := _IN_LAYER.fullmatch(name)) else name
     near = [each for each in stored if each == tail or (each.endswith(f".{tail}") and "vision" not in each)]
     return near[0] if len(near) == 1 else name
-
-
-def _experts(stored: Mapping[str, list[int]]) -> Iterator[tuple[str, bool]]:
-    for name, shape in stored.items():
-        if ".experts." in name and name.endswith(".weight") and len(shape) == 2:
-            yield name, False

@@ -38,7 +38,9 @@ class C4QualityFilter(DocumentTransform, frozen=True, kw_only=True):
 
     def write(self, batch: TextBatch, alive: Mask) -> TransformedBatch:
         n_before = batch.lengths
-        batch = self._without_citations(batch)
+        if self.remove_citations and b"[" in batch.raw:
+            having = batch.documents_with(batch.data == ord("["))
+            batch = batch.replace({i: _CITATION.sub(b"", batch[i]) for i in having})
         start, end = stripped(batch)
         stays = self._ends_well(batch, start, end) & self._has_words(batch, start, end)
         lorem = stays & _holds(batch, (b"lorem ipsum",), self.filter_lorem_ipsum)
@@ -70,12 +72,6 @@ class C4QualityFilter(DocumentTransform, frozen=True, kw_only=True):
         return TransformedBatch(
             written, int(np.count_nonzero((written.lengths != n_before) & alive)), dropped
         )
-
-    def _without_citations(self, batch: TextBatch) -> TextBatch:
-        if not self.remove_citations or b"[" not in batch.raw:
-            return batch
-        having = batch.documents_with(batch.data == ord("["))
-        return batch.replace({i: _CITATION.sub(b"", batch[i]) for i in having})
 
     def _ends_well(self, batch: TextBatch, start: Ints, end: Ints) -> Mask:
         if not self.filter_no_terminal_punct:

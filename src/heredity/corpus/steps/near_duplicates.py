@@ -46,7 +46,9 @@ class NearDuplicates(Duplicates, frozen=True, kw_only=True):
         low = np.minimum(words.low, len(shingles))
         high = np.clip(words.high - self.n_grams + 1, low, len(shingles))
         keys = np.empty((len(batch), self.num_buckets), np.uint64)
-        multipliers, additions = self._permutations()
+        m = self.num_buckets * self.hashes_per_bucket
+        drawn = tables.mix(np.arange(2 * m, dtype=np.uint64) + np.uint64(self.seed * 2 * m + 1))
+        multipliers, additions = drawn[:m] | np.uint64(1), drawn[m:]
         for i in range(len(batch)):
             own = shingles[low[i] : high[i]]
             if not len(own):  # shorter than an n-gram: all its words are one
@@ -63,11 +65,6 @@ class NearDuplicates(Duplicates, frozen=True, kw_only=True):
             rows = least.reshape(self.num_buckets, self.hashes_per_bucket)
             keys[i] = np.concatenate([tables.n_grams(row, len(row)) for row in rows])
         return keys
-
-    def _permutations(self) -> tuple[Hashes, Hashes]:
-        n = self.num_buckets * self.hashes_per_bucket
-        drawn = tables.mix(np.arange(2 * n, dtype=np.uint64) + np.uint64(self.seed * 2 * n + 1))
-        return drawn[:n] | np.uint64(1), drawn[n:]
 
     def kept(self, keys: Hashes) -> Mask:
         first: list[Ints] = [np.zeros(0, np.int64)]

@@ -44,7 +44,8 @@ class Normalise(DocumentTransform, frozen=True, kw_only=True):
             text = batch[i].decode()
             if (composed := _composed(text)) != text:
                 again[i] = composed.encode()
-        for i in _loose(batch):
+        edges = batch.data[batch.start], batch.data[np.maximum(batch.end - 1, 0)]
+        for i in np.flatnonzero(((edges[0] <= 32) | (edges[1] <= 32)) & (batch.lengths > 0)).tolist():
             again[i] = again.get(i, batch[i]).strip()
         return TransformedBatch(batch.replace(again), sum(bool(alive[i]) for i in changed | again))
 
@@ -77,13 +78,6 @@ def _uncertain(batch: TextBatch) -> set[int]:
     uncertain: list[int] = np.flatnonzero(is_edge).tolist()
     edges = {i for i in uncertain if not batch[i].isascii()}
     return edges.union(batch.documents_with(hits))
-
-
-def _loose(batch: TextBatch) -> list[int]:
-    """The documents that begin or end with a space."""
-    first, last = batch.data[batch.start], batch.data[np.maximum(batch.end - 1, 0)]
-    loose: list[int] = np.flatnonzero(((first <= 32) | (last <= 32)) & (batch.lengths > 0)).tolist()
-    return loose
 
 
 STEP = Normalise

@@ -144,8 +144,9 @@ class HttpClient:
             request = httpx.Request("POST", url, headers=sent, content=content, extensions=self._extensions)
             response = await self._client.send(request, stream=True)
             try:
-                if receive is None or not _is_event_stream(response):
-                    data = self._masked(await _read(response))
+                kind = response.headers.get("content-type", "").lower()
+                if receive is None or not (response.is_success and kind.startswith("text/event-stream")):
+                    data = self._masked(b"".join([part async for part in _parts(response)]))
                 else:
                     data = await self._pass_on(response, receive)
             finally:
@@ -173,15 +174,6 @@ class HttpClient:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._client.aclose()
-
-
-def _is_event_stream(response: httpx.Response) -> bool:
-    is_event_stream = response.headers.get("content-type", "").lower().startswith("text/event-stream")
-    return is_event_stream and 200 <= response.status_code < 300
-
-
-async def _read(response: httpx.Response) -> bytes:
-    return b"".join([part async for part in _parts(response)])
 
 
 async def _parts(response: httpx.Response) -> AsyncIterator[bytes]:
@@ -218,20 +210,13 @@ def _decode(body: bytes, name: str) -> JsonObject:
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        value = _repaired(body)
-        if value is None:
+        try:  # a model may write lone surrogates: U+FFFD each
+            value = msgspec.json.decode(clean_text(json.dumps(json.loads(body), ensure_ascii=False)))
+        except (ValueError, RecursionError):
             raise MalformedAnswer(f"{name} is not JSON ({str(error)[:80]})") from None
     if not isinstance(value, dict):
         raise MalformedAnswer(f"{name} is not a JSON object")
     return value
-
-
-def _repaired(body: bytes) -> object:
-    """Decode JSON with lone surrogates, which a model may write, as U+FFFD each. None if it is not JSON."""
-    try:
-        return msgspec.json.decode(clean_text(json.dumps(json.loads(body), ensure_ascii=False)))
-    except (ValueError, RecursionError):
-        return None
 
 
 def broken_answer(error: MalformedAnswer) -> RequestFailure:

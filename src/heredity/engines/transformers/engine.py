@@ -639,7 +639,14 @@ def apply_adapter(model: PreTrainedModel, folder: Path, base: Path) -> Activatio
         module = modules.get(name)
         if module is None or isinstance(module, torch.nn.Embedding):
             raise _must_be_merged(folder, f"it adapts '{name[:80]}'")
-        _check(name, low, module)
+        weight = module.get_parameter("weight")
+        n_out, n_in = weight.shape[::-1] if low.is_transposed else weight.shape
+        if (len(low.b), low.a.shape[1]) != (n_out, n_in):
+            raise Damaged(
+                f"The adapter's '{name[:80]}' has {low.a.shape[1]} inputs and {len(low.b)} outputs; its base"
+                f" has {n_in} and {n_out}.",
+                code="adapter-misfit",
+            )
         module.register_forward_hook(_hook(low, model.dtype, model.device, activation))
     return activation
 
@@ -649,17 +656,6 @@ def _must_be_merged(folder: Path, why: str) -> Unavailable:
         f"{folder}: the engine transformers does not apply this adapter as it is ({why}). Merge it first:"
         " heredity derive merge_adapter ADAPTER BASE."
     )
-
-
-def _check(name: str, low: LowRank, module: torch.nn.Module) -> None:
-    weight = module.get_parameter("weight")
-    n_out, n_in = weight.shape[::-1] if low.is_transposed else weight.shape
-    if (len(low.b), low.a.shape[1]) != (n_out, n_in):
-        raise Damaged(
-            f"The adapter's '{name[:80]}' has {low.a.shape[1]} inputs and {len(low.b)} outputs; its base has"
-            f" {n_in} and {n_out}.",
-            code="adapter-misfit",
-        )
 
 
 def _hook(

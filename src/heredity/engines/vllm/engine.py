@@ -238,7 +238,9 @@ def check_adapter(name: str, adapter: Path, base: Path, base_name: str = "BASE")
             " to the whole text. Name it without 'vllm:'; the torch engine answers it."
         )
     if not why:
-        why = _other_names(adapter, base) or _other_tokens(adapter, base)
+        why = _other_names(adapter, base)
+    if not why and has_tokenizer(adapter) and _tokenizer(adapter) != _tokenizer(base):
+        why = "its tokenizer differs from that of its base"
     if why:
         raise Unavailable(
             f"vLLM cannot serve the adapter '{name}': {why}. Merge it, and name the result:"
@@ -280,12 +282,6 @@ def _names(path: Path) -> list[str]:
             return sorted(file.keys())
     except (OSError, SafetensorError) as error:
         raise Damaged(f"{path}: {error}") from None
-
-
-def _other_tokens(adapter: Path, base: Path) -> str:
-    if has_tokenizer(adapter) and _tokenizer(adapter) != _tokenizer(base):
-        return "its tokenizer differs from that of its base"
-    return ""
 
 
 def _tokenizer(folder: Path) -> list[object]:
@@ -516,9 +512,8 @@ def load(
     chat = FolderChat(folder if has_tokenizer(folder) else weights, weights)
     if where.startswith(("http://", "https://")):
         return _opened(served, chat, where, os.environ.get(KEY, ""), None, where.rstrip("/"))
-    python, *options = ([where] if Path(where).is_file() else shlex.split(where)) or (
-        [sys.executable] if find_spec("vllm") else [""]
-    )
+    own_python = [sys.executable] if find_spec("vllm") else [""]
+    python, *options = ([where] if Path(where).is_file() else shlex.split(where)) or own_python
     if not python:
         raise Unavailable(
             f"'{model.name}' needs vLLM, which is not in this environment. Set {WHERE} to the python of one"
@@ -529,11 +524,11 @@ def load(
     command = [python, "-m", "vllm.entrypoints.openai.api_server", *options, "--model", str(weights)]
     command += [*names, "--host", "127.0.0.1", "--port", str(port)]
     log = tuning.with_suffix(".vllm.log") if tuning else Path(tempfile.mkdtemp()) / "vllm.log"
-    own = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
-    own[KEY] = key  # a new key: the port is open to the whole machine
+    # A new key, because the port is open to the whole machine. A folder "vllm" in this folder is not vLLM.
+    own = {KEY: key, "PYTHONSAFEPATH": "1", "VLLM_NO_USAGE_STATS": "1"}
+    own |= {"DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     if device is not None and device.index is not None:
         own["CUDA_VISIBLE_DEVICES"] = _visible(device.index)
-    own["PYTHONSAFEPATH"] = "1"  # a folder "vllm" in the current directory is not vLLM
     server = ServerProgram(command, f"http://127.0.0.1:{port}/health", log, start_seconds, own)
     try:
         return _opened(served, chat, f"http://127.0.0.1:{port}/v1", key, server, _whose(options))
