@@ -105,12 +105,10 @@ def calibrate(
     here = {"trust_remote_code": False, "local_files_only": True}
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **here).eval()
     files = TensorFiles(folder, torch.float32)
-    calibrated = Calibrated()
-    layers = list(decoder_layers(model))
+    calibrated, layers = Calibrated(), list(decoder_layers(model))
     names = {id(module): name for name, module in linear_layers(model).items()}
     stored = {name: () for path in folder.glob("*.safetensors") for name in read_safetensors(path)}
-    meter = Meter(watch, "calibrate", len(layers))
-    n = len(sequences) - n_held_out
+    meter, n = Meter(watch, "calibrate", len(layers)), len(sequences) - n_held_out
     with torch.no_grad():
         states, arguments = _first_inputs(model, layers, sequences)
         for layer, given in zip(layers, arguments, strict=True):

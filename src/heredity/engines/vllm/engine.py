@@ -503,8 +503,7 @@ def load(
     start_seconds: float = START_SECONDS,
 ) -> VllmEngine:
     """Load recorded weights. Raises Unavailable if vLLM is missing or does not start."""
-    where = os.environ.get(WHERE, "").strip()
-    served = model.name.removeprefix("vllm:")
+    where, served = os.environ.get(WHERE, "").strip(), model.name.removeprefix("vllm:")
     weights, names = folder, ["--served-model-name", served]
     if model.format == "adapter":
         weights = base_folder(model, folder)
