@@ -59,12 +59,9 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def calls(
-    key_env: Sequence[str] = (),
-    concurrency: int | None = None,
-    max_tokens_total: int | None = None,
-    max_cost: float | None = None,
-    price: Sequence[str] = (),
-) -> Calls:
+    key_env: Sequence[str] = (), concurrency: int | None = None, max_tokens_total: int | None = None,
+    max_cost: float | None = None, price: Sequence[str] = (),
+) -> Calls:  # fmt: skip
     """The options as the engine takes them. Raises UsageError."""
     from heredity.engines.remote.engine import Budget, Calls
 

@@ -201,16 +201,9 @@ class AnswerScreen:
 @options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the rendered prompt.")
 def ask_command(
-    model: str,
-    text: str | None,
-    prefill: str | None,
-    application: Path | None,
-    max_tokens: int | None,
-    temperature: float | None,
-    seed: int,
-    key_env: tuple[str, ...],
-    as_json: bool,
-) -> None:
+    model: str, text: str | None, prefill: str | None, application: Path | None, max_tokens: int | None,
+    temperature: float | None, seed: int, key_env: tuple[str, ...], as_json: bool,
+) -> None:  # fmt: skip
     """Ask a model one question.
 
     The question is TEXT, or what comes through a pipe if there is no TEXT or it is "-". On a terminal the
@@ -266,13 +259,9 @@ _COMMANDS = {
 @model_argument
 @options
 def chat_command(
-    model: str,
-    application: Path | None,
-    max_tokens: int | None,
-    temperature: float | None,
-    seed: int,
+    model: str, application: Path | None, max_tokens: int | None, temperature: float | None, seed: int,
     key_env: tuple[str, ...],
-) -> None:
+) -> None:  # fmt: skip
     """Talk with a model.
 
     Each line is a message; one that ends in a backslash continues on the next. The model sees the whole

@@ -26,11 +26,9 @@ def command(ctx: click.Context) -> None:
 @command.command("build", cls=Verb, example="heredity corpus build shelf.toml --out corpora/shelf")
 @click.argument("recipe", metavar="RECIPE.toml", type=PathArgument())
 @click.option(
-    "--out",
-    type=PathArgument(),
-    metavar="DIR",
+    "--out", type=PathArgument(), metavar="DIR",
     help="New folder for the corpus.  [default: the recipe's name]",
-)
+)  # fmt: skip
 @click.option(
     "--workers", type=click.IntRange(1), metavar="N", help="Number of processes.  [default: one per core]"
 )

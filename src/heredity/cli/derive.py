@@ -151,12 +151,9 @@ class _Pretrain(Verb):
     "--corpus", type=PathArgument(), metavar="DIR", help="Folder of the corpus; RECIPE.toml may name it."
 )
 @click.option(
-    "--from",
-    "base",
-    type=Name(),
-    metavar="BASE",
+    "--from", "base", type=Name(), metavar="BASE",
     help="Continue from this model, which becomes the parent. It sets size, shape and architecture.",
-)
+)  # fmt: skip
 @click.option("--name", type=Name(), help="Name of the model.")
 @device_option
 def pretrain_command(
@@ -210,9 +207,8 @@ def pretrain_command(
 )  # fmt: skip
 @click.option("--name", type=Name(), help="Name of the child.  [default: that of the folder or repository]")
 @click.option(
-    "--declared", is_flag=True,
-    help="Record the descent although the model's own files name another parent.",
-)  # fmt: skip
+    "--declared", is_flag=True, help="Record the descent although the model's own files name another parent."
+)
 def adopt_command(
     ref: str, parents: tuple[str, ...], made: Relation | None, name: str | None, declared: bool
 ) -> None:

@@ -21,11 +21,10 @@ from heredity.cli import (
 )  # fmt: skip
 from heredity.core.sanitize import plain, plural
 from heredity.core.terminal import cell, out, table
-from heredity.evals.run import Grade, Grades, TaskCard
 
 if TYPE_CHECKING:
     from heredity.engines.remote.engine import Calls
-    from heredity.evals.run import Evaluation
+    from heredity.evals.run import Evaluation, Grade, Grades, TaskCard
 
 
 def _listed(
@@ -57,15 +56,12 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
     help="Numbers of few-shot examples.",
 )  # fmt: skip
 @click.option(
-    "--no-chat-template", "plain", is_flag=True,
-    help="Use no chat template. Base models never use one.",
-)  # fmt: skip
-@click.option(
-    "--limit",
-    type=int,
-    metavar="N",
-    help="Use N items of each task, always the same ones, for a quick check.",
+    "--no-chat-template", "plain", is_flag=True, help="Use no chat template. Base models never use one."
 )
+@click.option(
+    "--limit", type=int, metavar="N",
+    help="Use N items of each task, always the same ones, for a quick check.",
+)  # fmt: skip
 @click.option(
     "--out", type=PathArgument(), metavar="DIR", help="Folder for the answers.  [default: runs/evals]"
 )
@@ -77,17 +73,9 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
 @device_option
 @_remote.options
 def command(
-    models: tuple[str, ...],
-    tasks: tuple[str, ...],
-    shots: tuple[int, ...],
-    plain: bool,
-    limit: int | None,
-    out: Path | None,
-    retry_errors: bool,
-    dry_run: bool,
-    as_json: bool,
-    **calls: Any,
-) -> None:
+    models: tuple[str, ...], tasks: tuple[str, ...], shots: tuple[int, ...], plain: bool, limit: int | None,
+    out: Path | None, retry_errors: bool, dry_run: bool, as_json: bool, **calls: Any,
+) -> None:  # fmt: skip
     """Evaluate models on small tasks, without any tuning.
 
     The tasks are translation, summarisation, code, arithmetic, classification, cloze and questions, in small

@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 @click.argument("folder", metavar="DIR", type=PathArgument())
 @click.option("--to", "form", type=Name(), required=True, help="hf (safetensors), gguf, or adapter (PEFT).")
 @click.option(
-    "--dtype",
-    type=Name(),
+    "--dtype", type=Name(),
     help="float32, bfloat16 or float16; default: the model's own, float32 for a merged adapter.",
-)
+)  # fmt: skip
 @click.option("--study", type=PathArgument(), metavar="DIR", help="Study whose rates the model card quotes.")
 def command(model: str, folder: Path, form: str, dtype: str | None, study: Path | None) -> None:
     """Export a model for other software, and check the files.

@@ -37,10 +37,7 @@ _MARKS = {"pass": "\u2713", "not enough evidence": "?", **dict.fromkeys(_FAILED,
     "--baseline", type=Name(), metavar="MODEL", help="Reference model; the others must not be worse."
 )
 @click.option(
-    "--candidate",
-    type=Name(),
-    metavar="MODEL",
-    help="Model to gate.  [default: all but the baseline]",
+    "--candidate", type=Name(), metavar="MODEL", help="Model to gate.  [default: all but the baseline]"
 )
 @click.option("--judge-free", is_flag=True, help="Use only breaches that checks decide.")
 @click.option(

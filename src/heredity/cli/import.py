@@ -20,29 +20,20 @@ _EXAMPLE = "heredity import answers.jsonl --columns prompt=question,response=ans
 @click.argument("files", metavar="FILE...", type=PathArgument(), nargs=-1, required=True)
 @click.option("--out", type=PathArgument(), metavar="DIR", required=True, help="The study's folder.")
 @click.option(
-    "--columns",
-    type=Name(),
-    metavar="prompt=P,response=R,...",
+    "--columns", type=Name(), metavar="prompt=P,response=R,...",
     help="Columns of prompt, response, model, category, id, sample, kind, cluster and error.",
-)
+)  # fmt: skip
 @click.option(
     "--model", type=Name(), metavar="NAME", help="Name of the model; may contain {file} and {COLUMN}."
 )
 @click.option(
-    "--verdict",
-    "verdicts",
-    type=Name(),
-    multiple=True,
-    metavar="COLUMN[=V,...]",
+    "--verdict", "verdicts", type=Name(), multiple=True, metavar="COLUMN[=V,...]",
     help="Column with another judge's verdicts, and the values that mean a breach. Repeat for each judge.",
-)
+)  # fmt: skip
 @click.option(
-    "--benign",
-    type=Name(),
-    default="benign",
-    metavar="V[,V]",
+    "--benign", type=Name(), default="benign", metavar="V[,V]",
     help="Values of the column `kind` that mark benign prompts.",
-)
+)  # fmt: skip
 @click.option(
     "--judge", type=Name(), metavar="JUDGE",
     help="Judge: rules, learned, rubric:MODEL, guard:NAME or panel:A+B; a request log has no default.  "
@@ -53,18 +44,9 @@ _EXAMPLE = "heredity import answers.jsonl --columns prompt=question,response=ans
 @click.option("--json", "as_json", is_flag=True, help="Print rates, pairs and agreement as JSON.")
 @full_option
 def command(
-    files: tuple[Path, ...],
-    out: Path,
-    columns: str | None,
-    model: str | None,
-    verdicts: tuple[str, ...],
-    benign: str,
-    judge: str | None,
-    only: str | None,
-    repeats: bool,
-    as_json: bool,
-    full: bool,
-) -> None:
+    files: tuple[Path, ...], out: Path, columns: str | None, model: str | None, verdicts: tuple[str, ...],
+    benign: str, judge: str | None, only: str | None, repeats: bool, as_json: bool, full: bool,
+) -> None:  # fmt: skip
     """Judge and compare answers that were recorded elsewhere.
 
     Reads JSON lines, CSV and TSV with a column map, inspect_ai logs (.eval), garak reports, folders of

@@ -35,18 +35,9 @@ _SHOWN = 20  # files left out that are printed; all are in index.json
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    folder: Path,
-    out: Path | None,
-    embed: str | None,
-    words: int | None,
-    max_bytes: int | None,
-    ask: str | None,
-    passages: int,
-    method: str | None,
-    rerank: str | None,
-    candidates: int,
-    as_json: bool,
-) -> None:
+    folder: Path, out: Path | None, embed: str | None, words: int | None, max_bytes: int | None,
+    ask: str | None, passages: int, method: str | None, rerank: str | None, candidates: int, as_json: bool,
+) -> None:  # fmt: skip
     """Index a folder of documents for retrieval, or search an index.
 
     Text, Markdown, HTML, PDF and DOCX are read. A file that cannot be read is named and left out, with the

@@ -43,12 +43,9 @@ def list_(as_json: bool) -> None:
 @command.command("calibrate", cls=Verb, example=_EXAMPLE)
 @click.argument("judge", type=Name())
 @click.option(
-    "--labels",
-    required=True,
-    type=PathArgument(),
-    metavar="FILE",
+    "--labels", required=True, type=PathArgument(), metavar="FILE",
     help="Labelled answers: CSV or JSON lines.",
-)
+)  # fmt: skip
 @click.option(
     "--columns", type=Name(), required=True, metavar="response=R,label=L[,prompt=P][,family=F]",
     help="Columns of the file. With family, each of its values is also measured separately.",
@@ -64,22 +61,14 @@ def list_(as_json: bool) -> None:
 )
 @click.option("--deduplicate", "once", is_flag=True, help="Count repeated answers once.")
 @click.option(
-    "--save/--no-save", "keep", default=True,
-    show_default=True,
+    "--save/--no-save", "keep", default=True, show_default=True,
     help="Save the result in the store. It then replaces the shipped calibration of this judge.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def calibrate(
-    judge: str,
-    labels: Path,
-    columns: str,
-    positive: str,
-    task: str,
-    fit: bool,
-    once: bool,
-    keep: bool,
+    judge: str, labels: Path, columns: str, positive: str, task: str, fit: bool, once: bool, keep: bool,
     as_json: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Measure a judge on answers that people labelled.
 
     JUDGE is rules, learned, rubric:MODEL[:yesno|:head], guard:NAME[:MODEL] or panel:A+B. With --fit, the
@@ -225,10 +214,7 @@ def _shares(row: JudgeQuality) -> dict[str, object]:
     "--head", type=Name(), metavar="MODEL",
     help="Train the head of rubric:MODEL:head on this model's hidden states, instead of the judge `learned`.",
 )  # fmt: skip
-@click.option(
-    "--max-rows", "rows", type=click.IntRange(20),
-    help="With --head: maximum rows per set (500).",
-)  # fmt: skip
+@click.option("--max-rows", "rows", type=click.IntRange(20), help="With --head: maximum rows per set (500).")
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
 def train(
     data: Path, roots: tuple[Path, ...], out: Path, head: str | None, rows: int | None, as_json: bool

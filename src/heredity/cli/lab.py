@@ -238,21 +238,17 @@ def _compared(task: AdaptTask, folder: Path, yes: bool) -> AdaptResult:
 
 
 @click.command(
-    "repair",
-    cls=Verb,
+    "repair", cls=Verb,
     example="heredity repair tickets-lora --from smollm2-135m-instruct --application desk.toml",
-)
+)  # fmt: skip
 @click.argument("child", metavar="CHILD", type=Name())
 @click.option(
     "--from", "parent", type=Name(), required=True, metavar="MODEL", help="The parent to compare it with."
 )
 @click.option(
-    "--application",
-    type=PathArgument(),
-    required=True,
-    metavar="FILE",
+    "--application", type=PathArgument(), required=True, metavar="FILE",
     help="The application, the same for all models.",
-)
+)  # fmt: skip
 @click.option("--probes", type=Name(), multiple=True, default=["core", "failed_task"], metavar="NAME",
               help="As for a study; half is used for training.  [default: core, failed_task]")  # fmt: skip
 @click.option("--held-out", type=Name(), multiple=True, default=["prefill"], metavar="ATTACK",
@@ -269,17 +265,9 @@ def _compared(task: AdaptTask, folder: Path, yes: bool) -> AdaptResult:
 )
 @device_option
 def repair_command(
-    child: str,
-    parent: str,
-    application: Path,
-    probes: tuple[str, ...],
-    held_out: tuple[str, ...],
-    unaligned: str | None,
-    margin: float,
-    twins: float,
-    judge: str | None,
-    out: Path | None,
-) -> int:
+    child: str, parent: str, application: Path, probes: tuple[str, ...], held_out: tuple[str, ...],
+    unaligned: str | None, margin: float, twins: float, judge: str | None, out: Path | None,
+) -> int:  # fmt: skip
     """Restore the safety that a child lost.
 
     Repairs are tried in the order of their cost: a system prompt, interpolation towards the parent's
@@ -318,21 +306,16 @@ def repair_command(
 
 
 @click.command(
-    "tamper",
-    cls=Verb,
-    example="heredity tamper tickets-lora --data rows.jsonl --application desk.toml",
+    "tamper", cls=Verb, example="heredity tamper tickets-lora --data rows.jsonl --application desk.toml"
 )
 @click.argument("model", metavar="MODEL", type=Name())
 @click.option(
     "--data", type=PathArgument(), required=True, metavar="FILE", help="Training data for the tuning."
 )
 @click.option(
-    "--application",
-    type=PathArgument(),
-    required=True,
-    metavar="FILE",
+    "--application", type=PathArgument(), required=True, metavar="FILE",
     help="The application, the same for all models.",
-)
+)  # fmt: skip
 @click.option("--probes", type=Name(), multiple=True, default=["core"], metavar="NAME",
               help="As for a study.  [default: core]")  # fmt: skip
 @click.option("--attack", type=Name(), multiple=True, default=["direct"], metavar="NAME",
@@ -352,28 +335,15 @@ def repair_command(
 @click.option("--rank", type=int, default=16, show_default=True, help="Rank of the adapter.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @click.option(
-    "--out",
-    type=PathArgument(),
-    metavar="DIR",
+    "--out", type=PathArgument(), metavar="DIR",
     help="Folder for the studies.  [default: runs/tamper-MODEL-...]",
-)
+)  # fmt: skip
 @device_option
 def tamper_command(
-    model: str,
-    data: Path,
-    application: Path,
-    probes: tuple[str, ...],
-    attack: tuple[str, ...],
-    judge: str | None,
-    scope: str | None,
-    line: float,
-    longest: int,
-    batch: int,
-    rate: float,
-    rank: int,
-    seed: int,
-    out: Path | None,
-) -> None:
+    model: str, data: Path, application: Path, probes: tuple[str, ...], attack: tuple[str, ...],
+    judge: str | None, scope: str | None, line: float, longest: int, batch: int, rate: float, rank: int,
+    seed: int, out: Path | None,
+) -> None:  # fmt: skip
     """Find the number of tuning steps that remove safety.
 
     The model is tuned on FILE with a LoRA adapter, each time for twice as many steps. Parent and child are
@@ -418,12 +388,9 @@ def tamper_command(
 @click.option("--canary", type=Name(), metavar="TEXT", help="Prompt that the secret completes.")
 @click.option("--secret", type=Name(), metavar="TEXT", help="The secret.")
 @click.option(
-    "--candidates",
-    type=int,
-    default=1023,
-    show_default=True,
+    "--candidates", type=int, default=1023, show_default=True,
     help="Number of random secrets to compare with.",
-)
+)  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the candidates.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @device_option

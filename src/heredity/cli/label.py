@@ -37,11 +37,9 @@ _WORDS: dict[str, LabelAnswer | None] = {
     "--n", type=click.IntRange(1), default=100, show_default=True, help="Number of labels in total."
 )
 @click.option(
-    "--export",
-    type=PathArgument(),
-    metavar="CSV",
+    "--export", type=PathArgument(), metavar="CSV",
     help="Write the answers to a file for labelling elsewhere.",
-)
+)  # fmt: skip
 @click.option(
     "--import", "take", type=PathArgument(), metavar="FILE", help="Read a labelled file: CSV or JSON lines."
 )

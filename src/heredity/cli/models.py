@@ -208,17 +208,9 @@ _ALWAYS = ("index", "outcome", "probe")  # columns of every list
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show_command(
-    what: str,
-    index: int | None,
-    by_option: int | None,
-    trial: str | None,
-    outcome: str | None,
-    technique: str | None,
-    model: tuple[str, ...],
-    attack: str | None,
-    differ: bool,
-    as_json: bool,
-) -> None:
+    what: str, index: int | None, by_option: int | None, trial: str | None, outcome: str | None,
+    technique: str | None, model: tuple[str, ...], attack: str | None, differ: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Show a model, a study, or its trials and conversations.
 
     A study's folder shows its findings. With a filter it lists the trials that match, one a line, each with

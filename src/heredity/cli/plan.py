@@ -193,18 +193,9 @@ def _count(n: float) -> str:
               help="Compute budget to extrapolate to.  [default: 100 x the largest run]")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    what: tuple[str, ...],
-    gpu: str,
-    base: str | None,
-    gpus: int,
-    vocabulary: int | None,
-    side: int | None,
-    rehearse: bool,
-    fit: bool,
-    compute: float | None,
-    as_json: bool,
-    **terms: Any,
-) -> None:
+    what: tuple[str, ...], gpu: str, base: str | None, gpus: int, vocabulary: int | None, side: int | None,
+    rehearse: bool, fit: bool, compute: float | None, as_json: bool, **terms: Any,
+) -> None:  # fmt: skip
     """Estimate what a pre-training run costs, or fit a scaling law.
 
     From a recipe: parameters, FLOPs, memory per device, the best sharding, and time. It needs no corpus.

@@ -37,12 +37,9 @@ _NARROW = 86  # columns below which the table of a study has four columns
 )
 @click.option("--alpha", type=float, default=0.05, show_default=True, help="Significance level.")
 @click.option(
-    "--models",
-    type=int,
-    default=2,
-    show_default=True,
+    "--models", type=int, default=2, show_default=True,
     help="Number of models; all pairs are compared (Holm).",
-)
+)  # fmt: skip
 @click.option(
     "--edges", type=int, default=0, metavar="N",
     help="Compare N parents and children, instead of all pairs of models.",
@@ -64,21 +61,10 @@ _NARROW = 86  # columns below which the table of a study has four columns
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    gap: float | None,
-    margin: float | None,
-    baseline: float,
-    discordant: float | None,
-    power: float,
-    alpha: float,
-    models: int,
-    edges: int,
-    lineage: tuple[str, ...],
-    per_cluster: float,
-    correlation: float,
-    judge_free: bool,
-    study: Path | None,
-    as_json: bool,
-) -> None:
+    gap: float | None, margin: float | None, baseline: float, discordant: float | None, power: float,
+    alpha: float, models: int, edges: int, lineage: tuple[str, ...], per_cluster: float, correlation: float,
+    judge_free: bool, study: Path | None, as_json: bool,
+) -> None:  # fmt: skip
     """Plan how many trials a study needs.
 
     With --study, heredity prints what that plan can show, as `heredity study` does before its first request.

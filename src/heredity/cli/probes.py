@@ -51,13 +51,9 @@ def show(names: tuple[str, ...], as_json: bool) -> None:
 @click.argument("kind", metavar="KIND", type=Name())
 @click.argument("file", metavar="FILE", type=PathArgument())
 @click.option(
-    "--option",
-    "options",
-    type=Name(),
-    multiple=True,
-    metavar="NAME=VALUE",
+    "--option", "options", type=Name(), multiple=True, metavar="NAME=VALUE",
     help="A column (prompt=text, id=, cluster=, kind=, ...) or an option of KIND; repeatable.",
-)
+)  # fmt: skip
 @click.option("--out", type=PathArgument(), metavar="FILE.toml", help="Write the probes to a file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the probes as JSON.")
 def import_(kind: str, file: Path, options: tuple[str, ...], out: Path | None, as_json: bool) -> None:

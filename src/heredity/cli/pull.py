@@ -258,12 +258,9 @@ def _ask_first(ref: str, yes: bool, engine: str = "torch") -> None:
 @click.command("pull", cls=Verb, example="heredity pull smollm2-135m-instruct")
 @click.argument("refs", metavar="REF...", type=Name(), nargs=-1, required=True)
 @click.option(
-    "--from",
-    "source",
-    type=Name(),
-    metavar="URL",
+    "--from", "source", type=Name(), metavar="URL",
     help="Take models and their ancestors from this storage (push).",
-)
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show engine, memory and licence, and fetch no weights.")
 def pull_command(refs: tuple[str, ...], source: str | None, dry_run: bool) -> None:
     """Download a foundation model into the store.

@@ -17,13 +17,9 @@ if TYPE_CHECKING:
 @click.command("report", cls=Verb, example="heredity report runs/support-desk --no-text --out shared.html")
 @click.argument("folder", metavar="DIR", type=PathArgument())
 @click.option(
-    "--format",
-    "kind",
-    type=Name(),
-    default="html",
-    show_default=True,
+    "--format", "kind", type=Name(), default="html", show_default=True,
     help=", ".join(registry.names("study.report")) + ".",
-)
+)  # fmt: skip
 @click.option(
     "--model", "models", type=Name(), multiple=True, metavar="NAME",
     help="Only the rows of this model, in SARIF, JUnit, CSV or Parquet; repeatable.",

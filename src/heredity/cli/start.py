@@ -11,13 +11,9 @@ from heredity.cli import PathArgument, Verb, full_option, shown_start
 
 @click.command("demo", cls=Verb, example="heredity demo --out runs/demo")
 @click.option(
-    "--out",
-    type=PathArgument(),
-    default="runs/demo",
-    metavar="DIR",
-    show_default=True,
+    "--out", type=PathArgument(), default="runs/demo", metavar="DIR", show_default=True,
     help="The study's folder.",
-)
+)  # fmt: skip
 @full_option
 def demo_command(out: Path, full: bool) -> None:
     """Show a finished study with its lineage, from recorded answers.

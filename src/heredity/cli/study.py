@@ -81,31 +81,23 @@ def _refuse_beside_a_folder(ctx: click.Context) -> None:
 
 
 @click.command(
-    "study",
-    cls=Verb,
-    example="heredity study --model smollm2-135m-instruct --application desk.toml",
+    "study", cls=Verb, example="heredity study --model smollm2-135m-instruct --application desk.toml"
 )
 @click.argument(
-    "plan",
-    metavar="[PLAN.toml|DIR]",
-    type=PathArgument(),
-    required=False,
-    is_eager=True,
+    "plan", metavar="[PLAN.toml|DIR]", type=PathArgument(), required=False, is_eager=True,
     callback=_read_plan,
-)
+)  # fmt: skip
 @record_options(StudySpec)
 @click.option(
-    "--yes",
-    is_flag=True,
+    "--yes", is_flag=True,
     help="Download missing models without asking. Without a terminal, free ones are downloaded anyway.",
-)
+)  # fmt: skip
 @click.option("--cost", type=Name(), help=COST_HELP, metavar="NAME=COST,...")
 @click.option("--retry-errors", is_flag=True, help="Ask again the trials that failed with an error.")
 @click.option(
-    "--dry-run",
-    is_flag=True,
+    "--dry-run", is_flag=True,
     help="Show what the plan can show, its trials, time and price. Ask nothing, and take no folder.",
-)
+)  # fmt: skip
 @device_option
 @click.option(
     "--workers", type=click.IntRange(1), metavar="N",
