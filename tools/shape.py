@@ -82,7 +82,7 @@ BOUNDS = {
     "derive lora": Bound(31, 25),
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
     "files": Bound(473, 440),
-    "lines": Bound(113_086, 92_000),
+    "lines": Bound(112_920, 92_000),
     "error codes": Bound(40, 40),
     "words of docs": Bound(65_044, 65_000),
     "root": Bound(18, 18),
@@ -95,7 +95,7 @@ BOUNDS = {
     "uses of Any": Bound(365),
     "vague names": Bound(4, 0),
     "private singles": Bound(1),
-    "long functions": Bound(15),
+    "long functions": Bound(12),
 }
 
 When = Literal["import", "function", "typing"]
