@@ -5,7 +5,8 @@ is keyed by its model and its full prompt. Another model, task or number of exam
 only the missing items. An item with a corrected reference is scored again, not asked again.
 
 Promises: decoding is greedy; nothing is asked twice; a killed run resumes by the same command. A model with
-all answers stored is not loaded.
+all answers stored is not loaded. A form that a model does not support is refused before it is loaded, and a
+failed item is an answer with an error.
 Leaves to others: the metrics (metrics/), and the statistics (stats/).
 """
 
@@ -52,16 +53,11 @@ if TYPE_CHECKING:
     from heredity.engines.dual import DualEngine
 
 # --- the forms in which items are asked ---------------------------------------------------------------
-# The forms in which a task's items are sent to an engine. A metric names the one that it needs (`ASKS`).
+# A metric names the form that it needs (`ASKS`):
 #
-# reply the model answers in its own words, greedily score the log-probability of each option after the
-# same prompt match the similarity of each option, between an image and a caption
-#
-# An encoder for masked positions scores options as well. A dual encoder of images and texts is asked by
-# `match`.
-#
-# Promises: a form that a model does not support is refused before the model is loaded. A failed item is
-# an answer with an error.
+#     reply   the model answers in its own words, greedily
+#     score   the log-probability of each option after the same prompt; an encoder scores options, too
+#     match   the similarity of each option, between an image and a caption, by a dual encoder
 
 Form = Literal["chat", "plain"]
 
@@ -208,12 +204,8 @@ WAYS: dict[str, _Reply | _Score | _Match] = {"reply": _Reply(), "score": _Score(
 
 
 # --- scores -------------------------------------------------------------------------------------------
-# Score answers: a value with n, interval and method for each model, task and number of examples.
-#
-# Each model is compared with the first one, item by item. All p-values are adjusted by Holm's method.
-#
-# Promises: errors are counted and enter no score; an unclear answer scores 0 and is counted. Two models
-# are compared on the items that both answered.
+# Errors are counted and enter no score; an unclear answer scores 0 and is counted. A model is compared with
+# the first one, on the items that both answered. All p-values are adjusted by Holm's method.
 
 ALPHA = 0.05
 WhyNot = Callable[[Model, EvalTask], str]

@@ -131,14 +131,9 @@ def is_guard(study: OpenStudy, a: int, b: int) -> bool:
 
 
 # --- two runs -----------------------------------------------------------------------------------------
-# Two runs: what differs between their plans, and the models that both asked, on the same trials.
-#
-#     runs = TwoRuns(first, second)
-#     runs.not_comparable, runs.differences(), [runs.compared(model) for model in runs.models]
-#
-# Promises: a trial is the same if application, probe, attack, sample and planted passages are. If the
-# seed, attacker or triggers differ, only direct attempts count. A difference has an interval only if both
-# runs are finished and asked all of their plans.
+# A trial is the same in both if application, probe, attack, sample and planted passages are. If the seed,
+# attacker or triggers differ, only direct attempts count. A difference has an interval only if both runs are
+# finished and asked all of their plans.
 
 
 class RunDifference(NamedTuple):

@@ -47,14 +47,7 @@ from heredity.view.places import OpenStudy
 from heredity.view.rates import board_of
 
 # --- search -------------------------------------------------------------------------------------------
-# The words of a search, for the index and as marks in a text.
-#
-#     search = Search("refund ord")
-#     search.match                      # of SQLite's full-text search: '"refund" "ord"*'
-#     search.mark("Refund of order 17")  # both words marked; the last one may go on
-#
-# Promises: a marked word is one that the index finds by this search. Letter case and accents make no
-# difference. Text stays text: it is escaped.
+# A marked word is one that the index finds by this search. Letter case and accents make no difference.
 
 # As SQLite divides a text into words; these vowel signs became letters after its version of Unicode.
 WORDS = re.compile(r"[^\W_\u19b0-\u19c0\u19c8\u19c9\u1cf2\u1cf3]+")
@@ -413,14 +406,8 @@ def stored(study: OpenStudy, index: int) -> Stored | None:
 
 
 # --- a conversation as a page shows it ----------------------------------------------------------------
-# One conversation of a study as a page shows it: its turns, its calls, and the evidence marked in the
-# text.
-#
-#     transcript = read(study, 17)
-#     for step in transcript.steps: step.asked, step.answer, step.calls
-#
-# Promises: the rows are read from the study's files at the place that the index names, and are those of
-# the trial. Text stays text: a mark is a place in it, and what is cut is counted.
+# The rows are read from the study's files at the place that the index names, and are those of the trial. A
+# mark is a place in the text, and what is cut is counted.
 
 LIMIT = 20_000  # characters of one text on a page
 _EVIDENCE = 400  # characters of evidence that are looked for; judges write at most 200

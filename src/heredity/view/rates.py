@@ -168,10 +168,7 @@ def _current(study: OpenStudy, n_judged: int) -> tuple[Estimates | None, str]:
 
 
 # --- verdicts -----------------------------------------------------------------------------------------
-# The finding of a study as a page shows it first: chips of its verdicts, and its sentence.
-#
-# Promises: every word is that of the report (study/headline.py, study/wording.py); nothing is computed
-# here.
+# Every word is that of the report (study/headline.py, study/wording.py); nothing is computed here.
 
 Kind = Literal["worse", "same", "unknown"]
 _KINDS: dict[str, Kind] = {"worse": "worse", "not worse": "same", "not enough evidence": "unknown"}

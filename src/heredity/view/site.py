@@ -33,10 +33,8 @@ from heredity.view.index import is_searched
 from heredity.view.places import OpenStudy, StudyPlace
 
 # --- charts -------------------------------------------------------------------------------------------
-# The small figures of the pages, as SVG, and the words next to them.
-#
-# Promises: an SVG holds numbers and class names of this module only. Each bar is next to its counts, so
-# that colour is never the only sign.
+# An SVG holds numbers and class names of this module only. Each bar is next to its counts, so that colour is
+# never the only sign.
 
 # By state: the order in a bar, which is also that of its colours, and its words.
 _WORDS = {

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heredity.core import registry
 from heredity.core.errors import UnknownName
 from heredity.evals import metrics
 from heredity.evals.metrics import ItemAnswer
@@ -116,7 +117,7 @@ def test_the_floor_is_a_blind_choice_or_the_input_itself() -> None:
     assert metrics.load("number").floor(item("4")) == 0.0
 
 
-@pytest.mark.parametrize("name", metrics.names())
+@pytest.mark.parametrize("name", registry.names("evals.metrics"))
 @given(text=st.text(), logs=st.lists(st.floats(), max_size=4))
 def test_a_metric_never_raises_and_stays_in_its_range(name: str, text: str, logs: list[float]) -> None:
     found = score(name, OPTIONS, text, tuple(logs))

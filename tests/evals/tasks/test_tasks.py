@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from heredity.core import registry
 from heredity.core.answers import last_number
 from heredity.core.errors import BadInput, UnknownName
 from heredity.evals import metrics, tasks
@@ -185,4 +186,4 @@ def test_an_unknown_task_is_answered_with_the_nearest() -> None:
 
 
 def test_every_metric_is_used_by_a_task() -> None:
-    assert {task.metric for task in tasks.load(has_pictures=True)} == set(metrics.names())
+    assert {task.metric for task in tasks.load(has_pictures=True)} == set(registry.names("evals.metrics"))

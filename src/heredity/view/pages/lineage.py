@@ -31,15 +31,8 @@ from heredity.view.rates import board_of
 from heredity.view.site import Asked, Site
 
 # --- the models and edges of a place ------------------------------------------------------------------
-# The lineage of a place: the models of its store and of its studies, and what studies found along each
-# edge.
-#
-#     lineage = lineage_of(site)
-#     lineage.edges[parent, child].kind                # "worse", "same", "unknown" or "none"
-#     lineage.around(model, hops=2)
-#
-# Promises: an edge is a parent and its child as their records or a study's plan have them. Its verdict
-# and its counts are those of a study's own comparison. A study that runs decides nothing.
+# An edge is a parent and its child as their records or a study's plan have them. Its verdict and its counts
+# are those of a study's own comparison. A study that runs decides nothing.
 
 HOPS = 2  # that a figure shows around a model
 MAX_MODELS = 80  # models of a figure; more are not legible

@@ -21,13 +21,8 @@ from heredity.view.places import TRAINING
 from heredity.view.site import Asked, Site
 
 # --- the trainings of a store -------------------------------------------------------------------------
-# The trainings of a store: those in progress, and those whose models it holds, with their curves.
-#
-# for run in runs(store): run.name, run.state
-#     curve = read_curve(run)
-#
-# Promises: files are only read. A row that cannot be read is counted, and is in no curve. A curve has at
-# most POINTS points, each the mean of the steps that it stands for.
+# Files are only read. A row that cannot be read is counted, and is in no curve. A curve has at most POINTS
+# points, each the mean of the steps that it stands for.
 
 METRICS, PROGRESS, _ = TRAINING
 ANSWERS = "answers.jsonl"
