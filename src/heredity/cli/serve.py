@@ -36,7 +36,7 @@ def command(models: tuple[str, ...], key_env: tuple[str, ...], **given: Any) -> 
 
     check_installed("The server needs")
     from heredity.deploy.serve.app import app, run
-    from heredity.deploy.serve.roster import load_models
+    from heredity.deploy.serve.model_registry import load_models
 
     settings = ServerSettings(applications=given.pop("application"), **given)
     settings.keys()  # a mistake shows before anything is loaded

@@ -23,8 +23,8 @@ from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
 from heredity.core.records import Decoding, Message, Request
 from heredity.deploy.serve import chat
+from heredity.deploy.serve.model_registry import AdapterLoader, ServingRules, SharedServices, by_base, share
 from heredity.deploy.serve.request_log import RequestLog
-from heredity.deploy.serve.roster import AdapterLoader, ServingRules, SharedServices, by_base, share
 from heredity.deploy.serve.worker import shared as sharing
 from heredity.lineage.adoption import adopt
 from heredity.lineage.store import Store, load_engine

@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 from heredity.application.guards import GuardSpec
 from heredity.application.spec import Application
 from heredity.core.records import Decoding, Message, Request
-from heredity.deploy.serve.roster import AdapterLoader, BaseService, ServingRules, share
+from heredity.deploy.serve.model_registry import AdapterLoader, BaseService, ServingRules, share
 from heredity.engines.torch.decoder import number_of
 from heredity.lineage.adoption import adopt
 from heredity.lineage.store import Store, load_engine

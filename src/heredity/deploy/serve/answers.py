@@ -53,7 +53,7 @@ class Served(NamedTuple):
     application: Application | None = None
     may_draw: bool = False  # whether a caller may override the application's sampling parameters
     ignores: bool = False  # whether settings that the application holds are ignored instead of refused
-    guards: ServedGuards | None = None  # of the application; the server sets them (roster.py)
+    guards: ServedGuards | None = None  # of the application; the server sets them (model_registry.py)
     log: RequestLog | None = None  # of the operator; the server sets it
     started_as: tuple[str, ...] = ()  # other names that the operator gave, such as a short one
 
@@ -144,7 +144,7 @@ class ServedAnswer:
             if self._echo is not None and self._echo.n_new is not None:
                 self._scores = self._scored(())
                 return
-            self._ticket = self._one.service.ask(request, self._hear if is_heard else None)
+            self._ticket = self._one.service.ask(request, self._on_chunk if is_heard else None)
         except HeredityError as error:
             raise refusal(error) from None
 
@@ -167,12 +167,12 @@ class ServedAnswer:
 
         return self._one.service.compute(score)
 
-    def take(self) -> str:
+    def next_chunk(self) -> str:
         """The text that the engine produced since the last call."""
-        taken = ""
+        chunk = ""
         while self._untaken:
-            taken += self._untaken.popleft()
-        return taken
+            chunk += self._untaken.popleft()
+        return chunk
 
     def _end(self) -> None:
         if self._ticket is not None:
@@ -180,7 +180,7 @@ class ServedAnswer:
         if self._scores is not None:
             self._scores.cancel()
 
-    def _hear(self, more: str) -> None:
+    def _on_chunk(self, more: str) -> None:
         """Receive the next text, in the engine's thread; text that may begin a stop text is held back.
 
         At most one wake-up of the loop is pending: a fast engine must not fill the loop's queue.
@@ -197,9 +197,9 @@ class ServedAnswer:
         if not self._is_waking:
             self._is_waking = True
             with suppress(RuntimeError):  # the loop is closed, and so is the connection
-                self._loop.call_soon_threadsafe(self._wake)
+                self._loop.call_soon_threadsafe(self._notify)
 
-    def _wake(self) -> None:
+    def _notify(self) -> None:
         self._is_waking = False  # before the text is taken: later text wakes the loop again
         self.news.set()
 
@@ -304,7 +304,7 @@ class ServedAnswer:
             calls = tuple(call for call in calls if call in seen)
         return DividedAnswer(text, tuple(map(written, calls)))
 
-    def left(self, text: str) -> str:
+    def unsent(self, text: str) -> str:
         """Return the rest that was not streamed. Raises Refusal if the streamed text is not its
         beginning."""
         if not text.startswith(self._sent):
@@ -392,7 +392,7 @@ async def events(shape: AnswerFormat, answers: Sequence[ServedAnswer]) -> AsyncI
                 is_first = False
             reply = await whole
             finished = answer.finished(reply)
-            if (rest := answer.left(finished.text)) or is_first:
+            if (rest := answer.unsent(finished.text)) or is_first:
                 for event in shape.piece(answer.number, rest, is_first):
                     yield event
             for event in shape.last(answer.number, finished, reply):
@@ -427,7 +427,7 @@ async def _pieces(answer: ServedAnswer, whole: asyncio.Future[Reply]) -> AsyncIt
     while True:
         answer.news.clear()
         is_done = whole.done()  # read before the text, because all text of an answer comes before its reply
-        if more := answer.take():
+        if more := answer.next_chunk():
             yield more
         elif is_done:
             return

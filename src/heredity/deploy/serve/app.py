@@ -78,8 +78,8 @@ from heredity.deploy.serve import (
 )
 from heredity.deploy.serve.answers import AnswerFormat, Served, ServedAnswer
 from heredity.deploy.serve.embeddings import EmbeddingService
+from heredity.deploy.serve.model_registry import AdapterLoader, ModelRegistry, described, refusal
 from heredity.deploy.serve.request_log import RequestLog
-from heredity.deploy.serve.roster import AdapterLoader, Roster, described, refusal
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.deploy.serve.worker import CALLER
 from heredity.engines.protocols import Engine, capabilities
@@ -556,28 +556,28 @@ def app(
     """
     settings = settings or ServerSettings()
     metrics = Metrics()
-    roster, keys = Roster(served, embedders, readers, log), settings.keys()
+    registry, keys = ModelRegistry(served, embedders, readers, log), settings.keys()
     salts = {key: secrets.token_hex(16) for key in keys} if len(set(keys)) > 1 else {}
-    desk = _Desk(roster, keys, metrics, RateLimit(settings.requests_per_minute or 0), salts=salts)
+    handlers = _Handlers(registry, keys, metrics, RateLimit(settings.requests_per_minute or 0), salts=salts)
     routes: list[BaseRoute] = [
-        Route("/v1/chat/completions", desk.chat, methods=["POST"]),
-        Route("/v1/completions", desk.text, methods=["POST"]),
-        Route("/v1/responses", desk.responses, methods=["POST"]),
-        Route(MESSAGES, desk.messages, methods=["POST"]),
-        Route("/v1/embeddings", desk.embeddings, methods=["POST"]),
-        Route("/v1/models", desk.models, methods=["GET"]),
-        Route("/v1/models/{name:path}", desk.model, methods=["GET"]),
-        Route("/health", desk.health, methods=["GET"]),
+        Route("/v1/chat/completions", handlers.chat, methods=["POST"]),
+        Route("/v1/completions", handlers.text, methods=["POST"]),
+        Route("/v1/responses", handlers.responses, methods=["POST"]),
+        Route(MESSAGES, handlers.messages, methods=["POST"]),
+        Route("/v1/embeddings", handlers.embeddings, methods=["POST"]),
+        Route("/v1/models", handlers.models, methods=["GET"]),
+        Route("/v1/models/{name:path}", handlers.model, methods=["GET"]),
+        Route("/health", handlers.health, methods=["GET"]),
     ]
     if adapters is not None:
-        adapters.roster = desk.roster
-        routes.append(Route("/v1/load_lora_adapter", desk.changing(adapters.load), methods=["POST"]))
-        routes.append(Route("/v1/unload_lora_adapter", desk.changing(adapters.unload), methods=["POST"]))
+        adapters.registry = handlers.registry
+        routes.append(Route("/v1/load_lora_adapter", handlers.changing(adapters.load), methods=["POST"]))
+        routes.append(Route("/v1/unload_lora_adapter", handlers.changing(adapters.unload), methods=["POST"]))
     if settings.metrics:
-        routes.append(Route("/metrics", desk.counts, methods=["GET"]))
-    handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _not_here, ClientDisconnect: _left}
+        routes.append(Route("/metrics", handlers.counts, methods=["GET"]))
+    on_error: dict[Any, Any] = {Refusal: _refused, HTTPException: _not_here, ClientDisconnect: _left}
     guard = _guard(settings, routes, metrics)
-    return Starlette(routes=routes, middleware=guard, exception_handlers=handlers, lifespan=_short_pauses)
+    return Starlette(routes=routes, middleware=guard, exception_handlers=on_error, lifespan=_short_pauses)
 
 
 def _guard(settings: ServerSettings, routes: list[BaseRoute], metrics: Metrics) -> list[Middleware]:
@@ -616,10 +616,10 @@ async def _short_pauses(_: Starlette) -> AsyncIterator[None]:
 
 
 @dataclass(frozen=True)
-class _Desk:
+class _Handlers:
     """The handlers of the routes."""
 
-    roster: Roster
+    registry: ModelRegistry
     keys: tuple[str, ...]
     counted: Metrics
     rate: RateLimit
@@ -657,11 +657,11 @@ class _Desk:
             async with self.gate:
                 await refuse_gone(call)
                 body = _understood(lambda: schema.opened(raw))
-                one = self.roster.named(str(body["model"]))
+                one = self.registry.named(str(body["model"]))
                 # An adapter that is unloaded now answers this one. Begun answers keep it themselves.
                 one.service.hold()
                 stack.callback(one.service.release)
-                name = self.roster.name_of(one)
+                name = self.registry.name_of(one)
                 if is_plain and capabilities(one.service.engine).is_base is None:
                     raise Refusal(
                         400, f"'{one.model.name}' takes only conversations", "not_supported", param="model"
@@ -678,7 +678,7 @@ class _Desk:
         async with self.gate:
             await refuse_gone(call)
             body = _understood(lambda: schema.opened(raw))
-            service = self.roster.embedder(str(body["model"]))
+            service = self.registry.embedder(str(body["model"]))
             asked = _understood(lambda: embeddings.parse(body))
         service.admit()
         try:
@@ -695,26 +695,26 @@ class _Desk:
     async def models(self, call: Call) -> Response:
         """List the served models and their lineage."""
         self._admit(call)
-        return _json({"object": "list", "data": self.roster.about_all()})
+        return _json({"object": "list", "data": self.registry.about_all()})
 
     async def model(self, call: Call) -> Response:
         """Describe one served model."""
         self._admit(call)
         name = call.path_params["name"]
-        if (encoder := self.roster.encoder(name)) is not None:
+        if (encoder := self.registry.encoder(name)) is not None:
             return _json(described(encoder.model))
-        return _json(self.roster.about(self.roster.named(name)))
+        return _json(self.registry.about(self.registry.named(name)))
 
     async def counts(self, call: Call) -> Response:
         """Return counts for Prometheus."""
         self._admit(call)
-        services = {one.model.name: one.service for one in self.roster.served}
+        services = {one.model.name: one.service for one in self.registry.served}
         gauges = {
             "heredity_open_requests": {name: each.n_open for name, each in services.items()},
             "heredity_prompt_tokens_total": {name: each.n_prompt_tokens for name, each in services.items()},
             "heredity_completion_tokens_total": {name: each.n_tokens for name, each in services.items()},
         }
-        return Response(self.counted.text(gauges, self.roster.n_found), media_type=CONTENT_TYPE)
+        return Response(self.counted.text(gauges, self.registry.n_found), media_type=CONTENT_TYPE)
 
     def changing(self, change: Callable[[bytes], Awaitable[str]]) -> Callable[[Call], Awaitable[Response]]:
         """Return the handler of a change of the served models: it answers in words, as vLLM does."""
@@ -729,11 +729,9 @@ class _Desk:
 
     async def health(self, call: Call) -> Response:  # noqa: ARG002 (needs no key, for monitoring)
         """Report whether all models can answer, and the number of open requests of each."""
-        failed = {
-            s.model.name: str(s.service.failure) for s in self.roster.served if s.service.failure is not None
-        }
-        n_open = {one.model.name: one.service.n_open for one in self.roster.served}
-        n_open |= {each.model.name: each.n_open for each in self.roster.embedders}
+        failed = {one.model.name: str(why) for one in self.registry.served if (why := one.service.failure)}
+        n_open = {one.model.name: one.service.n_open for one in self.registry.served}
+        n_open |= {each.model.name: each.n_open for each in self.registry.embedders}
         return _json({"failed": failed, "open": n_open}, 503 if failed else 200)
 
     def _admit(self, call: Call) -> None:

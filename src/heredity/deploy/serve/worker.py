@@ -100,7 +100,7 @@ class _Work(Generic[T]):
 
 
 class Service(Protocol):
-    """The part of a server that answers for one model: a worker, or a share of one (roster.py)."""
+    """The part of a server that answers for one model: a worker, or a share of one (model_registry.py)."""
 
     @property
     def engine(self) -> Engine:

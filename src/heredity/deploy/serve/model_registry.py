@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from heredity.lineage.store import Store
 
 
-class Roster:
+class ModelRegistry:
     """The served models. `served` is replaced as a whole, so that a request sees one state of it.
 
     readers: the models of guards. log: gets each conversation with its answer.
@@ -215,15 +215,15 @@ class BaseService:
         self.worker = EngineWorker(self.shared, most)
 
     @property
-    def base(self) -> MemberService:
+    def base(self) -> AdapterService:
         """The service of the base."""
-        return MemberService(self.worker, self.shared.base, 0)
+        return AdapterService(self.worker, self.shared.base, 0)
 
-    def adapter(self, folder: Path) -> MemberService:
+    def adapter(self, folder: Path) -> AdapterService:
         """Load the adapter in `folder`. Raises Unavailable or Damaged if it does not fit."""
         shared = self.shared
         engine = shared.add(folder, shared.read(folder))
-        return MemberService(self.worker, engine, engine.number, lambda: shared.remove(engine))
+        return AdapterService(self.worker, engine, engine.number, lambda: shared.remove(engine))
 
 
 def by_base(models: Iterable[Grown], may_load: bool) -> dict[Path, list[Grown]]:
@@ -248,7 +248,7 @@ class SharedServices(NamedTuple):
     """The bases in memory, and the services of the models that share them, by id."""
 
     bases: list[BaseService]
-    services: dict[str, MemberService]
+    services: dict[str, AdapterService]
 
 
 def share(
@@ -260,7 +260,7 @@ def share(
     Models that are in no service have an engine of their own; `tell` names those that could have shared one.
     """
     bases: list[BaseService] = []
-    services: dict[str, MemberService] = {}
+    services: dict[str, AdapterService] = {}
     for members in by_base(models, may_load).values():
         base = next((one for one in members if one.record.format != "adapter"), None)
         base = base or store.base(members[0])
@@ -386,13 +386,13 @@ def _other_names(record: Model, models: Mapping[str, Grown]) -> tuple[str, ...]:
 class AdapterLoader:
     """Loads and unloads adapters while the server runs, one at a time.
 
-    roster: of the server, which sets it.
+    registry: of the server, which sets it.
     """
 
     store: Store
     bases: Sequence[BaseService]
     rules: ServingRules
-    roster: Roster = field(default_factory=lambda: Roster(()))
+    registry: ModelRegistry = field(default_factory=lambda: ModelRegistry(()))
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def load(self, raw: bytes) -> str:
@@ -422,16 +422,16 @@ class AdapterLoader:
 
     def _replace(self, old: Sequence[Served], new: Sequence[Served]) -> None:
         """Serve other models instead. The old ones end what they have begun."""
-        self.roster.replace(old, new)
+        self.registry.replace(old, new)
         for service in {id(one.service): one.service for one in old}.values():
             service.close()
 
     def _of_name(self, name: str) -> list[Served]:
-        return [one for one in self.roster.served if one.model.name == name]
+        return [one for one in self.registry.served if one.model.name == name]
 
     def _refuse_taken(self, name: str, old: Sequence[Served], is_swap: bool) -> None:
-        is_model = any(one not in old for one in self.roster.having(name)) or not all(map(_is_adapter, old))
-        if is_model or self.roster.encoder(name) is not None:
+        is_model = any(one not in old for one in self.registry.having(name)) or not all(map(_is_adapter, old))
+        if is_model or self.registry.encoder(name) is not None:
             message = f"'{name}' is a model here that is no adapter over a shared base"
         elif old and not is_swap:
             message = f"an adapter '{name}' is served already; load_inplace replaces it"
@@ -479,7 +479,7 @@ def _unknown(message: str, key: str) -> UsageError:
 
 
 def _is_adapter(one: Served) -> bool:
-    return isinstance(one.service, MemberService) and one.service.number > 0
+    return isinstance(one.service, AdapterService) and one.service.number > 0
 
 
 def _read(raw: bytes, kind: type[B]) -> B:
@@ -491,7 +491,7 @@ def _read(raw: bytes, kind: type[B]) -> B:
 T = TypeVar("T")
 
 
-class MemberService:
+class AdapterService:
     """One of the models of a worker.
 
     engine: its own view of the shared engine. number: of its adapter there; 0: the base. free: frees the
