@@ -297,7 +297,7 @@ def check_tool_schema(tool: Tool) -> None:
     """Raise BadArgument if a tool's schema is malformed or too large, Unavailable without jsonschema."""
     if tool.schema is None:
         return
-    text, n_objects = json.dumps(tool.schema), _n_objects(tool.schema)
+    text, n_objects = json.dumps(tool.schema), sum(1 for _ in _objects(tool.schema))
     if len(text) > MAX_SCHEMA or n_objects > MAX_OBJECTS:
         raise BadArgument(
             f"the schema of the tool '{tool.name[:80]}' has {len(text):,} characters in {n_objects:,} "
@@ -312,13 +312,14 @@ def check_tool_schema(tool: Tool) -> None:
         ) from None
 
 
-def _n_objects(schema: object) -> int:
-    n, waiting = 0, [schema]
+def _objects(schema: object) -> Iterator[dict[str, object]]:
+    """Every object of a schema, however deep."""
+    waiting = [schema]
     while waiting:
         each = waiting.pop()
-        n += isinstance(each, dict)
+        if isinstance(each, dict):
+            yield each
         waiting += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
-    return n
 
 
 def described(tool: Tool) -> list[tuple[str, str]]:
@@ -388,7 +389,8 @@ class _Checker:
             raise _SchemaError("it is nested too deeply") from None
         self._limit = _CheckLimit()
         keywords = {name: self._counted(apply) for name, apply in kind.VALIDATORS.items()}
-        if _has_key(schema, "patternProperties") and _has_key(schema, "unevaluatedProperties"):
+        named = {key for each in _objects(schema) for key in each}
+        if {"patternProperties", "unevaluatedProperties"} <= named:
             raise _SchemaError("patternProperties and unevaluatedProperties are not checked together")
         bounded = self._limit.keywords()
         keywords |= {name: self._counted(apply) for name, apply in bounded.items() if name in keywords}
@@ -422,7 +424,7 @@ class _Checker:
         try:
             if self._first(part, value) is None:
                 return value
-            read = json.loads(value, parse_constant=_no_constant)
+            read = json.loads(value, parse_constant=int)  # which refuses NaN and Infinity
             return read if self._first(part, read) is None else value
         except (ValueError, RecursionError, _Exhausted, _SchemaError):
             return value
@@ -535,16 +537,6 @@ def _hashable(value: object) -> object:
     if isinstance(value, list | tuple):
         return list, tuple(map(_hashable, value))
     return isinstance(value, bool), value
-
-
-def _has_key(schema: object, name: str) -> bool:
-    """Whether a key is anywhere in a schema."""
-    parts = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
-    return (isinstance(schema, dict) and name in schema) or any(_has_key(part, name) for part in parts)
-
-
-def _no_constant(name: str) -> object:
-    raise ValueError(name)
 
 
 def _what(error: _Error) -> str:
