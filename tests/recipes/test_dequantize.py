@@ -72,7 +72,7 @@ def test_two_threads_load_one_after_the_other(
             (tmp_path / name).mkdir()
         list(
             pool.map(
-                lambda name: Dequantize()._read_gguf(dequantize._only_gguf(parent), tmp_path / name),
+                lambda name: Dequantize()._read_gguf(next(parent.folder.glob("*.gguf")), tmp_path / name),
                 ("one", "two"),
             )
         )
