@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from heredity.core.errors import BadInput, UsageError
-from heredity.corpus import sources
-from heredity.corpus.sources import CorpusSource, SkippedDocument
+from heredity.corpus.sources import CorpusSource, SkippedDocument, _files
 from tests.support.errors import raises
 
 
@@ -194,8 +193,8 @@ def test_a_hub_data_set_needs_a_commit(tmp_path: Path) -> None:
     source("hub", "org/name", revision="0" * 40)
 
 
-def test_files_are_grouped_into_jobs_by_size_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_grouped_into_jobs_by_size_alone(tmp_path: Path) -> None:
     for number in range(6):
         (tmp_path / f"{number}.txt").write_text("x" * 10)
-    monkeypatch.setattr(sources._files, "JOB_BYTES", 20)  # type: ignore[attr-defined]
-    assert [len(job.files) for job in source("text", ".").jobs(tmp_path)] == [2, 2, 2]
+    jobs = _files.grouped(_files.of(source("text", "."), tmp_path), 20)
+    assert [len(job.files) for job in jobs] == [2, 2, 2]

@@ -57,11 +57,10 @@ def test_gptq_is_the_surgeon_s_step_column_by_column(bits: int, is_symmetric: bo
     assert np.abs(found.double().numpy() - wanted).max() < 1e-4
 
 
-def test_the_updates_by_block_are_those_of_one_pass_over_all_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_updates_by_block_are_those_of_one_pass_over_all_columns() -> None:
     weight, _, hessian = _problem(8, 256)
     found = gptq.gptq(weight, hessian, RoundingGrid(4, 32), act_order=False).weight
-    monkeypatch.setattr(gptq, "BLOCK", 256)
-    again = gptq.gptq(weight, hessian, RoundingGrid(4, 32), act_order=False).weight
+    again = gptq.gptq(weight, hessian, RoundingGrid(4, 32), act_order=False, n_block=256).weight
     assert torch.allclose(again, found, atol=1e-4)
 
 

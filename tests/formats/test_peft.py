@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from heredity.core.errors import Damaged, Unavailable
-from heredity.formats import peft
 from heredity.formats.peft import read_adapter
 from heredity.recipes.merge_adapter import merge
 from tests.support.errors import raises
@@ -254,17 +253,14 @@ def _rewritten(folder: Path, **tensors: torch.Tensor | None) -> Path:
 
 
 @pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
-def test_a_pattern_that_takes_long_to_match_is_refused(
-    plain: Path, key: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(peft, "_SECONDS", 0.2)
+def test_a_pattern_that_takes_long_to_match_is_refused(plain: Path, key: str) -> None:
     tensors, module = load_file(plain / "adapter_model.safetensors"), "base_model.model." + "a" * 48
     pair = {
         f"{module}.lora_{x}.weight": next(t for n, t in tensors.items() if f"lora_{x}" in n) for x in "AB"
     }
     save_file(pair, plain / "adapter_model.safetensors")
     with raises(Unavailable, "unavailable", mentions=["adapter_config.json"]):
-        read_adapter(_set(plain, **{key: {"(aa|a)" * 32 + "c": 8}}))
+        read_adapter(_set(plain, **{key: {"(aa|a)" * 32 + "c": 8}}), pattern_seconds=0.2)
 
 
 def test_a_config_nested_too_deep_to_read_is_damaged(plain: Path) -> None:

@@ -81,12 +81,12 @@ def read_file(path: Path, max_bytes: int = _MAX_BYTES) -> bytes:
         return file.read()
 
 
-def read_lines(path: Path, start: int = 0) -> Iterator[bytes]:
+def read_lines(path: Path, start: int = 0, max_bytes: int = _MAX_BYTES) -> Iterator[bytes]:
     """The lines of a file in a study's folder from byte `start`; none without it. Raises as `read_file`."""
     with suppress(FileNotFoundError), open_file(path) as file:
         file.seek(start)
-        for line in iter(partial(file.readline, _MAX_BYTES), b""):
-            if len(line) == _MAX_BYTES:
+        for line in iter(partial(file.readline, max_bytes), b""):
+            if len(line) == max_bytes:
                 raise Refused(f"{path} has a line that is too long to read.")
             yield line
 

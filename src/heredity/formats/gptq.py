@@ -244,7 +244,6 @@ def _hooked(handles: Sequence[torch.utils.hooks.RemovableHandle]) -> Iterator[No
             handle.remove()
 
 
-BLOCK = 128  # columns between two updates of all later columns
 _NARROWEST = 16  # inputs of a group; narrower ones spend more bits on scales than on weights
 
 
@@ -322,8 +321,11 @@ def gptq(
     grid: RoundingGrid,
     damp: float = 0.01,
     act_order: bool = True,
+    n_block: int = 128,
 ) -> Rounded:
     """Round a matrix (outputs, inputs) by GPTQ.
+
+    n_block: columns between two updates of all later columns.
 
     hessian: (inputs, inputs), in any scale. damp: this share of its mean diagonal is added to the diagonal;
     ten times as much, again and again, until the Hessian can be inverted.
@@ -339,7 +341,7 @@ def gptq(
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
         columns, hessian = columns[order], hessian[order][:, order]
     factor, damp = _inverse_factor(hessian, damp)
-    step = width * max(1, BLOCK // width)  # whole groups
+    step = width * max(1, n_block // width)  # whole groups
     for start in range(0, len(columns), step):
         block, inside = columns[start : start + step], factor[start : start + step, start : start + step]
         errors = torch.empty_like(block)

@@ -182,7 +182,6 @@ _HARMLESS = frozenset({
 _INITIAL = (None, True, False, "gaussian", "eva", "orthogonal")
 _MAX_PATTERNS, _LONGEST_PATTERN = 4096, 300
 _SAFE_PATTERN = re.compile(r"(?:[\w.\\|()\[\]^$-]|(?<=[d.\]])[*+](?![*+?{]))*")
-_SECONDS = 20.0  # for the patterns of an adapter on all of its modules
 _LARGEST = 65_504.0  # of fp16: an update beyond it makes a model answer with nothing
 Rank = Annotated[int, msgspec.Meta(gt=0, lt=1 << 62)]
 _Compiled = Sequence[tuple["regex.Pattern[str]", float]]
@@ -340,8 +339,8 @@ def read_config(folder: Path) -> AdapterConfig:
     return config
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """Read an adapter.
+def read_adapter(folder: Path, pattern_seconds: float = 20.0) -> Adapter:
+    """Read an adapter. pattern_seconds: for its patterns on all of its modules.
 
     Raises Unavailable as `read_config` does, and Damaged for tensors that contradict the config.
     """
@@ -357,7 +356,7 @@ def read_adapter(folder: Path) -> Adapter:
         whole[f"{module}.{kind}"] = tensor
         in_place |= {module} if is_base else set()
     _refuse_missing(path, config, parts, whole)
-    scales = _Scales(folder / CONFIG, config)
+    scales = _Scales(folder / CONFIG, config, pattern_seconds)
     try:
         low_rank = dict(_of_experts(parts, config, scales))
     except Misfit as error:
@@ -577,10 +576,10 @@ class _Scales:
     Patterns are matched in the order of the file to the end of a module's name, as PEFT does.
     """
 
-    def __init__(self, place: Path, config: AdapterConfig) -> None:
-        self._place, self._config = place, config
+    def __init__(self, place: Path, config: AdapterConfig, seconds: float) -> None:
+        self._place, self._config, self._seconds = place, config, seconds
         self._ranks, self._alphas = _compiled(config.rank_pattern), _compiled(config.alpha_pattern)
-        self._end = time.monotonic() + _SECONDS
+        self._end = time.monotonic() + seconds
 
     def of(self, module: str) -> tuple[int, float]:
         """Return rank and scale: alpha / r, or alpha / sqrt(r) of a rank-stabilized adapter."""
@@ -601,7 +600,7 @@ class _Scales:
                     return value
         except TimeoutError:
             raise Unavailable(
-                f"{self._place}: its patterns take more than {_SECONDS:g} seconds to match. {ADVICE}"
+                f"{self._place}: its patterns take more than {self._seconds:g} seconds to match. {ADVICE}"
             ) from None
         return default
 

@@ -50,7 +50,7 @@ def of(source: CorpusSource, root: Path) -> list[Named]:
     return sorted(((str(p), p.relative_to(base).as_posix()) for p in paths), key=lambda each: each[1])
 
 
-def grouped(files: Iterable[Named]) -> list[Job]:
+def grouped(files: Iterable[Named], n_bytes: int = JOB_BYTES) -> list[Job]:
     """Jobs of whole files, of about equal size."""
     jobs: list[Job] = []
     held: list[Named] = []
@@ -58,7 +58,7 @@ def grouped(files: Iterable[Named]) -> list[Job]:
     for path, name in files:
         held.append((path, name))
         size += Path(path).stat().st_size
-        if size >= JOB_BYTES:
+        if size >= n_bytes:
             jobs.append(Job(tuple(held)))
             held, size = [], 0
     return [*jobs, Job(tuple(held))] if held else jobs
