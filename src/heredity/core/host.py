@@ -442,18 +442,12 @@ def explain_out_of_memory(what: str, advice: str) -> Iterator[None]:
         words = str(error).lower()
         if not isinstance(error, MemoryError) and not any(each in words for each in _FAILED_ALLOCATION):
             raise
-        device = _failed_device(str(error))
+        device, index = CPU, _CUDA_INDEX.search(str(error))
+        if "CUDA" in str(error):
+            device = Device("cuda", int(index[1]) if index else None)
         free = device.free_memory()
         now = "" if free is None else f"; {free / GIB:.2f} GiB are free now on {device}"
         raise OutOfMemory(f"{what} ran out of memory ({first_line(error)}{now}). {advice}") from error
-
-
-def _failed_device(words: str) -> Device:
-    """The device whose allocation failed, from the words of the error."""
-    if "CUDA" not in words:
-        return CPU
-    match = _CUDA_INDEX.search(words)
-    return Device("cuda", int(match[1]) if match else None)
 
 
 def keep_freed_memory() -> bool:

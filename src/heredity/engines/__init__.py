@@ -55,13 +55,10 @@ def choose(model: Model) -> str:
     settings = model.recipe.settings
     by_objective = _BY_OBJECTIVE.get(str(settings.get("objective")))
     engine = str(settings.get("engine") or by_objective or BY_FORMAT[model.format])
-    return GENERAL if engine == "torch" and _is_beyond_torch(model) else engine
-
-
-def _is_beyond_torch(model: Model) -> bool:
     is_other = bool(model.architecture) and model.architecture not in FAST
     is_packed = bool(model.quantization) and model.quantization not in PACKED
-    return model.format == "safetensors" and (is_other or is_packed)
+    is_beyond_torch = model.format == "safetensors" and (is_other or is_packed)
+    return GENERAL if engine == "torch" and is_beyond_torch else engine
 
 
 def is_converted(model: Model) -> bool:

@@ -323,9 +323,7 @@ def gptq(
     act_order: bool = True,
     n_block: int = 128,
 ) -> Rounded:
-    """Round a matrix (outputs, inputs) by GPTQ.
-
-    n_block: columns between two updates of all later columns.
+    """Round a matrix (outputs, inputs) by GPTQ. n_block: columns between two updates of all later columns.
 
     hessian: (inputs, inputs), in any scale. damp: this share of its mean diagonal is added to the diagonal;
     ten times as much, again and again, until the Hessian can be inverted.

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -173,6 +173,8 @@ def write_safetensors(
 
     tensor: returns the torch tensor of a name. Raises Damaged if its dtype or shape differs.
     """
+    import torch
+
     entries: dict[str, SafeTensor] = {}
     at = 0
     # Wide types first, as in the safetensors package, so that each offset is a multiple of its size.
@@ -186,14 +188,8 @@ def write_safetensors(
     with explain_full_disk(path.parent, at), path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name, entry in entries.items():
-            _write_one(file, name, entry, tensor(name))
-
-
-def _write_one(file: BinaryIO, name: str, entry: SafeTensor, made: torch.Tensor) -> None:
-    import torch
-
-    start, end = entry.data_offsets
-    data = made.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    if list(made.shape) != entry.shape or data.nbytes != end - start:
-        raise Damaged(f"tensor {name[:80]!r} came out with another shape or type than was planned")
-    file.write(data.data)
+            made, (start, end) = tensor(name), entry.data_offsets
+            data = made.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+            if list(made.shape) != entry.shape or data.nbytes != end - start:
+                raise Damaged(f"tensor {name[:80]!r} came out with another shape or type than was planned")
+            file.write(data.data)

@@ -598,11 +598,6 @@ def _norm(shape: DecoderShape, weight: torch.Tensor) -> torch.Tensor:
     return weight + 1 if shape.is_gemma else weight  # Gemma keeps its norms' weights around zero
 
 
-def _plain(name: str) -> str:
-    """Return the name that a tensor of the language model has in models without images."""
-    return name.removeprefix("language_model.").replace("model.language_model.", "model.", 1)
-
-
 class TensorFiles:
     """The tensors in all safetensors files of a folder, as `dtype`, on a device.
 
@@ -614,7 +609,10 @@ class TensorFiles:
         self._where = {}
         for path in sorted(folder.glob("*.safetensors")):
             file = safe_open(path, framework="pt", device=str(device))
-            self._where.update({_plain(name): (file, name) for name in file.keys()})  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118
+                # As a tensor of the language model is named in models without images.
+                plain = name.removeprefix("language_model.").replace("model.language_model.", "model.", 1)
+                self._where[plain] = file, name
         if not self._where:
             raise Damaged(f"{folder}: there is no safetensors file")
 

@@ -240,20 +240,10 @@ class _Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     options: str = ""
 
     def known(self, model: _ServiceModel) -> KnownModel:
-        return KnownModel(
-            model.name,
-            self.vendor,
-            self.api,
-            model.model,
-            model.price,
-            self.as_of,
-            self.source,
-            self.variable,
-            self.base_url,
-            self.options if model.options is None else model.options,
-            self.context if model.context is None else model.context,
-            model.about,
-        )
+        fields = msgspec.structs.asdict(self)
+        del fields["models"]
+        own = {key: value for key, value in msgspec.structs.asdict(model).items() if value is not None}
+        return KnownModel(**(fields | own))
 
 
 class UserModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -277,20 +267,8 @@ class UserModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def known(self, name: str) -> KnownModel:
         """The entry as one of heredity's own."""
-        return KnownModel(
-            name,
-            "models.toml",
-            self.api,
-            self.model,
-            self.price,
-            self.as_of,
-            "models.toml",
-            self.variable,
-            self.base_url.rstrip("/"),
-            self.options,
-            self.context,
-            self.about,
-        )
+        fields = msgspec.structs.asdict(self) | {"base_url": self.base_url.rstrip("/")}
+        return KnownModel(name=name, vendor="models.toml", source="models.toml", **fields)
 
 
 class _Services(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

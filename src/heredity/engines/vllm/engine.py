@@ -96,7 +96,13 @@ class ServerProgram:
                 raise Unavailable(f"{command[0]} does not start: {error.strerror}.") from error
         atexit.register(self.close)
         try:
-            self._watch = _watch(self._process.pid)
+            self._watch = subprocess.Popen(
+                ["/bin/sh", "-c", _WATCH, "sh", str(self._process.pid)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C in the terminal must not reach it
+            )
             self._wait(health, seconds)
         except BaseException:
             self.close()
@@ -175,16 +181,6 @@ def _alone(log: Path) -> tuple[Path, FileLock]:
             return own, held
         number += 1
         own = log.with_stem(f"{log.stem}-{number}")
-
-
-def _watch(group: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        ["/bin/sh", "-c", _WATCH, "sh", str(group)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # a Ctrl-C in the terminal must not reach it
-    )
 
 
 def free_port() -> int:
