@@ -117,9 +117,8 @@ def test_over_refusal_of_learned_is_corrected_as_that_of_the_rules_whose_verdict
     assert judges.calibrations("refusal", "learned") == judges.calibrations("refusal", "rules")
 
 
-def test_a_judge_that_was_not_measured_has_no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality, "_CALIBRATES", {})
-    assert (judges.calibrations("harm"), judges.calibration("harm")) == ((), None)
+def test_a_judge_that_was_not_measured_has_no_calibration() -> None:
+    assert (judges.calibrations("harm", "rubric:x"), judges.calibration("harm", "rubric:x")) == ((), None)
 
 
 def test_rows_left_out_keep_the_places_of_the_others(tmp_path: Path) -> None:

@@ -120,16 +120,11 @@ def test_two_readers_have_a_kappa_for_probes_and_for_twins() -> None:
     assert (benign.kind, benign.agreed.value) == ("benign", 0.0)
 
 
-def test_readings_are_written_and_read_back_sorted(tmp_path, monkeypatch) -> None:
+def test_readings_are_written_and_read_back_sorted(tmp_path) -> None:
     path = tmp_path / "readings.jsonl"
     found = rows(2, 1, 3, 0)
     bench_modules.load("readings").write_readings(reversed(found), path)
-    monkeypatch.setattr(readings, "SHIPPED", path)
-    readings.shipped_readings.cache_clear()
-    try:
-        assert readings.shipped_readings() == tuple(found)
-    finally:
-        readings.shipped_readings.cache_clear()
+    assert readings.shipped_readings(path) == tuple(found)
 
 
 def test_the_shipped_readings_are_of_these_checks_and_rules() -> None:

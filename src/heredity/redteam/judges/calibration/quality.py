@@ -563,7 +563,7 @@ def calibrations(
     if judge not in (DEFAULT, *trained):
         return ()
     rows = {row.labels: row for row in shipped().table if (row.judge, row.task) == ("rules", task)}
-    return tuple(_calibration(rows[name]) for name in _CALIBRATES.get(task, ()) if name in rows)
+    return tuple(_calibration(rows[name]) for name in _CALIBRATES[task] if name in rows)
 
 
 def check_quality(
