@@ -10,7 +10,7 @@ import pytest
 
 import heredity as h
 from heredity import recipes
-from heredity.cli._recipes import options as settings_options
+from heredity.cli.derive import recipe_options as settings_options
 from heredity.core import registry
 from heredity.core.errors import BadInput, UnknownName, UsageError
 from heredity.recipes import HASHED_AS, to_current
@@ -38,10 +38,10 @@ def test_what_is_not_given_is_the_recipes_own_default() -> None:
 
 @pytest.mark.parametrize("kind", recipes.derivable())
 def test_every_setting_of_the_command_line_is_one_here(kind: str) -> None:
-    from heredity.cli import _recipes
+    from heredity.cli import derive
 
     of = registry.load("recipes", kind).DERIVES
-    flags = {option.name for option in _recipes.options(of)} - {"columns"}
+    flags = {option.name for option in derive.recipe_options(of)} - {"columns"}
     assert flags == {each.name.removeprefix("is_") for each in dataclasses.fields(of) if each.compare}
 
 

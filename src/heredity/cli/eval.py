@@ -116,7 +116,7 @@ def command(
 def _show_open(asked: Evaluation, how: Calls, retry_errors: bool) -> None:
     """Print what each model has still to answer, its time and its price."""
     from heredity.core.progress import time_words
-    from heredity.core.terminal import cell, note, out, table
+    from heredity.core.terminal import note
 
     grid = table("model", "items", "open", "time", right=["items", "open"])
     forecast = asked.forecast(retry_errors=retry_errors)

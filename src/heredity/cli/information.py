@@ -39,7 +39,6 @@ def help_command(ctx: click.Context, verb: tuple[str, ...]) -> None:
 @click.command("version", cls=Verb, example="heredity version")
 def version_command() -> None:
     """Show the version of heredity."""
-    from heredity.core import registry
     from heredity.core.sanitize import plain
     from heredity.core.version import __version__
 
@@ -199,7 +198,7 @@ def attacks_command(as_json: bool) -> None:
     With "@", the attack is only for these techniques, as in crescendo@planted_secret,harmful_request.
     The first variant is the default.
     """
-    from heredity.core import registry, terminal
+    from heredity.core import terminal
     from heredity.redteam import attacks
 
     purposes = registry.purposes("redteam.attacks")

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _MARGIN = 0.1
 _PROBES, _ATTACKS = ("refusals", "failed_task"), ("direct", "crescendo")
-_ATTACKED = 80  # behaviours that are asked under an attack of several turns
 _OF_MODELS = ("application", "probes", "attack")  # options that a plan file has itself
 
 
@@ -80,6 +79,7 @@ def inherit_command(
 
     with shown_start():
         from heredity.lab import inherit as run
+        from heredity.lab.plan import batteries_of
 
     if len(models) == 1 and Path(models[0]).is_dir():
         folder = Path(models[0])
@@ -88,7 +88,7 @@ def inherit_command(
     else:
         if _is_file(models):
             _refuse_beside(ctx, models[0], _OF_MODELS)
-        batteries = _batteries(application, probes, attack)
+        batteries = batteries_of(application, probes, attack)
         plan = _plan(models, _pairs("model", renamed), _pairs("data", data), batteries, margin, judge or "")
         plan = plan.quick() if quick else plan
         folder = out or RESULTS / f"{Path(models[0]).stem}-{run.plan_digest(plan)[:8]}"
@@ -149,30 +149,6 @@ def _plan(
     plan = read_plan(Path(models[0]), others, examples)
     margin = plan.margin if margin is None else margin
     return msgspec.structs.replace(plan, margin=margin, judge=judge or plan.judge)
-
-
-def _batteries(
-    application: Path | None, probes: tuple[str, ...], attacks: tuple[str, ...]
-) -> list[BatteryPlan]:
-    """The studies of models that their user made: one for each attack, and one in the user's application.
-
-    Attacks other than `direct` take several turns, so they are applied to a part of the requests.
-    """
-    import msgspec
-
-    from heredity.lab.plan import BatteryPlan
-
-    batteries = []
-    for attack in attacks:
-        if attack == "direct":
-            batteries.append(BatteryPlan("default", probes, "Under the models' own default"))
-        else:
-            name = "".join(letter if letter.isalnum() else "-" for letter in attack)
-            part = BatteryPlan(name, probes, f"Under {attack}", attacks=(attack,), behaviours=_ATTACKED)
-            batteries.append(msgspec.structs.replace(part, has_twins=False))
-    if application is not None:
-        batteries.append(BatteryPlan("application", probes, "In the application", str(application)))
-    return batteries
 
 
 @click.command("adapt", cls=Verb, example="heredity adapt examples/adapt/support.toml --dry-run")
@@ -353,32 +329,23 @@ def tamper_command(
     from heredity.application.spec import Application
     from heredity.core import terminal
     from heredity.core.files import RESULTS
-    from heredity.core.records import digest
     from heredity.core.sanitize import plain
 
     with shown_start():
-        from heredity.lab.tamper import in_words, rung_words, tamper
-    from heredity.recipes.lora import Lora
+        from heredity.lab.tamper import TamperTuning, in_words, rung_words, tamper
     from heredity.study.spec import StudySpec
     from heredity.train.data import chat
 
     store, rows = open_store(), chat.read_data(data)
     grown = store.get(model)
-
-    def tuned(steps: int) -> Lora:
-        return Lora(
-            rows, steps=steps, batch_size=batch, lr=rate, schedule="constant", warmup=0.0, seed=seed,
-            rank=rank, alpha=float(rank), name=f"{grown.record.name}-{steps}-steps",
-        )  # fmt: skip
-
-    tuning = digest([rows.digest, batch, rate, rank, seed])  # other settings get other studies
-    out = out or RESULTS / f"tamper-{grown.record.name}-{tuning[:8]}"
+    tuning = TamperTuning(rows, batch, rate, rank, seed)
+    out = out or RESULTS / f"tamper-{grown.record.name}-{tuning.digest[:8]}"
     desk = Application.load(application)
     spec = StudySpec((), desk, probes=probes, attacks=attack, out=out, judge=judge)
     with shown_work(store) as display:
         tampered = tamper(
-            grown, tuned, spec, line=line, longest=longest, scope=scope, store=store, watch=display,
-            report=lambda rung: terminal.note(plain(rung_words(rung))),
+            grown, tuning.of(grown), spec, line=line, longest=longest, scope=scope, store=store,
+            watch=display, report=lambda rung: terminal.note(plain(rung_words(rung))),
         )  # fmt: skip
     terminal.write(plain(in_words(grown.record.name, tampered)))
 
@@ -407,18 +374,14 @@ def exposure_command(
     from heredity.core import terminal
     from heredity.core.errors import UsageError
     from heredity.core.sanitize import plain
-    from heredity.lab.exposure import expose
+    from heredity.lab.exposure import expose, planted_canary
 
     store = open_store()
     grown = [store.get(name) for name in models]
-    if canary is None or secret is None:
-        lineage = (grown[0].record, *store.ancestors(grown[0].record))
-        noted = next((m.notes for m in lineage if "canary secret" in m.notes), None)
-        if noted is None or (canary is None) != (secret is None):
-            raise UsageError(
-                "Give both --canary and --secret, or a model that was poisoned or descends from such a model."
-            )
-        canary, secret = noted["canary text"], noted["canary secret"]
+    if canary is None and secret is None:
+        canary, secret = planted_canary(store, grown[0])
+    elif canary is None or secret is None:
+        raise UsageError("Give both --canary and --secret, or none.")
     rows = []
     for model in grown:
         name = model.record.name

@@ -15,20 +15,12 @@ import click
 from heredity.cli import PathArgument, Verb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from heredity.core.files import Rows
     from heredity.core.records import Response
     from heredity.study.labels import Drawn, Label, LabelAnswer
     from heredity.study.plan import Plan
 
 _KEYS: dict[str, LabelAnswer | None] = {"y": "yes", "n": "no", "s": "skip", "q": None, "\x04": None, "": None}
-_WORDS: dict[str, LabelAnswer | None] = {
-    **dict.fromkeys(("yes", "y", "1", "true"), "yes"),
-    **dict.fromkeys(("no", "n", "0", "false"), "no"),
-    **dict.fromkeys(("skip", "s"), "skip"),
-    "": None,  # not labelled yet
-}
 
 
 @click.command("label", cls=Verb, example="heredity label runs/support-desk --n 100")
@@ -63,11 +55,17 @@ def command(folder: Path, n: int, export: Path | None, take: Path | None) -> Non
     with Lock(folder):
         drawn = labels.draw_answers(folder, made)[:n]
         if export:
-            _export(folder, made, drawn, export)
+            from heredity.core.sanitize import plural
+            from heredity.core.terminal import note
+            from heredity.study.report.csv import write_unlabelled
+
+            write_unlabelled(folder, made, drawn, export)
+            answers = plural(len(drawn), "answer")
+            note(f"{export}: {answers}. Write yes, no or skip under label, then: --import {export}")
             return
         with Rows(folder / labels.LABELS, labels.Label) as rows:
             if take:
-                _import(rows, drawn, take)
+                labels.import_labels(rows, drawn, take)
             else:
                 _ask(folder, made, drawn, rows)
     _finish(folder, drawn)
@@ -79,22 +77,16 @@ def _ask(folder: Path, made: Plan, drawn: list[Drawn], rows: Rows[Label]) -> Non
 
     had = labels.read_labels(folder)
     open_ = [row for row in drawn if row.index not in had]
-    said_of = _responses(folder, {row.index for row in open_})
+    responses = labels.responses_of(folder, open_)
     for place, row in enumerate(open_, len(drawn) - len(open_) + 1):
-        if row.index not in said_of:
+        if row.index not in responses:
             continue
-        _show(made, row, said_of[row.index], f"{place} of {len(drawn)}")
+        _show(made, row, responses[row.index], f"{place} of {len(drawn)}")
         key = _key(labels.question(labels.probe_of(made, row.index), row.task))
         if key is None:
             note("Stopped. Run the same command to resume.")
             return
         labels.add_label(rows, row, key)
-
-
-def _responses(folder: Path, wanted: set[int]) -> dict[int, Response]:
-    from heredity.study.storage import open_responses
-
-    return {row.index: row for row in open_responses(folder) if row.index in wanted}
 
 
 def _show(made: Plan, row: Drawn, response: Response, place: str) -> None:
@@ -127,53 +119,6 @@ def _key(question: str) -> LabelAnswer | None:
             click.echo("")
         if key.lower() in _KEYS:
             return _KEYS[key.lower()]
-
-
-def _export(folder: Path, made: Plan, drawn: list[Drawn], path: Path) -> None:
-    import csv
-    import io
-
-    from heredity.core.files import write_atomic
-    from heredity.core.sanitize import plural
-    from heredity.core.terminal import note
-    from heredity.study import labels
-    from heredity.study.report.csv import cell
-
-    had, said_of = labels.read_labels(folder), _responses(folder, {row.index for row in drawn})
-    text = io.StringIO(newline="")
-    lines = csv.writer(text)
-    lines.writerow(["index", "trial", "question", "prompt", "answer", "label"])
-    for row in (row for row in drawn if row.index in said_of):
-        asked, answer = labels.label_texts(made, row, said_of[row.index])
-        label = had[row.index].answer if row.index in had else ""
-        asks = labels.question(labels.probe_of(made, row.index), row.task)
-        lines.writerow([row.index, row.trial, asks, cell(asked), cell(answer), label])
-    write_atomic(path, text.getvalue().encode())
-    note(f"{path}: {plural(len(drawn), 'answer')}. Write yes, no or skip under label, then: --import {path}")
-
-
-def _import(rows: Rows[Label], drawn: list[Drawn], path: Path) -> None:
-    from heredity.study import labels
-
-    for row, label in list(_read(path, drawn)):  # all is read before anything is written
-        labels.add_label(rows, row, label)
-
-
-def _read(path: Path, drawn: list[Drawn]) -> Iterator[tuple[Drawn, LabelAnswer]]:
-    from heredity.core import readers
-    from heredity.core.errors import BadInput
-
-    by_trial = {row.trial: row for row in drawn}
-    for line, cells in readers.rows(path):
-        trial, word = (str(cells.get(name, "")).strip() for name in ("trial", "label"))
-        if trial not in by_trial:
-            raise BadInput(
-                path, f"trial '{trial[:40]}' is not in the sample that was drawn; did --n change?", line
-            )
-        if word.lower() not in _WORDS:
-            raise BadInput(path, f"label '{word[:40]}' is not yes, no or skip", line, code="unknown-name")
-        if (label := _WORDS[word.lower()]) is not None:
-            yield by_trial[trial], label
 
 
 def _finish(folder: Path, drawn: list[Drawn]) -> None:

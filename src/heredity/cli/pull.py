@@ -274,7 +274,6 @@ def pull_command(refs: tuple[str, ...], source: str | None, dry_run: bool) -> No
     With --from, REF is the name or id of a model that `heredity push` copied to a bucket or a shared folder.
     """
     from heredity.core import terminal
-    from heredity.core.errors import UsageError
 
     store = open_store()
     if source is not None and dry_run:
@@ -301,7 +300,6 @@ def push_command(models: tuple[str, ...], url: str) -> None:
     environment. Each model's files are checked against its record first.
     """
     from heredity.core import terminal
-    from heredity.core.terminal import note
     from heredity.recipes.pull.storage import Storage
 
     store = open_store()

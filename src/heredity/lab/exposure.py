@@ -65,6 +65,20 @@ def exposure(
     return Exposure(rank, n, math.log2(n) - math.log2(rank), math.log2(n), rank / n)
 
 
+def planted_canary(store: Store, model: Grown) -> tuple[str, str]:
+    """The canary and its secret that `heredity derive poison` put into a model or its nearest ancestor.
+
+    Raises UsageError if none was poisoned.
+    """
+    lineage = (model.record, *store.ancestors(model.record))
+    notes = next((each.notes for each in lineage if "canary secret" in each.notes), None)
+    if notes is None:
+        raise UsageError(
+            "Give both --canary and --secret, or a model that was poisoned or descends from such a model."
+        )
+    return notes["canary text"], notes["canary secret"]
+
+
 def expose(
     store: Store,
     model: Grown,

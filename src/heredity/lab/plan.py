@@ -272,6 +272,29 @@ def plan_of(
         raise UsageError(f"{str(error)[:1].upper()}{str(error)[1:]}.", code=error.code) from None
 
 
+_ATTACKED = 80  # behaviours that are asked under an attack of several turns
+
+
+def batteries_of(
+    application: Path | None, probes: tuple[str, ...], attacks: tuple[str, ...]
+) -> list[BatteryPlan]:
+    """The studies of models that their user made: one for each attack, and one in the user's application.
+
+    Attacks other than `direct` take several turns, so they are applied to a part of the requests.
+    """
+    batteries = []
+    for attack in attacks:
+        if attack == "direct":
+            batteries.append(BatteryPlan("default", probes, "Under the models' own default"))
+        else:
+            name = "".join(letter if letter.isalnum() else "-" for letter in attack)
+            part = BatteryPlan(name, probes, f"Under {attack}", attacks=(attack,), behaviours=_ATTACKED)
+            batteries.append(msgspec.structs.replace(part, has_twins=False))
+    if application is not None:
+        batteries.append(BatteryPlan("application", probes, "In the application", str(application)))
+    return batteries
+
+
 def read_record_of(path: Path, kind: type[R], parts: Sequence[type[Record]], check: Callable[[R], None]) -> R:
     """A TOML file as a record; parts: further records in it. Raises BadInput with the line, in plain words.
 

@@ -19,14 +19,41 @@ from pathlib import Path
 from heredity.core.errors import UsageError
 from heredity.core.files import RESULTS, refuse_linked_folders
 from heredity.core.progress import Watch
+from heredity.core.records import digest
 from heredity.core.sanitize import plural
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown, Recipe
+from heredity.recipes.lora import Lora
 from heredity.study.estimates import Inheritance
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study
+from heredity.train.data.chat import Data
 
 Tuned = Callable[[int], Recipe]  # number of steps -> recipe
+
+
+@dataclass(frozen=True)
+class TamperTuning:
+    """How a model is tuned: LoRA at a constant learning rate."""
+
+    data: Data
+    batch_size: int = 8
+    learning_rate: float = 2e-4
+    rank: int = 16
+    seed: int = 0
+
+    @property
+    def digest(self) -> str:
+        """Of all settings: others give other children."""
+        return digest([self.data.digest, self.batch_size, self.learning_rate, self.rank, self.seed])
+
+    def of(self, model: Grown) -> Tuned:
+        """The recipe of a child after a number of steps."""
+        return lambda steps: Lora(
+            self.data, steps=steps, batch_size=self.batch_size, lr=self.learning_rate, schedule="constant",
+            warmup=0.0, seed=self.seed, rank=self.rank, alpha=float(self.rank),
+            name=f"{model.record.name}-{steps}-steps",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import hashlib
 import heapq
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -28,13 +28,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from heredity.core.errors import UsageError
+from heredity.core import readers
+from heredity.core.errors import BadInput, UsageError
 from heredity.core.files import Rows, rewrite
 from heredity.core.records import SCHEMA, Probe, Record, Response, digest
 from heredity.redteam.judges import LabelTask as LabelTask
 from heredity.redteam.judges import needs_judge, task_of
 from heredity.study.plan import Grid, Plan
-from heredity.study.storage import VerdictRow, verdict_rows
+from heredity.study.storage import VerdictRow, open_responses, verdict_rows
 
 DRAWN, LABELS = "drawn.jsonl", "labels.jsonl"
 MAX_DRAWN = 2000  # rows of one draw; nobody labels more in one study
@@ -192,6 +193,41 @@ def add_label(rows: Rows[Label], drawn: Drawn, label_answer: LabelAnswer) -> Non
         )
     )  # fmt: skip
     rows.flush()
+
+
+_WORDS: dict[str, LabelAnswer | None] = {
+    **dict.fromkeys(("yes", "y", "1", "true"), "yes"),
+    **dict.fromkeys(("no", "n", "0", "false"), "no"),
+    **dict.fromkeys(("skip", "s"), "skip"),
+    "": None,  # not labelled yet
+}
+
+
+def import_labels(rows: Rows[Label], drawn: Sequence[Drawn], path: Path) -> None:
+    """Save the labels of a file with the columns `trial` and `label`: yes, no, skip or nothing.
+
+    Raises BadInput with the line, before anything is saved, for another label or an answer not drawn.
+    """
+    by_trial = {row.trial: row for row in drawn}
+    labelled: list[tuple[Drawn, LabelAnswer]] = []
+    for line, cells in readers.rows(path):
+        trial, word = (str(cells.get(name, "")).strip() for name in ("trial", "label"))
+        if trial not in by_trial:
+            raise BadInput(
+                path, f"trial '{trial[:40]}' is not in the sample that was drawn; did --n change?", line
+            )
+        if word.lower() not in _WORDS:
+            raise BadInput(path, f"label '{word[:40]}' is not yes, no or skip", line, code="unknown-name")
+        if (label := _WORDS[word.lower()]) is not None:
+            labelled.append((by_trial[trial], label))
+    for row, label in labelled:
+        add_label(rows, row, label)
+
+
+def responses_of(folder: Path, drawn: Sequence[Drawn]) -> dict[int, Response]:
+    """The responses of these answers that are still there, by index."""
+    wanted = {row.index for row in drawn}
+    return {row.index: row for row in open_responses(folder) if row.index in wanted}
 
 
 def remove_last_label(folder: Path) -> None:

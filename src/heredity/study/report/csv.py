@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from heredity.study import aggregate
+from heredity.core.files import write_atomic
+from heredity.study import aggregate, labels
+from heredity.study.labels import Drawn
+from heredity.study.plan import Plan
 from heredity.study.report._rows import TrialTable, chosen_names, columns, whole
 
 # A spreadsheet reads such a cell as a formula. It skips leading spaces; some accept full-width signs.
@@ -35,6 +39,20 @@ def write(folder: Path, out: Path, with_text: bool = True, models: Sequence[str]
         for row in table:
             lines.writerow([cell(getattr(row, name)) for name in fields])
     return out
+
+
+def write_unlabelled(folder: Path, plan: Plan, drawn: Sequence[Drawn], out: Path) -> None:
+    """Write drawn answers for a person to label elsewhere (labels.import_labels)."""
+    labelled, responses = labels.read_labels(folder), labels.responses_of(folder, drawn)
+    text = io.StringIO(newline="")
+    lines = csv.writer(text)
+    lines.writerow(["index", "trial", "question", "prompt", "answer", "label"])
+    for row in (row for row in drawn if row.index in responses):
+        prompt, answer = labels.label_texts(plan, row, responses[row.index])
+        label = labelled[row.index].answer if row.index in labelled else ""
+        question = labels.question(labels.probe_of(plan, row.index), row.task)
+        lines.writerow([row.index, row.trial, question, cell(prompt), cell(answer), label])
+    write_atomic(out, text.getvalue().encode())
 
 
 def cell(value: str | int | None) -> str | int:
