@@ -81,8 +81,8 @@ BOUNDS = {
     "HTTP question": Bound(14, 14),
     "derive lora": Bound(31, 25),
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
-    "files": Bound(473, 440),
-    "lines": Bound(112_634, 92_000),
+    "files": Bound(472, 440),
+    "lines": Bound(112_619, 92_000),
     "error codes": Bound(40, 40),
     "words of docs": Bound(65_044, 65_000),
     "root": Bound(18, 18),
@@ -94,8 +94,8 @@ BOUNDS = {
     "attribute probes": Bound(26),
     "uses of Any": Bound(365),
     "vague names": Bound(1, 0),
-    "private singles": Bound(1),
-    "long functions": Bound(12),
+    "private singles": Bound(0),
+    "long functions": Bound(11),
 }
 
 When = Literal["import", "function", "typing"]
