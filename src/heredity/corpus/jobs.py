@@ -301,13 +301,13 @@ class Worker:
         for batch in batches(_counted(source.read(task.job), done.read)):
             if (longest := int(batch.lengths.max())) > MAX_DOCUMENT_BYTES:
                 names = [name for _, name in task.job.files]
-            where = names[0] if len(names) == 1 else f"one of {names[0]} to {names[-1]}"
-            raise UsageError(
-                f"source '{source.name}': a document of {where} has {longest:,} bytes, and"
-                f" {MAX_DOCUMENT_BYTES:,} is the most. Split it into documents (separator = ...), or into"
-                " files.",
-                table=source.name,
-            )
+                where = names[0] if len(names) == 1 else f"one of {names[0]} to {names[-1]}"
+                raise UsageError(
+                    f"source '{source.name}': a document of {where} has {longest:,} bytes, and"
+                    f" {MAX_DOCUMENT_BYTES:,} is the most. Split it into documents (separator = ...), or into"
+                    " files.",
+                    table=source.name,
+                )
             yield batch
 
     def encode(self, task: SourceJob, folder: Path, dtype: str, validation: float) -> JobResult:

@@ -45,7 +45,6 @@ def load(
     tuning: Path | None = None,  # noqa: ARG001
     device: Device | None = None,
 ) -> DualEngine:
-    """Load a recorded dual encoder."""
     return DualEngine(folder, host.choose_device(device))
 
 

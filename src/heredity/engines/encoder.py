@@ -35,7 +35,6 @@ def load(
     tuning: Path | None = None,  # noqa: ARG001
     device: Device | None = None,
 ) -> EncoderEngine:
-    """Load a recorded encoder."""
     return EncoderEngine(folder, host.choose_device(device))
 
 
@@ -60,11 +59,9 @@ class SilentEngine:
         self.numerics = self.name
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:  # noqa: ARG002
-        """Raise EngineFailure."""
         raise EngineFailure(self.why)
 
     def close(self) -> None:
-        """Free the weights."""
         self._model = None
 
     @property
@@ -91,7 +88,6 @@ class EncoderEngine(SilentEngine):
 
     @property
     def capabilities(self) -> Capabilities:
-        """See protocols.Capabilities."""
         return Capabilities(is_base=True, scorer=self)
 
     def score(self, request: Request, continuations: Sequence[str]) -> list[TokenScores]:

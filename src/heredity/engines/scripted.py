@@ -57,7 +57,6 @@ def load(
     tuning: Path | None = None,  # noqa: ARG001
     device: Device | None = None,  # noqa: ARG001
 ) -> ScriptedEngine:
-    """Load a scripted record."""
     return ScriptedEngine(*parse_rule(model.name))
 
 
@@ -100,7 +99,6 @@ class ScriptedEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        """See protocols.Capabilities."""
         return Capabilities(streamer=self)
 
     def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:

@@ -656,13 +656,11 @@ class RemoteEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        """See protocols.Capabilities."""
         provenance = Provenance(account=self.account, as_sent=self.as_sent, first_answer=self._first)
         return Capabilities(streamer=self, check_schema=self.check_schema, provenance=provenance)
 
     @property
     def width(self) -> int:
-        """The most requests in flight."""
         return self._concurrency
 
     def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:

@@ -50,13 +50,12 @@ class Endpoint:
 
     def sends(self, parameter: str) -> bool:
         """Return True if a decoding parameter is sent to this model."""
-        if self.api == "anthropic" and parameter != "max_tokens":
-            # API version 2026-10-21 refuses sampling parameters; it never had a seed.
-            is_known = parameter != "seed" and self.options.get("anthropic_version") == SAMPLING_VERSION
-        else:
-            is_known = True
+        # API version 2026-10-21 of Anthropic refuses sampling parameters; it never had a seed.
+        has_none = parameter == "seed" or self.options.get("anthropic_version") != SAMPLING_VERSION
+        if self.api == "anthropic" and parameter != "max_tokens" and has_none:
+            return False
         omitted = self.options.get("omit")
-        return is_known and not (isinstance(omitted, (list, tuple)) and parameter in omitted)
+        return not (isinstance(omitted, (list, tuple)) and parameter in omitted)
 
     @property
     def withheld(self) -> list[str]:

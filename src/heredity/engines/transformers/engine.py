@@ -786,7 +786,6 @@ class TransformersEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        """See protocols.Capabilities."""
         return Capabilities(
             streamer=self, is_base=self.codec.is_base, scorer=self, check_length=self.check_length
         )
@@ -804,7 +803,6 @@ class TransformersEngine:
         return self.codec.boundary
 
     def render(self, request: Request) -> str:
-        """Return the full prompt of a request, prefill included."""
         return self.codec.render(request)
 
     def check_length(self, request: Request) -> None:
@@ -812,11 +810,9 @@ class TransformersEngine:
         self.codec.check_length(self.render(request), self.context_length)
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
-        """Answer a stream of requests."""
         return self._session(requests, None)
 
     def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
-        """Answer a stream of requests and report the answers while they grow."""
         return self._session(requests, listener)
 
     def _session(self, requests: Iterable[Request | None], listener: Listener | None) -> Iterator[Reply]:
@@ -878,7 +874,6 @@ class TransformersEngine:
         return TransformersEngine(self.model, self.codec, self.folder, width, self._activation)
 
     def close(self) -> None:
-        """Free the memory."""
         self._model = None
         host.trim_memory()
 
