@@ -33,21 +33,8 @@ class HubSource(CorpusSource, frozen=True, kw_only=True):
             )
 
     def jobs(self, root: Path) -> list[Job]:  # noqa: ARG002
-        from huggingface_hub import HfApi
-
-        try:
-            names = HfApi().list_repo_files(self.path, repo_type="dataset", revision=self.revision)
-        except Exception as error:  # its errors share no base: network, gated, missing, offline, bad name
-            raise Unavailable(
-                f"source '{self.name}': the hub did not list {self.path}: {first_line(error)}"
-            ) from error
-        files = sorted(n for n in names if n.endswith(".parquet") and fnmatchcase(n, self.files))
-        if not files:
-            raise UsageError(
-                f"source '{self.name}': {self.path} has no Parquet file like '{self.files}'.", table=self.name
-            )
         jobs = []
-        for name in files:
+        for name in self._names():
             path = f"datasets/{self.path}@{self.revision}/{name}"
             jobs += list(groups_of(path, name, opened(path, self._open(path)), self.text))
         return jobs
@@ -68,6 +55,22 @@ class HubSource(CorpusSource, frozen=True, kw_only=True):
             return []
         (file,) = HfApi().get_paths_info(self.path, [name], revision=self.revision, repo_type="dataset")
         return [Input(name, file.size, file.lfs.sha256 if file.lfs else file.blob_id)]
+
+    def _names(self) -> list[str]:
+        from huggingface_hub import HfApi
+
+        try:
+            names = HfApi().list_repo_files(self.path, repo_type="dataset", revision=self.revision)
+        except Exception as error:  # its errors share no base: network, gated, missing, offline, bad name
+            raise Unavailable(
+                f"source '{self.name}': the hub did not list {self.path}: {first_line(error)}"
+            ) from error
+        files = sorted(n for n in names if n.endswith(".parquet") and fnmatchcase(n, self.files))
+        if not files:
+            raise UsageError(
+                f"source '{self.name}': {self.path} has no Parquet file like '{self.files}'.", table=self.name
+            )
+        return files
 
     def _open(self, path: str) -> IO[bytes]:
         from huggingface_hub import HfFileSystem
