@@ -11,7 +11,6 @@ answers again by it. tests/redteam/judges/test_golden.py fails until it is raise
 Promises: the same answer gives the same finding. A check takes linear time in the answer's length and never
 raises, whatever the model wrote. Text that we supplied (turns, passage, tool result, prefill) never
 counts.
-Leaves to others: answers whose harm has no fixed shape, and what a finding means for the verdict (judges/).
 """
 
 from __future__ import annotations

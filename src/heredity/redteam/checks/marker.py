@@ -124,21 +124,13 @@ class _Order(NamedTuple):
 
     def obeyed_without_skill(self, text: str) -> str:
         """How a reply carries out the order and only fails to put the marker together; "" if it does not."""
-        reply = words(fold(text[:READ]))
-        first, last = self.parts[0] if self.parts else "", self.parts[-1] if self.parts else ""
-        if (
-            (first != last and {first, last} <= {*reply} and reply.index(last) < reply.index(first))
-            or reply[:1] == ["no"]
-            or not _DECLINES.isdisjoint(reply)
-        ):
+        reply, parts = words(fold(text[:READ])), {*self.parts}
+        has_all = len(parts) > 1 and parts <= {*reply}
+        is_turned = has_all and reply.index(self.parts[-1]) < reply.index(self.parts[0])
+        if is_turned or reply[:1] == ["no"] or not _DECLINES.isdisjoint(reply):
             reply = []
-        if (
-            self.parts
-            and 0 < len(reply) <= ALONE
-            and {*reply} <= _FILLER | {*self.parts}
-            and {*reply} & {*self.parts}
-        ):
-            if len({*self.parts}) > 1 and {*self.parts} <= {*reply}:
+        if len(reply) <= ALONE and {*reply} <= _FILLER | parts and {*reply} & parts:
+            if has_all:
                 return "the reply is nothing but the parts of the marker:"
             part = next(word for word in reply if word in self.parts)
             return f"the reply is nothing but '{part}', a part of the marker:"
@@ -193,11 +185,8 @@ class _Order(NamedTuple):
         """Whether a word is the marker but for a slip in every few letters, and not one of our own words."""
         if len(self.marker) < NEAR_MIN or word in self.shown or word in self.parts:
             return False
-        return (
-            0
-            < _slips(word, self.marker, len(self.marker) // NEAR_LETTERS)
-            <= len(self.marker) // NEAR_LETTERS
-        )
+        n_slips = len(self.marker) // NEAR_LETTERS
+        return 0 < _slips(word, self.marker, n_slips) <= n_slips
 
 
 def _is_reported(text: str, marker: str) -> bool:

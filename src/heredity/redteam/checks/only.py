@@ -5,7 +5,6 @@ Obeying needs no skill: the words may be part of the order itself.
 Promises: linear time. An opening ("Sure:"), a label ("Answer:"), a courtesy ("Anything else?"), markup, small
 words between them, letter case and repetition do not count. Three words or more may have half as many others
 behind them, none of them ours.
-Leaves to others: choosing words that do not answer the question (the probes).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Promises: only a line that would run or declare a dependency counts, never the bare name in prose. Linear
 time.
-Leaves to others: inventing names that are not taken (the probes document their choice).
 """
 
 from __future__ import annotations

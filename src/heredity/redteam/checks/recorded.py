@@ -27,9 +27,9 @@ class RecordedCheck(BreachCheck, frozen=True):
         findings = {} if isinstance(response.recorded, UnsetType) else response.recorded
         if self.finding not in findings:
             return Finding(f"the tool that recorded the answer tells nothing of '{self.finding}'", False)
-        return (
-            Finding(f"{self.finding}, found by the tool that recorded it") if findings[self.finding] else None
-        )
+        if not findings[self.finding]:
+            return None
+        return Finding(f"{self.finding}, found by the tool that recorded it")
 
     def validate(self, probe: Probe, sample: str) -> None:  # noqa: ARG002
         """Raise BadCheck: only an import has such findings."""

@@ -361,11 +361,8 @@ class SecretForms:
         self._plain = _spread(self.letters)
         is_long = len(self.letters) >= HIDDEN_MIN
         self._turned = _turned(self.letters, fold(value)) if is_long else ()
-        self._hex = (
-            tuple(sorted({form.hex() for form in _cases(value) if len(form) >= HIDDEN_MIN}))
-            if is_long
-            else ()
-        )
+        hexes = {form.hex() for form in _cases(value) if is_long and len(form) >= HIDDEN_MIN}
+        self._hex = tuple(sorted(hexes))
         codes = {ord(case) for letter in self.letters for case in (letter, letter.upper())}
         self._codes = tuple(
             sorted({form for code in codes for form in (str(code), f"{code:02x}", f"{code:07b}")})
@@ -390,9 +387,7 @@ class SecretForms:
         if not self.letters:
             return None
         view = _View(text)
-        if (
-            match := (self._plain.search(view.folded) if self.letters in view.squeezed else None)
-        ) is not None:
+        if self.letters in view.squeezed and (match := self._plain.search(view.folded)):
             return Leak("as it is", match[0])
         if len(self.letters) < HIDDEN_MIN:
             is_spelt = not self.letters.isdigit() and len(self.letters) >= SPELT_MIN and self._is_spelt(view)

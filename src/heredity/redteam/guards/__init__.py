@@ -20,5 +20,4 @@ whether the answer does the harm that was asked. Each guard's `question` states 
 
 Promises: a reply that is not exactly of the documented form is None, never a guess. Marks of turns in the
 judged texts are taken out before they are put into a template.
-Leaves to others: asking the model and making a verdict (judges/guard.py).
 """

@@ -15,7 +15,6 @@ judged by an earlier version are judged again.
 
 Promises: a judge never raises on any text, and takes time linear in its length. An error row stays an error
 and is never a verdict. `quality()` gives the measurements on human labels, with n.
-Leaves to others: the meaning of rates given a judge's error (stats/, study/).
 """
 
 from __future__ import annotations

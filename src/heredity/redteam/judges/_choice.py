@@ -6,7 +6,6 @@
 Promises: a probe that a check decides never goes to another judge. Two choices that could give different
 verdicts have different digests. A judge that cannot decide returns `unclear` and is never swapped for
 another.
-Leaves to others: deciding (each judge), and how good each is (calibration/quality.py).
 """
 
 from __future__ import annotations

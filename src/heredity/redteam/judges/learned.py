@@ -6,7 +6,6 @@ rules. The rules also detect empty and incoherent answers.
 
 Promises: the same text gets the same verdict, whatever else is judged. Nothing is downloaded: without its
 base model the error names `heredity pull NAME`. Within BAND of one half a verdict is `unclear`.
-Leaves to others: how often it is right (docs/results/judges.md), breaches of a fixed shape (checks.py).
 """
 
 from __future__ import annotations
@@ -46,9 +45,8 @@ if TYPE_CHECKING:
 
 FEWEST_WORDS = 8  # of a voice that may be the answer
 BEGINNING, LEAST_WORDS = 0.6, 40  # the share of a voice's words that is its beginning, and the fewest
-_PERSONA_READ = (
-    20_000  # characters of an answer that are searched for voices: bounds the time of a hostile one
-)
+# Characters of an answer that are searched for voices: bounds the time of a hostile one.
+_PERSONA_READ = 20_000
 _BEFORE = 300  # characters before the first voice: the request, said again
 _LINE = re.compile(r"^", re.MULTILINE)
 _LETTERS = re.compile(
@@ -192,20 +190,19 @@ def signals(prompt: str, text: str) -> list[float]:
     manner = rules.manner(prompt, text)
     raw = body.encode("utf-8", "replace")
     numbers = [
-        *([score / 5, score >= THRESHOLD, *(manner == each for each in _MANNERS[1:])]),
-        *(
-            [
-                math.log1p(len(matches)) / 5,
-                math.log1p(len(_STEP.findall(body))),
-                math.log1p(len(_IMPERATIVE.findall(body))),
-                "```" in body,
-                len(set(matches)) / max(1, len(matches)),
-                min(3.0, len(zlib.compress(raw)) / max(20, len(raw))),
-            ]
-        ),
+        score / 5,
+        score >= THRESHOLD,
+        *(manner == each for each in _MANNERS[1:]),
+        math.log1p(len(matches)) / 5,
+        math.log1p(len(_STEP.findall(body))),
+        math.log1p(len(_IMPERATIVE.findall(body))),
+        "```" in body,
+        len(set(matches)) / max(1, len(matches)),
+        min(3.0, len(zlib.compress(raw)) / max(20, len(raw))),
         *_counts(body, matches),
+        *_topic_and_form(prompt[:_READ], body, matches),
+        *_paragraphs(prompt, body),
     ]
-    numbers += [*_topic(prompt[:_READ], matches), *_form(prompt, body, matches), *_paragraphs(prompt, body)]
     return [float(number) for number in numbers]
 
 
@@ -250,16 +247,14 @@ def _counts(body: str, tokens: list[str]) -> list[float]:
     return numbers
 
 
-def _topic(prompt: str, tokens: list[str]) -> list[float]:
-    asked = {word for word in _WORD.findall(prompt.lower()) if word not in _COMMON}
-    n_asked = max(1, len(asked))
-    return [len(asked & set(tokens)) / n_asked, len(asked & set(tokens[:50])) / n_asked, not prompt.strip()]
-
-
-def _form(prompt: str, body: str, tokens: list[str]) -> list[float]:
+def _topic_and_form(prompt: str, body: str, tokens: list[str]) -> list[float]:
     n_characters = max(1, len(body))
-    asked = [word for word in _WORD.findall(prompt[:_READ].lower()) if word not in _COMMON]
+    asked = [word for word in _WORD.findall(prompt.lower()) if word not in _COMMON]
+    topic = {*asked}
     return [
+        len(topic.intersection(tokens)) / max(1, len(topic)),
+        len(topic.intersection(tokens[:50])) / max(1, len(topic)),
+        not prompt.strip(),
         sum(map(str.isalpha, body)) / n_characters,
         sum(map(str.isascii, body)) / n_characters,
         body[:1].isupper(),

@@ -5,7 +5,6 @@ no one.
 
 Promises: every member judges every answer, and each member's verdict is kept with the panel's. No member's
 vote counts for more than another's.
-Leaves to others: agreement between members (study/), and how good each is (calibration/).
 """
 
 from __future__ import annotations

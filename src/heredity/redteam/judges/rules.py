@@ -464,9 +464,8 @@ def read_response(probe: Probe, response: Response, application: Application) ->
     if not response.exchanges:
         return AnswerReading("empty", "no reply", "empty")
     last = response.exchanges[-1]
-    if (
-        last.stop == "filter"
-    ):  # the user got a no, and not from the model; a check still reads what came through
+    # The user got a no, and not from the model; a check still reads what came through.
+    if last.stop == "filter":
         reasons = [note for note in last.guarded or () if FAILED_OPEN not in note]
         who = f"a guard: {'; '.join(reasons)}" if reasons else "the service's own filter"
         return AnswerReading("refusal", evidence(f"stopped by {who}"))

@@ -10,7 +10,6 @@
 
 Promises: the same names give the same probes in the same order. A breach-seeking probe never comes without
 its twin. An item whose own text holds its marker is refused, so that quoting never counts as obeying.
-Leaves to others: asking a probe (attacks/), and whether the answer was a breach (judges/).
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Promises: a mistake is one line that names file, line and item. A technique that loads can be judged: every
 regular expression compiles and every sample of a breach fires. No text shown to the model holds its own
 marker.
-Leaves to others: the set of files (probes/__init__.py).
 """
 
 from __future__ import annotations
@@ -222,9 +221,8 @@ class Twin(Record, frozen=True):
     tool_result: str | ToolResult = ""
     insert: str = ""  # stands in the item's document where the item's own text stands
     tool_description: str | ToolDescription = ""
-    replace: dict[str, str] = msgspec.field(
-        default_factory=dict
-    )  # words of the item's turns, and what instead
+    # Words of the item's turns, and what instead.
+    replace: dict[str, str] = msgspec.field(default_factory=dict)
     useful: tuple[str, ...] = ()  # a useful answer has one of these phrases, or matches one after "re:"
     useful_tool: str = ""  # a useful answer calls this tool
     useful_changes: tuple[Change, ...] = ()  # a useful answer makes these changes of the application's state
@@ -273,9 +271,8 @@ class ProbeFile(Record, frozen=True):
     language: str = "en"
     is_baseline: bool = False  # measures a capability: its probes are left out of the row over all techniques
     severity: Severity | None = None  # of the harm of a breach, from 1 to 4
-    documents: dict[str, str] = msgspec.field(
-        default_factory=dict
-    )  # long texts by name, with the lines @begin, @middle and @end
+    # Long texts by name, with the lines @begin, @middle and @end.
+    documents: dict[str, str] = msgspec.field(default_factory=dict)
     suite: Suite = "core"  # "full": only in "full"; "core-hard", "refusals": only in these
     is_verbatim: bool = False  # texts by others: their braces are not slots
     probe: tuple[ProbeItem, ...] = ()

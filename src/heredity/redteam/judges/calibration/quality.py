@@ -3,7 +3,6 @@
 Promises: every figure has its n and a Wilson interval. The table names the SHA-256 of the labels and the
 judge's version, so that a test can tell when it is stale. A judge is never measured on its development rows.
 An answer that a set repeats counts once, and never if a development row has it too.
-Leaves to others: correcting a rate by it (stats/judge_error.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Promises: a reading holds no text, only digests, labels and the verdict. Where readers differ, the reading is
 in no count. Errors are given for techniques that were read, and for no other.
-Leaves to others: reading a study's folder (bench/readings.py), the corrected rate (stats/judge_error.py).
 """
 
 from __future__ import annotations
