@@ -311,14 +311,9 @@ def recipe_options(recipe: type[R]) -> list[click.Option]:
 def build_recipe(recipe: type[R], given: Mapping[str, Any], **others: Any) -> R:
     """Build the recipe from click's values; `others` are fields without a flag, used if it has them."""
     names = {each.name for each in dataclasses.fields(recipe)}
-    values = _values(recipe, given)
-    return recipe(**values, **{key: value for key, value in others.items() if key in names})
-
-
-def _values(kind: type[R], given: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    hints = typing.get_type_hints(kind)
-    for each in dataclasses.fields(kind):
+    hints = typing.get_type_hints(recipe)
+    for each in dataclasses.fields(recipe):
         if not each.compare:
             continue
         value = given[_key(each.name)]
@@ -327,11 +322,11 @@ def _values(kind: type[R], given: Mapping[str, Any]) -> dict[str, Any]:
         if _is_data(hints[each.name]):
             has_answers = each.metadata.get("has_answers", True)
             other_data = [
-                f.name for f in dataclasses.fields(kind) if _is_data(hints[f.name]) and f is not each
+                f.name for f in dataclasses.fields(recipe) if _is_data(hints[f.name]) and f is not each
             ]
             value = _read(value, given, has_answers, each.name, other_data) if value is not None else None
         values[each.name] = value
-    return values
+    return recipe(**values, **{key: value for key, value in others.items() if key in names})
 
 
 def _read(
@@ -430,7 +425,7 @@ def _is_data(kind: object) -> bool:
 
 
 def _refuse_taken(store: Store, name: str, is_same: Callable[[Model], bool]) -> None:
-    """Raise UsageError for a name that is none, or that means another model or a target."""
+    """Raise UsageError for text that is not a name, or that means another model or a target."""
     _refuse_bad_name(name)
     try:
         held = store.get(name).record

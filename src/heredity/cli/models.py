@@ -11,7 +11,7 @@ import click
 from heredity.cli import Name, Verb, open_store, shown_work
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping
 
     from heredity.core.records import Exchange, Model, Response, Verdict
     from heredity.engines.remote.services import KnownModel
@@ -236,7 +236,15 @@ def show_command(
     elif is_one:
         _show_trial(folder, index, trial, as_json)
     else:
-        _show_study(folder, as_json)
+        from heredity.cli import _findings
+        from heredity.core.terminal import write_json
+        from heredity.study import aggregate
+
+        study = aggregate.read_study(folder)
+        if as_json:
+            write_json(study.estimates)
+        else:
+            _findings.show(study.estimates, study.plan, folder, is_full=True)
 
 
 def _show_model(name: str, as_json: bool) -> None:
@@ -270,18 +278,6 @@ def _facts(model: Model) -> dict[str, str]:
     return facts | dict(model.notes) | dict(catalog.facts(model))
 
 
-def _show_study(folder: Path, as_json: bool) -> None:
-    from heredity.cli import _findings
-    from heredity.core.terminal import write_json
-    from heredity.study import aggregate
-
-    study = aggregate.read_study(folder)
-    if as_json:
-        write_json(study.estimates)
-    else:
-        _findings.show(study.estimates, study.plan, folder, is_full=True)
-
-
 def _show_trial(folder: Path, index: int | None, trial: str | None, as_json: bool) -> None:
     from heredity.core.terminal import write_json
     from heredity.study.storage import Prefixes
@@ -292,7 +288,27 @@ def _show_trial(folder: Path, index: int | None, trial: str | None, as_json: boo
         prompts = [prefixes.prompt(exchange) for exchange in response.exchanges]
         write_json({"response": response, "verdict": verdict, "prompts": prompts})
         return
-    _write_head(folder, response, verdict)
+    from heredity.core.sanitize import plain
+    from heredity.core.terminal import write
+    from heredity.study import plan
+    from heredity.study.wording import severity_words
+
+    planned = plan.read_plan(folder)
+    names = {model.id: model.name for model in planned.models}
+    severity = plan.Grid(planned).trial(response.index).probe.severity
+    facts = {
+        "trial": f"{response.trial}, index {response.index}",
+        "model": names.get(response.model, response.model),
+        "probe": f"{response.probe}, under {response.attack}, sample {response.sample}",
+        "engine": response.engine,
+        "verdict": _verdict_words(verdict),
+    }
+    if severity:
+        facts["severity"] = f"{severity_words(severity)}, of a breach of this probe"
+    if response.error is not None:
+        facts["error"] = response.error
+    for key, value in facts.items():
+        write(plain(f"{key:9} {value}"))
     before = ""
     for exchange in response.exchanges:
         prompt = prefixes.prompt(exchange)
@@ -316,30 +332,6 @@ def _find(folder: Path, index: int | None, trial: str | None) -> tuple[Response,
         raise UsageError(f"{folder} has no response with {wanted}. Its plan has {len(grid)} indices, from 0.")
     verdicts = storage.open_verdicts(folder)
     return response, next((row for row in verdicts if row.index == response.index), None)
-
-
-def _write_head(folder: Path, response: Response, verdict: Verdict | None) -> None:
-    from heredity.core.sanitize import plain
-    from heredity.core.terminal import write
-    from heredity.study import plan
-    from heredity.study.wording import severity_words
-
-    planned = plan.read_plan(folder)
-    names = {model.id: model.name for model in planned.models}
-    severity = plan.Grid(planned).trial(response.index).probe.severity
-    facts = {
-        "trial": f"{response.trial}, index {response.index}",
-        "model": names.get(response.model, response.model),
-        "probe": f"{response.probe}, under {response.attack}, sample {response.sample}",
-        "engine": response.engine,
-        "verdict": _verdict_words(verdict),
-    }
-    if severity:
-        facts["severity"] = f"{severity_words(severity)}, of a breach of this probe"
-    if response.error is not None:
-        facts["error"] = response.error
-    for key, value in facts.items():
-        write(plain(f"{key:9} {value}"))
 
 
 def _verdict_words(verdict: Verdict | None) -> str:
@@ -384,7 +376,24 @@ def _show_trials(folder: Path, wanted: TrialFilter, as_json: bool) -> None:
         write_json([_trial_as_json(each, called) for each in trials])
         return
     if trials:
-        _show_lines(trials, called)
+        from heredity.core.terminal import cell, line_table, out
+
+        columns: dict[str, list[str]] = {
+            "index": [str(each.trial.index) for each in trials],
+            "outcome": [each.outcome or "not judged" for each in trials],
+            "model": [called[each.trial.model.id] for each in trials],
+            "attack": [each.trial.attack for each in trials],
+            "probe": [each.trial.probe.id for each in trials],
+            "sample": [str(each.trial.sample) for each in trials],
+        }
+        # A column with one value is a line above the table.
+        same = {name: values[0] for name, values in columns.items() if len(set(values)) == 1}
+        above = {name: value for name, value in same.items() if name not in _ALWAYS and value != "0"}
+        if above:
+            out().print(cell("  ".join(f"{name} {value}" for name, value in above.items()), "dim"))
+        shown = {name: values for name, values in columns.items() if name in _ALWAYS or name not in same}
+        shown["answer"] = [each.text for each in trials]
+        out().print(line_table(shown, out().width, ["model", "attack", "probe"], right=["index", "sample"]))
     how = f" Open one: heredity show {quote(str(folder))} {trials[0].trial.index}" if trials else ""
     note(f"{plural(len(trials), 'trial')} of {plan.n_trials:,}.{how}")
 
@@ -403,27 +412,6 @@ def _trial_as_json(listed_trial: ListedTrial, called: Mapping[str, str]) -> dict
         "outcome": listed_trial.outcome,
         "text": listed_trial.text,
     }
-
-
-def _show_lines(listed_trials: Sequence[ListedTrial], called: Mapping[str, str]) -> None:
-    """Print a table. A column with one value is a line above it."""
-    from heredity.core.terminal import cell, line_table, out
-
-    columns: dict[str, list[str]] = {
-        "index": [str(each.trial.index) for each in listed_trials],
-        "outcome": [each.outcome or "not judged" for each in listed_trials],
-        "model": [called[each.trial.model.id] for each in listed_trials],
-        "attack": [each.trial.attack for each in listed_trials],
-        "probe": [each.trial.probe.id for each in listed_trials],
-        "sample": [str(each.trial.sample) for each in listed_trials],
-    }
-    same = {name: values[0] for name, values in columns.items() if len(set(values)) == 1}
-    above = {name: value for name, value in same.items() if name not in _ALWAYS and value != "0"}
-    if above:
-        out().print(cell("  ".join(f"{name} {value}" for name, value in above.items()), "dim"))
-    shown = {name: values for name, values in columns.items() if name in _ALWAYS or name not in same}
-    shown["answer"] = [each.text for each in listed_trials]
-    out().print(line_table(shown, out().width, ["model", "attack", "probe"], right=["index", "sample"]))
 
 
 @click.command("verify", cls=Verb, example="heredity verify smollm2-135m-instruct")

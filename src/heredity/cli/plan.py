@@ -29,7 +29,14 @@ def show(forecast: Forecast, rehearsed: Rehearsal | None, as_json: bool) -> None
     n, tokens = _count(sum(forecast.parameters.values())), _count(forecast.work.tokens)
     write(f"{n} parameters on {tokens} {forecast.unit}s, {devices}\n")
     _parts(forecast)
-    _memory(forecast)
+    grid = table("memory per device", "GB", right=("GB",))
+    for name, size in forecast.best.memory.items():
+        grid.add_row(cell(name), cell(f"{size / _GB:.2f}"))
+    grid.add_row(cell("total, at the peak of a step"), cell(f"{forecast.best.needed / _GB:.2f}"))
+    grid.add_row(
+        cell("available, less the reserve"), cell(f"{(1 - forecast.reserve) * forecast.gpu.memory / _GB:.2f}")
+    )
+    out().print(grid)
     _ways(forecast)
     for line in (*_lines(forecast), *_rehearsed(rehearsed)):
         write(line)
@@ -75,17 +82,6 @@ def _parts(forecast: Forecast) -> None:
         grid.add_row(cell(name), cell(f"{flops:.4g}"))
     total = sum(forecast.flops_a_token.values())
     grid.add_row(cell("all"), cell(f"{total:.4g}"))
-    out().print(grid)
-
-
-def _memory(forecast: Forecast) -> None:
-    grid = table("memory per device", "GB", right=("GB",))
-    for name, size in forecast.best.memory.items():
-        grid.add_row(cell(name), cell(f"{size / _GB:.2f}"))
-    grid.add_row(cell("total, at the peak of a step"), cell(f"{forecast.best.needed / _GB:.2f}"))
-    grid.add_row(
-        cell("available, less the reserve"), cell(f"{(1 - forecast.reserve) * forecast.gpu.memory / _GB:.2f}")
-    )
     out().print(grid)
 
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from heredity.core.records import Model
-    from heredity.lineage.store import Store
-    from heredity.lineage.types import Grown
     from heredity.stats.power import RequiredTrials, SampleSizePlan, SampleSizeQuestion
     from heredity.study.plan import StudyForecast
     from heredity.study.study import Study
@@ -95,9 +93,11 @@ def _edges_of(lineage: tuple[str, ...], n_given: int) -> list[str]:
     """The edges among these models, their descendants and the models of these plan files, each as a line."""
     from pathlib import Path
 
+    from heredity.cli.study import further_keys
     from heredity.core.errors import UsageError
     from heredity.lab.plan import is_lineage_plan, read_plan
     from heredity.lineage import graph
+    from heredity.study.study import planned_study
 
     if n_given:
         raise UsageError("--edges and --lineage both set the number of edges: give one.", code="bad-setting")
@@ -108,7 +108,7 @@ def _edges_of(lineage: tuple[str, ...], n_given: int) -> list[str]:
         if ref.endswith(".toml") and is_lineage_plan(Path(ref)):
             planned += read_plan(Path(ref)).edges
         elif ref.endswith(".toml"):
-            ids = {model.id for model in _study(Path(ref)).resolved.models}
+            ids = {model.id for model in planned_study(Path(ref), store, further_keys()).resolved.models}
             models |= {model.id: model for model in store.models() if model.id in ids}
         else:
             models |= {model.id: model for model in store.family(store.get(ref).record).asked}
@@ -186,46 +186,17 @@ def _numbers(need: RequiredTrials) -> list[str]:
     return [f"{100 * need.discordance:.0f} %", *(f"{n:,}" for n in counts)]
 
 
-# --- the study of a plan file ---------------------------------------------------------------------
-
-
-def _study(path: Path) -> Study:
-    """The study of a plan file or a folder; models need not be in the store yet."""
-    from dataclasses import fields, replace
-
-    from heredity.cli.study import further_keys
-    from heredity.study.spec import StudySpec, read_plan_file
-    from heredity.study.study import Study
-
-    store = open_store()
-    if path.is_dir():
-        return Study.open(path, store=store)
-    known = {field.name for field in fields(StudySpec)}
-    given = read_plan_file(path, further_keys())
-    spec = StudySpec(**{name: value for name, value in given.items() if name in known})
-    return Study(replace(spec.named(), models=[_model(store, str(ref)) for ref in spec.models]), store=store)
-
-
-def _model(store: Store, ref: str) -> Grown | Model:
-    """The model, or a stand-in of that name: the power does not depend on who is asked."""
-    from heredity.core.errors import Unavailable, UnknownName
-    from heredity.lineage.store import stand_in
-
-    try:
-        return store.get(ref)
-    except (Unavailable, UnknownName):
-        return stand_in(ref)
-
-
 def _show_planned(path: Path, as_json: bool) -> None:
     """Show the study of a plan or a folder, or each study of a lineage."""
+    from heredity.cli.study import further_keys
     from heredity.core.sanitize import plain, plural
     from heredity.core.terminal import write
     from heredity.lab import inherit as run
     from heredity.lab.plan import is_lineage_plan, read_plan
+    from heredity.study.study import planned_study
 
     if path.suffix != ".toml" or not is_lineage_plan(path):
-        _show_study(_study(path), as_json)
+        _show_study(planned_study(path, open_store(), further_keys()), as_json)
         return
     plan = read_plan(path)
     work = run.planned_work(plan, open_store())

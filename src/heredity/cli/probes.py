@@ -10,7 +10,7 @@ import click
 from heredity.cli import Lister, Name, PathArgument, Verb
 
 if TYPE_CHECKING:
-    from heredity.core.records import Probe
+    pass
 
 _NARROW = 110  # columns that the table needs; on fewer the descriptions follow it
 
@@ -44,7 +44,27 @@ def show(names: tuple[str, ...], as_json: bool) -> None:
         write_json(chosen)
         return
     for probe in chosen:
-        write(plain(_words(probe), lines=True))
+        import msgspec
+
+        from heredity.redteam.checks import check_class
+
+        lines, fields = [probe.id], msgspec.to_builtins(probe)
+        settings = fields["check"].pop("settings", {})
+        used = {"kind", *check_class(probe.check.kind).__struct_fields__}
+        fields["check"] = {k: v for k, v in fields["check"].items() if k in used} | settings
+        fields["threats"] = ", ".join(probe.threats)
+        for name, value in fields.items():
+            if name == "id" or not value:
+                continue
+            entries = value if isinstance(value, list | tuple) else [value]
+            for entry in entries:
+                shown = (
+                    ", ".join(f"{k} = {v}" for k, v in entry.items() if v)
+                    if isinstance(entry, dict)
+                    else entry
+                )
+                lines.append(f"  {name:12} {shown}")
+        write(plain("\n".join(lines), lines=True))
 
 
 @command.command("import", cls=Verb, example="heredity probes import xstest prompts.csv --out xstest.toml")
@@ -117,26 +137,3 @@ def _list(as_json: bool) -> None:
     for technique in techniques if is_narrow else ():
         write(wrapped(plain(f"{technique.name}: {technique.description}"), out().width))
     out().print(f"suites: {', '.join(probes.SUITES)}; show one: heredity probes show ID", style="dim")
-
-
-def _words(probe: Probe) -> str:
-    """A probe, one field per line, without empty fields and settings that its check does not use."""
-    import msgspec
-
-    from heredity.redteam.checks import check_class
-
-    lines, fields = [probe.id], msgspec.to_builtins(probe)
-    settings = fields["check"].pop("settings", {})
-    used = {"kind", *check_class(probe.check.kind).__struct_fields__}
-    fields["check"] = {k: v for k, v in fields["check"].items() if k in used} | settings
-    fields["threats"] = ", ".join(probe.threats)
-    for name, value in fields.items():
-        if name == "id" or not value:
-            continue
-        entries = value if isinstance(value, list | tuple) else [value]
-        for entry in entries:
-            shown = (
-                ", ".join(f"{k} = {v}" for k, v in entry.items() if v) if isinstance(entry, dict) else entry
-            )
-            lines.append(f"  {name:12} {shown}")
-    return "\n".join(lines)

@@ -10,10 +10,10 @@ judging (runner.py), the numbers (aggregate.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from heredity.core.sanitize import plural
 from heredity.engines.protocols import Engine
 from heredity.lineage import graph
 from heredity.lineage.speeds import ModelSpeed, speeds_of
-from heredity.lineage.store import Store, engine_loader, load_engine, scripted, searching_in
+from heredity.lineage.store import Store, engine_loader, load_engine, scripted, searching_in, stand_in
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam.judges import Decider, Judge, Models
 from heredity.redteam.judges.guard import JudgeReaders
@@ -78,7 +78,14 @@ from heredity.study.runner import (
     require_own_answers,
     with_triggers,
 )
-from heredity.study.spec import ModelReference, StudySources, StudySpec, locate_sources, save_sources
+from heredity.study.spec import (
+    ModelReference,
+    StudySources,
+    StudySpec,
+    locate_sources,
+    read_plan_file,
+    save_sources,
+)
 from heredity.study.storage import EarlierRuns, ResponseDigests, note_event
 from heredity.study.workers import SHARDS, PartProgress, StudyPart, Workers, gather, part_folder
 
@@ -530,3 +537,22 @@ class Study:
             return
         with self._open_store().cache() as cache:
             yield cache
+
+
+def planned_study(path: Path, store: Store, others: Mapping[str, type] | None = None) -> Study:
+    """The study of a plan file or a folder, of which some models need not be in the store yet.
+
+    A stand-in takes their place: the power does not depend on who is asked. others: further keys of the file.
+    """
+    if path.is_dir():
+        return Study.open(path, store=store)
+    known = {field.name for field in fields(StudySpec)}
+    given = read_plan_file(path, others)
+    spec = StudySpec(**{name: value for name, value in given.items() if name in known}).named()
+    models: list[Grown | Model] = []
+    for ref in map(str, spec.models):
+        try:
+            models.append(store.get(ref))
+        except (Unavailable, UnknownName):
+            models.append(stand_in(ref))
+    return Study(replace(spec, models=models), store=store)
