@@ -82,7 +82,7 @@ BOUNDS = {
     "derive lora": Bound(31, 25),
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
     "files": Bound(472, 440),
-    "lines": Bound(112_570, 92_000),
+    "lines": Bound(112_543, 92_000),
     "error codes": Bound(40, 40),
     "words of docs": Bound(65_044, 65_000),
     "root": Bound(18, 18),
@@ -92,7 +92,7 @@ BOUNDS = {
     "underscored": Bound(0, 0),
     "class names": Bound(0, 0),
     "attribute probes": Bound(26),
-    "uses of Any": Bound(365),
+    "uses of Any": Bound(363),
     "vague names": Bound(1, 0),
     "private singles": Bound(0),
     "long functions": Bound(11),
