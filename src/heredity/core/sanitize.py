@@ -184,17 +184,15 @@ def shorten(text: str, width: int) -> str:
 
 def plural(n: int, noun: str) -> str:
     """A count with its noun: `1 try`, `25 tries`, `1,204 rows`."""
-    return f"{n:,} {noun if n == 1 else _plural_of(noun)}"
-
-
-def _plural_of(noun: str) -> str:
+    if n == 1:
+        return f"1 {noun}"
     if noun.endswith("child"):
-        return f"{noun}ren"
+        return f"{n:,} {noun}ren"
     if noun.endswith("is"):
-        return f"{noun[:-2]}es"
+        return f"{n:,} {noun[:-2]}es"
     if noun.endswith("y") and noun[-2] not in "aeiou":
-        return f"{noun[:-1]}ies"
-    return f"{noun}es" if noun.endswith(("ch", "sh", "s", "x")) else f"{noun}s"
+        return f"{n:,} {noun[:-1]}ies"
+    return f"{n:,} {noun}es" if noun.endswith(("ch", "sh", "s", "x")) else f"{n:,} {noun}s"
 
 
 def listed(names: Sequence[str], last: str = "and") -> str:

@@ -88,7 +88,16 @@ def taken(stocks: Sequence[Stock], tokens: int) -> list[Ints]:
     if not tokens or any(
         want > stock.tokens * stock.repeat for want, stock in zip(wanted, stocks, strict=True)
     ):
-        raise UsageError(_dry(stocks, shares, wanted, tokens))
+        lines = [
+            f"{s.name} {share:.1%}: {want:,.0f} wanted, {s.tokens * s.repeat:,} available"
+            + (f" ({s.tokens:,} x {s.repeat})" if s.repeat > 1 else "")
+            for s, share, want in zip(stocks, shares, wanted, strict=True)
+        ]
+        most = int(min(s.tokens * s.repeat / share for s, share in zip(stocks, shares, strict=True)))
+        raise UsageError(
+            f"The mixture runs dry at {tokens:,} tokens: {'; '.join(lines)}. These weights reach {most:,}:"
+            " ask for fewer tokens, change the weights, add text, or let a source repeat (repeat = 2)."
+        )
     return [_counts(stock, want) for stock, want in zip(stocks, wanted, strict=True)]
 
 
@@ -101,19 +110,6 @@ def _counts(stock: Stock, want: float) -> Ints:
     counts = np.full(len(stock.lengths), rounds, np.int64)
     counts[order[before < left - 0.5]] += 1
     return counts
-
-
-def _dry(stocks: Sequence[Stock], shares: list[float], wanted: list[float], tokens: int) -> str:
-    lines = [
-        f"{s.name} {share:.1%}: {want:,.0f} wanted, {s.tokens * s.repeat:,} available"
-        + (f" ({s.tokens:,} x {s.repeat})" if s.repeat > 1 else "")
-        for s, share, want in zip(stocks, shares, wanted, strict=True)
-    ]
-    most = int(min(s.tokens * s.repeat / share for s, share in zip(stocks, shares, strict=True)))
-    return (
-        f"The mixture runs dry at {tokens:,} tokens: {'; '.join(lines)}. These weights reach {most:,}: ask"
-        " for fewer tokens, change the weights, add text, or let a source repeat (repeat = 2)."
-    )
 
 
 class Planted(NamedTuple):
@@ -204,14 +200,13 @@ class _Packing:
         counts = taken(stocks, self.recipe.mixture.tokens)
         train, validation = self._writer("train"), self._writer("validation")
         n_bytes = sum(self._write(train, chosen) for chosen in self._rounds(counts))
-        rows = []
+        canaries = []
         for each in self.planted:
             first = train.documents
             tokens = np.array(each.tokens * each.repeats, self.dtype)
             train.add(tokens, np.full(each.repeats, len(each.tokens), np.int64))
             self._see(tokens)
-            rows.append(CanaryRow(each.text, each.secret, each.repeats, len(each.tokens), first))
-        canaries = rows
+            canaries.append(CanaryRow(each.text, each.secret, each.repeats, len(each.tokens), first))
         n_bytes += sum(each.n_bytes * each.repeats for each in self.planted)
         n_held_out = self._write(validation, [job.place.get("is_held_out") for job in self.jobs])
         for writer in (train, validation):

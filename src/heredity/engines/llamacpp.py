@@ -227,23 +227,20 @@ class LlamaCppEngine:
         return self._template.render(request)
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
-        _ = self._loaded  # raise now, not in a worker
-        return self._pool(self._answer).reply(requests)
+        return self._replies(requests, None)
 
     @property
     def width(self) -> int:
         return self._width
 
     def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
+        return self._replies(requests, listener)
+
+    def _replies(self, requests: Iterable[Request | None], listener: Listener | None) -> Iterator[Reply]:
         _ = self._loaded  # raise now, not in a worker
-
-        def answer(request: Request) -> Reply:
-            return self._answer(request, listener)
-
-        return self._pool(answer).reply(requests)
-
-    def _pool(self, answer: Callable[[Request], Reply]) -> WorkerPool:
-        return WorkerPool(lambda request, _: answer(request), self._width, _HOURS, self.render)
+        return WorkerPool(
+            lambda request, _: self._answer(request, listener), self._width, _HOURS, self.render
+        ).reply(requests)
 
     def _check_length(self, prompt: str) -> None:
         """Raise ContextOverflow if a prompt is longer than as many of the longest tokens as fit.
@@ -290,7 +287,7 @@ class LlamaCppEngine:
         self._server = None
         host.trim_memory()
 
-    def _answer(self, request: Request, listener: Listener | None = None) -> Reply:
+    def _answer(self, request: Request, listener: Listener | None) -> Reply:
         prompt = ""
         try:
             prompt = self.render(request)

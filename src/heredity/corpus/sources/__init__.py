@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -71,8 +71,23 @@ class CorpusSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         raise NotImplementedError
 
     def left_out(self, root: Path) -> Counter[str]:
-        """Count the entries of the folder that are not read, by reason."""
-        return _left_out(root / Path(self.path).expanduser(), self.reads())
+        """Count the entries of the folder that no source reads: links, pipes, folders without permission.
+
+        Every entry with a suffix that is read is either read or counted here. Hidden entries are not counted.
+        """
+        counts, endings, top = Counter[str](), self.reads(), root / Path(self.path).expanduser()
+        if not top.is_dir():
+            return counts
+        for here, folders, files in os.walk(top, onerror=lambda _: counts.update(["unreadable_folder"])):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            counts.update("linked_folder" for name in folders if Path(here, name).is_symlink())
+            named = [Path(here, name) for name in files if not name.startswith(".")]
+            counts.update(
+                "no_file" if path.exists() else "broken_link"
+                for path in named
+                if not path.is_file() and (not endings or path.suffix.lower() in endings)
+            )
+        return counts
 
     def reads(self) -> tuple[str, ...]:
         """The suffixes of the files that are read in a folder; () for all files."""
@@ -95,23 +110,3 @@ def input_of(path: str, name: str) -> Input:
         return Input(name, Path(path).stat().st_size, hash_file(Path(path)))
     except OSError as error:
         raise BadInput(path, f"cannot be read: {error.strerror}") from None
-
-
-def _left_out(folder: Path, endings: Sequence[str]) -> Counter[str]:
-    """Count the entries of a folder that no source reads: links, pipes, folders without permission.
-
-    Every entry with a suffix that is read is either read or counted here. Hidden entries are not counted.
-    """
-    counts: Counter[str] = Counter()
-    if not folder.is_dir():
-        return counts
-    for here, folders, files in os.walk(folder, onerror=lambda _: counts.update(["unreadable_folder"])):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        counts.update("linked_folder" for name in folders if Path(here, name).is_symlink())
-        named = [Path(here, name) for name in files if not name.startswith(".")]
-        counts.update(
-            "no_file" if path.exists() else "broken_link"
-            for path in named
-            if not path.is_file() and (not endings or path.suffix.lower() in endings)
-        )
-    return counts

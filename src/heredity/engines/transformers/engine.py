@@ -856,9 +856,7 @@ class TransformersEngine:
 
         (1 + output, vocabulary), float32.
         """
-        if self._activation is None:
-            return self._all_changed(prompt, output)
-        with self._activation.over(prompt, len(output)):
+        with nullcontext() if self._activation is None else self._activation.over(prompt, len(output)):
             return self._all_changed(prompt, output)
 
     def _all_changed(self, prompt: tuple[int, ...], output: tuple[int, ...]) -> torch.Tensor:

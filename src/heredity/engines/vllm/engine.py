@@ -608,22 +608,21 @@ class VllmEngine:
         return self._chat.render(request)
 
     def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
-        return self._pool(self._answer).reply(requests)
+        return self._replies(requests, None)
 
     @property
     def width(self) -> int:
         return WIDTH
 
     def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
-        def answer(request: Request) -> Reply:
-            return self._answer(request, listener)
+        return self._replies(requests, listener)
 
-        return self._pool(answer).reply(requests)
-
-    def _pool(self, answer: Callable[[Request], Reply]) -> WorkerPool:
+    def _replies(self, requests: Iterable[Request | None], listener: Listener | None) -> Iterator[Reply]:
         if self._is_closed:
             raise EngineFailure("this engine is closed")
-        return WorkerPool(lambda request, _: answer(request), WIDTH, _ANSWER_SECONDS, self.render)
+        return WorkerPool(
+            lambda request, _: self._answer(request, listener), WIDTH, _ANSWER_SECONDS, self.render
+        ).reply(requests)
 
     def close(self) -> None:
         self._is_closed = True
@@ -656,7 +655,7 @@ class VllmEngine:
             body["stop"] = [self._chat.stop_text]
         return body
 
-    def _answer(self, request: Request, listener: Listener | None = None) -> Reply:
+    def _answer(self, request: Request, listener: Listener | None) -> Reply:
         prompt = ""
         try:
             prompt = self.render(request)
