@@ -368,7 +368,13 @@ class AnsweringEngine:
                 logs = self._log_probabilities(decoder, prefix, prompt, ())[0].cpu()
                 likeliest = int(logs.argmax())
                 return [TokenScores([float(logs[token])], token == likeliest) for (token,) in texts]
-            return [self._scored(decoder, prefix, prompt, one) for one in texts]
+            scores = []
+            for text in texts:
+                logs = self._log_probabilities(decoder, prefix, prompt, text[:-1])
+                tokens = torch.tensor(text, device=logs.device)
+                is_greedy = bool((logs.argmax(dim=1) == tokens).all())
+                scores.append(TokenScores(logs.gather(1, tokens[:, None])[:, 0].tolist(), is_greedy))
+            return scores
 
     def log_probability(
         self, request: Request, output: Sequence[int], picked: Sequence[tuple[int, int]]
@@ -452,14 +458,6 @@ class AnsweringEngine:
         if (n_needed := len(tokens) + n_more) > self.decoder.shape.context_length:
             raise ContextOverflow(f"{n_needed} tokens needed, {self.decoder.shape.context_length} there")
         return self.member.pool.split(self.codec.shared(request), tokens)
-
-    def _scored(
-        self, decoder: Decoder, prefix: SharedPrefix, prompt: tuple[int, ...], output: tuple[int, ...]
-    ) -> TokenScores:
-        logs = self._log_probabilities(decoder, prefix, prompt, output[:-1])
-        tokens = torch.tensor(output, device=logs.device)
-        is_greedy = bool((logs.argmax(dim=1) == tokens).all())
-        return TokenScores(logs.gather(1, tokens[:, None])[:, 0].tolist(), is_greedy)
 
     def _log_probabilities(
         self, decoder: Decoder, prefix: SharedPrefix, prompt: tuple[int, ...], output: tuple[int, ...]

@@ -397,7 +397,9 @@ class ContinuousBatch:
         last = [(continued(row.prompt, row.output[-1:]) or row.prompt[-1:])[0] for row in rows]
         tokens[: len(rows)] = torch.tensor(last)
         lengths[: len(rows)] = torch.tensor([row.n_cached for row in rows])
-        n_positions = max([int(lengths.max()) + 1, *map(_n_to_read, self.rows[len(rows) :])])
+        n_positions = max(
+            [int(lengths.max()) + 1, *(padded(row.prompt[:-1]) for row in self.rows[len(rows) :])]
+        )
         slots = self._fit(len(self.rows), key_length(n_positions))
         prefix = self._prefix_of(rows)
         self._draw(rows, self._decoder.step(prefix, slots, tokens, lengths, n_slots, len(rows)))
@@ -488,11 +490,6 @@ class ContinuousBatch:
                 width = max(width, min(slots.width, self._width_for(n_positions)))
             slots.resize(width, n_positions, len(self.rows))
         return slots
-
-
-def _n_to_read(row: BatchRow) -> int:
-    """Return the positions that the prefill of a row fills."""
-    return padded(row.prompt[:-1])
 
 
 def round_width(n: int, widths: tuple[int, ...]) -> int:
@@ -709,7 +706,8 @@ class Session:
             heapq.heappop(heap)
             if not is_wanted:
                 self._members.pop(row.key)
-                yield _cancelled(row, *self._prompts.pop(row.key))
+                prompt, n_tokens = self._prompts.pop(row.key)
+                yield Reply(row.key, prompt, "", stop="length", n_prompt_tokens=n_tokens)
 
     def _oldest(self, prefix: _Text) -> int:
         """Return the number of the row that waits longest for this prefix."""
@@ -782,7 +780,3 @@ class Session:
             stop="end" if row.stop == "end" else "length",
             n_prompt_tokens=n_tokens,
         )
-
-
-def _cancelled(row: BatchRow, prompt: str, n_tokens: int) -> Reply:
-    return Reply(row.key, prompt, "", stop="length", n_prompt_tokens=n_tokens)

@@ -3,7 +3,7 @@
 Promises: a row that is not a conversation raises BadInput with file and line; an empty file is refused. The
 digest covers the examples, not the format of the file. Examples that are too long are left out and counted,
 never cropped.
-Leaves to others: reading files (core/readers.py), and tokens of a conversation (engines/chat/documents.py).
+Leaves to others: reading files (core/readers.py), and tokens of a conversation (engines/chat/codec.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 from heredity.core import readers
 from heredity.core.errors import BadInput, UsageError, nearest
 from heredity.core.records import Message, Record, Stop, digest, encode, is_digest
-from heredity.engines.chat.documents import Document, DocumentEncoder
+from heredity.engines.chat.codec import Document, DocumentEncoder
 
 
 class ActivatedExamples(NamedTuple):
