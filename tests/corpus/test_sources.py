@@ -196,5 +196,5 @@ def test_a_hub_data_set_needs_a_commit(tmp_path: Path) -> None:
 def test_files_are_grouped_into_jobs_by_size_alone(tmp_path: Path) -> None:
     for number in range(6):
         (tmp_path / f"{number}.txt").write_text("x" * 10)
-    jobs = _files.grouped(_files.of(source("text", "."), tmp_path), 20)
+    jobs = _files.grouped(_files.files_of(source("text", "."), tmp_path), 20)
     assert [len(job.files) for job in jobs] == [2, 2, 2]

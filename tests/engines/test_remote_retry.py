@@ -97,5 +97,5 @@ def test_a_budget_reserves_the_worst_and_settles_what_was_used() -> None:
     assert budget.cost == pytest.approx((10 * 1000 + 10 * 100 + 5 * 2000) / 1e6)
     assert budget.take(worst, price)
     assert "25 of 100 tokens" in str(budget.spent())
-    written = Price(1000.0, 0.0).of(Usage(100, 0, n_written=40))
+    written = Price(1000.0, 0.0).cost_of(Usage(100, 0, n_written=40))
     assert written == pytest.approx((60 * 1000 + 40 * 1250) / 1e6)

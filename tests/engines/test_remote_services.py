@@ -92,7 +92,7 @@ def test_a_known_model_has_a_price_without_one_given() -> None:
     budget = Calls(budget=Budget(max_cost=1.0))
     found = budget.price(known.reference, "anthropic", HOMES["anthropic"], "claude-opus-4-6")
     assert found == Price(5.0, 25.0, 0.5, as_of=known.as_of.isoformat())
-    assert found.of(Usage(1_000_000, 100_000)) == pytest.approx(7.5)
+    assert found.cost_of(Usage(1_000_000, 100_000)) == pytest.approx(7.5)
 
 
 def test_the_price_holds_whatever_the_options_but_not_at_another_address() -> None:

@@ -143,7 +143,7 @@ def show_uses(uses: Sequence[tuple[Grown, Usage]], how: Calls) -> None:
         api, base_url, served = (str(settings.get(key)) for key in ("api", "base_url", "model"))
         if (price := how.price(model.record.name, api, base_url, served)) is None:
             continue
-        costs.append(price.of(used))
+        costs.append(price.cost_of(used))
         note(
             f"{served}: at most about {used.n_prompt:,} input and {used.n_answer:,} output tokens,"
             f" which cost {costs[-1]:,.2f}"

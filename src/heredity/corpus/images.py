@@ -106,7 +106,7 @@ class ImageJobs:
             write_atomic(files[1], np.array([each is not None for each in arrays]).tobytes())
             finish(record, files, JobResult())
 
-    def of(self, source: int, between: Path) -> Iterator[ReadPair | SkippedDocument]:
+    def read_pairs(self, source: int, between: Path) -> Iterator[ReadPair | SkippedDocument]:
         """The pairs of a source as they were read, in order."""
         side = self.how.side
         for part in self._parts():
@@ -228,7 +228,7 @@ class _ImageBuild:
     def _source(self, number: int) -> None:
         source, inputs, n_pairs = self.recipe.sources[number], list[Input](), 0
         skipped = source.left_out(self.recipe.root)
-        for read in self.parts.of(number, self.between):
+        for read in self.parts.read_pairs(number, self.between):
             if not isinstance(read, SkippedDocument) and not self._is_new(read):
                 read = SkippedDocument("duplicate")
             if isinstance(read, SkippedDocument):

@@ -489,7 +489,7 @@ def _of_experts(
     """Take the stacks of experts out of an adapter's parts, and yield the update of each expert's matrix."""
     version = config.peft_version or ""
     for stack in take_stacks(parts, config.target_parameters or (), version):
-        rank, scale = scales.of(f"{stack.module}.{stack.parameter}")
+        rank, scale = scales.of_module(f"{stack.module}.{stack.parameter}")
         for module, a, b in of_each_expert(stack, rank):
             yield module, LowRank(a, b, scale)
 
@@ -501,7 +501,7 @@ def _low_rank(
     if not {"A", "B"} <= parts.keys() or parts["A"].ndim != 2 or parts["B"].ndim != 2:
         raise Damaged(f"{path}: not the matrices A and B of an adapter: {module[:80]}.")
     a, b, magnitude = parts["A"], parts["B"], parts.get("magnitude")
-    rank, scale = scales.of(module)
+    rank, scale = scales.of_module(module)
     if not len(a) == b.shape[1] == rank:
         raise Damaged(
             f"{path}: {module[:80]} has the rank {len(a)} and {b.shape[1]}, and {CONFIG} says {rank}."
@@ -581,7 +581,7 @@ class _Scales:
         self._ranks, self._alphas = _compiled(config.rank_pattern), _compiled(config.alpha_pattern)
         self._end = time.monotonic() + seconds
 
-    def of(self, module: str) -> tuple[int, float]:
+    def of_module(self, module: str) -> tuple[int, float]:
         """Return rank and scale: alpha / r, or alpha / sqrt(r) of a rank-stabilized adapter."""
         config = self._config
         if is_of_parameter(module, "weight", config.target_parameters or ()):

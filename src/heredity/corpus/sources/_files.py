@@ -14,7 +14,7 @@ from heredity.corpus.sources import JOB_BYTES, CorpusSource, Job
 Named = tuple[str, str]  # where a file lies, and its name in the corpus
 
 
-def of(source: CorpusSource, root: Path) -> list[Named]:
+def files_of(source: CorpusSource, root: Path) -> list[Named]:
     """The files that a source names: a file, a folder with all beneath it, or a pattern (** for any depth).
 
     Raises UsageError if it does not exist.

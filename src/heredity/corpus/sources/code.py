@@ -81,7 +81,7 @@ class CodeSource(CorpusSource, frozen=True, kw_only=True):
         return self.endings
 
     def jobs(self, root: Path) -> list[Job]:
-        return _files.grouped(_files.of(self, root))
+        return _files.grouped(_files.files_of(self, root))
 
     def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:
         for path, name in job.files:

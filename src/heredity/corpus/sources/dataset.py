@@ -20,7 +20,7 @@ class DatasetSource(CorpusSource, frozen=True, kw_only=True):
 
     def jobs(self, root: Path) -> list[Job]:
         """A job is one of the folder's files."""
-        files = _files.of(self, root)
+        files = _files.files_of(self, root)
         return [Job((each,)) for each in files]
 
     def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:

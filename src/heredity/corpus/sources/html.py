@@ -32,7 +32,7 @@ class HtmlSource(CorpusSource, frozen=True, kw_only=True):
 
     def jobs(self, root: Path) -> list[Job]:
         _extractor()
-        files = _files.of(self, root)
+        files = _files.files_of(self, root)
         return _files.grouped(files)
 
     def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:

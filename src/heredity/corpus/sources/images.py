@@ -47,7 +47,7 @@ class ImagesSource(CorpusSource, frozen=True, kw_only=True):
         """The files that an image corpus reads."""
         if self.captions:
             return [Job(((str(root / self.captions), Path(self.captions).name),))]
-        return _files.grouped(_files.of(self, root))
+        return _files.grouped(_files.files_of(self, root))
 
     def left_out(self, root: Path) -> Counter[str]:
         return Counter() if self.captions else super().left_out(root)

@@ -23,7 +23,7 @@ class JsonlSource(CorpusSource, frozen=True, kw_only=True):
 
     def jobs(self, root: Path) -> list[Job]:
         """A large file is read in parts; a line belongs to the part in which it begins."""
-        files = _files.of(self, root)
+        files = _files.files_of(self, root)
         jobs: list[Job] = []
         for path, name in files:
             size = Path(path).stat().st_size

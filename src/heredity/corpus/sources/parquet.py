@@ -23,7 +23,7 @@ class ParquetSource(CorpusSource, frozen=True, kw_only=True):
 
     def jobs(self, root: Path) -> list[Job]:
         """A job is some of a file's row groups."""
-        files = _files.of(self, root)
+        files = _files.files_of(self, root)
         return [job for path, name in files for job in groups_of(path, name, opened(path), self.text)]
 
     def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:

@@ -30,7 +30,7 @@ class TextSource(CorpusSource, frozen=True, kw_only=True):
         return (".txt", ".text")
 
     def jobs(self, root: Path) -> list[Job]:
-        return _files.grouped(_files.of(self, root))
+        return _files.grouped(_files.files_of(self, root))
 
     def read(self, job: Job) -> Iterator[bytes | SkippedDocument]:
         for path, _ in job.files:

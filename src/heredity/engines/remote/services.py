@@ -44,7 +44,7 @@ class Price:
     cached: float | None = None
     as_of: str = ""
 
-    def of(self, usage: Usage) -> float:
+    def cost_of(self, usage: Usage) -> float:
         """Return the cost of a usage."""
         cached = self.prompt if self.cached is None else self.cached
         fresh = usage.n_prompt - usage.n_cached - usage.n_written
@@ -80,7 +80,7 @@ class Budget:
 
     def take(self, reserved: Usage, price: Price | None) -> bool:
         """Reserve a request; return False if it might exceed the budget."""
-        n, cost = reserved.n_prompt + reserved.n_answer, price.of(reserved) if price else 0.0
+        n, cost = reserved.n_prompt + reserved.n_answer, price.cost_of(reserved) if price else 0.0
         if self.max_tokens is not None and self.tokens + self._held_tokens + n > self.max_tokens:
             return False
         if self.max_cost is not None and self.cost + self._held_cost + cost > self.max_cost:
@@ -94,8 +94,8 @@ class Budget:
         self._held_tokens -= reserved.n_prompt + reserved.n_answer
         self.tokens += used.n_prompt + used.n_answer
         if price:
-            self._held_cost -= price.of(reserved)
-            self.cost += price.of(used)
+            self._held_cost -= price.cost_of(reserved)
+            self.cost += price.cost_of(used)
 
     def spent(self) -> BudgetSpent:
         """Return the error that ends a run."""
