@@ -383,34 +383,36 @@ def _explain(error: BaseException, show_traceback: bool) -> int:
 
         traceback.print_exception(error)
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return _say("stopped. Run the same command to resume.", STOPPED)
+        return _fail("stopped. Run the same command to resume.", STOPPED)
     if isinstance(error, BrokenPipeError):
         return _closed()
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "heredity"
-        return _say(f"error: {_as_sentence(error.format_message())} Help: {command} --help", 2)
+        return _fail(f"error: {_as_sentence(error.format_message())} Help: {command} --help", 2)
     if isinstance(error, click.ClickException):
-        return _say(f"error: {error.format_message()}", 2)
+        return _fail(f"error: {error.format_message()}", 2)
     if isinstance(error, BudgetSpent):
-        return _say(f"stopped: {error}", SPENT)
+        return _fail(f"stopped: {error}", SPENT)
     if isinstance(error, HeredityError):
-        return _say(f"error: {error}", 2)
+        return _fail(f"error: {error}", 2)
     if isinstance(error, MemoryError):
-        return _say("error: the memory of this machine is used up. Close other programs, or ask for less.", 2)
+        return _fail(
+            "error: the memory of this machine is used up. Close other programs, or ask for less.", 2
+        )
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return _say(f"error: {where}{error.strerror}", 2)
+        return _fail(f"error: {where}{error.strerror}", 2)
     hint = "" if show_traceback else " Run it again with --debug for the details."
     if of_plugin := registry.fault_of(error):
-        return _say(f"error: {of_plugin}{hint}", 2)
-    return _say(f"error: a fault in heredity: {type(error).__name__}: {error}.{hint}", FAULT)
+        return _fail(f"error: {of_plugin}{hint}", 2)
+    return _fail(f"error: a fault in heredity: {type(error).__name__}: {error}.{hint}", FAULT)
 
 
 def _as_sentence(message: str) -> str:
     return message if message.endswith((".", "?", "!", "?)")) else f"{message}."
 
 
-def _say(line: str, code: int) -> int:
+def _fail(line: str, code: int) -> int:
     """Print a line on stderr. Names and paths in it may be hostile, so it is made plain first."""
     from heredity.core.sanitize import plain
 

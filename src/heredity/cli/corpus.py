@@ -49,7 +49,7 @@ def build(recipe: Path, out: Path | None, workers: int | None, as_json: bool) ->
         write_json(card)
         return
     _show(card)
-    _say(f"{out or recipe.with_suffix('')}: fingerprint {card.fingerprint}")
+    _write(f"{out or recipe.with_suffix('')}: fingerprint {card.fingerprint}")
 
 
 @command.command(
@@ -75,7 +75,7 @@ def export(recipe: Path, out: Path, tasks: int) -> None:
     from heredity.corpus import recipe as recipes
 
     recipes.export(recipes.read(recipe), out, tasks)
-    _say(f"{out}: run.py starts {tasks} tasks; then: heredity corpus build {out / 'after.toml'}")
+    _write(f"{out}: run.py starts {tasks} tasks; then: heredity corpus build {out / 'after.toml'}")
 
 
 @command.command("show", cls=Verb, example="heredity corpus show corpora/shelf")
@@ -92,7 +92,7 @@ def show(folder: Path, as_json: bool) -> None:
         write_json(card)
         return
     _show(card)
-    _say(f"{folder}: fingerprint {card.fingerprint}, every shard as it was built")
+    _write(f"{folder}: fingerprint {card.fingerprint}, every shard as it was built")
 
 
 class _Shown:
@@ -126,7 +126,7 @@ class _Shown:
         self._progress.stop()
 
 
-def _say(line: str) -> None:
+def _write(line: str) -> None:
     from heredity.core.sanitize import plain
     from heredity.core.terminal import write
 
@@ -152,12 +152,12 @@ def _show(card: Card | ImageCard) -> None:
         if facts.bytes_per_token is None
         else f"{facts.bytes_per_token:.3f} on the validation split"
     )
-    _say(
+    _write(
         f"tokenizer: {facts.vocabulary:,} entries ({facts.split}), bytes per token {held},"
         f" {facts.train_bytes_per_token:.3f} on the rest; {facts.unused:,} entries are never used"
     )
     for canary in card.canaries if card.kind == "text" else ():
-        _say(f"canary, {canary.repeats} times: {canary.text} {canary.secret}")
+        _write(f"canary, {canary.repeats} times: {canary.text} {canary.secret}")
 
 
 def _image_sources(card: ImageCard) -> Table:

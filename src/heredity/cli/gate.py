@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,7 +103,8 @@ def _hand_out(
 
     made = outcome.words
     if form == "json":
-        made = _json(gate.as_dict(outcome, estimates, limits))
+        # ASCII: a bidirectional override in a name must not reach a terminal.
+        made = json.dumps(gate.as_dict(outcome, estimates, limits), indent=2)
     elif form == "junit":
         made = gate.as_junit(outcome, estimates)
     if out is not None:
@@ -113,13 +115,6 @@ def _hand_out(
         _show(outcome)
     else:
         write(made)
-
-
-def _json(value: object) -> str:
-    import json
-
-    # ensure_ascii: a bidirectional override in a name must not reach a terminal.
-    return json.dumps(value, indent=2, ensure_ascii=True)
 
 
 def _show(outcome: Outcome) -> None:

@@ -59,7 +59,15 @@ def command(
     with shown_work(store, "reading the folder") as display:
         built = build(folder, out, embed=embed, words=words, limits=limits, store=store, watch=display)
     if as_json:
-        terminal.write_json(_summary(built, out))
+        manifest = built.manifest
+        left_out = [
+            {"path": each.path, "reason": each.reason, "detail": each.detail} for each in manifest.left_out
+        ]
+        terminal.write_json({
+            "index": str(out), "hash": manifest.hash, "n_documents": len(manifest.sources),
+            "n_passages": manifest.n_chunks, "n_read": built.n_read, "n_kept": built.n_kept,
+            "n_embedded": built.n_embedded, "left_out": left_out,
+        })  # fmt: skip
     else:
         _show_built(built, out)
 
@@ -160,19 +168,3 @@ def _left_out(manifest: IndexManifest) -> object:
         detail = f" ({each.detail})" if each.detail else ""
         grid.add_row(terminal.cell(each.path), terminal.cell(REASONS[each.reason] + detail))
     return grid
-
-
-def _summary(built: Built, out: Path) -> dict[str, object]:
-    manifest = built.manifest
-    return {
-        "index": str(out),
-        "hash": manifest.hash,
-        "n_documents": len(manifest.sources),
-        "n_passages": manifest.n_chunks,
-        "n_read": built.n_read,
-        "n_kept": built.n_kept,
-        "n_embedded": built.n_embedded,
-        "left_out": [
-            {"path": each.path, "reason": each.reason, "detail": each.detail} for each in manifest.left_out
-        ],
-    }

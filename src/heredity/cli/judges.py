@@ -160,7 +160,7 @@ def _every(seconds: float, live: Watch | None) -> Callable[[int, int], None]:
     last = time.monotonic()
     meters: dict[int, Meter] = {}  # by total: a threshold is fitted on other rows
 
-    def say(n_done: int, n_all: int) -> None:
+    def report(n_done: int, n_all: int) -> None:
         nonlocal last
         if live is not None:
             meters.setdefault(n_all, Meter(live, PREPARE, n_all, "judging", "rows")).reached(n_done)
@@ -168,7 +168,7 @@ def _every(seconds: float, live: Watch | None) -> Callable[[int, int], None]:
             last = time.monotonic()
             note(f"judged {n_done} of {n_all} answers")
 
-    return say
+    return report
 
 
 def _summary(

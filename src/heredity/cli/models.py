@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from heredity.core.records import Exchange, Model, Response, Verdict
-    from heredity.engines.remote.services import KnownModel
     from heredity.lineage.catalog import Entry
     from heredity.lineage.removal import Garbage
     from heredity.lineage.store import Store
@@ -88,6 +87,8 @@ def _show_models(store: Store) -> None:
 
 
 def _show_catalog(store: Store, as_json: bool) -> None:
+    import msgspec
+
     from heredity.core.terminal import write_json
     from heredity.engines.remote.services import known_models
     from heredity.lineage import catalog
@@ -95,19 +96,17 @@ def _show_catalog(store: Store, as_json: bool) -> None:
     held = {model.name for model in store.models()}
     known = catalog.catalogue()
     if as_json:
-        models = {name: _as_json(entry, name in held) for name, entry in known.items()}
-        write_json(models | {name: _service_as_json(each) for name, each in known_models().items()})
+        models: dict[str, dict[str, object]] = {}
+        for name, entry in known.items():
+            more = {"n_bytes": entry.n_bytes, "is_exact": entry.is_pinned, "memory": entry.memory()}
+            models[name] = {**msgspec.to_builtins(entry), **more, "is_in_store": name in held}
+        for name, each in known_models().items():
+            models[name] = {**msgspec.to_builtins(each), "reference": each.reference}
+        write_json(models)
         return
     _show_pinned({name: entry for name, entry in known.items() if entry.is_pinned}, held)
     _show_families({name: entry for name, entry in known.items() if not entry.is_pinned}, held)
     _show_services()
-
-
-def _as_json(entry: Entry, is_here: bool) -> dict[str, object]:
-    import msgspec
-
-    more = {"n_bytes": entry.n_bytes, "is_exact": entry.is_pinned, "memory": entry.memory()}
-    return {**msgspec.to_builtins(entry), **more, "is_in_store": is_here}
 
 
 def _show_pinned(entries: Mapping[str, Entry], held: Collection[str]) -> None:
@@ -140,12 +139,6 @@ def _show_families(entries: Mapping[str, Entry], held: Collection[str]) -> None:
     if entries:
         note("The columns are parameters, approximate size of the files, and context in tokens.")
         note("Weights take 2 bytes per parameter in bfloat16, 4 in float32, 1 in int8.")
-
-
-def _service_as_json(known: KnownModel) -> dict[str, object]:
-    import msgspec
-
-    return {**msgspec.to_builtins(known), "reference": known.reference}
 
 
 def _show_services() -> None:

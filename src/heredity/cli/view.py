@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,14 +86,11 @@ def _token(host: str, name: str | None) -> str:
 
 
 def _serve(site: Site, listening: socket.socket, host: str, token: str, opens: bool) -> None:
-    import signal
     import webbrowser
-
-    import uvicorn
 
     from heredity.core.sanitize import plural
     from heredity.core.terminal import note
-    from heredity.view.app import ViewSettings, app
+    from heredity.view.app import run
 
     studies = site.place.studies()
     path = f"/s/{studies[0].key}" if len(studies) == 1 else "/"
@@ -104,13 +100,4 @@ def _serve(site: Site, listening: socket.socket, host: str, token: str, opens: b
     if opens:
         listening.listen()  # the browser waits until the server answers
         webbrowser.open(address)
-    # Streams of events end when the server does; without that it would wait for them.
-    settings = ViewSettings(token, host in LOOPBACK, is_closing=lambda: server.should_exit)
-    config = uvicorn.Config(
-        app(site, settings), log_level="warning", access_log=False, server_header=False, ws="none",
-        timeout_graceful_shutdown=3,
-    )  # fmt: skip
-    server = uvicorn.Server(config)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with suppress(KeyboardInterrupt):
-        server.run(sockets=[listening])
+    run(site, listening, token, is_local=host in LOOPBACK)

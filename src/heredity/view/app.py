@@ -14,11 +14,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
+import signal
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import parse_qsl
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -85,6 +89,20 @@ def app(site: Site, settings: ViewSettings | None = None) -> Starlette:
     if settings.is_local:
         guard.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK), www_redirect=False))
     return Starlette(routes=routes, middleware=guard, exception_handlers={404: partial(_lost, site)})
+
+
+def run(site: Site, listening: socket.socket, token: str, is_local: bool) -> None:
+    """Show the pages at a socket that is bound, until this process is interrupted or ended."""
+    # Streams of events end when the server does; without that it would wait for them.
+    settings = ViewSettings(token, is_local, is_closing=lambda: server.should_exit)
+    config = uvicorn.Config(
+        app(site, settings), log_level="warning", access_log=False, server_header=False, ws="none",
+        timeout_graceful_shutdown=3,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
 
 
 def _endpoint(site: Site, page: Page) -> Callable[[Call], Awaitable[Response]]:
