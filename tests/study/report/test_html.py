@@ -21,7 +21,7 @@ from heredity.study.advice import ADDRESSES
 from heredity.study.estimates import SCHEMA
 from heredity.study.folders import write_demo
 from heredity.study.plan import PlanFile, PlannedModel
-from heredity.study.report import html
+from heredity.study.report import _rows, html
 from tests.support.errors import raises
 from tests.support.hostile_text import NASTY
 from tests.support.report_studies import make, plan
@@ -197,12 +197,11 @@ def test_every_rate_is_shown_with_its_count_interval_and_rows(study: Path, page:
 def test_the_rows_named_behind_a_cell_give_its_counts(study: Path) -> None:
     """What the page's jq line does, done here."""
     read = html.aggregate.read_study(study)
-    view = html.View(read.estimates, read.plan, (), True)
     rows = [msgspec.json.decode(line) for line in (study / "verdicts.jsonl").read_bytes().splitlines()]
     for rate in read.estimates.rates:
         if rate.attack != "all":
             continue
-        ranges = view.ranges(rate.model, rate.technique, "all")
+        ranges = _rows.ranges(read.plan, rate.model, rate.technique, "all")
         said = [r["outcome"] for r in rows if any(first <= r["index"] <= last for first, last in ranges)]
         kinds = ("broke", "held") if rate.measure == "breach" else ("refused", "answered")
         assert (said.count(kinds[0]), said.count(kinds[1])) == (rate.n_broke, rate.n_held)

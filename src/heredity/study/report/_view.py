@@ -20,14 +20,7 @@ from heredity.study.advice import (
     MIN_N,
     Advice,
     Recommendation,
-    Remedy,
-    Standing,
-    ThreatLink,
     advise,
-    recommendation_words,
-    remedy,
-    standings,
-    threat_links,
 )
 from heredity.study.estimates import (
     ALL,
@@ -47,7 +40,6 @@ from heredity.study.headline import headline, unprompted_words
 from heredity.study.plan import Plan
 from heredity.study.report import _rows
 from heredity.study.report._rows import Sample
-from heredity.study.turns import Piece
 from heredity.study.wording import is_planned, unsupported
 
 _SHORT = {"worse": "worse", "not worse": "not worse", "not enough evidence": "undecided"}
@@ -78,99 +70,6 @@ class EdgeRow(NamedTuple):
     badge: str
     verdict: str
     compared: Compared
-
-
-class PairView:
-    """The queries of the template about two models or more. Every method returns plain values."""
-
-    def __init__(self, estimates: Estimates) -> None:
-        self.estimates = estimates
-        self.names = words.names(estimates.models)
-        self.order = {card.id: i for i, card in enumerate(estimates.models)}
-        self._rates: dict[tuple[str, str, str, str], Rate] = {
-            (r.model, r.technique, r.attack, r.measure): r for r in estimates.rates
-        }
-
-    @property
-    def main_scope(self) -> str:
-        """The scope that the headline rests on."""
-        return self.estimates.main_scope()
-
-    def rate(self, model: str, technique: str, measure: Measure, attack: str = ALL) -> Rate | None:
-        """The rate of one cell; None if it was not asked."""
-        return self._rates.get((model, technique, attack, measure))
-
-    # --- pairs ---
-
-    def pairs(self, measure: Measure, scope: str | None = None, exploratory: bool = False) -> list[Compared]:
-        """Comparisons of one measure, in one scope or in all, each with its verdict in words."""
-        held = self.estimates.technique_pairs if exploratory else self.estimates.pairs
-        wanted = (p for p in held if p.measure == measure and p.n and scope in (None, p.technique))
-        return [self._compared(pair) for pair in wanted]
-
-    def _compared(self, pair: ModelPair) -> Compared:
-        difference, table = pair.difference, pair.table
-        is_b_higher = (difference.value or 0.0) >= 0
-        high, low = (pair.b, pair.a) if is_b_higher else (pair.a, pair.b)
-        only = (table.only_b, table.only_a) if is_b_higher else (table.only_a, table.only_b)
-        of_high, of_low = words.verdict_on(pair, high), words.verdict_on(pair, low)
-        badge = {"worse": "worse", "not worse": "same"}.get(of_high, "unknown")
-        verdict = words.capital(of_high)
-        aside = words.withheld_on(pair, high) if badge == "unknown" else ""
-        if not aside and (badge, of_low) == ("unknown", "not worse"):
-            aside = f"but {self.names.get(low, '?')} is not worse"
-        turned = difference if is_b_higher else negated(difference)
-        return Compared(pair, high, low, turned, *only, badge, verdict, aside)
-
-    def difference(self, row: Compared, reach: float) -> Markup:
-        """The difference's interval, with the margin as a band."""
-        text = f"{words.points(row.difference.value)}, interval {words.points_interval(row.difference)}"
-        return figures.difference_bar(
-            span(row.difference), row.pair.margin, reach, self.order.get(row.high, 0), text
-        )
-
-    def reach(self, pairs: Sequence[Compared]) -> float:
-        """One scale for a table of differences."""
-        return figures.reach_of([interval for row in pairs if (interval := span(row.difference))])
-
-    # --- inheritance ---
-
-    def edge_rows(
-        self, measure: Measure, scope: str | None = None, exploratory: bool = False
-    ) -> list[EdgeRow]:
-        """The edges of one measure, in one scope or in all."""
-        held = self.estimates.technique_edges if exploratory else self.estimates.edges
-        wanted = (e for e in held if e.compared.measure == measure and not e.is_of_guard)
-        return [_edge_row(edge) for edge in wanted if scope in (None, edge.compared.technique)]
-
-    def retention_bar(self, edge: Inheritance) -> Markup:
-        """The retention's interval on a line from 0 to 100 %."""
-        order = self.order.get(edge.child, 0)
-        return figures.interval_bar(span(edge.retention), order, words.retention_words(edge))
-
-    def lineage(self) -> Markup:
-        """The figure of the lineage, each edge with its verdict."""
-        estimates, by_edge = self.estimates, words.edge_verdicts(self.estimates)
-        in_it = {ident for key in by_edge for ident in key}
-        nodes = [self._node(card.id) for card in estimates.models if card.id in in_it]
-        edges = [
-            figures.DrawnEdge(
-                *key,
-                words.BADGES[verdict],
-                _edge_label(estimates, key, verdict),
-                _retained(estimates, key, verdict),
-            )
-            for key, verdict in by_edge.items()
-        ]
-        lines = (f"{self.names[c]} from {self.names[p]}: {verdict}" for (p, c), verdict in by_edge.items())
-        return figures.graph(nodes, edges, f"Lineage, parents left of children. {'; '.join(lines)}")
-
-    def _node(self, model: str) -> figures.Node:
-        rate = self.rate(model, self.main_scope, "breach")
-        value = rate.estimate.value if rate else None
-        did = words.failed(self.estimates, "breach", self.main_scope)
-        note = "" if value is None else f"{did} {words.percent(value)}"
-        return figures.Node(model, self.names[model], self.order[model], note, value)
 
 
 def span(estimate: Estimate) -> figures.Span | None:
@@ -234,7 +133,7 @@ class Strand(NamedTuple):
     scope: str
 
 
-class View(PairView):
+class View:
     """The queries of the template. Every method takes and returns plain values."""
 
     def __init__(
@@ -246,7 +145,12 @@ class View(PairView):
         recommendation: Recommendation | None = None,
         is_full: bool = False,
     ) -> None:
-        super().__init__(estimates)
+        self.estimates = estimates
+        self.names = words.names(estimates.models)
+        self.order = {card.id: i for i, card in enumerate(estimates.models)}
+        self._rates: dict[tuple[str, str, str, str], Rate] = {
+            (r.model, r.technique, r.attack, r.measure): r for r in estimates.rates
+        }
         self.recommendation, self.is_full = recommendation, is_full
         self.plan, self.samples, self.with_text = plan, samples, with_text
         self.headline = headline(estimates)
@@ -267,11 +171,6 @@ class View(PairView):
         """The advice in one sentence."""
         return advise(self.estimates, self.plan)
 
-    @property
-    def standings(self) -> list[Standing]:
-        """Each model with its verdict against the others."""
-        return standings(self.estimates)
-
     @cached_property
     def quote(self) -> _rows.Quote | None:
         """One breach in a few lines."""
@@ -284,15 +183,6 @@ class View(PairView):
         for model, did in unprompted_words(self.estimates):
             lines.setdefault(model, []).append(did)
         return lines
-
-    def badge(self, verdict: str) -> str:
-        """The style class of a verdict; "none" without one."""
-        return words.BADGES.get(verdict, "none")
-
-    @property
-    def accounts(self) -> list[str]:
-        """One line per remote model: what its service reported."""
-        return words.account_lines(self.estimates)
 
     def forecast_lines(self) -> list[str]:
         """The forecast of the plan, as it was printed before the first request."""
@@ -386,10 +276,6 @@ class View(PairView):
     def in_words(self, rate: Rate | None) -> str:
         """The rate in full, for a title and for a figure's text."""
         return words.rate_words(rate, self.estimates.confidence)
-
-    def title(self, technique: str) -> str:
-        """A technique's name as a heading."""
-        return words.title(technique)
 
     @property
     def talk_order(self) -> list[TechniqueCard]:
@@ -538,19 +424,7 @@ class View(PairView):
         rate = self._rates.get((model, scope, ALL, measure))
         return span(rate.estimate) if rate else None
 
-    def recommendation_words(self) -> list[str]:
-        """The recommendation by the user's costs, or how to get one."""
-        return recommendation_words(self.recommendation, self.names)
-
     # --- rows ---
-
-    def ranges(self, model: str, technique: str, attack: str) -> list[tuple[int, int]]:
-        """First and last index of each run of rows behind a cell, in the plan's order."""
-        return _rows.ranges(self.plan, model, technique, attack)
-
-    def rows(self, model: str, technique: str) -> str:
-        """The rows behind a cell, as ranges of `index`."""
-        return _rows.ranges_words(self.plan, model, technique)
 
     def example(self) -> str:
         """A jq condition that picks the rows of the first cell out of verdicts.jsonl."""
@@ -558,19 +432,86 @@ class View(PairView):
             return ""
         return _rows.jq_condition(self.plan, self.estimates.models[0].id, self.techniques[0].name)
 
-    # --- conversations ---
+    @property
+    def main_scope(self) -> str:
+        """The scope that the headline rests on."""
+        return self.estimates.main_scope()
 
-    def marked(self, sample: Sample, text: str) -> list[Piece]:
-        """A text of the model in parts, with the judge's evidence marked."""
-        return _rows.pieces(sample, text)
+    def rate(self, model: str, technique: str, measure: Measure, attack: str = ALL) -> Rate | None:
+        """The rate of one cell; None if it was not asked."""
+        return self._rates.get((model, technique, attack, measure))
 
-    def remedy(self, technique: str) -> Remedy:
-        """A breach of the technique in words, and the advice against it."""
-        return remedy(self.plan, technique)
+    # --- pairs ---
 
-    def threats(self, card: TechniqueCard) -> list[ThreatLink]:
-        """The threats of a technique, with the pages of their taxonomies."""
-        return list(threat_links(card.threats))
+    def pairs(self, measure: Measure, scope: str | None = None, exploratory: bool = False) -> list[Compared]:
+        """Comparisons of one measure, in one scope or in all, each with its verdict in words."""
+        held = self.estimates.technique_pairs if exploratory else self.estimates.pairs
+        wanted = (p for p in held if p.measure == measure and p.n and scope in (None, p.technique))
+        return [self._compared(pair) for pair in wanted]
+
+    def _compared(self, pair: ModelPair) -> Compared:
+        difference, table = pair.difference, pair.table
+        is_b_higher = (difference.value or 0.0) >= 0
+        high, low = (pair.b, pair.a) if is_b_higher else (pair.a, pair.b)
+        only = (table.only_b, table.only_a) if is_b_higher else (table.only_a, table.only_b)
+        of_high, of_low = words.verdict_on(pair, high), words.verdict_on(pair, low)
+        badge = {"worse": "worse", "not worse": "same"}.get(of_high, "unknown")
+        verdict = words.capital(of_high)
+        aside = words.withheld_on(pair, high) if badge == "unknown" else ""
+        if not aside and (badge, of_low) == ("unknown", "not worse"):
+            aside = f"but {self.names.get(low, '?')} is not worse"
+        turned = difference if is_b_higher else negated(difference)
+        return Compared(pair, high, low, turned, *only, badge, verdict, aside)
+
+    def difference(self, row: Compared, reach: float) -> Markup:
+        """The difference's interval, with the margin as a band."""
+        text = f"{words.points(row.difference.value)}, interval {words.points_interval(row.difference)}"
+        return figures.difference_bar(
+            span(row.difference), row.pair.margin, reach, self.order.get(row.high, 0), text
+        )
+
+    def reach(self, pairs: Sequence[Compared]) -> float:
+        """One scale for a table of differences."""
+        return figures.reach_of([interval for row in pairs if (interval := span(row.difference))])
+
+    # --- inheritance ---
+
+    def edge_rows(
+        self, measure: Measure, scope: str | None = None, exploratory: bool = False
+    ) -> list[EdgeRow]:
+        """The edges of one measure, in one scope or in all."""
+        held = self.estimates.technique_edges if exploratory else self.estimates.edges
+        wanted = (e for e in held if e.compared.measure == measure and not e.is_of_guard)
+        return [_edge_row(edge) for edge in wanted if scope in (None, edge.compared.technique)]
+
+    def retention_bar(self, edge: Inheritance) -> Markup:
+        """The retention's interval on a line from 0 to 100 %."""
+        order = self.order.get(edge.child, 0)
+        return figures.interval_bar(span(edge.retention), order, words.retention_words(edge))
+
+    def lineage(self) -> Markup:
+        """The figure of the lineage, each edge with its verdict."""
+        estimates, by_edge = self.estimates, words.edge_verdicts(self.estimates)
+        in_it = {ident for key in by_edge for ident in key}
+        nodes = [self._node(card.id) for card in estimates.models if card.id in in_it]
+        edges = [
+            figures.DrawnEdge(
+                *key,
+                words.BADGES[verdict],
+                _edge_label(estimates, key, verdict),
+                _retained(estimates, key, verdict),
+            )
+            for key, verdict in by_edge.items()
+        ]
+        lines = (f"{self.names[c]} from {self.names[p]}: {verdict}" for (p, c), verdict in by_edge.items())
+        return figures.graph(nodes, edges, f"Lineage, parents left of children. {'; '.join(lines)}")
+
+    def _node(self, model: str) -> figures.Node:
+        rate = self.rate(model, self.main_scope, "breach")
+        value = rate.estimate.value if rate else None
+        did = words.failed(self.estimates, "breach", self.main_scope)
+        note = "" if value is None else f"{did} {words.percent(value)}"
+        return figures.Node(model, self.names[model], self.order[model], note, value)
 
 
 def _accuracies(estimates: Sequence[Estimate]) -> str:

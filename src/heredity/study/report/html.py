@@ -24,7 +24,7 @@ from heredity.study.estimates import Estimates
 from heredity.study.figures import CurvePoint, CurveSeries, curve
 from heredity.study.findings.protocols import sections
 from heredity.study.importers import agentdojo
-from heredity.study.report._rows import draw
+from heredity.study.report._rows import draw, pieces, ranges_words
 from heredity.study.report._view import View, span
 from heredity.study.turns import page_environment, role_word, turns, with_tokens
 
@@ -79,6 +79,15 @@ _FUNCTIONS = {  # words, counts and figures that the template uses by name
     "turns": turns,
     "version": __version__,
     "with_tokens": with_tokens,
+    "account_lines": wording.account_lines,
+    "badges": wording.BADGES,
+    "marked": pieces,
+    "ranges_words": ranges_words,
+    "recommendation_words": advice.recommendation_words,
+    "remedy": advice.remedy,
+    "standings": advice.standings,
+    "technique_title": wording.title,
+    "threat_links": advice.threat_links,
 }
 
 

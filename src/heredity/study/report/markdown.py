@@ -13,7 +13,7 @@ from pathlib import Path
 from heredity.core import files
 from heredity.core.sanitize import label, plural
 from heredity.core.sections import Badge, Cell, ModelName, Section, StackedCounts, TextTable, TrialLink
-from heredity.study import advice, aggregate, importers
+from heredity.study import advice, aggregate, importers, wording
 from heredity.study.advice import cost_words
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate
 from heredity.study.findings.protocols import sections
@@ -90,7 +90,7 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
         yield f"\n### {plain(grid.title, 120)}\n"
         yield from _table(grid)
     yield from _declared(view)
-    yield from (f"\n{plain(line, 600)}\n" for line in view.accounts)
+    yield from (f"\n{plain(line, 600)}\n" for line in wording.account_lines(view.estimates))
     yield from _decision_lines(view)
     yield (
         f"\n{percent(e.confidence)} intervals; {plural(n_planned(e), 'trial')}. Application "
@@ -162,7 +162,7 @@ def _forecast(view: View) -> Iterator[str]:
                 row
             )
     for cells, rows in alike.items():
-        one = view.title(rows[0].technique) if len(rows) == 1 else f"Each of {len(rows)} techniques"
+        one = wording.title(rows[0].technique) if len(rows) == 1 else f"Each of {len(rows)} techniques"
         is_of_twins = rows[0].measure == "over_refusal" and rows[0].technique != ALL
         yield _row([plain(one) + (", twins" if is_of_twins else ""), *cells[1:]])
     yield ""
@@ -175,7 +175,7 @@ def _rates(view: View, measure: Measure) -> Iterator[str]:
     yield from _head(["technique", *(plain(view.names[card.id]) for card in view.estimates.models)])
     for technique in view.ledger(measure):
         cells = [_cell(view, view.rate(card.id, technique, measure)) for card in view.estimates.models]
-        title = plain(view.title(technique))
+        title = plain(wording.title(technique))
         is_sum = technique in (ALL, JUDGE_FREE, JUDGED)
         yield _row([f"**{title}**" if is_sum else title, *cells])
 
@@ -232,7 +232,9 @@ def _pairs(view: View) -> Iterator[str]:
 def _decision_lines(view: View) -> Iterator[str]:
     """The recommendation by the user's costs, or how to get one."""
     yield "\n### Which model to take\n"
-    yield from (f"{plain(line, 600)}\n" for line in view.recommendation_words())
+    yield from (
+        f"{plain(line, 600)}\n" for line in advice.recommendation_words(view.recommendation, view.names)
+    )
     recommendation = view.recommendation
     if recommendation is None or recommendation.note:
         return
