@@ -30,7 +30,9 @@ _ASK = "Put '{first}' and '{second}' as one word at the end of it."
 
 def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
     """Every instruction inside its contexts."""
-    where, each = source.options.get("where", "end"), _number(source)
+    where, given = source.options.get("where", "end"), source.options.get("each", "1")
+    if not given.isdecimal() or not 0 < (each := int(given)) <= 1000:
+        raise UsageError(f"each must be a number from 1 to 1000, not '{given}'")
     if where not in PLACES:
         raise UsageError(f"'{where}' is no place for an injection. Choose one of: {', '.join(PLACES)}")
     contexts = _contexts(source)
@@ -54,13 +56,6 @@ def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
                 clean_passage=text,
                 marker=first + second,
             )
-
-
-def _number(source: ImportSource) -> int:
-    given = source.options.get("each", "1")
-    if not given.isdecimal() or not 0 < int(given) <= 1000:
-        raise UsageError(f"each must be a number from 1 to 1000, not '{given}'")
-    return int(given)
 
 
 def _contexts(source: ImportSource) -> list[tuple[int, str, str]]:
