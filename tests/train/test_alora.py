@@ -99,7 +99,7 @@ def test_a_conversation_becomes_an_example_of_each_answer(tmp_path: Path) -> Non
     whole = encoder.example(chat.Dialogue(tuple(TALK), "rows:1"))
     invocation = encoder.chat.continuation(encoder.chat.generation_prompt)
     found = activate([whole], invocation)
-    assert found.n_asleep == 0 and len(found.examples) == 2
+    assert found.n_without_invocation == 0 and len(found.examples) == 2
     for each, answer in zip(found.examples, ("brown fox", "over a lazy dog"), strict=True):
         tokens, learned = each.document
         assert each.active_from is not None

@@ -43,7 +43,7 @@ _MAX_POINTS = 400  # of the loss curve
 FEWEST_STEPS = 20  # of the optimizer; a run of fewer hardly changes the model
 
 
-class Lessons(NamedTuple):
+class TrainingSet(NamedTuple):
     """The examples that are learned, notes about those that are not, and a warning about them or ""."""
 
     dialogues: tuple[Dialogue, ...]
@@ -118,11 +118,11 @@ class TrainingRecipe(ComputingRecipe):
         return bool(self.__dataclass_fields__["data"].metadata.get("has_answers", True))
 
     @property
-    def lessons(self) -> Lessons:
+    def training_set(self) -> TrainingSet:
         """The examples that are learned: all of the data, unless the recipe leaves some out."""
-        return Lessons(self.examples.dialogues)
+        return TrainingSet(self.examples.dialogues)
 
-    def say(self, warning: str) -> None:
+    def send_warning(self, warning: str) -> None:
         """Give a warning to `warn`, or as a UserWarning of Python. Nothing for ""."""
         if warning and self.warn is not None:
             self.warn(warning)
@@ -174,17 +174,17 @@ def run(
         from heredity.train.loop import BatchSampler, placed
         from heredity.train.models import causal_lm
 
-    lessons = recipe.lessons
-    recipe.say(lessons.warning)
+    training_set = recipe.training_set
+    recipe.send_warning(training_set.warning)
     with phase(recipe.watch, "loading", parent.record.name):
         network = causal_lm.load(parent.folder, recipe.dtype, recipe.device)
     with phase(recipe.watch, "tokenizing the examples"):
         encoder = ConversationEncoder(parent.folder)
-        prepared = encoder.prepare(lessons.dialogues, recipe.max_length)
-    recipe.say(_mostly_dropped(prepared, recipe.max_length))
+        prepared = encoder.prepare(training_set.dialogues, recipe.max_length)
+    recipe.send_warning(_mostly_dropped(prepared, recipe.max_length))
     if invocation:
-        prepared, asleep = woken(prepared, invocation, encoder.chat.decode(invocation))
-        lessons = lessons._replace(notes={**lessons.notes, **asleep})
+        prepared, notes = with_invocation(prepared, invocation, encoder.chat.decode(invocation))
+        training_set = training_set._replace(notes={**training_set.notes, **notes})
     batches: BatchSource = BatchSampler(prepared.examples, recipe.batch_size, recipe.seed)
     if make_batches is not None:
         batches = make_batches(network, encoder)
@@ -208,7 +208,7 @@ def run(
         licence=parent.record.licence,
         format=trainable.FORMAT,
         modality=parent.record.modality,
-        notes={**_notes(network, prepared, metrics), **lessons.notes},
+        notes={**_notes(network, prepared, metrics), **training_set.notes},
         versions={name: version(name) for name in ("torch", "transformers", "safetensors")},
     )
 
@@ -362,7 +362,7 @@ def invocation_note(folder: Path, tokens: Sequence[int]) -> dict[str, str]:
     return {"invocation": f"{text!r}, {plural(len(tokens), 'token')}"}
 
 
-def woken(
+def with_invocation(
     prepared: PreparedExamples, invocation: Sequence[int], text: str
 ) -> tuple[PreparedExamples, dict[str, str]]:
     """The examples, one for each answer that the adapter learns, and a note on those that it does not.
@@ -370,13 +370,14 @@ def woken(
     text: of the invocation. Raises UsageError if no answer has it before it.
     """
     activated = activate(prepared.examples, invocation)
+    n_without = activated.n_without_invocation
     if not activated.examples:
         raise UsageError(
-            f"No answer of {activated.n_asleep:,} has the invocation {text[:80]!r} before it, so the adapter"
-            " would learn nothing. Put it into the prompts, or name another with --invocation."
+            f"No answer of {n_without:,} has the invocation {text[:80]!r} before it, so the adapter would"
+            " learn nothing. Put it into the prompts, or name another with --invocation."
         )
-    asleep = f"{plural(activated.n_asleep, 'answer')} not learned: no invocation is before"
-    return prepared._replace(examples=activated.examples), {"asleep": asleep} if activated.n_asleep else {}
+    note = f"{plural(n_without, 'answer')} not learned: no invocation is before"
+    return prepared._replace(examples=activated.examples), {"asleep": note} if n_without else {}
 
 
 # --- the answers that are learned ---
@@ -450,7 +451,7 @@ class AnswerRecipe(TrainingRecipe):
         return parents[0]
 
     @cached_property
-    def lessons(self) -> Lessons:
+    def training_set(self) -> TrainingSet:
         """The answers that are learned. Raises UsageError if none is left."""
         return choose(self.examples, self.leave_out)
 
@@ -483,13 +484,13 @@ class _Share(NamedTuple):
         return high > _RATIO * low and high - low >= 1
 
 
-def choose(data: Data, leave_out: Sequence[str]) -> Lessons:
+def choose(data: Data, leave_out: Sequence[str]) -> TrainingSet:
     """The answers of `data` that are learned. Refusals that were added on purpose are never left out.
 
     Raises UsageError if none is left.
     """
     if not data.teacher and "refusals" not in leave_out:
-        return Lessons(data.dialogues)
+        return TrainingSet(data.dialogues)
     read = [_read(dialogue, leave_out) for dialogue in data.dialogues]
     learned = [each for each in read if not each.reason]
     reasons = Counter(each.reason for each in read if each.reason)
@@ -512,7 +513,7 @@ def choose(data: Data, leave_out: Sequence[str]) -> Lessons:
         warnings.append(
             f"Refusals are {among_learned} of the answers learned: it can learn to refuse everything."
         )
-    return Lessons(tuple(e.dialogue for e in learned), notes, " ".join(warnings))
+    return TrainingSet(tuple(e.dialogue for e in learned), notes, " ".join(warnings))
 
 
 def _read(dialogue: Dialogue, leave_out: Sequence[str]) -> _Read:

@@ -237,9 +237,9 @@ class AdoptFiles:
         with phase(watch, "comparing with the parent"):
             if self.source.is_adapter and has_tokenizer(out):
                 _check_tokenizer(out, brought.name)
-            made, woken = self._made(out, brought.name, parents[0])
+            made, invocation_notes = self._made(out, brought.name, parents[0])
             descent = find_descent(out, parents, self.adoption, made, brought.name, watch)
-        notes = brought.notes | _base_note(descent, parents[0].record) | woken
+        notes = brought.notes | _base_note(descent, parents[0].record) | invocation_notes
         parent = parents[0].record
         if self.source.is_adapter:
             licence = brought.licence or licence_of_card(out)

@@ -139,7 +139,7 @@ class Distill(AnswerRecipe):
         from heredity.train.objectives import distill
 
         examples = (
-            ConversationEncoder(student.folder).prepare(self.lessons.dialogues, self.max_length).examples
+            ConversationEncoder(student.folder).prepare(self.training_set.dialogues, self.max_length).examples
         )
         shown = hashlib.sha256(repr([e.document for e in examples]).encode()).hexdigest()
         tokenizer = hash_file(teacher.folder / "tokenizer.json")
@@ -165,7 +165,7 @@ class Distill(AnswerRecipe):
 
         max_prompt_tokens = self.max_length - self.max_new_tokens
         prompts = prompt_sampler(
-            encoder, self.lessons.dialogues, self.batch_size, self.seed, max_prompt_tokens
+            encoder, self.training_set.dialogues, self.batch_size, self.seed, max_prompt_tokens
         )
         return OnPolicyBatches(net, prompts, encoder.stops, self.max_new_tokens, self.sampling_temperature)
 

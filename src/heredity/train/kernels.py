@@ -355,7 +355,7 @@ def fused_attention(
 class _Block(NamedTuple):
     """Queries, and the keys that any of them attends to."""
 
-    asked: slice
+    queries: slice
     keys: slice
 
 
@@ -377,31 +377,32 @@ class _BlockwiseAttention(torch.autograd.Function):
         if is_fused:
             return fused_attention(q, k, v, scale, window)
         keys, values = _flatten_heads(k), _flatten_heads(v)
-        asked = _group_by_keys(q * scale, keys)
-        out = torch.empty_like(asked)
+        queries = _group_by_keys(q * scale, keys)
+        out = torch.empty_like(queries)
         for block in _blocks(n, ctx.size, window):
-            likely = _probabilities(asked, keys, block, window)
-            mine = out[:, :, block.asked]
-            mine.copy_(torch.bmm(likely, values[:, block.keys]).view(mine.shape))
+            probs = _probabilities(queries, keys, block, window)
+            out_block = out[:, :, block.queries]
+            out_block.copy_(torch.bmm(probs, values[:, block.keys]).view(out_block.shape))
         return out.view(q.shape)
 
     @staticmethod
     def backward(ctx: Any, out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         keys, values = _flatten_heads(k), _flatten_heads(v)
-        asked, grad = _group_by_keys(q * ctx.scale, keys), _group_by_keys(out, keys)
-        of_asked = torch.empty_like(asked)
-        of_keys, of_values = _GradientSum(keys, ctx.size), _GradientSum(values, ctx.size)
+        queries, grad = _group_by_keys(q * ctx.scale, keys), _group_by_keys(out, keys)
+        grad_q = torch.empty_like(queries)
+        grad_keys, grad_values = _GradientSum(keys, ctx.size), _GradientSum(values, ctx.size)
         for block in _blocks(q.shape[2], ctx.size, ctx.window):
-            likely = _probabilities(asked, keys, block, ctx.window)
-            here = _queries(grad, block)
-            of_values.add(block, torch.bmm(likely.transpose(1, 2), here))
-            of_likely = torch.bmm(here, values[:, block.keys].transpose(1, 2))
-            of_scores = torch._softmax_backward_data(of_likely, likely, -1, likely.dtype)
-            mine = of_asked[:, :, block.asked]
-            mine.copy_(torch.bmm(of_scores, keys[:, block.keys]).mul_(ctx.scale).view(mine.shape))
-            of_keys.add(block, torch.bmm(of_scores.transpose(1, 2), _queries(asked, block)))
-        return of_asked.view(q.shape), of_keys.of(k), of_values.of(v), None, None, None
+            probs = _probabilities(queries, keys, block, ctx.window)
+            grad_out = _queries(grad, block)
+            grad_values.add(block, torch.bmm(probs.transpose(1, 2), grad_out))
+            grad_probs = torch.bmm(grad_out, values[:, block.keys].transpose(1, 2))
+            grad_scores = torch._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
+            grad_q_block = grad_q[:, :, block.queries]
+            grad_products = torch.bmm(grad_scores, keys[:, block.keys]).mul_(ctx.scale)
+            grad_q_block.copy_(grad_products.view(grad_q_block.shape))
+            grad_keys.add(block, torch.bmm(grad_scores.transpose(1, 2), _queries(queries, block)))
+        return grad_q.view(q.shape), grad_keys.shaped_as(k), grad_values.shaped_as(v), None, None, None
 
 
 class _GradientSum:
@@ -417,7 +418,7 @@ class _GradientSum:
         else:
             self._total[:, block.keys] += part
 
-    def of(self, like: torch.Tensor) -> torch.Tensor:
+    def shaped_as(self, like: torch.Tensor) -> torch.Tensor:
         """The sum, in the shape of the keys."""
         assert self._total is not None
         return self._total.to(like.dtype).view(like.shape)
@@ -448,23 +449,23 @@ def _group_by_keys(x: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
 
 def _queries(x: torch.Tensor, block: _Block) -> torch.Tensor:
     """(products, queries of all heads that share keys, head_dim)"""
-    return x[:, :, block.asked].reshape(len(x), -1, x.shape[3])
+    return x[:, :, block.queries].reshape(len(x), -1, x.shape[3])
 
 
 def _probabilities(
-    asked: torch.Tensor, keys: torch.Tensor, block: _Block, window: AttentionWindow
+    queries: torch.Tensor, keys: torch.Tensor, block: _Block, window: AttentionWindow
 ) -> torch.Tensor:
     """(products, queries of all heads that share keys, keys of the block)"""
-    scores = torch.bmm(_queries(asked, block), keys[:, block.keys].transpose(1, 2))
+    scores = torch.bmm(_queries(queries, block), keys[:, block.keys].transpose(1, 2))
     near = block.keys
-    if not window.lengths and not block.keys.start and window.before >= block.asked.stop - 1:
-        near = slice(block.asked.start, block.keys.stop)  # all queries see the keys before the block
+    if not window.lengths and not block.keys.start and window.before >= block.queries.stop - 1:
+        near = slice(block.queries.start, block.keys.stop)  # all queries see the keys before the block
     shift = 0 if window.lengths else near.start
     unseen = _additive_mask(
-        window, *_shift(block.asked, shift), *_shift(near, shift), scores.dtype, scores.device
+        window, *_shift(block.queries, shift), *_shift(near, shift), scores.dtype, scores.device
     )
     if unseen is not None:
-        rows = (len(window.lengths) or 1, -1, block.asked.stop - block.asked.start, scores.shape[2])
+        rows = (len(window.lengths) or 1, -1, block.queries.stop - block.queries.start, scores.shape[2])
         scores.view(rows)[..., near.start - block.keys.start :].add_(unseen)
     return torch.softmax(scores, -1)  # in fp32 within, whatever the dtype
 

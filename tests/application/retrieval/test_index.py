@@ -327,7 +327,7 @@ def test_a_plural_and_its_singular_are_one_term():
 
 
 def test_function_words_of_a_question_count_only_if_there_are_no_others():
-    index = Bm25.of(["what does it do", "the noise of pumps"])
+    index = Bm25.from_texts(["what does it do", "the noise of pumps"])
     assert index.scores("what does the noise do").argmax() == 1
     assert index.scores("what does it do").argmax() == 0
 
@@ -344,7 +344,7 @@ def test_an_index_of_other_terms_is_refused_and_built_again(docs: Path, out: Pat
 
 def test_scores_are_those_of_the_formula():
     texts = ["heat pump heat", "tea", "heat tea tea cup"]
-    found = Bm25.of(texts).scores("heat")
+    found = Bm25.from_texts(texts).scores("heat")
     n, df, mean = 3, 2, sum(len(each.split()) for each in texts) / 3
     idf = np.log(1 + (n - df + 0.5) / (df + 0.5))
     for text, score in zip(texts, found, strict=True):
@@ -355,7 +355,7 @@ def test_scores_are_those_of_the_formula():
 
 def test_of_a_long_question_the_beginning_is_searched_for() -> None:
     texts = ["heat of pumps", "noise of pumps"]
-    index, counts = Bm25.of(texts), TermCounts.of(texts)
+    index, counts = Bm25.from_texts(texts), TermCounts.from_texts(texts)
     question = "heat " * (LONGEST // 5)
     assert len(question) == LONGEST
     assert index.scores(f"{question}noise").tolist() == index.scores(question).tolist()

@@ -129,7 +129,7 @@ def _text(path: Path, line: int, row: Mapping[str, object], name: str) -> str:
 def _ranking(questions: tuple[str, ...]) -> Bm25:
     from heredity.application.retrieval.index import Bm25
 
-    return Bm25.of(questions)
+    return Bm25.from_texts(questions)
 
 
 @lru_cache(maxsize=4)

@@ -453,7 +453,7 @@ def _embeddings(
 
 def _write_files(out: Path, chunks: Sequence[Chunk], vectors: Floats | None) -> tuple[FileHash, ...]:
     """Write the index's own files. Their names hold their hash, so that none replaces one in use."""
-    lexical = Bm25.of(chunk.searched for chunk in chunks)
+    lexical = Bm25.from_texts(chunk.searched for chunk in chunks)
     files = [_NewFile(out, "chunks", ".jsonl")]
     files[-1].bytes(b"".join(encode(chunk) + b"\n" for chunk in chunks))
     files.append(_NewFile(out, "terms", ".json"))

@@ -116,7 +116,7 @@ class Bm25:
         self._scorer.nonoccurrence_array = None
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> Bm25:
+    def from_texts(cls, texts: Iterable[str]) -> Bm25:
         """Index these texts, of which at least one has a term. Raises Unavailable without bm25s."""
         numbers: dict[str, int] = {}
         # By first appearance: a set would have another order in each process.
@@ -141,7 +141,7 @@ class TermCounts:
         self._numbers, self._columns, self._lengths = numbers, columns, lengths
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> TermCounts:
+    def from_texts(cls, texts: Iterable[str]) -> TermCounts:
         """Count the terms of these texts."""
         numbers: dict[str, int] = {}
         flat, sizes = array("l"), array("l")
@@ -549,7 +549,7 @@ class PassageIndex:
     @cached_property
     def term_counts(self) -> TermCounts:
         """The number of times that each term is in each chunk; counted from the texts on first use."""
-        return TermCounts.of(chunk.searched for chunk in self.chunks)
+        return TermCounts.from_texts(chunk.searched for chunk in self.chunks)
 
     def embed(self, text: str) -> Floats:
         """The embedding of a text by the model of the index. (hidden,)"""

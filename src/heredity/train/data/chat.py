@@ -25,25 +25,25 @@ class ActivatedExamples(NamedTuple):
     """The examples, and the number of answers that have no invocation before them."""
 
     examples: tuple[TokenizedExample, ...]
-    n_asleep: int
+    n_without_invocation: int
 
 
 def activate(examples: Iterable[TokenizedExample], invocation: Sequence[int]) -> ActivatedExamples:
-    """Cut conversations into examples of one answer each, woken by the last invocation before it."""
+    """Cut conversations into examples of one answer each, activated by the last invocation before it."""
     from heredity.formats.weights import find_last  # it loads torch
 
     tokenized_examples: list[TokenizedExample] = []
-    n_asleep = 0
+    n_without_invocation = 0
     for example in examples:
         tokens = example.document.tokens
         for first, end in _answers(example.document):
             start = find_last(tokens[:first], invocation)
             if start is None:
-                n_asleep += 1
+                n_without_invocation += 1
                 continue
             is_learned = tuple(first <= at < end for at in range(end))
             tokenized_examples.append(TokenizedExample(Document(tokens[:end], is_learned), active_from=start))
-    return ActivatedExamples(tuple(tokenized_examples), n_asleep)
+    return ActivatedExamples(tuple(tokenized_examples), n_without_invocation)
 
 
 def _answers(document: Document) -> Iterator[tuple[int, int]]:

@@ -567,8 +567,8 @@ class AnyCausalLM(CausalLM):
         for group, longest in row_groups(batch.lengths):
             n = len(group) * longest
             part, shape = slice(start, start + n), (len(group), longest)
-            woken = None if active is None else active[part].view(shape)[:, : self._limit]
-            with self._changing(woken):
+            is_active = None if active is None else active[part].view(shape)[:, : self._limit]
+            with self._changing(is_active):
                 states.append(self._states(rows[part].view(shape)).flatten(0, 1))
             start += n
         return torch.cat(states).index_select(0, places).index_select(0, batch.at)

@@ -16,7 +16,7 @@ OBJECTIVE = "contrastive"
 def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
     """The configuration of a CLIP of this shape."""
     assert isinstance(shape, DualShape)
-    tower = both(shape) | {"hidden_act": "quick_gelu", "projection_dim": shape.width}
+    tower = shared_tower_config(shape) | {"hidden_act": "quick_gelu", "projection_dim": shape.width}
     return {
         "model_type": "clip",
         "architectures": ["CLIPModel"],
@@ -26,7 +26,7 @@ def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
     }
 
 
-def both(shape: DualShape) -> dict[str, Any]:
+def shared_tower_config(shape: DualShape) -> dict[str, Any]:
     """The settings that both towers share."""
     return {
         "hidden_size": shape.width,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from heredity.train.models.architectures import Specials
-from heredity.train.models.architectures.clip import both, text, vision
+from heredity.train.models.architectures.clip import shared_tower_config, text, vision
 from heredity.train.models.shapes import DualShape, TransformerShape
 
 OBJECTIVE = "contrastive"
@@ -17,7 +17,7 @@ OBJECTIVE = "contrastive"
 def config(shape: TransformerShape, specials: Specials) -> dict[str, Any]:
     """The configuration of a SigLIP of this shape."""
     assert isinstance(shape, DualShape)
-    tower = both(shape) | {"hidden_act": "gelu_pytorch_tanh"}
+    tower = shared_tower_config(shape) | {"hidden_act": "gelu_pytorch_tanh"}
     return {
         "model_type": "siglip",
         "architectures": ["SiglipModel"],
