@@ -82,9 +82,9 @@ BOUNDS = {
     "derive lora": Bound(26, 25),
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
     "files": Bound(471, 440),
-    "lines": Bound(112_493, 92_000),
+    "lines": Bound(112_410, 92_000),
     "error codes": Bound(40, 40),
-    "words of docs": Bound(65_044, 65_000),
+    "words of docs": Bound(64_979, 65_000),
     "root": Bound(18, 18),
     "package circles": Bound(0, 0),
     "module circles": Bound(0, 0),
@@ -93,7 +93,7 @@ BOUNDS = {
     "class names": Bound(0, 0),
     "attribute probes": Bound(26),
     "uses of Any": Bound(363),
-    "vague names": Bound(1, 0),
+    "vague names": Bound(0, 0),
     "private singles": Bound(0),
     "long functions": Bound(11),
 }

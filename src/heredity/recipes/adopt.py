@@ -393,13 +393,13 @@ def _evidence(findings: Findings, claims: dict[str, str], made: Relation) -> Evi
 
 def _claims_of(claims: dict[str, list[str]], parent: KnownParent, is_first: bool) -> dict[str, str]:
     """The claims that name a parent, and for the first one also those that name nobody who is known."""
-    found = {}
+    named = {}
     for place, names in claims.items():
         if match := [name for name in names if plain_name(name) in parent.names]:
-            found[place] = match[0]
+            named[place] = match[0]
         elif is_first:
-            found[place] = ", ".join(names[:3])
-    return found
+            named[place] = ", ".join(names[:3])
+    return named
 
 
 def _refuse_other_claims(
