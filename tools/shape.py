@@ -84,7 +84,7 @@ BOUNDS = {
     "files": Bound(471, 440),
     "lines": Bound(112_410, 92_000),
     "error codes": Bound(40, 40),
-    "words of docs": Bound(64_979, 65_000),
+    "words of docs": Bound(65_000, 65_000),
     "root": Bound(18, 18),
     "package circles": Bound(0, 0),
     "module circles": Bound(0, 0),
