@@ -115,7 +115,7 @@ def test_what_a_forward_keeps_is_what_was_reckoned_to_the_byte(
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         run()
     kept = sum(storage.nbytes() for storage in found.values() if storage.nbytes() > 4)
-    told = work.batch * forecast.activation_memory(work)
+    told = work.batch * forecast.cost_model_of(work).left(0, 0)
     if work.unit == "token":  # the gradient of the head comes after the forward
         told -= work.batch // 4 * size * work.shape.width
     elif size == 2:  # pictures as they were given are held by who gave them
@@ -155,8 +155,8 @@ def test_flops_of_a_masked_token_are_those_of_the_formula(architecture: str) -> 
 
 def test_scores_grow_with_the_pairs_of_all_devices_and_logits_with_gaps_alone() -> None:
     few, many = pairs("clip", "200K", batch=32), pairs("clip", "200K", batch=64)
-    assert 2 * forecast.n_logit_bytes(few, 16) == forecast.n_logit_bytes(many, 16)
+    assert 2 * forecast.cost_model_of(few).logits(16) == forecast.cost_model_of(many).logits(16)
     work = text("150K")
-    assert forecast.n_logit_bytes(work, 64) == forecast.n_logit_bytes(
-        msgspec.structs.replace(work, head_share=1.0), 16
-    )
+    assert forecast.cost_model_of(work).logits(64) == forecast.cost_model_of(
+        msgspec.structs.replace(work, head_share=1.0)
+    ).logits(16)

@@ -84,7 +84,8 @@ def test_parameters_are_those_of_the_real_model(architecture: str, is_tied: bool
     assert forecast.n_parameters(work) == sum(each.numel() for each in model.parameters())
     layer = sum(each.numel() for each in model.model.layers[0].parameters())
     assert forecast.layer_parameters(shape, work.has_qk_norm) == layer
-    assert forecast.root_parameters(shape) == forecast.n_parameters(work) - shape.layers * layer
+    costs = forecast.cost_model_of(work)
+    assert costs.loose - costs.head == forecast.n_parameters(work) - shape.layers * layer
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "llama"])
@@ -98,7 +99,7 @@ def test_what_a_forward_keeps_is_what_was_reckoned_to_the_byte(
         monkeypatch.setattr(kernels, "patch_norms", lambda *_: None)
     work = Workload(TINY, 1, 1, architecture=architecture, bytes=size, is_on_cpu=is_on_cpu)
     gradient = size * TINY.width  # of the head, which comes after the forward
-    assert kept(work) == TINY.context * (forecast.activation_memory(work) - gradient)
+    assert kept(work) == TINY.context * (forecast.cost_model_of(work).left(0, 0) - gradient)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

@@ -156,7 +156,7 @@ def test_a_machine_whose_memory_was_measured_is_as_fast_as_its_products_and_that
     small = msgspec.structs.replace(work("10M", 8192, 1024), optimizer="adamw", is_on_cpu=True)
     found = forecast(small, this_processor(1e12, 2**34, rate), 1)
     flops = found.flops / small.tokens
-    passes = 22 * (pace.activation_memory(small) + 2 * small.shape.vocabulary) / rate
+    passes = 22 * (pace.cost_model_of(small).left(0, 0) + 2 * small.shape.vocabulary) / rate
     assert found.tokens_a_second == pytest.approx(1 / (flops / 1e12 + passes))
     assert found.is_measured and found.mfu == pytest.approx(flops / 1e12 * found.tokens_a_second)
     stated = forecast(small, this_processor(1e12, 2**34, rate), 1, Assumptions(mfu=0.5))

@@ -53,14 +53,6 @@ _SETTINGS = (
 )
 
 
-def compare_settings(child: Path, parent: Path, findings: Findings) -> None:
-    """Name the settings that differ from the parent's. Those that only one file has are left out."""
-    ours, theirs = read_config(child), read_config(parent)
-    findings.differs += [
-        key for key in _SETTINGS if key in ours and key in theirs and ours[key] != theirs[key]
-    ]
-
-
 def compare_chat(child: Path, parent: Path, findings: Findings, must_agree: bool) -> None:
     """Compare tokens and chat template; other tokens speak against the descent if they must agree."""
     ours, theirs = _tokens(child), _tokens(parent)
@@ -368,7 +360,10 @@ def find_descent(
 def _compare(child: Path, parent: Path, made: Relation, watch: Watch | None) -> Findings:
     findings = Findings(watch)
     compare_chat(child, parent, findings, must_agree=made != "distill")
-    compare_settings(child, parent, findings)
+    ours, theirs = read_config(child), read_config(parent)
+    findings.differs += [
+        key for key in _SETTINGS if key in ours and key in theirs and ours[key] != theirs[key]
+    ]
     if (child / _CONFIG).is_file():
         evidence.compare_adapter(child, parent, findings)
     elif any(child.glob("*.gguf")) or evidence.is_quantized(child):

@@ -145,11 +145,6 @@ _TIMEOUT = timedelta(minutes=30)  # for the slowest; the first may hash models b
 _RELEASE_SECONDS = 0.2  # seconds; it takes microseconds where a core is free
 
 
-def is_torchrun() -> bool:
-    """Whether torchrun started this process."""
-    return all(name in os.environ for name in _TORCHRUN_VARIABLES)
-
-
 @contextmanager
 def process_group(replicas: int = 1, device: Device | None = None) -> Iterator[DistContext]:
     """Join the processes that torchrun started, and leave them at the end; otherwise a single process.
@@ -158,7 +153,7 @@ def process_group(replicas: int = 1, device: Device | None = None) -> Iterator[D
     device: where to compute (host.choose_device). Of several processes each has the GPU of its local rank.
     Raises UsageError if replicas do not divide the processes, HeredityError if another process has ended.
     """
-    if not is_torchrun():
+    if not all(name in os.environ for name in _TORCHRUN_VARIABLES):
         _check_replicas(replicas, 1)
         yield placed(None, host.choose_device(device))
         return

@@ -140,16 +140,6 @@ def optimizer_memory(work: Workload) -> int:
     return FP32_BYTES * (2 * made.n_parameters - (made.matrices if work.optimizer == "muon" else 0))
 
 
-def n_logit_bytes(work: Workload, n: int) -> int:
-    """Bytes of the logits held at once, for `n` tokens or pairs."""
-    return cost_model_of(work).logits(n)
-
-
-def activation_memory(work: Workload, recompute: int = 0) -> int:
-    """Bytes per token or pair that a forward pass keeps for the backward pass."""
-    return cost_model_of(work).left(0, recompute)
-
-
 def _shard(n: int, shards: int) -> int:
     return -(-n // shards)
 
@@ -290,7 +280,7 @@ def _decoder_costs(work: Workload) -> CostModel:
         matrices=shape.layers * (_attention(shape) + _gated_feed_forward(shape)),
         towers=(tower,),
         head=table,
-        loose=root_parameters(shape) + table,
+        loose=table * (2 if shape.is_tied else 3) + shape.width,
         logits=kept.logits,
     )
 
@@ -313,11 +303,6 @@ def layer_parameters(shape: TransformerShape, has_qk_norm: bool) -> int:
     return _attention(shape) + _gated_feed_forward(shape) + 2 * shape.width + 2 * shape.head * has_qk_norm
 
 
-def root_parameters(shape: TransformerShape) -> int:
-    """Parameters outside the layers."""
-    return shape.vocabulary * shape.width * (1 if shape.is_tied else 2) + shape.width
-
-
 def _attention(shape: TransformerShape) -> int:
     return shape.width * shape.head * 2 * (shape.heads + shape.kv_heads)
 
@@ -331,11 +316,6 @@ def activations(work: Workload) -> DecoderActivations:
     return DecoderActivations(work.shape, work.bytes, work.is_on_cpu, work.has_qk_norm)
 
 
-def logits_memory(work: Workload, n: int) -> int:
-    """Bytes of the logits that are held at once, of `n` rows."""
-    return activations(work).logits(n)
-
-
 # --- encoders of text: the head runs on masked tokens only ---
 
 
@@ -345,15 +325,20 @@ def _bert_costs(work: Workload) -> CostModel:
     width, table = shape.width, shape.vocabulary * shape.width
     attention, wide = 4 * width * (width + 1), 2 * width * shape.wide + shape.wide + width
     each = attention + wide + 4 * width
-    places = (shape.context + bert.TYPES) * width
+    places, norm = (shape.context + bert.TYPES) * width, norm_statistics(work)
+    # A layer's input; queries, keys and values; the attention result twice; inputs of two norms, and the
+    # output of the first one; two tensors of the feed-forward part.
+    layer = size * (9 * width + 2 * shape.wide) + FP32_BYTES * shape.heads + 2 * norm
+    gap = 4 * size * width + norm + 8  # of a masked token: activations of the head, and its gradient
     tower = TowerCosts(
         layers=shape.layers,
         parameters=shape.layers * each,
         each=each,
-        kept=shape.layers * _bert_kept(work),
-        begin=_bert_kept_by_root(work),
+        kept=shape.layers * layer,
+        # The input of a norm; ids of token, position and type.
+        begin=size * width + norm + 3 * 8 + math.ceil(work.head_share * gap),
         end=0,
-        most=_bert_kept(work),
+        most=layer,
         entry=size * width,
         back=size * (2 * shape.wide + 2 * width),
     )
@@ -369,31 +354,8 @@ def _bert_costs(work: Workload) -> CostModel:
         towers=(tower,),
         head=table + shape.vocabulary,
         loose=2 * table + places + width**2 + shape.vocabulary,
-        logits=lambda n: logits_memory(work, math.ceil(work.head_share * n)),
+        logits=lambda n: activations(work).logits(math.ceil(work.head_share * n)),
     )
-
-
-def _bert_kept(work: Workload) -> int:
-    """Activation bytes per token and layer.
-
-    The input; queries, keys and values; the attention result twice; inputs of two norms, and the output of
-    the first one. Two tensors are of the feed-forward part.
-    """
-    shape = work.shape
-    return (
-        work.bytes * (9 * shape.width + 2 * shape.wide) + FP32_BYTES * shape.heads + 2 * norm_statistics(work)
-    )
-
-
-def _bert_kept_by_root(work: Workload) -> int:
-    """Activation bytes per token outside the layers.
-
-    The input of a norm, and ids of token, position and type; for masked tokens also the activations of the
-    head, and its gradient.
-    """
-    shape, size = work.shape, work.bytes
-    gap = 3 * size * shape.width + norm_statistics(work) + 8 + size * shape.width
-    return size * shape.width + norm_statistics(work) + 3 * 8 + math.ceil(work.head_share * gap)
 
 
 _SEEN = modernbert.WINDOW // 2  # per side
@@ -431,7 +393,7 @@ def _modernbert_costs(work: Workload) -> CostModel:
         towers=(tower,),
         head=table,
         loose=2 * table + shape.width**2,
-        logits=lambda n: logits_memory(work, math.ceil(work.head_share * n)),
+        logits=lambda n: activations(work).logits(math.ceil(work.head_share * n)),
         period=modernbert.EVERY,
     )
 
@@ -693,7 +655,7 @@ def cpu_seconds(work: Workload, flops: float, limit: float, rate: float) -> floa
     logits = work.bytes * work.shape.vocabulary * work.head_share if work.picture is None else 0.0
     if work.optimizer == "muon":
         flops += _MUON_FLOPS * work.shape.width * cost_model_of(work).matrices / work.batch
-    return flops / limit + MEMORY_PASSES * (activation_memory(work) + logits) / rate
+    return flops / limit + MEMORY_PASSES * (cost_model_of(work).left(0, 0) + logits) / rate
 
 
 RECOMPUTE = (0, 2, 1)  # every n-th layer: none, every second one (selective), all

@@ -316,11 +316,6 @@ class AttentionWindow(NamedTuple):
     lengths: tuple[int, ...] = ()
 
 
-def causal_window(n: int, window: int) -> AttentionWindow:
-    """The window for rows of `n` tokens. window: positions seen, with itself; 0: all before."""
-    return AttentionWindow((window or n) - 1, 0)
-
-
 def blockwise_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -508,12 +503,6 @@ def _visibility(window: AttentionWindow, first: int, stop: int, low: int, high: 
     return seen[:, None]
 
 
-def clear_mask_caches() -> None:
-    """Clear the cached masks."""
-    for each in (_additive_mask, _visibility):
-        each.cache_clear()
-
-
 SHORT_ROWS = 192  # tokens; up to here matmuls were measured to be faster in the backward pass
 Lengths = tuple[int, ...]
 RowAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Lengths], torch.Tensor]
@@ -542,7 +531,7 @@ def causal_attention(
     width = sliding_window if sliding_window is not None else getattr(module, "sliding_window", None)
 
     def of_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: Lengths) -> torch.Tensor:
-        window = causal_window(q.shape[2], width or 0)
+        window = AttentionWindow((width or q.shape[2]) - 1, 0)
         if q.shape[2] > SHORT_ROWS and is_fused_kernel_fast(q):
             return fused_attention(q, k, v, scale, window)
         return blockwise_attention(q, k, v, scale, window, is_fused=is_fused_kernel_fast(q))
@@ -689,7 +678,8 @@ def assume_accelerator() -> Iterator[None]:
 
 def _clear_caches() -> None:
     row_indices.cache_clear()
-    clear_mask_caches()
+    for each in (_additive_mask, _visibility):
+        each.cache_clear()
 
 
 def group_by_length_ratio(lengths: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

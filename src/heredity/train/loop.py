@@ -997,7 +997,8 @@ def estimate_memory(
     """
     n_trainable = trainable.n_trainable(network)
     n_moments = 1 if optimizer == "muon" else 2  # at least: Muon leaves embedding and vectors to AdamW
-    n_tokens, head = largest_microbatch(examples, batch_size), network.head
+    longest = sorted((each.n_tokens for each in examples), reverse=True)
+    n_tokens, head = max(longest[0], min(MICROBATCH_TOKENS, sum(longest[:batch_size]))), network.head
     kind = text_config(network.model.config).model_type
     activations = DecoderActivations(
         shape_of_model(network), head.element_size(), head.device.type == "cpu", has_qk_norm=kind == "qwen3"
@@ -1011,12 +1012,6 @@ def estimate_memory(
         "optimizer": n_moments * FP32_BYTES * n_trainable,
         f"a step of {n_tokens:,} tokens": n_tokens * activations.per_token + at_head,
     }
-
-
-def largest_microbatch(examples: Sequence[TokenizedExample], batch_size: int) -> int:
-    """The most tokens in one forward pass: a full microbatch, or an example that is longer."""
-    longest = sorted((each.n_tokens for each in examples), reverse=True)
-    return max(longest[0], min(MICROBATCH_TOKENS, sum(longest[:batch_size])))
 
 
 def shape_of_model(network: CausalLM) -> TransformerShape:
