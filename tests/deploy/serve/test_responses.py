@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -56,7 +57,10 @@ def test_an_answer_comes_whole_or_as_a_stream(place: str) -> None:
     assert [event.sequence_number for event in events] == list(range(len(events)))
     kinds = "created in_progress output_item.added content_part.added output_text.delta output_text.done"
     kinds += " content_part.done output_item.done completed"
-    assert [event.type for event in events] == [f"response.{kind}" for kind in kinds.split()]
+    # How many parts a text comes in is a matter of scheduling.
+    assert [kind for kind, _ in groupby(event.type for event in events)] == [
+        f"response.{kind}" for kind in kinds.split()
+    ]
     assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == HELP
     last = events[-1].response
     assert (last.output_text, last.usage) == (HELP, whole.usage)
