@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from heredity.core.records import Decoding
 from heredity.engines.torch import decoder as _decoder
-from heredity.engines.torch.decoder import BLOCK, Decoder
+from heredity.engines.torch.decoder import BLOCK, Decoder, KvWrites
 from heredity.engines.torch.engine import KvBits, KvQuantizedDecoder
 from heredity.engines.torch.session import BatchRow, ContinuousBatch, Sampler
 from heredity.formats import weights
@@ -114,9 +114,9 @@ def test_the_last_rows_of_a_batch_read_only_their_own_caches(
     read: list[tuple[int, int, int]] = []
     step = decoder.step
 
-    def noted(prefix: Any, slots: Any, tokens: Any, lengths: Any, n_slots: int, *more: Any) -> torch.Tensor:
+    def noted(prefix: Any, slots: Any, tokens: Any, lengths: Any, n_slots: int) -> torch.Tensor:
         read.append((len(tokens), n_slots, slots.width))
-        return step(prefix, slots, tokens, lengths, n_slots, *more)
+        return step(prefix, slots, tokens, lengths, n_slots)
 
     def answer(n_slots: tuple[int, ...]) -> list[int]:
         batch = ContinuousBatch(
@@ -147,8 +147,9 @@ def test_one_row_attends_to_a_prefix_as_it_does_among_others(decoder: Decoder) -
         return torch.randn(size, generator=stream)
 
     def attended(n: int) -> torch.Tensor:
+        own = torch.arange(n)
         slots, lengths = decoder.slots(n, BLOCK), torch.zeros(n, dtype=torch.long)
-        attend = decoder._attend_all(prefix, slots, lengths, n, n)
+        attend = decoder._attend_all(prefix, slots, lengths, n, KvWrites(own, own, lengths))
         return attend(0, q[:n], k[:n], v[:n])
 
     with torch.inference_mode():

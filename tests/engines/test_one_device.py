@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from heredity.core.records import Decoding
 from heredity.engines.torch import refusal_direction
-from heredity.engines.torch.decoder import BLOCK, CHUNK, Decoder, Segment
+from heredity.engines.torch.decoder import BLOCK, CHUNK, Decoder, KvWrites, Segment
 from heredity.engines.torch.engine import KvQuantizedDecoder
 from heredity.engines.torch.sampling import Sampler
 from heredity.engines.torch.session import BatchRow, ContinuousBatch
@@ -55,7 +55,8 @@ def test_packed_prefills_and_steps_of_every_form(decoder: Decoder) -> None:
     decoder.prefill_packed(prefix, slots, segments, 64)
     tokens, lengths = torch.zeros(4, dtype=torch.long), torch.tensor([5, 0, 7, 1])
     assert decoder.step(prefix, slots, tokens, lengths).device == GPU
-    assert decoder.step(prefix, slots, tokens, lengths, 3, 2).device == GPU
+    writes = KvWrites(torch.tensor([0, 1]), torch.tensor([0, 2]), torch.tensor([5, 7]))
+    assert decoder.step(prefix, slots, tokens, lengths, 3, writes).device == GPU
     slots.resize(8, 2 * BLOCK, 3)
     slots.move(0, 5, 4)
     assert {cache.device for cache in (*slots.keys, *slots.values)} == {GPU}
@@ -80,16 +81,20 @@ def test_a_hook_on_the_residual_stream(tiny_llama: Path, monkeypatch: pytest.Mon
 class Unread(ContinuousBatch):
     """A batch that draws the same token everywhere, as no number can be read from an imitated GPU."""
 
-    def _draw(self, rows: list[BatchRow], logits: torch.Tensor) -> None:
+    def _draw(
+        self, rows: list[BatchRow], logits: torch.Tensor, drafts: list[list[int]], places: list[list[int]]
+    ) -> None:
         assert logits.device == GPU
         for row in rows:
             row.output.append(7)
             row.stop = "length" if len(row.output) == row.max_tokens else ""
 
 
-def test_a_batch_with_packed_prompts(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_with_drafts_and_packed_prompts(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(read_weights(tiny_llama, torch.float32, monkeypatch), torch.float32)
-    batch = Unread(decoder, decoder.prefix(PREFIX), (4, 8), lambda row: False, 1 << 30, None, (2,), (64, 128))
+    batch = Unread(
+        decoder, decoder.prefix(PREFIX), (4, 8), lambda row: False, 1 << 30, None, (2,), 7, (64, 128)
+    )
     for key in range(3):
         prompt = tuple(range(3, 40 + 9 * key))
         batch.admit(BatchRow(key, prompt, 5 + 3 * key, Sampler(Decoding(), 0)))

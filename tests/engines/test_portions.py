@@ -14,7 +14,7 @@ from heredity.core.records import Decoding, Message, Request
 from heredity.engines.torch import engine as torch_engine
 from heredity.engines.torch.decoder import CHUNK, Decoder, padded
 from heredity.engines.torch.sampling import Sampler
-from heredity.engines.torch.session import BatchRow, ContinuousBatch, Prefiller, PrefixCache
+from heredity.engines.torch.session import MAX_DRAFT, BatchRow, ContinuousBatch, Prefiller, PrefixCache
 from heredity.formats import weights
 
 WIDTHS, PASSES = (1, 2, 4, 8), (64, 128, 192)
@@ -36,7 +36,7 @@ def batch_of(
 ) -> ContinuousBatch:
     return ContinuousBatch(
         decoder, decoder.prefix(tuple(range(3, 40))), WIDTHS, lambda row: row.output[-1] == 7, 1 << 30,
-        PrefixCache(cache, bool(passes)), (), passes, 0, portion,
+        PrefixCache(cache, bool(passes)), (), MAX_DRAFT, passes, 0, portion,
     )  # fmt: skip
 
 

@@ -272,6 +272,19 @@ class KvSlots:
                 side[layer] = new
 
 
+@dataclass(slots=True)
+class KvWrites:
+    """The places of new keys and values: those of `rows[i]` go to position `positions[i]` of `slots[i]`."""
+
+    rows: torch.Tensor
+    slots: torch.Tensor
+    positions: torch.Tensor
+
+    def to(self, device: torch.device) -> KvWrites:
+        """The same on a device."""
+        return KvWrites(self.rows.to(device), self.slots.to(device), self.positions.to(device))
+
+
 class Segment(NamedTuple):
     """New tokens of a row, a multiple of PAD: their keys and values go to its slot, from `start` on."""
 
@@ -293,6 +306,7 @@ class Decoder:
     """
 
     can_pack = True  # whether keys and values depend on nothing but the tokens before them
+    can_draft = True  # whether a position that was written may be written again with another token
     cache_form = ""  # how keys and values are kept, if not in full precision; part of `numerics`
     chunk = CHUNK  # tokens per pass of `prefill`
 
@@ -394,20 +408,22 @@ class Decoder:
         tokens: torch.Tensor,
         lengths: torch.Tensor,
         n_slots: int | None = None,
-        n_written: int | None = None,
+        writes: KvWrites | None = None,
     ) -> torch.Tensor:
         """Run one token per row. Returns logits (width, vocabulary).
 
         tokens: (width,) the last token of each row; lengths: (width,) own tokens before it, each below the
         slots' capacity. n_slots: the rows that have a slot, by default all; later rows only keep the matmuls
-        at their width. They read no cache, and their logits mean nothing. n_written: the rows that write to
-        their slots, by default all that have one.
+        at their width. They read no cache, and their logits mean nothing. writes: by default each row writes
+        to its own slot. A layer writes before it reads, so rows may stand for several tokens of one text.
         """
         n_slots = len(tokens) if n_slots is None else n_slots
         ends = lengths[:n_slots] + 1
-        tokens, lengths = tokens.to(self.device), lengths.to(self.device)
-        n_written = n_slots if n_written is None else n_written
-        attend = self._attend_all(prefix, slots, lengths, n_slots, n_written)
+        tokens, lengths, slot_range = tokens.to(self.device), lengths.to(self.device), self._range(0, n_slots)
+        writes = (
+            KvWrites(slot_range, slot_range, lengths[:n_slots]) if writes is None else writes.to(self.device)
+        )
+        attend = self._attend_all(prefix, slots, lengths, n_slots, writes)
         logits = self.logits(self._forward(Pass("step", tokens, lengths + prefix.length, attend)))
         self._end_pass(slots, enumerate(ends.tolist()))
         return logits
@@ -574,19 +590,18 @@ class Decoder:
         return o.reshape(kv, n, -1, head_dim).transpose(0, 1).reshape(n, -1)
 
     def _attend_all(
-        self, prefix: SharedPrefix, slots: KvSlots, lengths: torch.Tensor, n_slots: int, n_written: int
+        self, prefix: SharedPrefix, slots: KvSlots, lengths: torch.Tensor, n_slots: int, writes: KvWrites
     ) -> Attend:
         """Return attention of one token per row: one matmul over the prefix, a batched one over caches."""
         s = self.shape
         width, group, n_positions = len(lengths), s.n_heads // s.n_kv_heads, slots.capacity
         n, lengths, n_together = n_slots, lengths[:n_slots], max(width, FEWEST_ROWS)
-        heads = self._range(0, s.n_kv_heads)[None]
-        into = self._range(0, n_written)[:, None], heads, lengths[:n_written, None]
+        into = writes.slots[:, None], self._range(0, s.n_kv_heads)[None], writes.positions[:, None]
         own_mask = self._mask(self._range(0, n_positions)[None] > lengths[:, None])[:, None, None]
         window_masks = self._window_masks(prefix, lengths, n_positions)
 
         def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            slots.keys[i][into], slots.values[i][into] = k[:n_written], v[:n_written]
+            slots.keys[i][into], slots.values[i][into] = k[writes.rows], v[writes.rows]
             keys, values = slots.keys[i][:n].flatten(0, 1), slots.values[i][:n].flatten(0, 1)
             own_scores = torch.bmm(q[:n].reshape(-1, group, s.head_dim), keys.transpose(1, 2))
             own_scores = own_scores.view(n, s.n_kv_heads, group, n_positions) + own_mask

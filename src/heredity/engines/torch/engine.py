@@ -41,6 +41,7 @@ from heredity.engines.torch.decoder import (
 from heredity.engines.torch.refusal_direction import Direction
 from heredity.engines.torch.sampling import Constraints
 from heredity.engines.torch.session import (
+    MAX_DRAFT,
     Member,
     PrefixPool,
     PromptSplitter,
@@ -152,6 +153,7 @@ class KvQuantizedDecoder(Decoder):
     """A decoder that rounds its keys and values to `bits` bits."""
 
     can_pack = False  # tokens attend to blocks that were rounded before them, so a block is a pass
+    can_draft = False  # a block with a wrong token in it would be rounded with it
     chunk = BLOCK  # so that each block attends to rounded ones
 
     def __init__(
@@ -487,8 +489,10 @@ class TorchEngine(AnsweringEngine):
         proven = (autotune.UNPROBED,) if tuning is None else tuning.widths
         widths = tuple(w for w in proven if width is None or w <= width) or proven[:1]
         n_slots = () if tuning is None else tuple(n for n in tuning.n_slots if n < widths[-1])
+        # A draft is verified in another slot, so it needs the proof that slots keep the bits.
+        max_draft = MAX_DRAFT if tuning is not None and tuning.is_proven else 0
         pass_widths = () if tuning is None else tuning.pass_widths
-        self.pool = PrefixPool(decoder, widths, n_slots, pass_widths, watch)
+        self.pool = PrefixPool(decoder, widths, n_slots, max_draft, pass_widths, watch)
         super().__init__(self.pool, self.pool, codec, folder, tuning)
         self._with_gradients: PreTrainedModel | None = None  # the weights once more, for a search
         self.is_adapted, self._watch = False, watch

@@ -1,6 +1,7 @@
 """A stream of requests on its way through the models that share a decoder: pulled, sorted, batched, answered.
 
-Batching is continuous: a step draws a token for every row, and a finished row makes room for another.
+Batching is continuous: a step draws a token for every row, and a finished row makes room for another. Idle
+rows of a step verify drafts.
 
 Promises: a request that cannot be answered gets its reply at once, and stops no other. Rows of one prefix do
 not wait until those of another have ended. A step has one of the proven widths, numbers of slots and cache
@@ -37,6 +38,7 @@ from heredity.engines.torch.decoder import (
     PAD,
     Decoder,
     KvSlots,
+    KvWrites,
     Pass,
     ResidualHook,
     Segment,
@@ -85,6 +87,73 @@ def marked_from(prompt: tuple[int, ...], invocation: tuple[int, ...], number: in
     """Return a prompt with its tokens marked from the last occurrence of an adapter's invocation on."""
     start = find_last(prompt, invocation)
     return prompt if start is None else (*prompt[:start], *marked(prompt[start:], number))
+
+
+MAX_DRAFT = 7  # tokens per row and step; more were hardly ever all right
+_FIRST = 3  # tokens guessed before a row has shown how predictable it is
+
+
+class TextIndex:
+    """A growing text, with the place after the latest occurrence of each pair of tokens."""
+
+    def __init__(self, tokens: Iterable[int] = ()) -> None:
+        self.tokens: list[int] = []
+        self._after: dict[tuple[int, int], int] = {}
+        self.extend(tokens)
+
+    def extend(self, tokens: Iterable[int]) -> None:
+        """Append tokens."""
+        text = self.tokens
+        for token in tokens:
+            if len(text) >= 2:
+                self._after[text[-2], text[-1]] = len(text)
+            text.append(token)
+
+    def continuation(self, pair: tuple[int, int], n: int) -> list[int]:
+        """Return up to n tokens that followed the latest occurrence of a pair; [] if it has none.
+
+        At the end of the text they go on with themselves, as in a loop.
+        """
+        if (start := self._after.get(pair)) is None:
+            return []
+        found = self.tokens[start : start + n]
+        while len(found) < n:
+            found.append(found[len(found) - (len(self.tokens) - start)])
+        return found
+
+
+class Drafter:
+    """Guesses the next tokens of one row: from its prompt and output, else from the shared prefix."""
+
+    def __init__(self, prompt: Sequence[int], shared: TextIndex) -> None:
+        self._own, self._shared, self._n_prompt = TextIndex(prompt), shared, len(prompt)
+        self._n_trusted = _FIRST
+
+    def propose(self, output: Sequence[int], n: int) -> list[int]:
+        """Return at most n tokens that may follow the output."""
+        text = self._own
+        text.extend(output[len(text.tokens) - self._n_prompt :])
+        n = min(n, self._n_trusted)
+        if n <= 0 or len(text.tokens) < 2:
+            return []
+        pair = text.tokens[-2], text.tokens[-1]
+        return text.continuation(pair, n) or self._shared.continuation(pair, n)
+
+    def note(self, n_right: int) -> None:
+        """Learn how many guesses of the last proposal were right."""
+        self._n_trusted = min(MAX_DRAFT, 2 * n_right + 1)
+
+
+def share_out(wanted: Sequence[int], n_idle: int) -> list[int]:
+    """Return how many idle rows each row gets: one more each, round by round, until none is left."""
+    given = [0] * len(wanted)
+    open_rows = [at for at, n in enumerate(wanted) if n > 0]
+    while n_idle > 0 and open_rows:
+        for at in open_rows[:n_idle]:
+            given[at] += 1
+        n_idle -= len(open_rows)
+        open_rows = [at for at in open_rows if given[at] < wanted[at]]
+    return given
 
 
 _Group = tuple[str, tuple[int, ...]]  # who sends the prompts, and the tokens of the shared prefix
@@ -306,6 +375,9 @@ def packed(segments: Iterable[Segment], width: int) -> list[list[Segment]]:
     return passes + together
 
 
+_WIDTH_OF_DRAFTS = 4  # a narrower step takes hardly less time per row of a draft that is right
+
+
 @dataclass(slots=True)
 class BatchRow:
     """A request in flight. `prompt` follows the prefix, with its marks; `output` grows by a token a step.
@@ -322,6 +394,7 @@ class BatchRow:
     prefix: SharedPrefix | None = None
     output: list[int] = field(default_factory=list)
     stop: str = ""
+    drafter: Drafter | None = None
     n_read: int = 0
     caller: str = ""
 
@@ -346,6 +419,7 @@ class ContinuousBatch:
 
     widths: the proven batch widths, ascending. is_over: whether the last token of a row ended its answer.
     budget: bytes for the KV slots. n_slots: the proven numbers of slots of a step, next to the widths.
+    max_draft: the most tokens that a row guesses for idle rows to verify; 0 for a width that is not proven.
     pass_widths: the proven widths of a packed prefill; none if each row is prefilled by itself.
     most_rows: a bound on the slots, for a GPU that ran out of memory with more; 0: none.
     portion: the most tokens of a long prompt that are read between two steps, at least CHUNK; 0: all.
@@ -361,12 +435,16 @@ class ContinuousBatch:
         budget: int,
         chunks: PrefixCache | None = None,
         n_slots: tuple[int, ...] = (),
+        max_draft: int = 0,
         pass_widths: tuple[int, ...] = (),
         most_rows: int = 0,
         portion: int = 0,
     ) -> None:
         self._most_rows = most_rows or max(widths)
         self._decoder, self._prefix, self._widths, self._is_over = decoder, prefix, widths, is_over
+        self._max_draft = max_draft if decoder.can_draft else 0
+        self._copies: dict[int, BatchRow] = {}  # slots after those of the rows, with copies of a row's cache
+        self._prefix_text: TextIndex | None = None
         self._budget, self._n_slots = budget, tuple(sorted({*n_slots, *widths}))
         self._prefiller = Prefiller(decoder, prefix, chunks or PrefixCache(0), pass_widths)
         self._portion = portion
@@ -383,32 +461,44 @@ class ContinuousBatch:
         """Give a row the next slot. The next step prefills its prompt but for the last token."""
         held = self._slots.capacity if self._slots is not None else 0
         self._fit(len(self.rows) + 1, max(held, key_length(padded(row.prompt[:-1]))))
+        self._copies.pop(len(self.rows), None)
         self.rows.append(row)
 
     def step(self) -> list[BatchRow]:
-        """Draw one token for every row. Remove and return finished rows.
+        """Draw one token for every row, and more where drafts are right. Remove and return finished rows.
 
-        A row whose prompt is not read as a whole waits: its slot may be read, but not written.
+        A row whose prompt is not read as a whole waits.
         """
         self._prefill_new()
         rows = self.rows[: self._n_prefilled]
-        width, n_slots = round_width(len(rows), self._widths), round_width(len(rows), self._n_slots)
+        drafts = self._propose(rows)
+        places = self._place(rows, drafts)
+        n_used = 1 + max(map(max, places))
+        width = round_width(n_used, self._widths)
         tokens, lengths = torch.zeros(width, dtype=torch.long), torch.zeros(width, dtype=torch.long)
-        last = [(continued(row.prompt, row.output[-1:]) or row.prompt[-1:])[0] for row in rows]
-        tokens[: len(rows)] = torch.tensor(last)
-        lengths[: len(rows)] = torch.tensor([row.n_cached for row in rows])
+        for row, draft, at in zip(rows, drafts, places, strict=True):
+            last = continued(row.prompt, row.output[-1:]) or row.prompt[-1:]
+            tokens[at] = torch.tensor([*last, *continued(row.prompt, draft)])
+            lengths[at] = row.n_cached + torch.arange(len(at))
         n_positions = max(
             [int(lengths.max()) + 1, *(padded(row.prompt[:-1]) for row in self.rows[len(rows) :])]
         )
-        slots = self._fit(len(self.rows), key_length(n_positions))
-        prefix = self._prefix_of(rows)
-        self._draw(rows, self._decoder.step(prefix, slots, tokens, lengths, n_slots, len(rows)))
+        slots = self._fit(max(n_used, len(self.rows)), key_length(n_positions))
+        n_slots = round_width(n_used, self._n_slots)
+        prefix = self._prefix_of(rows, places)
+        waits = len(rows) < len(self.rows)  # its slot may be read in the step, but not written
+        if self._copies or any(drafts) or waits:
+            writes = self._writes(rows, places, slots)
+            logits = self._decoder.step(prefix, slots, tokens, lengths, n_slots, writes)
+        else:
+            logits = self._decoder.step(prefix, slots, tokens, lengths, n_slots)
+        self._draw(rows, logits, drafts, places)
         return self._take_finished(slots)
 
     def _prefill_new(self) -> None:
         """Read the prompts of new rows, at least that of one row if none is in flight."""
         assert self._slots is not None
-        prefix = self._prefix_of(self.rows)
+        prefix = self._prefix_of(self.rows, [[at] for at in range(len(self.rows))])
         while self._n_prefilled < len(self.rows):
             n_read = {at: self.rows[at].n_read for at in range(self._n_prefilled, len(self.rows))}
             now = self._portion_of(prefix)
@@ -432,28 +522,97 @@ class ContinuousBatch:
             prompts[at] = prompt
         return prompts
 
-    def _prefix_of(self, rows: list[BatchRow]) -> SharedPrefix:
-        """Return the prefix of the rows, which are in the first slots: one of all, or that of each slot."""
+    def _prefix_of(self, rows: list[BatchRow], places: list[list[int]]) -> SharedPrefix:
+        """Return the prefix of the rows at these slots: one of all, or that of each slot."""
         first = rows[0].prefix
         if all(row.prefix is first for row in rows):
             return first or self._prefix
-        by_slot = {slot: row.prefix or self._prefix for slot, row in enumerate(rows)}
+        by_slot = {
+            slot: row.prefix or self._prefix for row, at in zip(rows, places, strict=True) for slot in at
+        }
         return VariedPrefix(by_slot, self._widths, self._decoder.device)
 
-    def _draw(self, rows: list[BatchRow], logits: torch.Tensor) -> None:
-        """Append to each row its next token."""
-        logits = logits[: len(rows)]
-        likeliest: list[int] = logits.argmax(-1).tolist()
+    def _draw(
+        self, rows: list[BatchRow], logits: torch.Tensor, drafts: list[list[int]], places: list[list[int]]
+    ) -> None:
+        """Append to each row its next token, and further ones while the drafts are right."""
+        n_used = 1 + max(map(max, places))
+        likeliest: list[int] = logits[:n_used].argmax(-1).tolist()
         if not all(row.sampler.is_greedy for row in rows):
-            logits = logits.cpu()  # once for all rows; a GPU would sum in no fixed order
-        for row, greedy, its_logits in zip(rows, likeliest, logits, strict=True):
-            row.output.append(greedy if row.sampler.is_greedy else row.sampler.draw(its_logits))
-            if row.sampler.is_lost:  # first: then only the end of the answer may come next
-                row.stop = "length"
-            elif self._is_over(row):
-                row.stop = "end"
-            elif len(row.output) == row.max_tokens:
-                row.stop = "length"
+            logits = logits[:n_used].cpu()  # once for all rows; a GPU would sum in no fixed order
+        for row, draft, at in zip(rows, drafts, places, strict=True):
+            for n_right, place in enumerate(at):
+                token = likeliest[place] if row.sampler.is_greedy else row.sampler.draw(logits[place])
+                row.output.append(token)
+                if row.sampler.is_lost:  # first: then only the end of the answer may come next
+                    row.stop = "length"
+                elif self._is_over(row):
+                    row.stop = "end"
+                elif len(row.output) == row.max_tokens:
+                    row.stop = "length"
+                if row.stop or draft[n_right : n_right + 1] != [token]:
+                    break
+            if draft and row.drafter is not None:
+                row.drafter.note(n_right)
+
+    def _propose(self, rows: list[BatchRow]) -> list[list[int]]:
+        """Return each row's draft, together as many tokens as there is room. None makes the caches longer.
+
+        In float32 the bits of a row of some 600 tokens were found to depend on the length of its cache.
+        """
+        room = self._n_prefilled
+        if self._max_draft and room == len(self.rows):
+            width = round_width(min(max(room, _WIDTH_OF_DRAFTS), self._widths[-1]), self._widths)
+            room = max(room, min(width, self._width_for(max(row.n_positions for row in self.rows))))
+        self._copies = {slot: row for slot, row in self._copies.items() if slot < room}
+        n_idle = room - len(rows)
+        if not n_idle:
+            return [[] for _ in rows]
+        if self._prefix_text is None:
+            self._prefix_text = TextIndex(self._prefix.text)
+        found, capacity = [], key_length(max(row.n_cached for row in rows) + 1)
+        for row in rows:
+            row.drafter = row.drafter or Drafter(plain(row.prompt), self._prefix_text)
+            n_left = min(row.max_tokens - len(row.output), capacity - row.n_cached) - 1
+            found.append(row.drafter.propose(row.output, min(n_left, self._max_draft)))
+        given = share_out([len(draft) for draft in found], n_idle)
+        return [draft[:n] for draft, n in zip(found, given, strict=True)]
+
+    def _place(self, rows: list[BatchRow], drafts: list[list[int]]) -> list[list[int]]:
+        """Return each row's slots in this step: its own, then one per draft, preferably a copy of its own.
+
+        A copy far behind, from when there were more rows, is not used: a step reads all slots up to its last.
+        """
+        places = [[at] for at in range(len(rows))]
+        if not any(drafts):
+            return places
+        within = round_width(len(rows) + sum(map(len, drafts)), self._n_slots)
+        taken = set(range(len(rows)))
+        for at, row, draft in zip(places, rows, drafts, strict=True):
+            at.extend([slot for slot in self._copies_of(row) if slot < within][: len(draft)])
+            taken.update(at)
+        free = sorted(set(range(within)) - taken, key=lambda slot: (slot in self._copies, slot), reverse=True)
+        for at, draft in zip(places, drafts, strict=True):
+            at.extend(free.pop() for _ in range(len(draft) + 1 - len(at)))
+        return places
+
+    def _copies_of(self, row: BatchRow) -> list[int]:
+        return [slot for slot, owner in self._copies.items() if owner is row]
+
+    def _writes(self, rows: list[BatchRow], places: list[list[int]], slots: KvSlots) -> KvWrites:
+        """Copy a row's cache to its new places. Return the writes that keep all its copies equal."""
+        for at, row in zip(places, rows, strict=True):
+            for slot in at[1:]:
+                if self._copies.get(slot) is not row:
+                    slots.move(at[0], slot, row.n_cached)
+                    self._copies[slot] = row
+        found = [
+            (source, slot, row.n_cached + n)
+            for at, row in zip(places, rows, strict=True)
+            for slot in (at[0], *self._copies_of(row))
+            for n, source in enumerate(at)
+        ]
+        return KvWrites(*torch.tensor(found).unbind(1))
 
     def _take_finished(self, slots: KvSlots) -> list[BatchRow]:
         finished = [row for row in self.rows if row.stop]
@@ -467,6 +626,7 @@ class ContinuousBatch:
                     rows[at] = last
         if waiting and waiting[0].n_read and len(rows) < self._n_prefilled:
             slots.move(self._n_prefilled, len(rows), waiting[0].n_read)
+        self._copies = {at: row for at, row in self._copies.items() if not row.stop}
         self.rows, self._n_prefilled = rows + waiting, len(rows)
         return finished
 
@@ -488,7 +648,8 @@ class ContinuousBatch:
         elif slots.capacity != n_positions or slots.width < n_rows:
             if 2 * n_rows > slots.width:
                 width = max(width, min(slots.width, self._width_for(n_positions)))
-            slots.resize(width, n_positions, len(self.rows))
+            slots.resize(width, n_positions, min(width, slots.width) if self._copies else len(self.rows))
+            self._copies = {slot: row for slot, row in self._copies.items() if slot < width}
         return slots
 
 
@@ -513,11 +674,13 @@ class PrefixPool:
         decoder: Decoder,
         widths: tuple[int, ...],
         n_slots: tuple[int, ...] = (),
+        max_draft: int = 0,
         pass_widths: tuple[int, ...] = (),
         watch: Watch | None = None,
     ) -> None:
         self._decoder: Decoder | None = decoder
         self._watch = watch
+        self._max_draft = max_draft
         self.widths, self._n_slots, self.pass_widths = widths, n_slots, pass_widths
         self._prefixes: dict[tuple[int, ...], SharedPrefix] = {(): SharedPrefix((), [], [])}
         self._most_rows = widths[-1]
@@ -573,6 +736,7 @@ class PrefixPool:
             self.budget,
             self._cache,
             self._n_slots,
+            self._max_draft,
             self.pass_widths,
             self._most_rows,
             portion,
