@@ -116,10 +116,10 @@ class TextIndex:
         """
         if (start := self._after.get(pair)) is None:
             return []
-        found = self.tokens[start : start + n]
-        while len(found) < n:
-            found.append(found[len(found) - (len(self.tokens) - start)])
-        return found
+        following = self.tokens[start : start + n]
+        while len(following) < n:
+            following.append(following[len(following) - (len(self.tokens) - start)])
+        return following
 
 
 class Drafter:
@@ -570,13 +570,13 @@ class ContinuousBatch:
             return [[] for _ in rows]
         if self._prefix_text is None:
             self._prefix_text = TextIndex(self._prefix.text)
-        found, capacity = [], key_length(max(row.n_cached for row in rows) + 1)
+        drafts, capacity = [], key_length(max(row.n_cached for row in rows) + 1)
         for row in rows:
             row.drafter = row.drafter or Drafter(plain(row.prompt), self._prefix_text)
             n_left = min(row.max_tokens - len(row.output), capacity - row.n_cached) - 1
-            found.append(row.drafter.propose(row.output, min(n_left, self._max_draft)))
-        given = share_out([len(draft) for draft in found], n_idle)
-        return [draft[:n] for draft, n in zip(found, given, strict=True)]
+            drafts.append(row.drafter.propose(row.output, min(n_left, self._max_draft)))
+        given = share_out([len(draft) for draft in drafts], n_idle)
+        return [draft[:n] for draft, n in zip(drafts, given, strict=True)]
 
     def _place(self, rows: list[BatchRow], drafts: list[list[int]]) -> list[list[int]]:
         """Return each row's slots in this step: its own, then one per draft, preferably a copy of its own.
@@ -606,13 +606,13 @@ class ContinuousBatch:
                 if self._copies.get(slot) is not row:
                     slots.move(at[0], slot, row.n_cached)
                     self._copies[slot] = row
-        found = [
+        writes = [
             (source, slot, row.n_cached + n)
             for at, row in zip(places, rows, strict=True)
             for slot in (at[0], *self._copies_of(row))
             for n, source in enumerate(at)
         ]
-        return KvWrites(*torch.tensor(found).unbind(1))
+        return KvWrites(*torch.tensor(writes).unbind(1))
 
     def _take_finished(self, slots: KvSlots) -> list[BatchRow]:
         finished = [row for row in self.rows if row.stop]
