@@ -503,6 +503,9 @@ class Store:
             name = registry.load_as(FunctionTarget, "recipes.targets", "call").keep(name)
         catalog.refuse_malformed(name, target_prefixes())
         if name.startswith("scripted:"):
+            from heredity.engines.scripted import parse_rule
+
+            parse_rule(name)  # raises UnknownName with the nearest rule
             return scripted(name)
         if (target := target_of(name)) is not None:
             recipe, parents = target.resolve(self, name)
@@ -889,13 +892,7 @@ def target_of(ref: str) -> Target | None:
 
 
 def scripted(ref: str) -> Grown:
-    """A record for a rule-driven model "scripted:NAME", which has no files and lives in no store.
-
-    Raises UnknownName with the nearest rule.
-    """
-    from heredity.engines.scripted import parse_rule
-
-    parse_rule(ref)
+    """A record for a rule-driven model "scripted:NAME", which has no files and lives in no store."""
     recipe = RecipeRecord("scripted", {"name": ref.removeprefix("scripted:")})
     made = Made("", "", 0.0, {})
     record = Model(
