@@ -41,7 +41,7 @@ def is_elsewhere(ref: str, store: Store) -> bool:
 def find_or_pull(ref: str, store: Store, pull: Callable[[str, str], Grown], engine: str = "torch") -> Grown:
     """The model of a reference. `pull` gets one that the store lacks, by its name and that of its engine.
 
-    Of a model behind an engine ("kv4:NAME") that model is found or pulled first. Raises UnknownName.
+    For "kv4:NAME", the model NAME is pulled first if the store lacks it. Raises UnknownName.
     """
     kind, _, inner = ref.partition(":")
     if _makes_model(ref) and inner:
@@ -66,7 +66,7 @@ def ready_models(
     find: gets a model, which it may pull. announce: is called with each before its conversion. shown: is
     entered while conversions are all that is left.
 
-    One is converted while the next is found. A reference such as "kv4:NAME" makes a model itself, and waits.
+    A model is converted while the next one is pulled. "kv4:NAME" makes a model itself, so it waits.
     After an error or an interrupt no further one is converted or pulled.
     """
     models: list[Grown] = []

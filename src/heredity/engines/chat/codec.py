@@ -106,7 +106,7 @@ def weigh(*values: object, is_shown: bool = False) -> int:
                 if isinstance(value, Mapping):
                     below += value.values()
                 below += value
-            elif isinstance(value, LoopContext):  # whoever reads it runs its loop, which has no price here
+            elif isinstance(value, LoopContext):  # reading it runs its loop, which the meter cannot count
                 raise TemplateStopped("it uses a loop as a value")
             elif is_shown and not isinstance(value, (Undefined, Macro)):
                 kind = type(value).__name__

@@ -33,7 +33,7 @@ from heredity.formats.weights import Block, DecoderShape, Weights
 
 CHUNK = 256  # tokens per prefill pass; longer prompts need several
 PAD = 16  # prefill lengths are rounded up to this
-FEWEST_QUERIES = 64  # rows of a segment's matmul in attention: fewer were found to be summed otherwise
+FEWEST_QUERIES = 64  # rows of a segment's matmul in attention: fewer are summed in another order
 BLOCK = 64  # cache lengths are rounded up to this
 FEWEST_ROWS = 4  # of a matmul over a prefix: fewer take another kernel, which sums otherwise
 NUMBERS = 1 << 32  # above every token: the number of an adapter is counted in these

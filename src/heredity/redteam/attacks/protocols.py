@@ -67,7 +67,7 @@ class AttackContext(msgspec.Struct, frozen=True):
     has_shared_steps  the plan is of a release that led up to every behaviour in the same words
     goes_on      the plan is of a release whose crescendo made all its steps, also after a breach in one
     referee      scores the conversation so far, for an attack that uses the score
-    search_result  text that a search of the model's weights found for this trial; "" for none
+    search_result  text that the search of the model's weights gave for this trial; "" for none
     has_retrieval  the application has an index
     triggers     the words before each document of this trial that were searched for; () for none
     """
