@@ -1,7 +1,6 @@
 """Ancestors, descendants, edges, and the drawing of a descent, computed from records only.
 
 Promises: every model is named once, nearest first; a lineage that is not whole is still drawn.
-Leaves to others: where records are kept and made (store.py).
 """
 
 from __future__ import annotations

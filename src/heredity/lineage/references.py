@@ -7,7 +7,6 @@
     "url:bot.toml"              the file that describes an application
 
 Promises: nothing is loaded, and only what the caller gives pulls a model.
-Leaves to others: models by their names, and their forms (store.py).
 """
 
 from __future__ import annotations

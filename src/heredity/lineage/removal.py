@@ -2,7 +2,6 @@
 
 Promises: a model is in the store whole, or not at all, also after a crash. Descent is checked under the lock
 under which models are recorded. An id never changes.
-Leaves to others: studies that need a model (study/folders.py).
 """
 
 from __future__ import annotations

@@ -503,10 +503,7 @@ class Store:
             name = registry.load_as(FunctionTarget, "recipes.targets", "call").keep(name)
         catalog.refuse_malformed(name, target_prefixes())
         if name.startswith("scripted:"):
-            from heredity.engines.scripted import parse_rule
-
-            parse_rule(name)  # raises UnknownName with the nearest rule
-            return scripted(name)
+            return rule_model(name)
         if (target := target_of(name)) is not None:
             recipe, parents = target.resolve(self, name)
             known = self.made_by(recipe, parents)
@@ -889,6 +886,14 @@ def target_of(ref: str) -> Target | None:
     if prefix == ref or prefix not in target_prefixes():
         return None
     return registry.load_as(Target, "recipes.targets", prefix)
+
+
+def rule_model(name: str) -> Grown:
+    """A scripted model. Raises UnknownName with the nearest rule."""
+    from heredity.engines.scripted import parse_rule
+
+    parse_rule(name)
+    return scripted(name)
 
 
 def scripted(ref: str) -> Grown:

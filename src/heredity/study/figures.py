@@ -2,7 +2,6 @@
 
 Promises: every figure has a text equivalent. Positions are percentages, so a figure fits a phone without
 smaller text. Colours come only from the style sheet; model names are escaped.
-Leaves to others: the numbers and the meaning of colours (_style.css).
 """
 
 from __future__ import annotations

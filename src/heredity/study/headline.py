@@ -2,7 +2,6 @@
 
 Promises: the finding uses trials that need no judge, or states that a judge decided. "Least" and "most" are
 used only if the data shows it. A model that refuses everything does not win.
-Leaves to others: every number (study/estimates.py) and its wording (study/wording.py).
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.errors import Damaged, UsageError, did_you_mean
 from heredity.core.records import Model, Probe, RecipeRecord, digest
-from heredity.lineage.store import Store, scripted
+from heredity.lineage.store import Store, rule_model
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks, checks, probes
 from heredity.redteam.judges import DEFAULT
@@ -122,7 +122,7 @@ def _behaviours(probes: Sequence[Probe], scope: str) -> set[tuple[str, str]]:
 
 def stored_model(store: Callable[[], Store], name: str) -> Grown:
     """A scripted model, or one of the store. Raises UnknownName."""
-    return scripted(name) if name.startswith("scripted:") else store().named(name)
+    return rule_model(name) if name.startswith("scripted:") else store().named(name)
 
 
 def with_families(models: Sequence[Grown], tops: Sequence[Grown], store: Callable[[], Store]) -> list[Grown]:

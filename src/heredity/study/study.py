@@ -36,7 +36,7 @@ from heredity.core.sanitize import plural
 from heredity.engines.protocols import Engine
 from heredity.lineage import graph
 from heredity.lineage.speeds import ModelSpeed, speeds_of
-from heredity.lineage.store import Store, engine_loader, load_engine, scripted, searching_in, stand_in
+from heredity.lineage.store import Store, engine_loader, load_engine, rule_model, searching_in, stand_in
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam.judges import Decider, Judge, Models
 from heredity.redteam.judges.guard import JudgeReaders
@@ -494,7 +494,7 @@ class Study:
         if model.id in self._grown:
             return self._grown[model.id]
         if model.format == "scripted":
-            grown = scripted(model.name)
+            grown = rule_model(model.name)
             if grown.record.id != model.id:
                 raise Damaged(f"{self.folder / PLAN}: '{model.name}' has not the id {model.id[:32]!r}.")
             return grown
