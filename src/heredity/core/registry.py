@@ -100,6 +100,7 @@ def names(folder: str, suffix: str = ".py") -> list[str]:
     return sorted({*_own(folder, suffix), *_outsiders(folder)})
 
 
+@cache
 def _own(folder: str, suffix: str = ".py") -> list[str]:
     root = _folder(folder)
     stems = {p.stem for p in root.glob(f"*{suffix}")}

@@ -155,6 +155,8 @@ class Shown(NamedTuple):
 
 def visible(text: str) -> str:
     """`text` with every character that hides, reorders or controls replaced by a visible name."""
+    if text.isascii() and text.isprintable():
+        return text
     return _SUSPECT.sub(_name, text.replace("\r\n", "\n"))
 
 

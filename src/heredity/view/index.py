@@ -40,19 +40,21 @@ from heredity.core.records import (
 )
 from heredity.core.sanitize import label
 from heredity.redteam.checks import did
+from heredity.study.outcomes import breach_order
 from heredity.study.plan import Grid
 from heredity.study.storage import RESPONSES, VERDICTS, is_of_its_trial
 from heredity.study.turns import Explanation, PromptTurn, explain, new_parts, quoted, turns
 
 _SEARCHED = 20_000  # characters of a trial that a search finds
 _TAIL = 64  # bytes before the place that reading came to, by which an edited file is known
-_VERSION = "5"  # of the tables below; another one is made again
+_VERSION = "6"  # of the tables below; another one is made again
 _MAX_PROBLEMS = 200  # that are kept with their message; more are counted
 
 UNJUDGED = "unjudged"  # answered, and not judged yet; a trial without an answer has no row
 OUTSIDE = "outside"  # its attack is for other techniques, so that the plan does not ask it
 IN_PLAN = f"state != '{OUTSIDE}'"  # the rows that lists and counts are about; without an answer it is null
 
+# A list begins with breaches, by breach_order; `place` is that of a trial in it.
 _TABLES = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE files (name TEXT PRIMARY KEY, inode INTEGER, offset INTEGER, lines INTEGER, tail BLOB);
@@ -60,9 +62,11 @@ CREATE TABLE trials (
   idx INTEGER PRIMARY KEY, m INTEGER, a INTEGER, p INTEGER, t INTEGER, twin INTEGER,
   r_off INTEGER, r_len INTEGER, r_digest TEXT, r_state TEXT,
   v_off INTEGER, v_len INTEGER, v_digest TEXT, v_state TEXT,
-  unsure INTEGER DEFAULT 0, split INTEGER DEFAULT 0, unasked TEXT DEFAULT '', state TEXT);
+  unsure INTEGER DEFAULT 0, split INTEGER DEFAULT 0, unasked TEXT DEFAULT '', state TEXT, rank INTEGER,
+  place INTEGER AS (CASE state WHEN 'broke' THEN rank ELSE {last} END + idx));
+CREATE INDEX by_place ON trials (place);
 CREATE INDEX by_cell ON trials (m, t, twin, state, a);
-CREATE INDEX by_state ON trials (state);
+CREATE INDEX by_state ON trials (state, place);
 CREATE INDEX by_unasked ON trials (unasked) WHERE unasked != '';
 CREATE TABLE texts (
   idx INTEGER PRIMARY KEY, said TEXT, asked TEXT, why TEXT DEFAULT '', quote TEXT DEFAULT '');
@@ -75,14 +79,14 @@ CREATE VIRTUAL TABLE words USING fts5(
   said, content='', detail=none, prefix='1 2 3 4', tokenize='unicode61 remove_diacritics 2')"""
 # The state is that of the verdict if the verdict is on this answer, else that of the answer.
 _RESPONSE = """
-INSERT INTO trials (idx, m, a, p, t, twin, r_off, r_len, r_digest, r_state, state)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?10)
+INSERT INTO trials (idx, m, a, p, t, twin, rank, r_off, r_len, r_digest, r_state, state)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11)
 ON CONFLICT (idx) DO UPDATE SET r_off = excluded.r_off, r_len = excluded.r_len, r_digest = excluded.r_digest,
 r_state = excluded.r_state,
 state = CASE WHEN v_digest IS excluded.r_digest THEN v_state ELSE excluded.r_state END"""
 _VERDICT = """
-INSERT INTO trials (idx, m, a, p, t, twin, v_off, v_len, v_digest, v_state, unsure, split, unasked)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO trials (idx, m, a, p, t, twin, rank, v_off, v_len, v_digest, v_state, unsure, split, unasked)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (idx) DO UPDATE SET v_off = excluded.v_off, v_len = excluded.v_len, v_digest = excluded.v_digest,
 v_state = excluded.v_state, unsure = excluded.unsure, split = excluded.split, unasked = excluded.unasked,
 state = CASE WHEN r_digest IS excluded.v_digest THEN excluded.v_state ELSE r_state END"""
@@ -127,7 +131,13 @@ class RowIndex:
         techniques = dict.fromkeys(probe.technique for probe in grid.plan.probes)
         self.techniques = tuple(techniques)
         places = {name: place for place, name in enumerate(techniques)}
-        self._probes = [(places[p.technique], p.kind == "benign") for p in grid.plan.probes]
+        orders = [breach_order(probe) for probe in grid.plan.probes]
+        ranks = {order: rank * len(grid) for rank, order in enumerate(sorted(set(orders)))}
+        self.last = len(grid) * len(ranks)  # the place of the first trial of a list after all breaches
+        self._probes = [
+            (places[p.technique], p.kind == "benign", ranks[order])
+            for p, order in zip(grid.plan.probes, orders, strict=True)
+        ]
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -195,7 +205,7 @@ class RowIndex:
                 self.path.with_name(self.path.name + end).unlink(missing_ok=True)
             with closing(sqlite3.connect(self.path, timeout=10)) as rows:
                 rows.execute("PRAGMA journal_mode = WAL")
-                rows.executescript(f"BEGIN IMMEDIATE;{_TABLES}{_WORDS};")
+                rows.executescript(f"BEGIN IMMEDIATE;{_TABLES.format(last=self.last)}{_WORDS};")
                 rows.executemany("INSERT INTO about VALUES (?, ?)", self._about().items())
                 rows.commit()
 
@@ -277,8 +287,8 @@ class RowIndex:
         words = label(message, 200) if n < _MAX_PROBLEMS else ""
         rows.execute("INSERT INTO problems VALUES (?, ?, ?, ?)", (name, line, code, words))
 
-    def _place(self, index: int) -> tuple[int, int, int, int, int, bool]:
-        """The columns idx, m, a, p, t, twin of a trial."""
+    def _place(self, index: int) -> tuple[int, int, int, int, int, bool, int]:
+        """The columns idx, m, a, p, t, twin, rank of a trial."""
         plan = self._grid.plan
         rest, p = divmod(index // plan.samples, len(plan.probes))
         m, a = divmod(rest, len(plan.attacks))

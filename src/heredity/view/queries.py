@@ -29,7 +29,7 @@ from heredity.core.records import Exchange, Response, ToolCall, Verdict
 from heredity.core.sanitize import Shown, label, shown
 from heredity.redteam import checks
 from heredity.study.estimates import SCOPES
-from heredity.study.outcomes import breach_order, is_part
+from heredity.study.outcomes import is_part
 from heredity.study.plan import Trial
 from heredity.study.storage import RESPONSES, VERDICTS, Prefixes, is_of_its_trial
 from heredity.study.turns import (
@@ -258,7 +258,8 @@ def unasked(study: OpenStudy) -> list[UnaskedCount]:
     where, _ = Filters(unasked="any").where()
     with study.index.reading() as rows:
         for m, names, twin, n in rows.execute(
-            f"SELECT m, unasked, twin, count(*) FROM trials WHERE {where} GROUP BY 1, 2, 3"
+            "SELECT m, unasked, twin, count(*) FROM trials INDEXED BY by_unasked "
+            f"WHERE {where} GROUP BY 1, 2, 3"
         ):
             for name in names.split():
                 counts[m, name, bool(twin)] += n
@@ -296,23 +297,12 @@ class ListedTrials(NamedTuple):
     after: int | None
 
 
-class _ListOrder(NamedTuple):
+def _order(study: OpenStudy, filters: Filters) -> tuple[str, str]:
     """The place of a row in a list, and that of the row :at, in SQL: breaches first, then by index."""
-
-    place: str
-    edge: str
-
-
-def _order(study: OpenStudy, filters: Filters) -> _ListOrder:
     if filters.state not in ("", "broke"):
-        return _ListOrder("idx", ":at")
-    of: dict[tuple[bool, int, bool], list[str]] = {}
-    for p, probe in enumerate(study.plan.probes):
-        of.setdefault(breach_order(probe), []).append(str(p))
-    cases = " ".join(f"WHEN p IN ({','.join(of[key])}) THEN {rank}" for rank, key in enumerate(sorted(of)))
-    place = f"(idx + {len(study.grid)} * CASE WHEN state IS NOT 'broke' THEN {len(of)} {cases} END)"
-    after_breaches = f":at + {len(study.grid) * len(of)} * (:at >= 0)"  # of a trial without an answer
-    return _ListOrder(place, f"coalesce((SELECT {place} FROM trials WHERE idx = :at), {after_breaches})")
+        return "idx", ":at"
+    without_answer = f":at + {study.index.last} * (:at >= 0)"
+    return "place", f"coalesce((SELECT place FROM trials WHERE idx = :at), {without_answer})"
 
 
 def listed(
@@ -329,10 +319,9 @@ def listed(
     with study.index.reading() as rows:
         bound, order = (">", "ASC") if before is None else ("<", "DESC")
         every = rows.execute(
-            f"{_HITS} SELECT n, page.* FROM (SELECT count(*) AS n FROM trials WHERE {where}) LEFT JOIN ("
-            f"SELECT {_COLUMNS}, {place} AS at FROM trials LEFT JOIN texts USING (idx) "
-            f"WHERE {where} AND {place} {bound} {edge} ORDER BY at {order} LIMIT :most) AS page "
-            f"ON true ORDER BY at {order}",
+            f"{_HITS} SELECT n, {_COLUMNS} FROM (SELECT count(*) AS n FROM trials WHERE {where}) LEFT JOIN ("
+            f"SELECT idx, state, {place} AS at FROM trials WHERE {where} AND {place} {bound} {edge} "
+            f"ORDER BY at {order} LIMIT :most) ON true LEFT JOIN texts USING (idx) ORDER BY at {order}",
             values | {"at": after if before is None else before, "most": page + 1},
         ).fetchall()
     n, trials = every[0][0], [row[1:7] for row in every if row[1] is not None]

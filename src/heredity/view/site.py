@@ -14,6 +14,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 from urllib.parse import quote, urlencode
@@ -324,7 +325,12 @@ def _title(numbered: str) -> str:
 
 def served(path: str, query: Mapping[str, str]) -> str:
     """The address of a page on a server."""
-    return quote(path) + (f"?{urlencode(query)}" if query else "")
+    return quote(path) + (f"?{_encoded(*query.items())}" if query else "")
+
+
+@lru_cache(maxsize=10_000)  # a table of a page has a link in each cell, and a live page is made again
+def _encoded(*query: tuple[str, str]) -> str:
+    return urlencode(query)
 
 
 def _pattern(path: str) -> re.Pattern[str]:

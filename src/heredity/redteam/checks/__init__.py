@@ -27,7 +27,7 @@ from heredity.application.calls import is_bare_call
 from heredity.application.spec import Application
 from heredity.application.tools import World, covers
 from heredity.core import registry
-from heredity.core.errors import Damaged, UsageError, code_of, did_you_mean
+from heredity.core.errors import Damaged, UnknownName, UsageError, code_of, did_you_mean
 from heredity.core.records import Change, Check, Response, Usefulness
 from heredity.core.sanitize import compile_pattern, label
 from heredity.redteam.checks.protocols import BadCheck, BreachCheck, CheckModule, Finding
@@ -69,7 +69,10 @@ def check_class(kind: str) -> type[BreachCheck]:
 
 def did(kind: str) -> str:
     """The deed of a model that broke a check of this kind, in words; an unknown kind is named."""
-    return check_class(kind).DID if kind in kinds() else f"broke the check {label(kind)}"
+    try:
+        return check_class(kind).DID
+    except UnknownName:
+        return f"broke the check {label(kind)}"
 
 
 def load_check(stored: Check) -> BreachCheck:

@@ -98,9 +98,12 @@ def render(site: Site, asked: Asked) -> str:
 
 def _pairs(study: OpenStudy, board: Board) -> Iterator[PairLine]:
     scope = board.main_scope
+    kinds = [(words, query, read_filters(study, query)) for words, query in _kinds(study, board)]
     for _, (a, b) in zip(range(MAX_PAIRS), pairs(study), strict=False):
+        sides = [(words, query, shared(study, board, a, b, filters)) for words, query, filters in kinds]
         main, *others = [
-            SortCounts(*kind, _counts(study, board, a, b, kind[1])) for kind in _kinds(study, board)
+            SortCounts(words, query, {which: both.n(which) for which in WHICH})
+            for words, query, both in sides
         ]
         edge, guard = is_edge(study, a, b), is_guard(study, a, b)
         _, lost, gained, _ = decided(board.outcomes, a, b, scope) if edge and not guard else (None,) * 4
@@ -117,11 +120,6 @@ def _kinds(study: OpenStudy, board: Board) -> Iterator[tuple[str, dict[str, str]
             yield title(other), {"scope": other}
     for name in dict.fromkeys(p.technique for p in study.plan.probes if p.is_baseline and p.kind == "breach"):
         yield title(name), {"technique": name}
-
-
-def _counts(study: OpenStudy, board: Board, a: int, b: int, query: dict[str, str]) -> dict[str, int]:
-    both = shared(study, board, a, b, read_filters(study, query))
-    return {which: both.n(which) for which in WHICH}
 
 
 def _total(
