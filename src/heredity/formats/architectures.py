@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from heredity.core import registry
 from heredity.core.errors import how_to_install
@@ -309,7 +309,7 @@ class Form(NamedTuple):
 
 def form_of(folder: Path) -> Form:
     """Return what config.json says; nothing if it is missing or malformed, which loading reports."""
-    path, config = folder / "config.json", {}
+    path, config = folder / "config.json", cast(object, None)
     with suppress(OSError, ValueError, RecursionError):
         if path.is_file() and path.stat().st_size <= _MAX_CONFIG_BYTES:  # a pipe or a device would not end
             config = json.loads(path.read_text("utf-8"))

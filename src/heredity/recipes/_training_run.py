@@ -426,7 +426,8 @@ class AnswerRecipe(TrainingRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = (self.leave_out,) if isinstance(self.leave_out, str) else self.leave_out
+        given: object = self.leave_out
+        given = (given,) if isinstance(given, str) else self.leave_out
         for each in given:
             if each not in get_args(LeftOut):
                 raise UnknownName("kind of answer", each, get_args(LeftOut), "--leave-out")

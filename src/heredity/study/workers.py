@@ -713,7 +713,7 @@ class RayPlace:
             self._environment.restore()
             _read_settings_again()
             raise
-            resources: dict[str, float] = ray.cluster_resources()
+        resources: dict[str, float] = ray.cluster_resources()
         gpus = 1 if has_weights and resources.get("GPU", 0) >= 1 else 0
         cpus = max(1, int(resources.get("CPU", n) // n))
         self._remote = ray.remote(StudyWorker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0)
