@@ -94,12 +94,18 @@ def test_behind_the_guard_nothing_was_retrieved(result: h.Result) -> None:
 
 
 def test_report_terminal_and_json_have_them(
-    result: h.Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    result: h.Result, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = result.estimates.rows(retrieval.NAME, retrieval.Row)
     shown = retrieval.show(rows, RecordedStudy(read_plan(result.folder), result.estimates))
     assert shown is not None
     (table,) = shown.tables
+    with pytest.raises(ValueError, match="5 heads and a row of 6"):
+        monkeypatch.setattr(
+            retrieval, "show", lambda *_: shown._replace(tables=(table._replace(head=table.head[:5]),))
+        )
+        html.render(result.folder)
+    monkeypatch.undo()
     assert len(table.rows) == len(rows) == 2 * 4 * 3
     share, obeyed = str(table.rows[0][3]), str(table.rows[0][4])
     assert "50\u00a0% (" in share and ", n 32" in share

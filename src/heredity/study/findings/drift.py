@@ -15,9 +15,11 @@ from heredity.core.sanitize import label
 from heredity.core.sections import Section, TextTable
 from heredity.redteam import judges
 from heredity.redteam.judges.calibration.quality import (
+    TASKS,
     CanaryVerdicts,
     drifted,
     judge_canaries,
+    newest_calibration,
     recorded_verdicts,
 )
 from heredity.redteam.judges.calibration.readings import CHECKS
@@ -75,8 +77,8 @@ def find_drift(folder: Path, judge: str, judged_by: str) -> JudgeDrift | None:
 
 def _calibrated(folder: Path, judge: str, judged_by: str, answers: str) -> CanaryVerdicts | None:
     outcomes: dict[str, Outcome | None] = {}
-    for task in judges.TASKS:
-        kept = judges.newest_calibration(folder, judge, judged_by, task)
+    for task in TASKS:
+        kept = newest_calibration(folder, judge, judged_by, task)
         if kept is not None and kept.canaries is not None and kept.canaries.answers == answers:
             outcomes |= kept.canaries.outcomes
     return CanaryVerdicts(judge, judged_by, answers, outcomes) if outcomes else None

@@ -323,7 +323,8 @@ def _table(cells: Sequence[MultiverseCell], called: dict[str, str], is_detail: b
     rows = [
         [
             coding, _WEIGHTS[weighting],
-            *(_badge(by_key[key], is_b_high) for j in judges if (key := (coding, weighting, j)) in by_key),
+            *(_badge(by_key[key], is_b_high) if (key := (coding, weighting, judge)) in by_key else ""
+              for judge in judges),
         ]
         for coding, weighting in product(*axes)
     ]  # fmt: skip

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -123,6 +124,15 @@ def take(rows: dict[str, Iterable[Record]]) -> dict[str, list[object]]:
 
 
 def sections(study: RecordedStudy) -> list[Section]:
-    """The sections of a study, in their order. Raises Damaged for rows of another type."""
+    """The sections of a study, in their order.
+
+    Raises Damaged for rows of another type, and ValueError for a table whose rows have not a cell per head.
+    """
     shown = (each.show(study.estimates.rows(each.NAME, each.Row), study) for each in every_finding())
-    return [section for section in shown if section is not None]
+    made = [section for section in shown if section is not None]
+    for table in chain.from_iterable(section.tables for section in made):
+        if wrong := {len(row) for row in table.rows} - {len(table.head)}:
+            raise ValueError(
+                f"The table '{table.title}' has {len(table.head)} heads and a row of {min(wrong)}."
+            )
+    return made

@@ -86,7 +86,7 @@ class _RetrievedTrials:
 
     def _row(self, model: int, technique: str, attack: str, probes: list[int]) -> RetrievedBreaches:
         outcomes = self._outcomes
-        codes = outcomes.codes_of(model, attack, probes)
+        codes = outcomes.scored_of(model, attack, probes)
         counted = outcomes.in_rate(codes)
         broke = (codes == BROKE)[counted]
         has = self._has[outcomes.indices_of(model, attack, probes)][counted]
@@ -112,7 +112,7 @@ def show(rows: Sequence[RetrievedBreaches], study: RecordedStudy) -> Section | N
         return None
     title, head = (
         "Retrieved, and then broke",
-        ["breaches", "model", "attack", "retrieved", "broke if retrieved"],
+        ["breaches", "model", "attack", "retrieved", "broke if retrieved", "broke if not"],
     )
     cells = [_cells(row, study.estimates) for row in rows]
     sentences = tuple(
