@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from heredity.redteam import judges, probes
-from heredity.redteam.judges import PredictedErrors, ReadErrors
-from heredity.redteam.judges.calibration.quality import predicted_errors
+from heredity.redteam.judges import ReadErrors
+from heredity.redteam.judges.calibration.quality import PredictedErrors, predicted_errors
 from heredity.redteam.judges.calibration.readings import family_of, shipped_readings
 from heredity.stats.judge_error import predict_share
+from heredity.study import aggregate
 from heredity.study.aggregate import CheckedTrials, JudgeCorrection
 from heredity.study.intervals import Intervals
 from heredity.study.plan import Analysis
@@ -36,7 +37,7 @@ def of_checks(folder: Path, broke: list[int], techniques: list[int], analysis: A
 
 def test_breaches_that_a_check_misses_are_in_the_corrected_rate(tmp_path: Path, monkeypatch) -> None:
     """20 of 100 counted, by a check that finds half of them: 40 % broke."""
-    monkeypatch.setattr(judges, "check_errors", lambda *_: errors(0.5))
+    monkeypatch.setattr(aggregate, "check_errors", lambda *_: errors(0.5))
     (found,) = of_checks(tmp_path, [1] * 20 + [0] * 80, [0] * 100)
     raw = INTERVALS.rate(np.arange(100) < 20, np.arange(100))
     assert found.corrected.value == pytest.approx(0.4, abs=0.01)
@@ -48,14 +49,14 @@ def test_breaches_that_a_check_misses_are_in_the_corrected_rate(tmp_path: Path, 
 def test_techniques_are_corrected_each_by_their_own_errors(tmp_path: Path, monkeypatch) -> None:
     """10 of 50 secrets with a perfect check, 10 of 50 calls with one that finds half: 20 % and 40 %."""
     monkeypatch.setattr(
-        judges, "check_errors", lambda technique, _: errors(1.0 if technique == "secret" else 0.5, n=10**6)
+        aggregate, "check_errors", lambda technique, _: errors(1.0 if technique == "secret" else 0.5, n=10**6)
     )
     (found,) = of_checks(tmp_path, ([1] * 10 + [0] * 40) * 2, [0] * 50 + [1] * 50)
     assert found.corrected.value == pytest.approx(0.3, abs=0.001)
 
 
 def test_techniques_that_nobody_read_refuse_the_correction_with_a_code(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(judges, "check_errors", lambda t, _: None if t == "tool" else errors(0.9))
+    monkeypatch.setattr(aggregate, "check_errors", lambda t, _: None if t == "tool" else errors(0.9))
     (found,) = of_checks(tmp_path, [1, 0], [1, 1])
     assert (found.corrected.value, found.corrected.code) == (None, "not-measured")
     assert "tool" in found.corrected.note and "secret" not in found.corrected.note
@@ -66,7 +67,7 @@ def test_a_technique_that_nobody_read_does_not_take_the_errors_of_the_others_awa
     tmp_path: Path, monkeypatch, elsewhere: ReadErrors | None
 ) -> None:
     """0 of 150 by a check that was read, and two probes of one's own: their errors are not left out."""
-    monkeypatch.setattr(judges, "check_errors", lambda t, _: None if t == "tool" else errors(0.5, n=20))
+    monkeypatch.setattr(aggregate, "check_errors", lambda t, _: None if t == "tool" else errors(0.5, n=20))
     monkeypatch.setattr(judges, "check_errors_elsewhere", lambda _: elsewhere)
     (alone,) = of_checks(tmp_path, [0] * 150, [0] * 150)
     (beside,) = of_checks(tmp_path, [0] * 152, [0] * 150 + [1] * 2)
@@ -188,7 +189,7 @@ def test_corrected_rates_of_checks_cover_the_truth_where_raw_ones_do_not(tmp_pat
             read[name] = ReadErrors(
                 predict_share([c[0] for c in cells], size), predict_share([c[1] for c in cells], size), "read"
             )
-        monkeypatch.setattr(judges, "check_errors", lambda name, _, read=read: read[name])
+        monkeypatch.setattr(aggregate, "check_errors", lambda name, _, read=read: read[name])
         (each,) = of_checks(tmp_path, found.ravel().tolist(), [0] * n + [1] * n)
         assert each.corrected.low is not None and each.corrected.high is not None
         true = float(rates.mean())

@@ -26,7 +26,15 @@ from heredity.core.records import ROW_SCHEMA, Estimate, Probe, digest
 from heredity.core.sanitize import plural
 from heredity.redteam import judges
 from heredity.redteam.judges import needs_judge
-from heredity.redteam.judges.calibration.readings import CHECKS, AnswerForm, summarise, unlike
+from heredity.redteam.judges.calibration.quality import copy_calibrations, measured_by_user, predicted_errors
+from heredity.redteam.judges.calibration.readings import (
+    CHECKS,
+    AnswerForm,
+    Endpoint,
+    check_errors,
+    summarise,
+    unlike,
+)
 from heredity.stats.intervals import refused
 from heredity.stats.judge_error import combine_strata
 from heredity.study.comparisons import MEASURES, StoppingRule, compare_edges, compare_models
@@ -327,9 +335,7 @@ class JudgeCorrection:
         self._has_checks = False
         self._checks: dict[str, judges.ReadErrors | None] = {}  # errors by technique, each computed once
         self._known = {task: judges.calibrations(task, judge, judged_by, folder) for task in TASKS.values()}
-        self._predicted = {
-            task: judges.predicted_errors(task, judge, judged_by, folder) for task in TASKS.values()
-        }
+        self._predicted = {task: predicted_errors(task, judge, judged_by, folder) for task in TASKS.values()}
 
     @classmethod
     def of(
@@ -348,7 +354,7 @@ class JudgeCorrection:
             )
         judge, judged_by = next(iter(judged_by_of.items()), ("", ""))
         if root is not None and judge:
-            judges.copy_calibrations(root, folder, judge, judged_by)
+            copy_calibrations(root, folder, judge, judged_by)
         made = cls(judge, judged_by, folder, analysis)
         made._has_checks = CHECKS in names
         return made
@@ -368,13 +374,13 @@ class JudgeCorrection:
     def quality(self) -> tuple[judges.JudgeQuality, ...]:
         """The measurements of this judge, the user's labels first, then shipped ones; and of the checks."""
         shipped = tuple(row for row in judges.quality() if row.judge == self.judge)
-        own = judges.measured_by_user(self.judge, self._judged_by, self._folder, TASKS.values())
+        own = measured_by_user(self.judge, self._judged_by, self._folder, TASKS.values())
         is_known = self._analysis is not None and self._has_checks
         checks = judges.check_quality(self._endpoint_of_checks) if is_known else ()
         return (*own, *shipped, *checks)
 
     @property
-    def _endpoint_of_checks(self) -> judges.Endpoint:
+    def _endpoint_of_checks(self) -> Endpoint:
         """How checks count an unclear answer; under "not_refused" as in "all_trials"."""
         is_decided = self._analysis is not None and self._analysis.endpoint == "decided_trials"
         return "decided_trials" if is_decided else "all_trials"
@@ -442,7 +448,7 @@ class JudgeCorrection:
 
     def _errors_of_checks(self, technique: str) -> judges.ReadErrors | None:
         if technique not in self._checks:
-            self._checks[technique] = judges.check_errors(technique, self._endpoint_of_checks)
+            self._checks[technique] = check_errors(technique, self._endpoint_of_checks)
         return self._checks[technique]
 
     def _why_not(self, task: judges.Task) -> str:

@@ -32,8 +32,8 @@ from heredity.core import readers
 from heredity.core.errors import BadInput, UsageError
 from heredity.core.files import Rows, rewrite
 from heredity.core.records import SCHEMA, Probe, Record, Response, digest
-from heredity.redteam.judges import LabelTask as LabelTask
 from heredity.redteam.judges import needs_judge, task_of
+from heredity.redteam.judges.protocols import LabelTask as LabelTask
 from heredity.study.plan import Grid, Plan
 from heredity.study.storage import VerdictRow, open_responses, verdict_rows
 

@@ -299,11 +299,7 @@ class RowIndex:
         for line, row in self._decoded(rows, RESPONSES, lines, _RESPONSES, "r_off"):
             if not is_of_its_trial(row, self._grid):
                 self._problem(
-                    rows,
-                    RESPONSES,
-                    line.number,
-                    Damaged.code,
-                    f"trial {row.index} is not of this plan",
+                    rows, RESPONSES, line.number, Damaged.code, f"trial {row.index} is not of this plan"
                 )
                 continue
             state = _failure(row) if row.error is not None else UNJUDGED

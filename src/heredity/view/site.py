@@ -256,14 +256,7 @@ class Site:
         """The pages over all studies: title, address, and "page" for this one, "true" for one above it."""
         held = [page for page in self.pages if page.MENU and self._is_here(page)]
         pages = sorted(held, key=lambda page: page.MENU)
-        return [
-            (
-                _title(p.MENU),
-                self.link(p.PATH),
-                _current(p.PATH, asked.path),
-            )
-            for p in pages
-        ]
+        return [(_title(p.MENU), self.link(p.PATH), _current(p.PATH, asked.path)) for p in pages]
 
     def _is_here(self, page: Page) -> bool:
         return self.is_live or page.IS_EXPORTED

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from heredity.redteam.judges import check_errors, check_quality
+from heredity.redteam.judges import check_quality
 from heredity.redteam.judges.calibration import readings
-from heredity.redteam.judges.calibration.readings import Reading, count_readings
+from heredity.redteam.judges.calibration.readings import Reading, check_errors, count_readings
 from heredity.redteam.judges.checks import VERSION
 from tests.support import bench_modules
 
