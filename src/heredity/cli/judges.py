@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from heredity.cli import Lister, Name, PathArgument, Verb, shown_start
-from heredity.redteam.judges.calibration.quality import as_quality
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -112,7 +111,9 @@ def calibrate(
         except OSError as error:  # the measurement is still worth printing
             keep = False
             note(f"The result could not be saved: {error.filename}: {error.strerror}")
-    rows = [as_quality(calibrations.judge.name, of, c) for c in (calibrations.counts, *calibrations.families)]
+    rows = [
+        kept.as_quality(calibrations.judge.name, of, c) for c in (calibrations.counts, *calibrations.families)
+    ]
     if calibrations.n_learned_from:
         note(
             f"'{calibrations.judge.name}' was trained on {calibrations.n_learned_from} of these answers: "
@@ -302,7 +303,7 @@ def _accuracy(rows: Sequence[JudgeQuality]) -> list[str]:
     for judge, task in dict.fromkeys((row.judge, row.task) for row in rows):
         calibration = None if task == "breach" else quality.calibration(task, judge)
         own = [row for row in rows if (row.judge, row.task) == (judge, task)]
-        pooled.append(own[-1] if calibration is None else as_quality(judge, task, calibration))
+        pooled.append(own[-1] if calibration is None else quality.as_quality(judge, task, calibration))
     return [
         f"{row.task}: sensitivity {_share(row.sensitivity)}, specificity {_share(row.specificity)}"
         for row in pooled
