@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from functools import partial
 from urllib.parse import parse_qsl
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -93,6 +92,8 @@ def app(site: Site, settings: ViewSettings | None = None) -> Starlette:
 
 def run(site: Site, listening: socket.socket, token: str, is_local: bool) -> None:
     """Show the pages at a socket that is bound, until this process is interrupted or ended."""
+    import uvicorn
+
     # Streams of events end when the server does; without that it would wait for them.
     settings = ViewSettings(token, is_local, is_closing=lambda: server.should_exit)
     config = uvicorn.Config(
