@@ -47,19 +47,18 @@ def _counts_bar(counts: StackedCounts) -> Markup:
     return figures.stack(parts, wording.cell_words(counts))
 
 
-_WORDS = {  # modules whose functions the template calls
-    "declared": wording
-}
 _FUNCTIONS = {  # words, counts and figures that the template uses by name
     "attack_name": wording.attack_name,
     "advice_rule": advice.RULE,
     "against_parents": advice.is_of_edges,
     "amount": advice.amount,
+    "asked_attacks": wording.asked_attacks,
     "axis": figures.axis,
     "bare": wording.bare,
     "cost_words": advice.cost_words,
     "curve_figure": _curve_figure,
     "counted": wording.counted,
+    "declared_lines": wording.declared_lines,
     "failed": wording.failed,
     "interval": wording.interval,
     "counts_bar": _counts_bar,
@@ -71,6 +70,7 @@ _FUNCTIONS = {  # words, counts and figures that the template uses by name
     "points_interval": wording.points_interval,
     "reach_labels": wording.reach_labels,
     "severity_words": wording.severity_words,
+    "size_words": wording.size_words,
     "role_word": role_word,
     "scope_name": wording.scope_name,
     "scope_names": wording.SCOPE_NAMES,
@@ -127,5 +127,5 @@ def render(folder: Path, with_text: bool = True, is_full: bool = False) -> str:
 def _template() -> jinja2.Template:
     environment = page_environment(_FOLDER)
     environment.filters |= {"label": label, "shown": shown}
-    environment.globals |= _WORDS | _FUNCTIONS
+    environment.globals |= _FUNCTIONS
     return environment.get_template("_template.html.jinja")
