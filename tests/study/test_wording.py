@@ -10,7 +10,7 @@ from heredity.study import wording as words
 from heredity.study.estimates import Bounds, Estimates, ModelPair, Rate, Table2x2
 from heredity.study.findings.answer_kinds import AnswerKinds
 from heredity.study.headline import headline
-from heredity.study.intervals import refuse_uninformative
+from heredity.study.intervals import without_uninformative
 from heredity.study.plan import read_plan
 from heredity.study.spec import StudySpec
 from heredity.study.storage import read_estimates
@@ -293,7 +293,7 @@ def test_the_table_of_the_terminal_has_the_rates_corrected_for_the_errors_of_the
 def test_a_corrected_interval_of_every_rate_is_called_uninformative(
     estimates: Estimates, low: float, high: float, is_refused: bool
 ) -> None:
-    corrected = refuse_uninformative(Estimate(0.5, low, high, 40, "rogan-gladen"))
+    corrected = without_uninformative(Estimate(0.5, low, high, 40, "rogan-gladen"))
     assert (corrected.value is None, corrected.code == "uninformative") == (is_refused, is_refused)
     judged = words.find(estimates, estimates.models[0].id, "judged", "all", "breach")
     assert judged is not None

@@ -23,7 +23,7 @@ from heredity.core.sanitize import label, plain, plural
 from heredity.core.terminal import cell, line_table, out, table, wrapped
 from heredity.study import advice
 from heredity.study import wording as words
-from heredity.study.advice import findings
+from heredity.study.advice import conclusions
 from heredity.study.comparisons import MEASURES
 from heredity.study.estimates import (
     ALL,
@@ -89,7 +89,7 @@ def _ending(
     """The lines above the next command, each with its style."""
     if not is_full and (unasked := _unasked(estimates)):
         yield f"Unasked, in no rate: {unasked}.", ""
-    for each in findings(estimates, plan):
+    for each in conclusions(estimates, plan):
         yield f"{each.question}: {each.answer}.", "bold"
     page = folder / "report.html"
     warned = f" and {words.plural(len(headline.warnings), 'warning')}" if headline.warnings else ""

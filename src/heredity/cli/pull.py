@@ -51,7 +51,7 @@ def _require_engine(name: str) -> None:
             )
 
 
-def planned(store: Store, ref: str) -> Grown:
+def stand_in_for(store: Store, ref: str) -> Grown:
     """The model of the store, or a stand-in of its size: nothing is pulled, converted or recorded."""
     engine, _, inner = ref.partition(":")
     target = target_of(ref)
@@ -59,7 +59,7 @@ def planned(store: Store, ref: str) -> Grown:
         for name in spellings(ref):
             with suppress(UnknownName):
                 return store.named(name)
-        base = planned(store, inner).record
+        base = stand_in_for(store, inner).record
         n_bytes = sum(file.bytes for file in base.files)
         return Grown(stand_in(f"{engine}:{base.name}", (base.id,), n_bytes), Path())
     if is_elsewhere(ref, store):

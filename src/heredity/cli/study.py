@@ -202,7 +202,7 @@ def _study(
     study = Study(named, store=store, engine_loader=loader)
     study.sources = locate_sources(Path(str(spec.application)), layer, spec.probes)
     if is_saved:  # the tasks of an array make the plan one after the other
-        _remote.show_costs(_planned(study, grown, is_dry), grown, how)
+        _remote.show_costs(_saved_plan(study, grown, is_dry), grown, how)
     return study
 
 
@@ -239,7 +239,7 @@ def _run(
     return code
 
 
-def _planned(study: Study, models: Sequence[Grown], is_dry: bool) -> Plan:
+def _saved_plan(study: Study, models: Sequence[Grown], is_dry: bool) -> Plan:
     """The saved plan; of a dry run the plan of a folder without one. The cost of its searches is shown first.
 
     A dry run takes no folder: its plan may not be the one that the user decides for.
@@ -344,7 +344,7 @@ def _models(
     from heredity.study.resolve import with_families
 
     if is_dry:
-        models, tops = ([pull.planned(store, ref) for ref in some] for some in (refs, lineage))
+        models, tops = ([pull.stand_in_for(store, ref) for ref in some] for some in (refs, lineage))
     else:
         find = partial(pull.stored, store, yes=yes)
         announce, shown = partial(pull.announce, store), partial(shown_work, store, "converting")

@@ -236,7 +236,7 @@ class Conclusion(NamedTuple):
     answer: str
 
 
-def findings(estimates: Estimates, plan: Plan) -> tuple[Conclusion, ...]:
+def conclusions(estimates: Estimates, plan: Plan) -> tuple[Conclusion, ...]:
     """The advice and the main finding, apart: "ship none" and "no child is worse" may both hold."""
     shipping = Conclusion("Shipping", advise(estimates, plan).sentence)
     n_rated = sum(

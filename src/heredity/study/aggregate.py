@@ -58,7 +58,7 @@ from heredity.study.findings import protocols as findings
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.findings.same_conversations import note_conversations
 from heredity.study.findings.seeds import seed_groups
-from heredity.study.intervals import Bools, Intervals, Places, no_narrower, per_attempt, refuse_uninformative
+from heredity.study.intervals import Bools, Intervals, Places, no_narrower, per_attempt, without_uninformative
 from heredity.study.labels import LabelledTrials
 from heredity.study.outcomes import (
     BROKE,
@@ -301,7 +301,7 @@ class AnswerSample:
         }
 
 
-def refuse_unlike(
+def without_unlike(
     rates: Iterable[Rate], forms: dict[tuple[str, Measure], AnswerForm], correction: JudgeCorrection
 ) -> Iterator[Rate]:
     """The rates; a judged one whose model's answers are unlike all labelled ones is not corrected."""
@@ -501,7 +501,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     evidence.watch(sample.see)
     rows = findings.begin(evidence)
     evidence.read(judged_responses(folder, has_verdict, judged.digests))
-    rates = tuple(refuse_unlike(rates, sample.forms(), correction))
+    rates = tuple(without_unlike(rates, sample.forms(), correction))
     techniques, runs, application = outcomes.techniques, list(run_records(folder)), plan.application
     saved = read_saved(folder) if (folder / PLAN).exists() else None
     declared = saved if plan.analysis is not None else None  # without an analysis nothing was declared
@@ -590,10 +590,10 @@ def _rate(
     n = n_held + n_broke + n_unclear
     of_decided = _rate_over(outcomes, cell, codes, is_decided(codes))
     rate = _rate_over(outcomes, cell, scored, is_answered(codes)) if outcomes.is_per_attempt else of_decided
-    by_judge = _by_judge(_CellRate(outcomes, cell, codes, correction, labels), of_decided)
-    corrected = by_judge.corrected[0].corrected if by_judge.corrected else None
+    corrections = _corrections(_CellRate(outcomes, cell, codes, correction, labels), of_decided)
+    corrected = corrections.corrected[0].corrected if corrections.corrected else None
     if corrected is not None and plan.analysis is not None:
-        corrected = refuse_uninformative(no_narrower(corrected, rate))
+        corrected = without_uninformative(no_narrower(corrected, rate))
     return Rate(
         model=plan.models[cell.model].id,
         technique=cell.technique,
@@ -606,9 +606,9 @@ def _rate(
         n_broke=n_broke,
         n_unclear=n_unclear,
         n_error=n_error,
-        is_judge_free=_judged(plan, cell) == {False},
-        by_family=tuple(by_judge.corrected[1:]),
-        by_labels=by_judge.by_labels,
+        is_judge_free=_needs_judge(plan, cell) == {False},
+        by_family=tuple(corrections.corrected[1:]),
+        by_labels=corrections.by_labels,
         n_skipped=n_skipped,
         conditional=of_decided if outcomes.is_per_attempt else None,
         n_attempted=outcomes.n_attempted(cell.model, cell.attack, cell.probes),
@@ -632,36 +632,36 @@ class _CellRate(NamedTuple):
     labels: LabelledTrials | None
 
 
-class _Judged(NamedTuple):
+class _Corrections(NamedTuple):
     """A judged rate corrected by all labels, then by each family's; and the rate by labels of this study."""
 
     corrected: Sequence[FamilyCorrection] = ()
     by_labels: Estimate | None = None
 
 
-def _judged(plan: Plan, cell: _Cell) -> set[bool]:
+def _needs_judge(plan: Plan, cell: _Cell) -> set[bool]:
     """Whether a judge decides the probes of a cell: all of them, none, or some."""
     return {needs_judge(plan.probes[i]) for i in cell.probes}
 
 
 def _is_of_refusals(outcomes: Outcomes, cell: _Cell) -> bool:
     """Whether the rate of a cell is that of answers that do not refuse."""
-    return outcomes.counts_refusals and cell.measure == "breach" and True in _judged(outcomes.plan, cell)
+    return outcomes.counts_refusals and cell.measure == "breach" and True in _needs_judge(outcomes.plan, cell)
 
 
-def _by_judge(at: _CellRate, of_decided: Estimate) -> _Judged:
+def _corrections(at: _CellRate, of_decided: Estimate) -> _Corrections:
     """The corrections of a rate for what decided it; none if both checks and a judge did."""
     if _is_of_refusals(at.outcomes, at.cell):
         n = int(np.count_nonzero(is_answered(at.codes)))
         why = "the judge's errors were not measured over all answers, unclear ones among them"
-        return _Judged([FamilyCorrection("", refused(n, why, "not-measured"))] if n else [])
-    judged = _judged(at.outcomes.plan, at.cell)
+        return _Corrections([FamilyCorrection("", refused(n, why, "not-measured"))] if n else [])
+    judged = _needs_judge(at.outcomes.plan, at.cell)
     if judged == {True}:
         return _for_the_judge(at, of_decided)
-    return _for_checks(at) if judged == {False} else _Judged()
+    return _for_checks(at) if judged == {False} else _Corrections()
 
 
-def _for_the_judge(at: _CellRate, of_decided: Estimate) -> _Judged:
+def _for_the_judge(at: _CellRate, of_decided: Estimate) -> _Corrections:
     """The corrections of a rate that a judge decided.
 
     A judge's errors were measured on answers that it decided, so the conditional rate is corrected. Over all
@@ -678,16 +678,16 @@ def _for_the_judge(at: _CellRate, of_decided: Estimate) -> _Judged:
         is_declared = outcomes.plan.analysis is not None
         by_labels = intervals.from_labels(labels, broke, indices[decided], clusters if is_declared else None)
     if not outcomes.is_per_attempt:
-        return _Judged(corrected, by_labels)
+        return _Corrections(corrected, by_labels)
     answered = is_answered(codes)
     share = intervals.rate(decided[answered], every[answered])
     each = [FamilyCorrection(c.labels, per_attempt(c.corrected, share)) for c in corrected]
     if by_labels is not None:  # its n stays the number of labels
         by_labels = msgspec.structs.replace(per_attempt(by_labels, share), n=by_labels.n)
-    return _Judged(each, by_labels)
+    return _Corrections(each, by_labels)
 
 
-def _for_checks(at: _CellRate) -> _Judged:
+def _for_checks(at: _CellRate) -> _Corrections:
     """The corrections of a rate that checks decided, over the trials that the rate counts."""
     outcomes, cell, codes, correction, labels = at
     counted = is_answered(codes) if outcomes.is_per_attempt else is_decided(codes)
@@ -698,7 +698,7 @@ def _for_checks(at: _CellRate) -> _Judged:
     if labels is not None and outcomes.plan.analysis is not None:
         indices = outcomes.indices_of(cell.model, cell.attack, cell.probes)
         by_labels = intervals.from_labels(labels, trials.broke, indices[counted], clusters)
-    return _Judged(correction.of_checks(trials, outcomes.techniques, intervals), by_labels)
+    return _Corrections(correction.of_checks(trials, outcomes.techniques, intervals), by_labels)
 
 
 # --- the rest -------------------------------------------------------------------------------------
@@ -754,7 +754,7 @@ class _LastProof:
 _last_proof = _LastProof()
 
 
-def _proven(plan: Plan, folder: Path) -> Estimates:
+def _recomputed(plan: Plan, folder: Path) -> Estimates:
     """The estimates that the rows give. They are computed once a process, until a file changes."""
     files = _state(plan, folder)
     if _last_proof.estimates is None or _last_proof.files != files:
@@ -769,7 +769,7 @@ def _state(plan: Plan, folder: Path) -> tuple[object, ...]:
     return (digest(plan), *((path, of.st_ino, of.st_size, of.st_mtime_ns) for path, of in stats))
 
 
-def estimate_and_prove(plan: Plan, folder: Path, root: Path | None) -> Estimates:
+def estimate_and_remember(plan: Plan, folder: Path, root: Path | None) -> Estimates:
     """The estimates, remembered for the reports that this process writes next."""
     estimates = estimate(plan, folder, root)  # copies the user's calibrations into the folder
     _last_proof.estimates, _last_proof.files = estimates, _state(plan, folder)
@@ -784,7 +784,7 @@ def read_study(folder: Path) -> RecordedStudy:
     compared, because an older study keeps its own.
     """
     study = _together(folder)
-    _compare(folder, _counted(study.estimates), _counted(_proven(study.plan, folder)))
+    _compare(folder, _counted(study.estimates), _counted(_recomputed(study.plan, folder)))
     return study
 
 
@@ -794,7 +794,7 @@ def read_proven(folder: Path) -> Estimates:
     Raises as `read_study` does, and Damaged also if a correction or a wording differs.
     """
     plan, estimates = _together(folder)
-    _compare(folder, estimates, _proven(plan, folder))
+    _compare(folder, estimates, _recomputed(plan, folder))
     return estimates
 
 

@@ -163,8 +163,8 @@ class Intervals(NamedTuple):
         errors: the share of verdicts that erred in favour of a (stats/judge_error.py).
         """
         if trials.blocks is None:
-            found_at = compare_at_shares(*trials[:3], share_a, share_b, self.confidence, errors)
-            return found_at._replace(p_value=self.overall(found_at.p_value))
+            comparison = compare_at_shares(*trials[:3], share_a, share_b, self.confidence, errors)
+            return comparison._replace(p_value=self.overall(comparison.p_value))
         d = _at_shares(trials, share_a, share_b, errors)
         p = SequentialComparison(self.alpha, d.size)
         for block in np.unique(trials.blocks):
@@ -280,7 +280,7 @@ def no_narrower(corrected: Estimate, raw: Estimate) -> Estimate:
     return msgspec.structs.replace(corrected, low=low, high=high)
 
 
-def refuse_uninformative(corrected: Estimate) -> Estimate:
+def without_uninformative(corrected: Estimate) -> Estimate:
     """The corrected rate, refused if its interval has every rate, as far as whole per cents show."""
     if corrected.low is None or corrected.high is None:
         return corrected
@@ -335,7 +335,7 @@ def bound_rate(rate: Rate, confidence: float) -> RateBounds:
     """The interval, wide enough for unclear answers, for errors, and for the judge's known error."""
     estimate, n_open = rate.estimate, rate.n_open
     n = rate.n_counted + rate.n_held + n_open
-    n_effective = _effective(estimate, n, confidence)
+    n_effective = _n_effective_of_width(estimate, n, confidence)
     best, worst = rate.n_counted / n, (rate.n_counted + n_open) / n
     if n_open or estimate.low is None or estimate.high is None:
         low = wilson_bounds(best, n_effective, confidence).low
@@ -357,7 +357,7 @@ def bound_rate(rate: Rate, confidence: float) -> RateBounds:
     )
 
 
-def _effective(estimate: Estimate, n: int, confidence: float) -> float:
+def _n_effective_of_width(estimate: Estimate, n: int, confidence: float) -> float:
     """The effective n of `n` trials that share clusters, from the width of the published interval."""
     if estimate.value is None or estimate.low is None or estimate.high is None or not estimate.n:
         return float(n)

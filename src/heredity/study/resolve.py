@@ -161,16 +161,16 @@ def with_guards(models: Sequence[Grown], named: Sequence[str], application: Appl
     return all_models
 
 
-def planned(model: Model) -> PlannedModel:
+def planned_model(model: Model) -> PlannedModel:
     """A model as a plan holds it."""
-    planned_model = PlannedModel(model.id, model.name, model.family, model.licence, model.format)
+    base = PlannedModel(model.id, model.name, model.family, model.licence, model.format)
     if model.recipe.kind != BEHIND_GUARDS:
-        return planned_model
+        return base
     specs = msgspec.convert(model.recipe.settings["guards"], tuple[GuardSpec, ...])
-    return replace(planned_model, of=model.parents[0], guards=specs)
+    return replace(base, of=model.parents[0], guards=specs)
 
 
-def loaded(plan: Plan, model: PlannedModel) -> PlannedModel:
+def model_to_load(plan: Plan, model: PlannedModel) -> PlannedModel:
     """The model of a plan that is loaded for one of its models. Raises Damaged if the plan lacks it."""
     if (model.of or model.guards) and model.id != _id(model.of or "", model.guards or ()):
         raise Damaged(f"The id of '{model.name}' in the plan is not that of a model behind these guards.")
@@ -249,7 +249,7 @@ def resolve_plan(spec: StudySpec) -> Plan:
         refuse_undecidable(asked, models)
         asked, blocks = (in_blocks if stopping == "until_decided" else in_stages)(asked, spec.seed)
     made = Plan(
-        models=tuple(map(planned, models)),
+        models=tuple(map(planned_model, models)),
         application=application,
         attacks=names,
         probes=asked,
@@ -259,7 +259,7 @@ def resolve_plan(spec: StudySpec) -> Plan:
         confidence=spec.confidence,
         skipped=skipped,
         blocks=blocks,
-        attacker=planned(attacker) if attacker is not None else None,
+        attacker=planned_model(attacker) if attacker is not None else None,
         limit=limit,
     )
     refuse_too_many(made)

@@ -63,7 +63,7 @@ from heredity.study.plan import (
 from heredity.study.resolve import (
     declare,
     is_guarded,
-    loaded,
+    model_to_load,
     resolve_plan,
     stored_model,
     with_families,
@@ -353,7 +353,7 @@ class Study:
         if next(earlier.still_to_ask(range(len(grid))), None) is not None:
             self._decider.prepare(self._plan.probes)
             asked = {model.id: model for model in self._plan.asked_models}
-            records = [self._planned(model).record for model in asked.values()]
+            records = [self._grown_of(model).record for model in asked.values()]
             require_own_answers(records, lambda record: self._engine(asked[record.id]))
         seal = plan_seal(read_saved(self.folder))
         with Rows(self.folder / storage.RESPONSES, Response) as rows:
@@ -385,7 +385,7 @@ class Study:
                 one = one_process(grid, recorder, self._engine, self._cache, readers, toolbox)
                 asker: Asker = stack.enter_context(one)
             else:
-                records = [self._planned(model).record for model in self._plan.asked_models]
+                records = [self._grown_of(model).record for model in self._plan.asked_models]
                 store = self._open_store()
                 given = records, store.root, self._device or store.wanted_device, toolbox
                 asker = stack.enter_context(workers.driver(grid, recorder, earlier, *given))
@@ -448,7 +448,7 @@ class Study:
 
     def _estimate(self, watch: Watch | None) -> Result:
         meter = Meter(watch, "estimate", 1)
-        estimates = aggregate.estimate_and_prove(self._plan, self.folder, self._open_store().root)
+        estimates = aggregate.estimate_and_remember(self._plan, self.folder, self._open_store().root)
         storage.write_estimates(self.folder, estimates)
         if estimates.n_missing > 0:
             note_event(self.folder, "estimated", estimates.n_asked)
@@ -488,9 +488,9 @@ class Study:
                 f"{error} Pull its model, or name the judge yourself: --judge."
             ) from None
 
-    def _planned(self, model: PlannedModel) -> Grown:
+    def _grown_of(self, model: PlannedModel) -> Grown:
         """A model of plan.json, by its whole id. A folder may come from anyone: see `_find_for_judge`."""
-        model = loaded(self._plan, model)
+        model = model_to_load(self._plan, model)
         if model.id in self._grown:
             return self._grown[model.id]
         if model.format == "scripted":
@@ -523,7 +523,7 @@ class Study:
     @contextmanager
     def _engine(self, model: PlannedModel) -> Iterator[Engine]:
         """The model, loaded; one at a time, closed before the next."""
-        engine = self._load(self._planned(model))
+        engine = self._load(self._grown_of(model))
         try:
             yield engine
         finally:
