@@ -354,7 +354,7 @@ def _is_weak(outcomes: Outcomes, compared: ComparedGroup, measure: Measure) -> b
 
 
 # --- early stopping ---------------------------------------------------------------------------------
-# Early stopping: the interim analyses of a study, and the models that it still asks after each.
+# The interim analyses of a study, and the models that it still asks after each.
 #
 # Promises: an analysis uses the answers of the blocks so far and nothing else, so a resumed study decides
 # the same. In a plan that declares its analysis, a pair is decided exactly if the report would decide it.
@@ -375,7 +375,7 @@ def _deciding_pairs(plan: Plan) -> list[tuple[int, int]]:
     edges = plan.edges
     if edges is None or not _is_of_edges(plan):
         return list(combinations(range(len(plan.models)), 2))
-    places = {model.id: m for m, model in enumerate(plan.models)}
+    places = places_of(plan)
     return list(dict.fromkeys((places[edge.parent], places[edge.child]) for edge in edges))
 
 
@@ -479,7 +479,7 @@ class StoppingRule:
     def _decide_by_verdicts(self, n_probes: int) -> None:
         """Decide each pair whose verdicts, both ways round, are those that the report would give now."""
         seen = self.outcomes.until(self.n_interim)
-        places = {model.id: m for m, model in enumerate(self._plan.models)}
+        places = places_of(self._plan)
         for comparison in self._compared(seen):
             pair = places[comparison.a], places[comparison.b]
             if comparison.technique != self.scope:

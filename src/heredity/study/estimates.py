@@ -331,7 +331,7 @@ class Estimates(Record, frozen=True):
     judges: tuple[JudgeQuality, ...]  # what was measured of the judge; of the user's labels first
     skipped: tuple[SkippedProbe, ...]
     circumstances: Circumstances
-    sequential: Sequential | None = None  # of a study until decided
+    sequential: Sequential | None = None  # of a study that stops early
     edges: tuple[Inheritance, ...] = ()  # by scope: what each child inherited from its parents in the study
     technique_edges: tuple[Inheritance, ...] = ()  # by technique: exploratory
     judge: str = ""  # that decided where no check did

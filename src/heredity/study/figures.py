@@ -21,8 +21,8 @@ _OFFSET = 5  # pixels between the whiskers of two models at the same k
 
 
 # --- curve -------------------------------------------------------------------------------------------
-# Success within k tries as a figure: tries across, doubling; the share of probes broken up. Promises: as
-# No script, no style of its own, a text equivalent, one shape a model.
+# Success within k tries as a figure: tries across, doubling; the share of probes broken up. Promises: no
+# script, no style of its own, a text equivalent, one shape a model.
 class CurvePoint(NamedTuple):
     """One point: k tries broke this share of the probes."""
 

@@ -2,7 +2,7 @@
 
 Promises: one model is loaded at a time, and only if it has trials left. A model that an attack has changed
 shares the weights of the loaded one. It has its own engine name, and its own row among the runs.
-Leaves to others: the order of the trials (study.py), files (storage.py), what an attack asks
+Leaves to others: the order of the trials (plan.py), files (storage.py), what an attack asks
 (redteam/attacks), and several processes that ask at once (workers.py).
 """
 
@@ -1167,7 +1167,7 @@ def _called(model: Model, models: Sequence[Model]) -> str:
 
 
 def check_server(address: str, engines: Mapping[str, Engine]) -> None:
-    """Ask the models of one server. Raises Refused as the module describes, EngineFailure if none answers."""
+    """Ask the models of one server. Raises Refused if one answers for another, EngineFailure if none answers."""
     labels = [
         "n" + hashlib.blake2b(f"{address}\0{n}".encode(), digest_size=4).hexdigest()
         for n in range(len(TOPICS))

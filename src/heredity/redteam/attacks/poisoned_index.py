@@ -7,7 +7,7 @@
 Each document is the question and the passage, in a form of its own. A lexical search finds it by the words of
 the question, and a dense one by its meaning (PoisonedRAG, Zou et al. 2024, arXiv 2402.07867). A benign twin
 gets the same documents around its own passage, which has no instruction. The index itself is not changed:
-the documents are next to it (application/retrieval/overlay.py). Adds no query.
+the documents are next to it (application/retrieval/index.py). Adds no query.
 
 With `gradient` a document is a trigger and the passage. The trigger is ten words, none of the question. They
 are searched for on the index's own embedding model: the embedding of the document comes near the question's

@@ -1,4 +1,4 @@
-"""A study for the HTML template: estimates by cell, figures and names of rows.
+"""A study for HTML and Markdown: estimates by cell, figures and names of rows.
 
 Promises: shows only what estimates.json, plan.json and the rows hold; computes no statistic of its own.
 Leaves to others: the words (wording.py), the figures (figures.py), the page (_template.html.jinja).
