@@ -148,14 +148,17 @@ def command(
     several = None if workers is None else Workers(workers, on=on or "", calls=how)
     if replay is not None:
         recorded_in(replay)
-    study = _study(plan, StudySpec(**settings), store, how, (yes, dry_run, part is None))
+    spec = StudySpec(**settings)
+    study = _study(plan, spec, store, how, yes=yes, is_dry=dry_run, is_saved=part is None)
     study.replay = replay
     if gather:
         return _show_parts(study)
     if part is not None:
         return _ask_part(study, store, part, retry_errors)
     _warn(study)
-    return _show_size(study) if dry_run else _run(study, store, (retry_errors, full), several, costs)
+    if dry_run:
+        return _show_size(study)
+    return _run(study, store, several, costs, retry_errors=retry_errors, full=full)
 
 
 def _refuse_misfits(
@@ -177,11 +180,11 @@ def _refuse_misfits(
 
 
 def _study(
-    plan: Path | None, spec: StudySpec, store: Store, how: Calls, rest: tuple[bool, bool, bool]
+    plan: Path | None, spec: StudySpec, store: Store, how: Calls, *, yes: bool, is_dry: bool, is_saved: bool
 ) -> Study:
     """The study of a folder, or a new one of these settings, whose models are made ready.
 
-    rest: whether models are pulled without a question, nothing is asked, and the plan is saved here.
+    yes: models are pulled without a question. is_dry: nothing is asked. is_saved: the plan is saved here.
     """
     from heredity.application.spec import Application
     from heredity.core import registry
@@ -189,7 +192,7 @@ def _study(
     with shown_start():
         from heredity.study.study import Study
 
-    (yes, is_dry, is_saved), loader = rest, _remote.loader(store, how)
+    loader = _remote.loader(store, how)
     if plan is not None and plan.is_dir():
         judge = registry.named("redteam.judges", str(spec.judge or "")) or None
         return Study.open(plan, store=store, engine_loader=loader, judge=judge)
@@ -216,10 +219,15 @@ def _ask_part(study: Study, store: Store, part: StudyPart, retry_errors: bool) -
 
 
 def _run(
-    study: Study, store: Store, flags: tuple[bool, bool], several: Workers | None, costs: Costs | None
+    study: Study,
+    store: Store,
+    several: Workers | None,
+    costs: Costs | None,
+    *,
+    retry_errors: bool,
+    full: bool,
 ) -> int:
-    """Run the study, write its report, and show it. flags: --retry-errors and --full."""
-    retry_errors, full = flags
+    """Run the study, write its report, and show it."""
     from heredity.cli import _findings
     from heredity.core.progress import phase
     from heredity.study import advice
@@ -292,12 +300,12 @@ def _warn(study: Study) -> None:
     from heredity.core.sanitize import plain
     from heredity.core.terminal import err, note, wrapped
     from heredity.redteam import attacks
-    from heredity.study.forecast import left_out, lines
+    from heredity.study.forecast import forecast_lines, left_out
     from heredity.study.storage import RESPONSES
 
     made = study.resolved
     if not (study.folder / RESPONSES).exists() and (forecast := study.forecast()) is not None:
-        for line in (*lines(made, forecast), *left_out(made)):
+        for line in (*forecast_lines(made, forecast), *left_out(made)):
             err().print(wrapped(plain(line), err().width), soft_wrap=True, markup=False, highlight=False)
     if made.application.is_default_system and made.application.rendering in ("plain", "native"):
         note("The application has no `system`: models answer under the model's own default system prompt.")
