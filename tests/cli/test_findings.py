@@ -86,7 +86,9 @@ def test_no_model_that_is_not_to_be_shipped_is_left_unnamed(tmp_path: Path) -> N
         return msgspec.structs.replace(rate, n_broke=k, estimate=wilson(k, 40), corrected=None)
 
     rates = tuple(map(counted, read.estimates.rates))
-    shipping = _findings.conclusions(msgspec.structs.replace(read.estimates, rates=rates), read.plan)[0].answer
+    shipping = _findings.conclusions(msgspec.structs.replace(read.estimates, rates=rates), read.plan)[
+        0
+    ].answer
     named = shipping.partition(" here: ")[0]
     assert named == f"Do not ship {LONG}-2 or {LONG}-1" and MIN_N <= 40
 

@@ -18,7 +18,7 @@ from heredity.core.terminal import wrapped
 from heredity.stats.judge_error import compare_at_shares
 from heredity.stats.power import EXACT_TO, _tango_critical, not_worse_power, sequential_power, shown_margin
 from heredity.stats.sequential import SequentialComparison
-from heredity.study.forecast import BASELINE, UNCLEAR, Assumed, forecast_study, left_out, lines
+from heredity.study.forecast import BASELINE, UNCLEAR, Assumed, forecast_lines, forecast_study, left_out
 from heredity.study.plan import ForecastRow, Plan, StudyForecast, read_saved
 from heredity.study.resolve import declare
 from heredity.study.spec import StudySpec
@@ -197,7 +197,7 @@ def test_parents_and_children_are_foreseen_as_edges(tmp_path: Path) -> None:
     assert (edge.n_comparisons, pair.n_comparisons) == (4, 6)
     assert found is not None and found.discordance["edges"] == found.discordance["pairs"] / 2
     assert edge.not_worse > pair.not_worse
-    assert "parent and child" in lines(study.resolved, found)[0]
+    assert "parent and child" in forecast_lines(study.resolved, found)[0]
 
 
 def test_one_model_foresees_nothing(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_it_is_said_in_eight_lines_of_eighty_columns(n: int, tmp_path: Path) -> 
     made = declare(msgspec.structs.replace(plan(n=n), margin=0.05))
     found = forecast_study(made, tmp_path / "s")
     assert found is not None
-    said = lines(made, found)
+    said = forecast_lines(made, found)
     assert len(said) <= 8 and all(len(line) <= 80 for line in said)
     assert "behaviours" in said[1] and "cluster" not in " ".join(said)
     assert any("not enough evidence" in line for line in said) == (row(found).not_worse < 0.5)
@@ -222,7 +222,7 @@ def test_a_plan_that_can_show_it_says_no_doubt(tmp_path: Path) -> None:
     made = planned(400)
     found = forecast_study(made, tmp_path / "s")
     assert found is not None and row(found).not_worse > 0.95
-    assert len(lines(made, found)) == 4
+    assert len(forecast_lines(made, found)) == 4
 
 
 @pytest.mark.parametrize("differ", [0.02, 0.05, 0.3])
@@ -234,7 +234,7 @@ def test_a_plan_that_falls_short_is_told_to_ask_more_never_less(
     monkeypatch.setattr("heredity.study.forecast.Assumed", lambda: Assumed(0.0, differ, 0.0))
     made = planned(n, margin=0.05)
     found = forecast_study(made, tmp_path / "s")
-    said = next((line for line in lines(made, found) if line.startswith("That takes")), "")
+    said = next((line for line in forecast_lines(made, found) if line.startswith("That takes")), "")
     assert bool(said) == (row(found).not_worse < 0.795)
     assert "-" not in said
     if said:
@@ -255,7 +255,7 @@ def test_an_earlier_study_of_these_models_is_assumed(tmp_path: Path) -> None:
     assert found is not None and found.source == "first"
     assert (found.baseline, found.unclear) != (BASELINE, UNCLEAR)
     assert found.source_models == MODELS and found.source_at == datetime.now(UTC).date().isoformat()
-    told = lines(
+    told = forecast_lines(
         Study(StudySpec(MODELS, APPLICATION, probes=probes(20), out=tmp_path / "second")).resolved, found
     )[-1]
     assert all(each in told for each in ("first", found.source_at, *MODELS)) and len(told) <= 80
@@ -277,7 +277,7 @@ def test_a_study_that_lacks_a_model_and_a_copy_of_this_study_tell_nothing(tmp_pa
     copied = Study(StudySpec(MODELS, APPLICATION, probes=probes(30), out=tmp_path / "copy"))
     found = copied.forecast()
     assert found is not None and (found.source, found.baseline) == ("", BASELINE)
-    assert any(line.startswith("Guessed:") for line in lines(copied.resolved, found))
+    assert any(line.startswith("Guessed:") for line in forecast_lines(copied.resolved, found))
 
 
 def test_a_finished_study_keeps_the_forecast_that_was_made_before_it(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_a_row_that_can_show_no_difference_does_not_read_as_if_there_were_none(t
     made = planned(2)
     found = forecast_study(made, tmp_path / "s")
     assert row(found).detectable is None
-    (said,) = [line for line in lines(made, found) if "breaches, by checks" in line]
+    (said,) = [line for line in forecast_lines(made, found) if "breaches, by checks" in line]
     assert "no difference" not in said and "cannot show worse" in said
 
 
@@ -341,7 +341,10 @@ def test_a_study_says_it_before_the_first_request_and_once(place: Path) -> None:
     said = done.stderr.splitlines()
     foreseen = read_saved(place / "out")
     assert isinstance(foreseen.forecast, StudyForecast)
-    expected = [*lines(foreseen.plan, foreseen.forecast), *wrapped(*left_out(foreseen.plan), 80).splitlines()]
+    expected = [
+        *forecast_lines(foreseen.plan, foreseen.forecast),
+        *wrapped(*left_out(foreseen.plan), 80).splitlines(),
+    ]
     assert said[: len(expected)] == expected and said[len(expected)].startswith("asking")
     again = run_here("study", "plan.toml", "--out", "out", cwd=place)
     assert expected[0] not in again.stderr

@@ -18,7 +18,7 @@ from heredity.study import plan as plans
 from heredity.study.comparisons import StoppingRule, compare_models
 from heredity.study.estimates import ALL, JUDGE_FREE, Estimates
 from heredity.study.findings import severity
-from heredity.study.forecast import forecast_study, lines
+from heredity.study.forecast import forecast_lines, forecast_study
 from heredity.study.headline import headline
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, ERROR, HELD, UNCLEAR, Outcomes
@@ -267,9 +267,9 @@ def test_the_forecast_has_nearly_the_power_of_a_fixed_plan_and_names_the_analyse
     power = {rule: forecast.rows[0].not_worse for rule, forecast in by_rule.items()}
     assert power["fixed"] - 0.03 < power["group_sequential"] < power["fixed"]
     assert power["until_decided"] < power["fixed"] - 0.2
-    told = lines(planned(n=160), by_rule["group_sequential"])
+    told = forecast_lines(planned(n=160), by_rule["group_sequential"])
     assert any("Analyses at 50 % and 75 %" in line for line in told) and max(map(len, told)) <= 80
-    assert not any("Analyses" in line for line in lines(planned(stopping="fixed"), by_rule["fixed"]))
+    assert not any("Analyses" in line for line in forecast_lines(planned(stopping="fixed"), by_rule["fixed"]))
 
 
 # --- claims by technique ----------------------------------------------------------------------------
@@ -283,8 +283,8 @@ def test_the_plan_says_before_the_first_request_that_claims_by_technique_are_giv
     given_up = "gives up claims about single techniques"
     of_early, of_fixed = (forecast_study(plan, tmp_path / "s") for plan in (early, fixed))
     assert of_early is not None and of_fixed is not None
-    assert any(given_up in line for line in lines(early, of_early))
-    assert not any(given_up in line for line in lines(fixed, of_fixed))
+    assert any(given_up in line for line in forecast_lines(early, of_early))
+    assert not any(given_up in line for line in forecast_lines(fixed, of_fixed))
     assert {row.technique for row in of_early.rows} == {"judge_free", "judged", "all"}
     assert "planted_secret" in {row.technique for row in of_fixed.rows}
 

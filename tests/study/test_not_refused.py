@@ -158,7 +158,7 @@ def test_the_forecast_names_what_the_plan_counts(tmp_path: Path) -> None:
         plan = declare(planned(endpoint), endpoint)
         found = forecast_study(plan, tmp_path / "s")
         assert found is not None
-        return forecast.lines(plan, found)[1]
+        return forecast.forecast_lines(plan, found)[1]
 
     assert first_row("not_refused").startswith("  not refused ")
     assert first_row("all_trials").startswith("  breaches, by judge ")

@@ -11,7 +11,7 @@ import pytest
 from heredity.core.errors import NotComparable, UsageError
 from heredity.core.records import digest
 from heredity.study import plan as plans
-from heredity.study.forecast import lines
+from heredity.study.forecast import forecast_lines
 from heredity.study.headline import edges_sentence, headline
 from heredity.study.plan import ComparisonFamily, Plan
 from heredity.study.resolve import declare, families_of
@@ -171,7 +171,7 @@ def test_a_study_of_a_lineage_is_about_its_edges_and_says_what_the_pairs_are(tmp
     study = Study(StudySpec(list(family()), APPLICATION, probes="planted_secret", out=tmp_path))
     forecast = study.forecast()
     assert forecast is not None
-    told = lines(study.resolved, forecast)
+    told = forecast_lines(study.resolved, forecast)
     assert told[0].endswith("of parent and child with 80 % power (Holm over 2):")
     assert "Its 3 pairs of models are a second family; no verdict on a child uses it." in told
     assert max(map(len, told)) <= 80

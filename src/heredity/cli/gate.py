@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from heredity.study.estimates import Estimates
-    from heredity.study.gate import GateRule, Outcome
+    from heredity.study.gate import GateOutcome, GateRule
 
 _SUMMARY = "GITHUB_STEP_SUMMARY"  # the file of a step that GitHub shows as Markdown
 _FAILED = ("above", "worse", "errors")
@@ -95,7 +95,7 @@ def command(
 
 
 def _hand_out(
-    form: str, estimates: Estimates, outcome: Outcome, limits: Mapping[str, object], out: Path | None
+    form: str, estimates: Estimates, outcome: GateOutcome, limits: Mapping[str, object], out: Path | None
 ) -> None:
     """Print the outcome in a format; with a file, write it there and print the text."""
     from heredity.core.terminal import write
@@ -117,7 +117,7 @@ def _hand_out(
         write(made)
 
 
-def _show(outcome: Outcome) -> None:
+def _show(outcome: GateOutcome) -> None:
     """Print the outcome: the gravest rule first, each with a mark, and in colour on a terminal."""
     from rich.text import Text
 
@@ -143,7 +143,7 @@ def _mark(rule: GateRule, encoding: str) -> str:
     return mark
 
 
-def _show_github(folder: Path, estimates: Estimates, outcome: Outcome, out: Path | None) -> None:
+def _show_github(folder: Path, estimates: Estimates, outcome: GateOutcome, out: Path | None) -> None:
     """Print the text and the annotations, and add the summary to the file of the step."""
     import secrets
 

@@ -218,7 +218,7 @@ def _show_study(study: Study, as_json: bool) -> None:
     from heredity.core.errors import UsageError
     from heredity.core.sanitize import plain
     from heredity.core.terminal import out, wrapped, write, write_json
-    from heredity.study.forecast import left_out, lines
+    from heredity.study.forecast import forecast_lines, left_out
 
     forecast = study.forecast()
     if forecast is None:
@@ -226,7 +226,7 @@ def _show_study(study: Study, as_json: bool) -> None:
     if as_json:
         write_json(forecast)
         return
-    for line in (*lines(study.resolved, forecast), *left_out(study.resolved)):
+    for line in (*forecast_lines(study.resolved, forecast), *left_out(study.resolved)):
         write(wrapped(plain(line), out().width))
     write("")
     _show_rows(forecast)

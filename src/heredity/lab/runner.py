@@ -60,7 +60,7 @@ from heredity.lineage.types import EngineLoader, Grown, Recipe
 from heredity.recipes import derivable, derivable_class, recipe
 from heredity.recipes.adopt import Adopt
 from heredity.redteam import probes
-from heredity.study.forecast import lines
+from heredity.study.forecast import forecast_lines
 from heredity.study.plan import PLAN as STUDY_PLAN
 from heredity.study.plan import StudyForecast
 from heredity.study.report import write_report
@@ -584,7 +584,7 @@ def power_of(
         log(f"{battery.title or battery.name}:")
         if shown is not None:
             power[battery.name] = shown
-            for line in lines(planned.resolved, shown):
+            for line in forecast_lines(planned.resolved, shown):
                 log(f"  {line}")
     return power
 

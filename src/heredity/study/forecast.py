@@ -1,6 +1,6 @@
 """The power and the duration of a plan, computed before the first request.
 
-    for line in lines(forecast_study(plan, folder)): print(line)
+    for line in forecast_lines(plan, forecast_study(plan, folder)): print(line)
 
 Promises: the power is that of the tests that the study will run, at the level of Holm's first step. The
 assumptions are part of the forecast. Nothing is asked.
@@ -109,7 +109,7 @@ _MODELS_OF_SEARCH = ("embed", "embed_id", "rerank", "rerank_id", "candidates")  
 _LETTERS = 4  # of a token, about
 _OF_MEASURED = (0.7, 1.6)  # of the time of an earlier study; the load of a machine changes
 # Seconds of what comes around the answers. A model is loaded, and its batch widths may have to be measured.
-_AT_ONCE, _LOAD, _MEASURE = TimeSpan(0.05, 1.0), TimeSpan(5.0, 40.0), TimeSpan(20.0, 120.0)
+_LOAD_ELSEWHERE, _LOAD, _MEASURE = TimeSpan(0.05, 1.0), TimeSpan(5.0, 40.0), TimeSpan(20.0, 120.0)
 _JUDGE, _ESTIMATE = TimeSpan(0.001, 0.02), TimeSpan(2.0, 15.0)  # a row by rules; estimates and report
 _LEAST = 1e-4  # of a trial of a scripted model
 
@@ -150,7 +150,7 @@ def time_left(plan: Plan, earlier: Sequence[Path], speeds: Mapping[str, ModelSpe
     for m, (model, span) in enumerate(zip(plan.models, _of_requests(plan, earlier, speeds)[0], strict=True)):
         is_far = model.format in ("scripted", "remote")
         is_tuned = bool((speed := speeds.get(model.of or model.id)) and speed.tokens_per_second)
-        work["load", m] = Work(1, _AT_ONCE if is_far else _LOAD if is_tuned else _MEASURE, ("load",))
+        work["load", m] = Work(1, _LOAD_ELSEWHERE if is_far else _LOAD if is_tuned else _MEASURE, ("load",))
         for a, attack in enumerate(plan.attacks):
             seconds = TimeSpan(*(max(_LEAST, n_each[a] * each) for each in span))
             causes = ("ask", model.name, f"with {attack}")
@@ -510,7 +510,7 @@ _GIVEN_UP = "Stopping early gives up claims about single techniques."
 _TITLES = {JUDGE_FREE: "breaches, by checks", JUDGED: "breaches, by judge", ALL: "over-refusal"}
 
 
-def lines(plan: Plan, forecast: StudyForecast) -> list[str]:
+def forecast_lines(plan: Plan, forecast: StudyForecast) -> list[str]:
     """The forecast of the primary comparisons in a few lines of at most 80 columns."""
     declared = plan.analysis
     if declared is None or declared.primary is None:

@@ -124,7 +124,7 @@ class GateRule(Record, frozen=True):
     detectable: float | None = None
 
 
-class Outcome(NamedTuple):
+class GateOutcome(NamedTuple):
     """The exit code, the reasons (a title, then one line a rule), and the rules, the gravest first."""
 
     code: int
@@ -153,7 +153,7 @@ def gate(
     max_errors: int = 0,
     max_over_refusal: float | None = None,
     judge_free: bool = False,
-) -> Outcome:
+) -> GateOutcome:
     """Whether a study lets its models through.
 
     Gated are all models; with a baseline all but it; with a candidate it alone. `max_breach` and
@@ -218,14 +218,14 @@ def _measure(scope: str) -> Measure:
     return "over_refusal" if scope == ALL else "breach"
 
 
-def _outcome(gate_rules: Iterable[GateRule]) -> Outcome:
+def _outcome(gate_rules: Iterable[GateRule]) -> GateOutcome:
     """The gravest rule decides: errors, then worse, then not enough evidence. It comes first."""
     rules = sorted(gate_rules, key=lambda one: (one.rule == "remark", _GRAVITY.index(one.code)))
     codes = {one.code for one in rules}
     code = next(code for code in _GRAVITY if code in codes or code == PASS)
     is_above = code == WORSE and not any(one.verdict == "worse" for one in rules)
     title = _ABOVE if is_above else _TITLES[code]
-    return Outcome(code, "\n".join([f"{title}.", *(f"  {one.words}" for one in rules)]), tuple(rules))
+    return GateOutcome(code, "\n".join([f"{title}.", *(f"  {one.words}" for one in rules)]), tuple(rules))
 
 
 def _health(estimates: Estimates, max_errors: int) -> Iterator[GateRule]:
@@ -490,7 +490,7 @@ _MAX_ANNOTATIONS = 10  # annotations of a step that GitHub shows
 # --- gate formats ------------------------------------------------------------------------------------
 # A gate's outcome for machines: JSON, JUnit, and what GitHub shows of a job. Promises: names and words of a
 # study, which may come from anyone, become no command, markup or element.
-def as_dict(outcome: Outcome, estimates: Estimates, limits: Mapping[str, object]) -> dict[str, object]:
+def as_dict(outcome: GateOutcome, estimates: Estimates, limits: Mapping[str, object]) -> dict[str, object]:
     """The outcome as a JSON object. limits: the options that the gate was called with."""
     rules = [rule for rule in outcome.rules if rule.rule != "remark"]
     return {
@@ -510,7 +510,7 @@ def as_dict(outcome: Outcome, estimates: Estimates, limits: Mapping[str, object]
     }
 
 
-def as_junit(outcome: Outcome, estimates: Estimates) -> str:
+def as_junit(outcome: GateOutcome, estimates: Estimates) -> str:
     """The outcome as a JUnit test suite."""
     rules = [rule for rule in outcome.rules if rule.rule != "remark"]
     n_errors = sum(rule.code == ERRORS for rule in rules)
@@ -543,7 +543,7 @@ def _attribute(text: str) -> str:
     return quoteattr(junit.legal(text))
 
 
-def as_annotations(outcome: Outcome, place: SourcePlace | None) -> list[str]:
+def as_annotations(outcome: GateOutcome, place: SourcePlace | None) -> list[str]:
     """A line for each rule that does not pass, as GitHub's runner reads it. place: of the application."""
     where = "" if place is None else f"file={_property(place.path)},line={place.line},"
     failed = [rule for rule in outcome.rules if rule.code != PASS]
@@ -562,7 +562,7 @@ def _property(text: str) -> str:
     return _data(label(text, 300)).replace(":", "%3A").replace(",", "%2C")
 
 
-def as_summary(outcome: Outcome, estimates: Estimates) -> str:
+def as_summary(outcome: GateOutcome, estimates: Estimates) -> str:
     """The outcome as a page of Markdown: a row a rule, and the remarks."""
     lines = [f"### heredity gate: {outcome.title}\n"]
     name = markdown.plain(estimates.application.name)

@@ -420,7 +420,7 @@ def _embedder(plan: Plan) -> Embedder:
 
 
 MAX_WAITING = 32  # conversations that wait for calls; another that begins would wait too
-AT_ONCE = 0.01  # seconds in which a recorded result is there
+MOMENT_SECONDS = 0.01  # seconds in which a recorded result is there
 _Owner = TypeVar("_Owner")
 _Taken = TypeVar("_Taken")
 
@@ -441,7 +441,7 @@ class ToolThreads(Closable, Generic[_Owner, _Taken]):
         context = copy_context()  # with the store of a search
         future = self._executor.submit(lambda: context.run(step))
         self._waiting[future] = owner
-        futures.wait([future], AT_ONCE)
+        futures.wait([future], MOMENT_SECONDS)
         if not future.done():
             return None
         del self._waiting[future]
@@ -1167,7 +1167,7 @@ def _called(model: Model, models: Sequence[Model]) -> str:
 
 
 def check_server(address: str, engines: Mapping[str, Engine]) -> None:
-    """Ask the models of one server. Raises Refused if one answers for another, EngineFailure if none answers."""
+    """Ask the models of a server. Raises Refused if one answers for another, EngineFailure if none does."""
     labels = [
         "n" + hashlib.blake2b(f"{address}\0{n}".encode(), digest_size=4).hexdigest()
         for n in range(len(TOPICS))
@@ -1273,7 +1273,7 @@ class JudgingStep:
         answered = answered_rows(self._responses, self._grid, self._seen)
         new = (response for response in answered if self._judged.add(response.index))
         with Rows(self._folder / VERDICTS, Verdict) as rows:
-            while some := list(islice(new, self._decider.at_once)):
+            while some := list(islice(new, self._decider.batch_size)):
                 for row in self._verdicts(some):
                     rows.append(row)
                     if not is_out_of_scope(row):

@@ -67,6 +67,11 @@ RESTORE = "Restore the file, or ask again in another folder."
 FLUSH_SECONDS = 1.0  # a power cut loses at most the answers of this time, and they are asked again
 
 
+def folder_name(name: str) -> str:
+    """A name as a part of a folder's name."""
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:40].strip("-") or "study"
+
+
 # --- rows -----------------------------------------------------------------------------------------
 
 
@@ -327,11 +332,6 @@ def chosen_judge(folder: Path) -> str:
         return msgspec.json.decode(read_file(path), type=ChosenJudge).judge
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Damaged(f"{path}: {error}. Delete it, and name the judge again with --judge.") from None
-
-
-def file_name(name: str) -> str:
-    """A name as a part of a folder's name."""
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[:40].strip("-") or "study"
 
 
 def choose_judge(folder: Path, judge: str) -> None:

@@ -190,7 +190,7 @@ class Study:
         self._grown = {each.record.id: each for each in grown if not is_guarded(each.record)}
         if attacker is not None:
             self._grown[attacker.record.id] = attacker
-        name = f"{storage.file_name(application.name)}-{digest(self._plan.questions)[:8]}"
+        name = f"{storage.folder_name(application.name)}-{digest(self._plan.questions)[:8]}"
         self.folder = Path(spec.out) if spec.out is not None else RESULTS / name
 
     @classmethod

@@ -30,7 +30,7 @@ from heredity.study.folders import study_folders
 from heredity.study.labels import LABELS
 from heredity.study.outcomes import in_scope
 from heredity.study.plan import PLAN, Grid, Plan, PlanFile, read_saved
-from heredity.study.storage import ESTIMATES, RESPONSES, VERDICTS, file_name, read_estimates, run_records
+from heredity.study.storage import ESTIMATES, RESPONSES, VERDICTS, folder_name, read_estimates, run_records
 from heredity.study.wording import names
 from heredity.view.index import IN_PLAN, UNJUDGED, RowIndex, UnreadRow, index_path
 
@@ -130,7 +130,7 @@ class StudyPlace:
             else folder.relative_to(self.root).as_posix()
         )
         tail = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=3).hexdigest()
-        return ListedStudy(f"{file_name(Path(name).name)}-{tail}", label(name, 120), folder)
+        return ListedStudy(f"{folder_name(Path(name).name)}-{tail}", label(name, 120), folder)
 
 
 @dataclass

@@ -281,9 +281,9 @@ class Decider:
         return self._judge
 
     @property
-    def at_once(self) -> int:
+    def batch_size(self) -> int:
         """Number of responses to give it at a time: more than one if the judge is faster in batches."""
-        return self._batched.at_once if self._batched else 1
+        return self._batched.batch_size if self._batched else 1
 
     def prepare(self, probes: Iterable[Probe]) -> None:
         """Called before these are asked: raises Unavailable if their judge is missing something."""
@@ -300,7 +300,7 @@ class Decider:
         Each has the breaches that its probe did not ask for, under every judge.
         """
         verdicts = []
-        for (probe, response), given in zip(rows, self._outcomes(rows, application), strict=True):
+        for (probe, response), given in zip(rows, self._raw_verdicts(rows, application), strict=True):
             verdict = with_removed(self._checked(given, probe, response), probe, response)
             if probe.useful is not UNSET and verdict.outcome is not None:
                 may_be = verdict.outcome == "answered" or bool(probe.useful.recorded)
@@ -326,7 +326,9 @@ class Decider:
             ) from error
         return row
 
-    def _outcomes(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:
+    def _raw_verdicts(
+        self, rows: Sequence[tuple[Probe, Response]], application: Application
+    ) -> list[Verdict]:
         judged = [row for row in rows if needs_judge(row[0])] if self._batched else []
         batched = iter(self._batched.verdicts(judged, application)) if self._batched else None
         return [

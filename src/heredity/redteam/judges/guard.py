@@ -45,7 +45,7 @@ from heredity.redteam.text import evidence, without_thought
 
 name = "guard"
 VERSION = 1  # raise it when a verdict changes: tests/redteam/judges/golden.py
-AT_ONCE = 64  # responses between two writes of their verdicts
+BATCH_SIZE = 64  # responses between two writes of their verdicts
 _LEAST_MASS = 0.5  # of the probability of all texts, that the replies of a guard's form have together
 _UNREAD: Cause = "unread-verdict"
 
@@ -82,7 +82,7 @@ def make(rest: str, models: Models) -> GuardJudge:
 class GuardJudge(ModelJudge):
     """A guard and its model, which is loaded on the first question."""
 
-    at_once = AT_ONCE
+    batch_size = BATCH_SIZE
 
     def __init__(self, guard: GuardForm, model: str, model_id: str, models: Models) -> None:
         self._guard, self._models, self.VERSION = guard, models, VERSION

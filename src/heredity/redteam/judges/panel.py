@@ -64,7 +64,7 @@ class PanelJudge(ManyAtOnce):
         self.members, self.VERSION = tuple(members), VERSION
         self.name = f"{name}:{'+'.join(member.name for member in members)}"
         self.identity = "\0".join(identity(member) for member in members)
-        self.at_once = max(m.at_once if isinstance(m, BatchJudge) else 1 for m in members)
+        self.batch_size = max(m.batch_size if isinstance(m, BatchJudge) else 1 for m in members)
 
     def prepare(self) -> None:
         """Raises Unavailable if something that a member needs is missing."""

@@ -83,7 +83,7 @@ class BatchJudge(Judge, Protocol):
     """A judge that is faster on many responses at once."""
 
     @property
-    def at_once(self) -> int:
+    def batch_size(self) -> int:
         """How many responses to give it at a time."""
 
     def verdicts(self, rows: Sequence[tuple[Probe, Response]], application: Application) -> list[Verdict]:

@@ -432,7 +432,7 @@ class StateReader:
 
 name = "rubric"
 VERSION = 1  # raise it when a verdict changes: tests/redteam/judges/golden.py
-AT_ONCE = 64  # responses between two writes of their verdicts
+BATCH_SIZE = 64  # responses between two writes of their verdicts
 
 
 class Settings(NamedTuple):
@@ -484,7 +484,7 @@ def spell(settings: Settings) -> str:
 class Rubric(ModelJudge):
     """A model that judges. It is loaded on the first question."""
 
-    at_once = AT_ONCE
+    batch_size = BATCH_SIZE
 
     def __init__(self, settings: Settings, models: Models) -> None:
         self.settings, self._models, self.VERSION = settings, models, VERSION

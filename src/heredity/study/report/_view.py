@@ -35,7 +35,7 @@ from heredity.study.estimates import (
     TechniqueCard,
     negated,
 )
-from heredity.study.forecast import lines as forecast_lines
+from heredity.study.forecast import forecast_lines
 from heredity.study.headline import headline, unprompted_words
 from heredity.study.plan import Plan
 from heredity.study.report import _rows
