@@ -27,6 +27,14 @@ from heredity.lineage.references import spellings
 from heredity.redteam import attacks
 from heredity.redteam.attacks import Attack, AttackContext
 
+PLAN = "plan.json"
+_READ_WITH = "Read it with the version that made it, or ask again in another folder."
+_FLAGS = {name: f"--{name}" for name in ("samples", "seed", "margin", "confidence", "limit")}
+Stopping = Literal["fixed", "until_decided", "group_sequential"]
+Between = Literal["pairs", "edges", "seeds"]
+Endpoint = Literal["all_trials", "decided_trials", "not_refused"]
+MAX_TRIALS = 100_000_000  # their outcomes take two bytes of memory each
+
 
 class PlannedTrigger(Record, frozen=True):
     """The words before document number `document` (from 0) of a probe and its twin, and the search for them.
@@ -42,73 +50,6 @@ class PlannedTrigger(Record, frozen=True):
     after: float
 
 
-class PlantedPassages:
-    """The planted passages of a plan's trials. Attacks and probes are named by their places in the plan."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan, retrieval = plan, plan.application.retrieval
-        self._index = "" if retrieval is None else retrieval.read_hash
-        applied = enumerate(plan.applied() if self._index else ())
-        self._attacks = {a: attack for a, attack in applied if attack.deliveries}
-        self._known: dict[tuple[int, int], tuple[Retrieved, ...]] = {}
-        triggers = () if plan.triggers is None else plan.triggers
-        self._words = {(each.probe, each.document, each.n_steps): each.words for each in triggers}
-
-    @property
-    def attacks(self) -> frozenset[int]:
-        """The attacks that plant passages."""
-        return frozenset(self._attacks)
-
-    def of(self, attack: int, probe: int) -> tuple[Retrieved, ...]:
-        """The passages of a trial; () for none."""
-        if attack not in self._attacks:
-            return ()
-        key = (attack, probe)
-        if key not in self._known:
-            chosen, asked = self._attacks[attack], self._plan.probes[probe]
-            how = AttackContext(triggers=self.triggers(chosen, asked))
-            planted = chosen.delivered(asked, how).planted
-            self._known[key] = () if isinstance(planted, UnsetType) else planted
-        return self._known[key]
-
-    def triggers(self, attack: Attack, probe: Probe) -> tuple[str, ...]:
-        """The words before each document of a probe; () for none. Raises Damaged if the plan lacks them."""
-        wanted = attack.wanted(probe)
-        owner = owner_of(probe, self._plan) if wanted else ""
-        try:
-            return tuple(self._words[owner, i, each.n_steps] for i, each in enumerate(wanted))
-        except KeyError:
-            raise Damaged(
-                f"The plan lacks the searched words of '{attack.spec}' for '{owner}'. Plan the study again, "
-                "in another folder."
-            ) from None
-
-    def is_found(self, index: int, chunks: Iterable[str]) -> bool | None:
-        """Whether a passage of a trial is among the retrieved chunks; None if its attack plants none."""
-        rest, probe = divmod(index // self._plan.samples, len(self._plan.probes))
-        attack = rest % len(self._plan.attacks)
-        if attack not in self._attacks:
-            return None
-        retrieved = set(chunks)
-        return any(each.chunk in retrieved for each in self.of(attack, probe))
-
-    def overlay(self, attack: int, probe: int) -> bytes:
-        """The hash of a trial's overlay, as a part of what is asked; empty for none."""
-        planted = self.of(attack, probe)
-        return b"\0" + digest([self._index, planted]).encode() if planted else b""
-
-
-def owner_of(probe: Probe, plan: Plan) -> str:
-    """The id of the probe whose trigger this one has: a twin that of its probe, if the plan has both."""
-    is_shared = probe.kind == "benign" and any(each.id == probe.twin for each in plan.probes)
-    return str(probe.twin) if is_shared else probe.id
-
-
-# --- limits ------------------------------------------------------------------------------------------
-# A part of the chosen probes for a quick study: `heredity study --limit N`. Promises: each technique has as
-# many probes as any other, to one, as far as it has them. They are of different behaviours first, and drawn
-# by the seed. A probe comes with its benign twin, and is asked under every attack that is for it. The same
-# settings choose the same probes.
 class ProbeLimit(Record, frozen=True):
     """Of `n_chosen` probes, `n_asked` are in the plan. Twins are not counted, but where they stand alone."""
 
@@ -117,67 +58,6 @@ class ProbeLimit(Record, frozen=True):
 
     def __str__(self) -> str:
         return str(self.n_asked)
-
-
-def limited(
-    asked: tuple[Probe, ...], n: int | None, applied: Sequence[Attack], seed: int
-) -> tuple[tuple[Probe, ...], ProbeLimit | None]:
-    """`n` of the probes with their twins, in their order, and the limit; unset if all of them are asked.
-
-    applied: the attacks of the plan, each of which keeps a probe that it is for. Raises UsageError if `n` is
-    below 1, or below the number of such probes.
-    """
-    if n is None:
-        return asked, None
-    if n < 1:
-        raise UsageError(f"A limit of {n} probes leaves nothing to ask.")
-    known = {probe.id: probe for probe in asked}
-    leading = [p for p in asked if p.kind == "breach" or p.twin not in known]
-    if n >= len(leading):
-        return asked, None
-    techniques = list(dict.fromkeys(probe.technique for probe in leading))
-    first = list(_needed(techniques, applied, asked))
-    if len(first) > n:
-        raise UsageError(
-            f"A limit of {n} leaves attacks without a probe: it takes at least {len(first)}, one of each "
-            "technique that an attack is for."
-        )
-    ordered = [*first, *(each for each in techniques if each not in first)]
-    by_technique = {each: [p for p in leading if p.technique == each] for each in ordered}
-    rounds = zip_longest(*(_order(probes, seed) for probes in by_technique.values()))
-    drawn = (probe for probe in chain.from_iterable(rounds) if probe is not None)
-    kept = {probe.id for probe, _ in zip(drawn, range(n), strict=False)}
-    whole = tuple(p for p in asked if p.id in kept or (p.twin in kept and p.kind == "benign"))
-    return whole, ProbeLimit(n, len(leading))
-
-
-def _needed(techniques: Sequence[str], applied: Sequence[Attack], asked: Sequence[Probe]) -> Iterator[str]:
-    """A technique for each attack that is not for all of them, each once."""
-    covered_so_far: set[str] = set()
-    for attack in applied:
-        covered = {probe.technique for probe in asked if attack.covers(probe)}
-        if covered and not covered >= set(techniques) and not covered & covered_so_far:
-            name = next(each for each in techniques if each in covered)
-            covered_so_far.add(name)
-            yield name
-
-
-def _order(probes: Sequence[Probe], seed: int) -> Iterator[Probe]:
-    """Of one technique: a probe of each behaviour, in a random order, then a second of each, and so on."""
-    behaviours: dict[str, list[Probe]] = {}
-    # By digest, not by a generator: the order is the same with every version of every library.
-    for probe in sorted(probes, key=lambda probe: digest([seed, probe.id])):
-        behaviours.setdefault(probe.cluster, []).append(probe)
-    return (p for p in chain.from_iterable(zip_longest(*behaviours.values())) if p is not None)
-
-
-PLAN = "plan.json"
-_READ_WITH = "Read it with the version that made it, or ask again in another folder."
-_FLAGS = {name: f"--{name}" for name in ("samples", "seed", "margin", "confidence", "limit")}
-Stopping = Literal["fixed", "until_decided", "group_sequential"]
-Between = Literal["pairs", "edges", "seeds"]
-Endpoint = Literal["all_trials", "decided_trials", "not_refused"]
-MAX_TRIALS = 100_000_000  # their outcomes take two bytes of memory each
 
 
 class PlannedModel(Record, frozen=True, omit_defaults=True):
@@ -548,6 +428,128 @@ class TrialSet:
     def missing(self, indices: Iterable[int]) -> Iterator[int]:
         """Those of `indices` that are not in the set."""
         return (i for i in indices if not self._bits[i >> 3] & (1 << (i & 7)))
+
+
+# --- planted passages --------------------------------------------------------------------------------
+
+
+class PlantedPassages:
+    """The planted passages of a plan's trials. Attacks and probes are named by their places in the plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan, retrieval = plan, plan.application.retrieval
+        self._index = "" if retrieval is None else retrieval.read_hash
+        applied = enumerate(plan.applied() if self._index else ())
+        self._attacks = {a: attack for a, attack in applied if attack.deliveries}
+        self._known: dict[tuple[int, int], tuple[Retrieved, ...]] = {}
+        triggers = () if plan.triggers is None else plan.triggers
+        self._words = {(each.probe, each.document, each.n_steps): each.words for each in triggers}
+
+    @property
+    def attacks(self) -> frozenset[int]:
+        """The attacks that plant passages."""
+        return frozenset(self._attacks)
+
+    def of(self, attack: int, probe: int) -> tuple[Retrieved, ...]:
+        """The passages of a trial; () for none."""
+        if attack not in self._attacks:
+            return ()
+        key = (attack, probe)
+        if key not in self._known:
+            chosen, asked = self._attacks[attack], self._plan.probes[probe]
+            how = AttackContext(triggers=self.triggers(chosen, asked))
+            planted = chosen.delivered(asked, how).planted
+            self._known[key] = () if isinstance(planted, UnsetType) else planted
+        return self._known[key]
+
+    def triggers(self, attack: Attack, probe: Probe) -> tuple[str, ...]:
+        """The words before each document of a probe; () for none. Raises Damaged if the plan lacks them."""
+        wanted = attack.wanted(probe)
+        owner = owner_of(probe, self._plan) if wanted else ""
+        try:
+            return tuple(self._words[owner, i, each.n_steps] for i, each in enumerate(wanted))
+        except KeyError:
+            raise Damaged(
+                f"The plan lacks the searched words of '{attack.spec}' for '{owner}'. Plan the study again, "
+                "in another folder."
+            ) from None
+
+    def is_found(self, index: int, chunks: Iterable[str]) -> bool | None:
+        """Whether a passage of a trial is among the retrieved chunks; None if its attack plants none."""
+        rest, probe = divmod(index // self._plan.samples, len(self._plan.probes))
+        attack = rest % len(self._plan.attacks)
+        if attack not in self._attacks:
+            return None
+        retrieved = set(chunks)
+        return any(each.chunk in retrieved for each in self.of(attack, probe))
+
+    def overlay(self, attack: int, probe: int) -> bytes:
+        """The hash of a trial's overlay, as a part of what is asked; empty for none."""
+        planted = self.of(attack, probe)
+        return b"\0" + digest([self._index, planted]).encode() if planted else b""
+
+
+def owner_of(probe: Probe, plan: Plan) -> str:
+    """The id of the probe whose trigger this one has: a twin that of its probe, if the plan has both."""
+    is_shared = probe.kind == "benign" and any(each.id == probe.twin for each in plan.probes)
+    return str(probe.twin) if is_shared else probe.id
+
+
+# --- limits ------------------------------------------------------------------------------------------
+# A part of the chosen probes for a quick study: `heredity study --limit N`. Promises: each technique has as
+# many probes as any other, to one, as far as it has them. They are of different behaviours first, and drawn
+# by the seed. A probe comes with its benign twin, and is asked under every attack that is for it. The same
+# settings choose the same probes.
+def limited(
+    asked: tuple[Probe, ...], n: int | None, applied: Sequence[Attack], seed: int
+) -> tuple[tuple[Probe, ...], ProbeLimit | None]:
+    """`n` of the probes with their twins, in their order, and the limit; unset if all of them are asked.
+
+    applied: the attacks of the plan, each of which keeps a probe that it is for. Raises UsageError if `n` is
+    below 1, or below the number of such probes.
+    """
+    if n is None:
+        return asked, None
+    if n < 1:
+        raise UsageError(f"A limit of {n} probes leaves nothing to ask.")
+    known = {probe.id: probe for probe in asked}
+    leading = [p for p in asked if p.kind == "breach" or p.twin not in known]
+    if n >= len(leading):
+        return asked, None
+    techniques = list(dict.fromkeys(probe.technique for probe in leading))
+    first = list(_needed(techniques, applied, asked))
+    if len(first) > n:
+        raise UsageError(
+            f"A limit of {n} leaves attacks without a probe: it takes at least {len(first)}, one of each "
+            "technique that an attack is for."
+        )
+    ordered = [*first, *(each for each in techniques if each not in first)]
+    by_technique = {each: [p for p in leading if p.technique == each] for each in ordered}
+    rounds = zip_longest(*(_order(probes, seed) for probes in by_technique.values()))
+    drawn = (probe for probe in chain.from_iterable(rounds) if probe is not None)
+    kept = {probe.id for probe, _ in zip(drawn, range(n), strict=False)}
+    whole = tuple(p for p in asked if p.id in kept or (p.twin in kept and p.kind == "benign"))
+    return whole, ProbeLimit(n, len(leading))
+
+
+def _needed(techniques: Sequence[str], applied: Sequence[Attack], asked: Sequence[Probe]) -> Iterator[str]:
+    """A technique for each attack that is not for all of them, each once."""
+    covered_so_far: set[str] = set()
+    for attack in applied:
+        covered = {probe.technique for probe in asked if attack.covers(probe)}
+        if covered and not covered >= set(techniques) and not covered & covered_so_far:
+            name = next(each for each in techniques if each in covered)
+            covered_so_far.add(name)
+            yield name
+
+
+def _order(probes: Sequence[Probe], seed: int) -> Iterator[Probe]:
+    """Of one technique: a probe of each behaviour, in a random order, then a second of each, and so on."""
+    behaviours: dict[str, list[Probe]] = {}
+    # By digest, not by a generator: the order is the same with every version of every library.
+    for probe in sorted(probes, key=lambda probe: digest([seed, probe.id])):
+        behaviours.setdefault(probe.cluster, []).append(probe)
+    return (p for p in chain.from_iterable(zip_longest(*behaviours.values())) if p is not None)
 
 
 # --- plan.json -------------------------------------------------------------------------------------
