@@ -18,7 +18,8 @@ from heredity.core.errors import Damaged, UsageError
 from heredity.core.records import Probe, digest
 from heredity.redteam import probes
 from heredity.study.plan import PLAN, Grid, Plan, read_plan
-from heredity.study.runner import FOUND, forecast_searches
+from heredity.study.runner import FOUND
+from heredity.study.study import forecast_searches
 from tests.application.retrieval.test_dense import TinyEncoder
 from tests.application.retrieval.test_triggers import triggers, vocabulary
 from tests.support.errors import raises

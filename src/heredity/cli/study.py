@@ -255,7 +255,7 @@ def _saved_plan(study: Study, models: Sequence[Grown], is_dry: bool) -> Plan:
     from heredity.core.terminal import Display, note
     from heredity.lineage.store import STAND_IN
     from heredity.study.plan import PLAN
-    from heredity.study.runner import forecast_searches
+    from heredity.study.study import forecast_searches
 
     if line := forecast_searches(study.resolved, study.folder):
         note(line)

@@ -9,7 +9,6 @@ Leaves to others: the order of the trials (plan.py), files (storage.py), what an
 from __future__ import annotations
 
 import hashlib
-import math
 import os.path
 import platform
 import sys
@@ -27,7 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, combinations, groupby, islice, permutations
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 import msgspec
 
@@ -47,7 +46,7 @@ from heredity.core.errors import (
     ToolFailure,
 )
 from heredity.core.files import Closable, Rows
-from heredity.core.progress import Meter, TrialMeter, Watch
+from heredity.core.progress import Meter, TrialMeter
 from heredity.core.records import (
     ATTACKER_FAILED,
     CONVERSATION_LIMIT,
@@ -73,28 +72,22 @@ from heredity.core.records import (
     Verdict,
     digest,
     digest_response,
-    encode,
     is_failed,
     is_out_of_scope,
 )
 from heredity.core.sanitize import clean, clean_call, clean_text
 from heredity.engines import base_numerics, check_schema, failed_reply, shared_address
 from heredity.engines.protocols import Engine, capabilities
-from heredity.lineage.store import searching_in
 from heredity.redteam import attacks, judges
-from heredity.redteam.attacks import MARK, Attack, AttackContext, TriggerWanted, why_unsupported
+from heredity.redteam.attacks import MARK, Attack, AttackContext, why_unsupported
 from heredity.redteam.judges import Decider, needs_judge
 from heredity.study import storage
 from heredity.study.plan import (
-    PLAN,
     Grid,
     Plan,
     PlannedModel,
-    PlannedTrigger,
     Trial,
     TrialSet,
-    owner_of,
-    read_plan,
 )
 from heredity.study.storage import (
     RUNS,
@@ -111,8 +104,7 @@ from heredity.study.storage import (
 )
 
 if TYPE_CHECKING:
-    from heredity.application.retrieval.models import Embedder
-    from heredity.lineage.store import Store
+    pass
 
 
 # --- services of attacks ------------------------------------------------------------------------------
@@ -331,104 +323,16 @@ def attack_services(
         yield None
 
 
-# --- triggers ----------------------------------------------------------------------------------------
-# The words that a plan's attacks search for on the embedding model of its index, before the first question.
-# Promises: each search runs once per folder, and its result is on disk before the next one (found.jsonl).
-# The plan then holds all of them, so they are part of its trials. A twin has the trigger of its probe.
-class _Search(NamedTuple):
-    probe: str
-    document: int
-    wanted: TriggerWanted
-
-
-def with_triggers(plan: Plan, folder: Path, watch: Watch | None = None, store: Store | None = None) -> Plan:
-    """The plan with the words that its attacks search for: those of the folder's plan, if it has one.
-
-    store: with the embedding model, if that is not the usual one.
-    """
-    searches = _searches(plan)
-    if not searches or plan.triggers is not None:
-        return plan
-    if (folder / PLAN).exists():
-        return msgspec.structs.replace(plan, triggers=read_plan(folder).triggers)
-    cache, meter = SearchCache(folder), Meter(watch, "search", len(searches))
-    triggers = []
-    with searching_in(store):
-        for each in searches:
-            triggers.append(_search_trigger(plan, each, cache))
-            meter.tick()
-    meter.close()
-    return msgspec.structs.replace(plan, triggers=tuple(triggers))
-
-
-def forecast_searches(plan: Plan, folder: Path) -> str:
-    """The cost of the searches of a plan that is not saved yet; "" for none. Times two steps."""
-    searches = _searches(plan)
-    if not searches or (folder / PLAN).exists():
-        return ""
-    embedder, first = _embedder(plan), searches[0].wanted
-    from heredity.application.retrieval import triggers
-
-    for _ in range(2):  # the first time also reads the vocabulary
-        start = time.perf_counter()
-        triggers.search(embedder, first.question, first.passage, 1, 0)
-        seconds = time.perf_counter() - start
-    n_steps = sum(each.wanted.n_steps for each in searches)
-    return (
-        f"First the words of {len(searches):,} planted documents are searched for on the embedding model: at "
-        f"most {n_steps:,} gradients and {n_steps * triggers.CANDIDATES:,} forward passes, about "
-        f"{math.ceil(n_steps * seconds / 60)} min."
-    )
-
-
-def _searches(plan: Plan) -> list[_Search]:
-    """The searches of a plan, each once: a larger budget has the documents of a smaller one."""
-    return list(dict.fromkeys(_all_searches(plan)))
-
-
-def _all_searches(plan: Plan) -> Iterator[_Search]:
-    if plan.application.retrieval is None:
-        return
-    for attack in plan.applied():
-        for probe in plan.probes:
-            if owner_of(probe, plan) == probe.id:
-                yield from (_Search(probe.id, i, each) for i, each in enumerate(attack.wanted(probe)))
-
-
-def _search_trigger(plan: Plan, search: _Search, cache: SearchCache) -> PlannedTrigger:
-    """The result of a search, which is not run again if the cache has it."""
-    embedder, wanted = _embedder(plan), search.wanted
-    seed = int(digest([plan.seed, search.probe, search.document])[:12], 16)
-
-    def run() -> str:
-        from heredity.application.retrieval import triggers
-
-        text = triggers.search(embedder, wanted.question, wanted.passage, wanted.n_steps, seed)
-        return encode(PlannedTrigger(search.probe, search.document, wanted.n_steps, *text)).decode()
-
-    value = cache.keep("trigger", embedder.model.id, search, seed)(run)
-    return msgspec.json.decode(value, type=PlannedTrigger)
-
-
-def _embedder(plan: Plan) -> Embedder:
-    """The embedding model of the plan's index. Raises Unavailable without torch, and as `opened` does."""
-    from heredity.application.retrieval.index import opened
-
-    retrieval = plan.application.retrieval
-    assert retrieval is not None
-    return opened(Path(retrieval.index), retrieval.read_hash).embedder
-
-
+# --- tool threads ------------------------------------------------------------------------------------
+# Conversations whose tools run: each waits for its calls in a thread, while the engine answers others.
+# Promises: a result that is recorded is there at once, so that what follows has the same order as without
+# threads. When a study ends early its calls are ended, and have no result.
 MAX_WAITING = 32  # conversations that wait for calls; another that begins would wait too
 MOMENT_SECONDS = 0.01  # seconds in which a recorded result is there
 _Owner = TypeVar("_Owner")
 _Taken = TypeVar("_Taken")
 
 
-# --- tool threads ------------------------------------------------------------------------------------
-# Conversations whose tools run: each waits for its calls in a thread, while the engine answers others.
-# Promises: a result that is recorded is there at once, so that what follows has the same order as without
-# threads. When a study ends early its calls are ended, and have no result.
 class ToolThreads(Closable, Generic[_Owner, _Taken]):
     """Takes steps of conversations, each in a thread. A step is returned as a function, which may raise."""
 
@@ -642,33 +546,32 @@ class ConversationScheduler:
         made: returns its next step, if a thread has taken that.
         """
         while True:
-            step = made or self._begin(conversation, reply)
-            if step is None:
+            take = made or self._begin(conversation, reply)
+            if take is None:
                 return None
             try:
-                request = step()
+                step = take()
             except ToolFailure as error:
                 conversation.fail(clean_text(str(error)), error.code)
                 self._end(conversation)
                 return None
             made = None
-            if isinstance(request, Ending):
+            if isinstance(step, Ending):
                 # Neither held nor broke, by any judge: what the probe asks was never asked.
-                ending = request
-                conversation.limit = ending.limit
-                is_over = ending.is_made or bool(conversation.error)
+                conversation.limit = step.limit
+                is_over = step.is_made or bool(conversation.error)
                 if not is_over and self._ends_at_breach:  # a step that broke the probe needs no demand
                     is_over = self._referee(conversation).has_broken()
                 if conversation.exchanges and not is_over:
-                    conversation.fail(*_too_early(ending.limit))
+                    conversation.fail(*_too_early(step.limit))
                 self._end(conversation)
                 return None
             _note_outcomes(conversation)
-            if isinstance(request, Consult):
-                if (reply := self._query(conversation, request)) is None:
+            if isinstance(step, Consult):
+                if (reply := self._query(conversation, step)) is None:
                     return None
                 continue
-            conversation.request = msgspec.structs.replace(request, key=conversation.trial.index)
+            conversation.request = msgspec.structs.replace(step, key=conversation.trial.index)
             reply = self._known(conversation.request)
             if reply is None:
                 self._in_progress[conversation.trial.index] = conversation
@@ -1121,6 +1024,24 @@ def _versions() -> dict[str, str]:
     return versions
 
 
+def behind_guards(
+    engine: Engine,
+    model: PlannedModel,
+    application: Application,
+    cache: ResponseCache | None,
+    readers: GuardReaders | None,
+) -> Engine:
+    """The engine of a planned model: behind the application's guards and its own.
+
+    readers: the models of guards.
+    """
+    own = () if model.guards is None else model.guards
+    if not (own or application.standing_guards):
+        return engine
+    known = None if cache is None else KnownAnswers(cache, model.of or model.id)
+    return guarded(engine, application, own, known, readers)
+
+
 # --- who answered ------------------------------------------------------------------------------------
 # Prove, before a study, that each model of a server answers under its own name. A server that holds several
 # models or adapters may answer with another one (llama.cpp issue 26207, vLLM issue 30931). Its reply does
@@ -1218,24 +1139,6 @@ def _ask(engine: Engine, labels: Sequence[str]) -> Answers:
     return tuple(
         replies[n].text if n in replies and replies[n].error is None else "" for n in range(len(labels))
     )
-
-
-def behind_guards(
-    engine: Engine,
-    model: PlannedModel,
-    application: Application,
-    cache: ResponseCache | None,
-    readers: GuardReaders | None,
-) -> Engine:
-    """The engine of a planned model: behind the application's guards and its own.
-
-    readers: the models of guards.
-    """
-    own = () if model.guards is None else model.guards
-    if not (own or application.standing_guards):
-        return engine
-    known = None if cache is None else KnownAnswers(cache, model.of or model.id)
-    return guarded(engine, application, own, known, readers)
 
 
 # --- judging --------------------------------------------------------------------------------------
