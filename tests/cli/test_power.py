@@ -79,7 +79,7 @@ def test_it_plans_for_as_many_comparisons_as_a_study_makes(
     assert found["difference"]["alpha"] == pytest.approx(0.05 / len(pairs))
     assert found["n_pairs"] * found["scopes"] == len(pairs)
     if is_until_decided:
-        assert StoppingRule(Outcomes(made)).n_comparisons == len(pairs)
+        assert len(StoppingRule(Outcomes(made))._evidence) == len(pairs)
 
 
 def test_people_read_a_table(capsys: pytest.CaptureFixture[str]) -> None:

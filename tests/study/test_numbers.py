@@ -377,7 +377,7 @@ def test_an_interim_analysis_waits_for_every_trial_of_its_block() -> None:
 
 def test_two_trials_decide_nothing_and_spare_nothing() -> None:
     rule = StoppingRule(in_blocks()).replay()
-    assert rule.scope == JUDGE_FREE and rule.n_comparisons == 2 and rule.n_spared == 0
+    assert rule.scope == JUDGE_FREE and len(rule._evidence) == 2 and rule.n_spared == 0
     record = rule.record()
     assert (record.n_interim, record.n_interim_planned, record.stopped) == (2, 2, ())
     assert [(d.a, d.b, d.interim, d.n) for d in record.decisions] == [

@@ -155,12 +155,6 @@ _SCHEMES = {  # scheme of a threat id: short name, page of the whole taxonomy
     "mlcommons-ailuminate": ("AILuminate", "https://mlcommons.org/ailuminate/"),
     "nist-ai-100-2": ("NIST", "https://csrc.nist.gov/pubs/ai/100/2/e2025/final"),
 }
-ADDRESSES = (
-    "https://genai.owasp.org/",
-    "https://atlas.mitre.org/",
-    "https://mlcommons.org/",
-    "https://csrc.nist.gov/",
-)
 
 
 def threat_links(threats: tuple[str, ...]) -> Iterator[ThreatLink]:

@@ -401,11 +401,6 @@ class StoppingRule:
         self.n_interim = 0
 
     @property
-    def n_comparisons(self) -> int:
-        """Comparisons that share the level: every pair in every scope."""
-        return len(self._evidence)
-
-    @property
     def open_models(self) -> list[int]:
         """The models of undecided pairs, by their place in the plan."""
         return [m for m in range(len(self._plan.models)) if m not in self._stopped]

@@ -15,14 +15,14 @@ from heredity.core.records import Estimate, Unprompted, Verdict
 from heredity.lineage.graph import Edge
 from heredity.stats.intervals import wilson
 from heredity.study import advice, aggregate, storage
-from heredity.study.advice import ADDRESSES, remedy, threat_links
+from heredity.study.advice import remedy, threat_links
 from heredity.study.findings.unprompted import UnpromptedRate
 from heredity.study.plan import Grid
 from heredity.study.report import html, write_report
 from heredity.study.turns import Piece, with_evidence, with_tokens
 from tests.support import report_studies
 from tests.support.errors import raises
-from tests.support.report_studies import make, plan
+from tests.support.report_studies import ADDRESSES, make, plan
 
 STYLE = (Path(html.__file__).parent / "_style.css").read_text()
 

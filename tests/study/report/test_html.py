@@ -17,14 +17,13 @@ from heredity.core.errors import Damaged, NotComparable, UsageError
 from heredity.core.records import digest, encode
 from heredity.stats.intervals import refused
 from heredity.study import storage
-from heredity.study.advice import ADDRESSES
 from heredity.study.estimates import SCHEMA
 from heredity.study.folders import write_demo
 from heredity.study.plan import PlanFile, PlannedModel
 from heredity.study.report import _rows, html
 from tests.support.errors import raises
 from tests.support.hostile_text import NASTY
-from tests.support.report_studies import make, plan
+from tests.support.report_studies import ADDRESSES, make, plan
 
 # What the template itself may use: anything else in the page came out of somebody's mouth.
 TAGS = """

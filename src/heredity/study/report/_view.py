@@ -263,14 +263,6 @@ class View:
         """Whether any rate was decided by a judge that can err."""
         return any(r.estimate.n and not r.is_judge_free for r in self.estimates.rates)
 
-    def count(self, model: str, field: str) -> int:
-        """Trials of a model, of every technique and measure, that ended `n_unclear` or `n_error`."""
-        cards = [t.name for t in self.techniques]
-        rates = (
-            r for r in self.estimates.rates if r.model == model and r.attack == ALL and r.technique in cards
-        )
-        return sum(getattr(rate, field) for rate in rates)
-
     # --- words ---
 
     def in_words(self, rate: Rate | None) -> str:
