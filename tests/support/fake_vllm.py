@@ -2,7 +2,8 @@
 
 Words in a prompt make it do what vLLM does at times: LONG (refuses it), DIE (logs the prompt as an error, and
 is killed before it answers), SICK (its engine is dead: it answers 500 and says that it is not well), ABORT
-(ends an answer early), and of a stream CUT and FAULT. Its log grows by a line a request, as vLLM's does.
+(ends an answer early), and of a stream CUT and FAULT. Its log grows by a line a request, as vLLM's does. An
+answer takes FAKE_VLLM_SECONDS.
 """
 
 import json
@@ -10,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 given = [each for each in sys.argv[1:] if each != "--enable-lora"]
@@ -49,6 +51,7 @@ class Api(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         prompt = body["prompt"]
+        time.sleep(float(os.environ.get("FAKE_VLLM_SECONDS", "0")))
         log(f"POST {self.path}")
         if self._is_refused():
             self._send({"error": "Unauthorized"}, 401)
