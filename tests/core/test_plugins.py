@@ -24,7 +24,7 @@ import heredity as h
 from heredity.core import registry
 from heredity.core.errors import EngineFailure, NotComparable, Unavailable, UsageError
 from heredity.core.records import digest
-from heredity.redteam import attacks
+from heredity.redteam import attacks, judges
 from heredity.study.findings.protocols import every_finding
 from heredity.study.plan import Grid, PlanFile, read_plan
 from heredity.study.storage import RESPONSES, verdict_rows
@@ -196,7 +196,9 @@ from heredity.study.plan import read_plan
 place, application, report = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 settings = dict(probes=["shouting"], attacks=["direct", "capitals"], judge="lenient")
 if report == "count":
-    from heredity_example import CalmGuard, Lenient, Shout
+    from heredity_example.attack import Shout
+    from heredity_example.guard import CalmGuard
+    from heredity_example.judge import Lenient
 
     settings = dict(attacks=["direct", Shout()], judge=Lenient(), guards=[CalmGuard()])
     settings["probes"] = [str(place / "shouting.toml")]
@@ -392,7 +394,7 @@ def test_a_report_an_importer_and_a_task(result: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_a_plan_names_what_is_from_outside(outside: dict[str, Any], inside: dict[str, Any]) -> None:
-    own = {f"heredity_example.{name}" for name in ("Shout", "Lenient", "CalmGuard")}
+    own = {f"heredity_example.{name}" for name in ("attack.Shout", "judge.Lenient", "guard.CalmGuard")}
     assert set(outside["plugins"]) == own | {"loud", "parrot_cage", "marks", "count"}
     assert [row["n"] for row in outside["marks"]] == [4, 4, 4, 4]
     assert (inside["plugins"], inside["marks"]) == ([], None)
@@ -452,13 +454,13 @@ def test_a_study_by_the_command_line_records_what_is_from_outside(place: Path) -
 def test_another_file_is_another_study_and_its_judge_judges_again(place: Path) -> None:
     words = ("--attack", "direct", "--attack", "shout", "--judge", "lenient")
     assert study(place, "changed", *words).returncode == 0
-    module = place / "lib" / "heredity_example" / "__init__.py"
+    module = place / "lib" / "heredity_example" / "attack.py"
     before = module.read_text()
     stamps = (place / "changed" / "verdicts.jsonl").read_text()
     try:
         module.write_text(before + "# another\n")
         again = study(place, "changed", *words)
-        assert again.returncode == 2 and "holds another study" in again.stderr
+        assert again.returncode == 2 and "was planned with 'shout'" in again.stderr
         opened = run(place, "-m", "heredity", "study", place / "changed")
         assert opened.returncode == 2 and "heredity-example-plugin 1.0" in opened.stderr
         report = run(place, "-m", "heredity", "report", place / "changed")  # what was asked can be read
@@ -471,19 +473,46 @@ def test_another_file_is_another_study_and_its_judge_judges_again(place: Path) -
 
 @pytest.mark.slow
 def test_an_object_is_named_on_the_command_line_and_its_study_can_be_read_without_it(place: Path) -> None:
-    words = ("--attack", "heredity_example:Shout+encoding:rot13@*", "--judge", "heredity_example:Lenient")
+    words = (
+        "--attack",
+        "heredity_example.attack:Shout+encoding:rot13@*",
+        "--judge",
+        "heredity_example.judge:Lenient",
+    )
     done = study(place, "object", *words)
     assert done.returncode == 0, done.stderr
-    attack = "heredity_example.Shout+encoding:rot13@*"
+    attack = "heredity_example.attack.Shout+encoding:rot13@*"
     assert json.loads((place / "object" / "plan.json").read_text())["plan"]["attacks"] == [attack]
     report = run(place, "-m", "heredity", "report", place / "object", "--format", "json")
     assert report.returncode == 0, report.stderr
     (place / "object" / "responses.jsonl").unlink()
     (place / "object" / "verdicts.jsonl").unlink()
     forgot = run(place, "-m", "heredity", "study", place / "object")
-    assert forgot.returncode == 2 and "--judge heredity_example:Lenient" in forgot.stderr
-    asked = run(place, "-m", "heredity", "study", place / "object", "--judge", "heredity_example:Lenient")
-    assert asked.returncode == 2 and "heredity_example.Shout" in asked.stderr
+    assert forgot.returncode == 2 and "--judge heredity_example.judge:Lenient" in forgot.stderr
+    asked = run(
+        place, "-m", "heredity", "study", place / "object", "--judge", "heredity_example.judge:Lenient"
+    )
+    assert asked.returncode == 2 and "heredity_example.attack.Shout" in asked.stderr
+
+
+@pytest.mark.slow
+def test_a_module_of_the_current_folder_gives_an_attack_a_judge_and_a_guard(place: Path) -> None:
+    sources = [path.read_text() for path in sorted((place / "lib" / "heredity_example").glob("[agj]*.py"))]
+    futures = [text.replace("from __future__ import annotations", "") for text in sources]
+    (place / "mine.py").write_text("\n".join(futures))
+    chosen = ("--attack", "mine:Shout", "--judge", "mine:Lenient", "--guard", "mine:CalmGuard")
+    program = shutil.which("heredity", path=str(Path(sys.executable).parent))
+    assert program, "python -m heredity has the current folder on its path already"
+    words = ("study", "--model", "scripted:mixed", "--application", APPLICATION, "--probes", "quick")
+    done = subprocess.run(
+        [program, *words, "--limit", "4", *chosen, "--out", "mine"], cwd=place, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    plan = json.loads((place / "mine" / "plan.json").read_text())["plan"]
+    assert [each["kind"] for model in plan["models"] for each in model.get("guards") or ()] == [
+        "mine.CalmGuard"
+    ]
+    assert plan["attacks"] == ["mine.Shout"]
 
 
 # --- what a folder or a clash must not do ---
@@ -613,6 +642,16 @@ def test_a_name_of_ours_wins(packages: list[Any], bomb: Path) -> None:
     assert registry.outside("redteam.attacks", "encoding") is None and not (bomb / "went-off").exists()
 
 
+def test_a_judge_with_the_name_of_ours_is_refused(packages: list[Any], bomb: Path) -> None:
+    """It had the measured quality of that judge, and corrected rates by it."""
+    packages += [entry("impostor", "bomb:Rules", group="judges"), entry("odd", "bomb:Judge", group="judges")]
+    with (bomb / "bomb.py").open("a") as file:
+        file.write("\nclass Rules(Judge):\n    name = 'rules'\n")
+    assert judges.load("odd").name == "odd"
+    with raises(Unavailable, "plugin-broken", ["impostor", "alpha 1", "'rules'"]):
+        judges.load("impostor")
+
+
 def test_a_listing_imports_no_package(packages: list[Any], bomb: Path) -> None:
     packages.append(entry("zap", "bomb:Attack", "alpha"))
     assert registry.purposes("redteam.attacks")["zap"] == " (alpha 1)"
@@ -729,6 +768,19 @@ def test_a_study_without_its_package_names_it(tmp_path: Path, packages: list[Any
         h.Study.open(tmp_path).estimate()
     with raises(NotComparable, "another-study", ["zap", "alpha 1"]):
         h.Study.open(tmp_path).run()
+
+
+def test_another_version_of_a_package_with_the_same_files_resumes(
+    tmp_path: Path, packages: list[Any], bomb: Path
+) -> None:
+    packages.append(entry("zap", "bomb:Attack"))
+    plan = asked(tmp_path, attacks=["zap"]).plan()
+    packages[0].dist.version = "2"
+    registry.installed.cache_clear()
+    assert asked(tmp_path, attacks=["zap"]).plan() == plan
+    (bomb / "bomb.py").write_text(BOMB + "# another\n")
+    with raises(NotComparable, "another-study", ["zap", "alpha 1"]):
+        asked(tmp_path, attacks=["zap"]).plan()
 
 
 def test_objects_do_not_reach_workers_and_nothing_is_asked(tmp_path: Path, bomb: Path) -> None:

@@ -243,8 +243,8 @@ def of_object(plugin: object) -> Outside:
 def named(folder: str, text: str) -> str:
     """The name of the plug-in that the user's own words give as `module:object`, which is imported.
 
-    For words of the command line, of Python, and of the user's plan file; never for those of a study's folder
-    or a store. Other words come back unchanged.
+    The current folder is looked in last. For words of the command line, of Python, and of the user's plan
+    file; never for those of a study's folder or a store. Other words come back unchanged.
     """
     from importlib.util import find_spec
 
@@ -253,6 +253,7 @@ def named(folder: str, text: str) -> str:
     words = [*module.split("."), *place.split(".")]
     if module in _own(folder) or not all(map(str.isidentifier, words)):
         return text
+    sys.path += {str(Path.cwd())}.difference(sys.path)  # last, so that it hides no installed package
     if words[0] not in sys.modules and find_spec(words[0]) is None:
         return text  # an unknown name: whoever loads it suggests the nearest
     try:

@@ -88,9 +88,7 @@ def find(name: str) -> Target:
 
 
 def _import(module: str, name: str) -> ModuleType:
-    here = str(Path.cwd())
-    if here not in sys.path:  # as `python -m` has it; last, so that it hides no installed package
-        sys.path.append(here)
+    sys.path += {str(Path.cwd())}.difference(sys.path)  # last, so that it hides no installed package
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -566,6 +566,7 @@ def write_plan(
     if (path := folder / PLAN).exists():
         held = read_plan(folder)
         if held != _as_declared(plan, held):
+            refuse_changed_plugins(held)
             raise NotComparable(
                 f"{folder} holds another study: {differences(held, plan)}. "
                 "Give the same settings to resume it, or another folder for this one.",
@@ -580,8 +581,11 @@ def write_plan(
 
 
 def _as_declared(plan: Plan, held: Plan) -> Plan:
-    """`plan` with the analysis of `held`, if both declare the same settings, and with its edges."""
+    """`plan` with the analysis of `held`, if both declare the same settings, with its edges and plug-ins."""
+    hashes, held_hashes = ([(p.folder, p.name, p.sha256) for p in one.plugins or ()] for one in (plan, held))
     plan = msgspec.structs.replace(plan, edges=held.edges)  # not every release finds the same
+    if hashes == held_hashes:  # another version of a package may have the same files
+        plan = msgspec.structs.replace(plan, plugins=held.plugins)
     is_same = _declared(plan) == _declared(held)
     return msgspec.structs.replace(plan, analysis=held.analysis) if is_same else plan
 
@@ -683,7 +687,7 @@ def _brief(value: object) -> str:
 
 
 def _name(value: object) -> str:
-    if isinstance(value, PlannedModel):
+    if isinstance(value, PlannedModel | PlannedPlugin):
         return value.name
     if isinstance(value, Probe):
         return value.id

@@ -130,12 +130,14 @@ class StudySpec:
         return None if self.judge is None else str(self.judge)
 
     def named(self) -> StudySpec:
-        """These settings, the user's own words, with each `module:object` among attacks and judge imported.
+        """These settings, the user's own words, with `module:object` of attack, judge or guard imported.
 
         For a command line and a plan file; never for the words of a study's folder or a store.
         """
         own, judge = tuple(attacks.named(str(each)) for each in self.attacks), str(self.judge or "")
-        return replace(self, attacks=own, judge=registry.named("redteam.judges", judge) or None)
+        rules = ("+".join(registry.named(guards.FOLDER, n) for n in str(g).split("+")) for g in self.guards)
+        judge = registry.named("redteam.judges", judge)
+        return replace(self, attacks=own, judge=judge or None, guards=tuple(rules))
 
     @classmethod
     def read(cls, path: Path | str) -> StudySpec:

@@ -140,16 +140,24 @@ def is_answer(prompt: str, text: str) -> bool:
 def load(spec: str, models: Models | None = None) -> Judge:
     """The judge that `spec` names. `models` None: the models of the default store.
 
-    Raises UnknownName with the nearest judge, UsageError for a rubric without a model or a panel of one.
+    Raises UnknownName with the nearest judge, UsageError for a rubric without a model or a panel of one, and
+    Unavailable for one from outside with the name of another: it would have its measured quality.
     """
     kind, _, rest = spec.partition(":")
     module = registry.load("redteam.judges", kind)
     if isinstance(module, JudgeFactory):
-        made: Judge = module.make(rest, models or stored_models())
-        return made
-    if rest or ":" in spec:
+        judge: Judge = module.make(rest, models or stored_models())
+    elif ":" in spec:
         raise UsageError(f"The judge '{kind}' takes nothing behind its name: not '{spec}'.")
-    return registry.load_as(Judge, "redteam.judges", kind)
+    else:
+        judge = registry.load_as(Judge, "redteam.judges", kind)
+    name, there = judge.name.partition(":")[0], registry.outside("redteam.judges", kind)
+    is_ours = name in registry.names("redteam.judges") and not registry.outside("redteam.judges", name)
+    if there and is_ours:
+        registry.forget("redteam.judges", kind)
+        whose = f"The judge '{kind}' of {there} calls itself '{name}'."
+        raise Unavailable(f"{whose} Set name = '{kind}'.", code="plugin-broken")
+    return judge
 
 
 def identity(judge: Judge) -> str:

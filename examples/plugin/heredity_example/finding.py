@@ -1,0 +1,40 @@
+"""A statistic of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import heredity as h
+from heredity.core.sections import ModelName, Section, TextTable
+from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
+from heredity.study.outcomes import is_answered
+
+
+class MarkRow(h.Record, frozen=True):
+    """How many trials of a model have a verdict."""
+
+    model: str
+    n: int
+
+
+class MarkFinding:
+    """Counts the trials of each model that a judge or a check gave a verdict."""
+
+    NAME, ORDER, Row = "marks", 1000, MarkRow
+
+    def compute(self, evidence: StudyEvidence) -> Iterable[MarkRow]:
+        for model, codes in zip(evidence.plan.models, evidence.outcomes.array, strict=True):
+            yield MarkRow(model.id, int(is_answered(codes).sum()))  # not errors, and not what was not asked
+
+    def show(self, rows: Sequence[MarkRow], study: RecordedStudy) -> Section | None:
+        if not rows:
+            return None
+        names = {model.id: model.name for model in study.plan.models}
+        cells = [[ModelName(row.model, names[row.model]), str(row.n)] for row in rows]
+        return Section(
+            name=self.NAME,
+            title="Trials with a verdict",
+            claim="Errors have none.",
+            tables=(TextTable("Trials with a verdict", ["model", "n"], cells),),
+            sentences=(f"{sum(row.n for row in rows)} trials of all models have a verdict.",),
+        )
