@@ -313,8 +313,7 @@ def load_as(protocol: type[T], folder: str, name: str) -> T:
         forget(folder, name)
         missing = [member for member in members(protocol) if not hasattr(module, member)]
         raise Unavailable(
-            f"The plug-in '{name}' in {folder} does not define {', '.join(missing)}.",
-            code="plugin-broken",
+            f"The plug-in '{name}' in {folder} does not define {', '.join(missing)}.", code="plugin-broken"
         )
     return module
 

@@ -7,7 +7,6 @@ only the missing items. An item with a corrected reference is scored again, not 
 Promises: decoding is greedy; nothing is asked twice; a killed run resumes by the same command. A model with
 all answers stored is not loaded. A form that a model does not support is refused before it is loaded, and a
 failed item is an answer with an error.
-Leaves to others: the metrics (metrics/), and the statistics (stats/).
 """
 
 from __future__ import annotations

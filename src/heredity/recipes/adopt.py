@@ -6,7 +6,6 @@ Files of the store are hard links if the file system allows, otherwise copies.
 Promises: only adapter and model files are opened, and each is checked as `pull` checks it. Leftovers of a
 training (optimizer.pt, training_args.bin, checkpoint-*) are left out by name. A descent that the files
 contradict is refused.
-Leaves to others: finding the evidence (lineage/evidence.py).
 """
 
 from __future__ import annotations

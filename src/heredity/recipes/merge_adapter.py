@@ -4,7 +4,6 @@ Promises: the sum is computed in fp32 and rounded once. A small change may fall 
 bfloat16. The note `rounding` has the norm of the rounding as a share of that of the adapter's change. Every
 other file is the base's; an adapter with a tokenizer of its own brings it. Any architecture is merged:
 modules are found by name.
-Leaves to others: the adapter itself (lora.py, adopt.py), and its files (formats/peft.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Promises: no number is written without its n. A missing value is None, never 0. Breaches that a check decides
 and breaches that a judge decides are never one number.
-Leaves to others: computing them (aggregate.py), the formulas (stats/), files (storage.py), pages (report/).
 """
 
 from __future__ import annotations

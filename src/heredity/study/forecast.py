@@ -4,7 +4,6 @@
 
 Promises: the power is that of the tests that the study will run, at the level of Holm's first step. The
 assumptions are part of the forecast. Nothing is asked.
-Leaves to others: the formulas (stats/power.py), and saving it (plan.py).
 
 The assumptions are measured ones if an earlier study of all these models lies next to the folder. A copy of
 this very study does not count. Otherwise they are the defaults below, which are near what small models show

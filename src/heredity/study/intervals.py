@@ -18,7 +18,6 @@ A group-sequential plan gets the methods of a fixed one, at the level of the ana
 So each interval is a repeated one, and each p-value that of the whole design (stats/sequential.py).
 
 Promises: every estimate of aggregate.py, comparisons.py and findings/ gets its interval from here.
-Leaves to others: which trials count (outcomes.py), the formulas (stats/), and the limit of a gate (gate.py).
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ is the number of the first answer that is not among them.
 
 Promises: the same study draws the same order. Labelling can stop after any label and resume later. A label
 belongs to one answer, and is left out if that answer was asked again.
-Leaves to others: asking for a label (cli/label.py, view/pages/label.py), and rates by labels (intervals.py).
 
 Sources: Duffield, Lund and Thorup 2007 (priority sampling). Zrnic and Candes 2403.03208 (active inference).
 """

@@ -3,7 +3,6 @@
     plan = resolve_plan(StudySpec([model], application, probes="core"))
 
 Promises: the same settings resolve to the same plan.
-Leaves to others: the settings (spec.py), finding the models (study.py), and saving the plan (plan.py).
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@
 
 Promises: nothing is computed here but the rate of several models together. An unknown name is an
 UnknownName with the nearest known one.
-Leaves to others: every number (aggregate.py), its record (estimates.py), and pages (report/).
 """
 
 from __future__ import annotations

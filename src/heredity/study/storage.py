@@ -8,7 +8,6 @@
 
 Promises: flushed rows survive a crash. A row of another plan, or a second row of a trial, is an error with
 its line. A prefix is on disk before a row names it. A trial with a row in responses.jsonl is not asked again.
-Leaves to others: bytes (core/files.py), the plan (plan.py), and filling the rows (runner.py).
 """
 
 from __future__ import annotations

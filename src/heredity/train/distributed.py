@@ -9,7 +9,6 @@ checkpointing, Chen et al. 2016 (1604.06174).
 
 Promises: no object is pickled on its way to another process. If one process ends, the others end too.
 Gradients are sums over processes, not means; weights keep the names of the unsharded network.
-Leaves to others: checkpoints (loop.py), and what each process reads (data/).
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ that is not finite stops the run and keeps the last good checkpoint. A guard goe
 the data since. Weight decay is on matrices that are not embeddings. Every step is a row of training.jsonl.
 Every epoch is a permutation of all examples, and a step's batches are a function of seed and step only. In a
 single process every collective is the identity.
-Leaves to others: data (data/), the loss (objectives/), and how weights are sharded (distributed.py).
 """
 
 from __future__ import annotations

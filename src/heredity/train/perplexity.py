@@ -2,7 +2,6 @@
 
 Promises: every evaluation reads the same documents from their beginning. No gradient and no random number is
 used.
-Leaves to others: which documents are held out (corpus/).
 """
 
 from __future__ import annotations

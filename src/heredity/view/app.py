@@ -6,7 +6,6 @@ Promises: a page runs only the script that ships and asks only this server, by t
 answer. On a loopback address only loopback host names are answered, so that a web page elsewhere cannot read
 it by a name of its own. On any other address every request needs the token. A form is taken only from a page
 of this server.
-Leaves to others: the pages (site.py), and files of them (export.py).
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ Promises: the pages are those of the server, without forms, searches and keys th
 of each study. The conversations of a study are a few files, each of many. Each page has its own style and
 script, whose hashes its content policy names. Not every browser takes two files of a disk as of one origin.
 A link leads to a place in a file of the same folder; the words of any other stay without it.
-Leaves to others: the pages themselves (pages/).
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@
 
 Promises: nothing in a folder is written. A folder that cannot be read is listed with its error. No symbolic
 link is followed.
-Leaves to others: questions to the index (queries.py), rates (rates.py) and pages (pages/).
 """
 
 from __future__ import annotations

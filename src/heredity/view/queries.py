@@ -5,7 +5,6 @@
 
 Promises: every filter holds together with every other. A list is paged by the place of its trials, so a page
 does not shift while rows come.
-Leaves to others: the index (index.py), two models on the same trials (pairs.py).
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@
 
 Promises: a page is found by the file that makes it (pages/). Every value in a template is made visible and
 escaped; nothing that a model or a folder says becomes markup. A page names no address outside itself.
-Leaves to others: requests (app.py), files (export.py), and what a page shows (pages/).
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ model answers 32 fixed prompts greedily, and the files read the same prompts and
 Promises: the reference is the torch engine in float32 over the model's own weights, an adapter over its base.
 It holds one layer at a time, or the whole base of an adapter. Only one engine holds weights at a time. A
 reader that is not installed, or a comparison that does not fit into memory, is reported and not skipped.
-Leaves to others: the readers (hf.py, gguf.py, adapter.py).
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ and what looks like personal data are taken out; names and everything else stay.
 Promises: only its owner can read the file. It never grows above its limit, and one older file is kept. An
 answer is logged as it was sent, without what guards withheld. A disk that is full or slow delays no answer:
 a row that cannot be written is counted and lost.
-Leaves to others: reading it (study/importers/request_log.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Promises: an unsupported field that would change an answer is refused by name. Only --ignore-settings makes it
 ignored, and then the answer names it. A field that changes no answer (`user`, `metadata`, ...) is ignored.
-Leaves to others: one endpoint each (chat.py, messages.py, ...), HTTP (app.py).
 """
 
 from __future__ import annotations

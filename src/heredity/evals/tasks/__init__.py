@@ -7,7 +7,6 @@ metric.
 
 Promises: a task has an edition, and a digest over its questions and references. A mistake in a file names
 its place. The position of an item's right option follows from the item's number.
-Leaves to others: the prompt of an item (run.py), and the score of an answer (metrics/).
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Pre-train a decoder: its data, its loss, and the files and notes of the child.
-
-Leaves to others: the settings (recipe.py), and what all objectives share (training.py).
-"""
+"""Pre-train a decoder: its data, its loss, and the files and notes of the child."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 Promises: the written tokenizer and image processor preprocess captions and images as the training did, so
 that transformers reproduces its inputs.
-Leaves to others: the settings (recipe.py), and what all objectives share (training.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Promises: the written tokenizer frames a text as the training did, so that AutoTokenizer and a fill-mask
 pipeline reproduce its inputs.
-Leaves to others: the settings (recipe.py), and what all objectives share (training.py).
 """
 
 from __future__ import annotations

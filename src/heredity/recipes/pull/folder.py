@@ -2,7 +2,6 @@
 
 Promises: only safetensors, GGUF and text that describes them pass. A pickle, code, a config that needs
 code, or a link is Refused by name, before another library opens it.
-Leaves to others: the origin of the folder (recipe.py).
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ Promises: a lost connection or a kill leaves the part of a file, and the next ca
 finished file has the expected size and SHA-256; a file with another hash is deleted. A hub that cannot be
 reached fails at once. The revision is resolved to a commit first. Weights are checked against the hash of the
 hub, and against the catalogue's if it pins one.
-Leaves to others: the contents of the files (folder.py).
 
 huggingface_hub looks a repository up. It does not fetch the files: 2.4 deletes what an interrupted one left.
 """

@@ -2,7 +2,6 @@
 
 Promises: of a repository only the list of files and the config.json are read, of a GGUF on this disk only the
 header. The figures of the hub are taken, and else those of the catalogue.
-Leaves to others: the choice of the engine (formats/architectures.py), and showing it (cli/pull.py).
 """
 
 from __future__ import annotations

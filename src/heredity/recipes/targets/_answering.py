@@ -5,7 +5,6 @@ two settings of the torch engine: a rounded KV cache, another dtype. A study has
 comparison shows the effect of the arithmetic.
 
 Promises: the files are hard links if the file system allows, otherwise copies; their hashes are the parent's.
-Leaves to others: answering (engines/).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Promises: the record holds the function's name and a digest of its file, so that a changed function is
 another model. A missing function or wrong parameters are errors here, not later in the study.
-Leaves to others: calling it (engines/call.py).
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@
 
 Promises: no file and no record holds a key, only the name of its environment variable. An error in the file
 names its TOML key.
-Leaves to others: requests (engines/url.py).
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Promises: the cell that the plan declared is marked. A cell's verdict follows the rule of the study's, but
 without a correction for many comparisons, and without a declared share. Nothing is drawn at random.
 In a table the model of the higher rate in the declared cell comes first, with signs and verdicts of it.
-Leaves to others: the verdict of the study (comparisons.py).
 
 Source: Steegen et al. 2016, Perspect. Psychol. Sci. 11:702 (multiverse analysis).
 """

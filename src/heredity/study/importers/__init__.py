@@ -13,7 +13,6 @@ Promises: the same files give the same study, and models are paired by prompt. A
 becomes an error row. A missing column is an error with file, line and the nearest name. An ambiguous verdict
 is refused. Nothing here claims that all models had the same application. The files are read twice, and no
 answer is kept in memory. `responses.jsonl` is written last.
-Leaves to others: judging (study.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Promises: memory is 16 bytes per trial and one row. Each row is checked to belong to this plan. The same study
 gives the same rows in the same order. Files are written atomically.
-Leaves to others: the format of a row (csv.py, parquet.py, junit.py) and the estimates (study/estimates.py).
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Promises: a row that is not a conversation raises BadInput with file and line; an empty file is refused. The
 digest covers the examples, not the format of the file. Examples that are too long are left out and counted,
 never cropped.
-Leaves to others: reading files (core/readers.py), and tokens of a conversation (engines/chat/codec.py).
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ little.
 
 Promises: what a step reads and masks is a function of seed and step, for any number of processes. Every epoch
 is a permutation of all chunks. The size of a step differs from its share of tokens by at most one chunk.
-Leaves to others: storing documents (corpus/), the loss (objectives/) and the steps (loop.py).
 """
 
 from __future__ import annotations

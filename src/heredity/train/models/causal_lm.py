@@ -9,7 +9,6 @@ Sources: LoRA, Hu et al. 2021 (2106.09685); rank-stabilized scale alpha / sqrt(r
 
 Promises: a document's numbers are those of transformers for it by itself, within rounding. A new adapter
 changes nothing; its matrices depend only on the seed. Its files are as PEFT writes them.
-Leaves to others: the loss (objectives/), and inference with an adapter (engines/).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Promises: a document's numbers are those of transformers for it by itself, within rounding. The head
 runs only on masked positions.
-Leaves to others: masking (data/packed.py), attention (kernels.py), the rest (causal_lm.py).
 """
 
 from __future__ import annotations

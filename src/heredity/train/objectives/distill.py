@@ -10,7 +10,6 @@ divergence is that of GKD, Agarwal et al. 2023 (2306.13649, equation 1); beta 0 
 Promises: a file names its teacher, temperature and documents; another's file, or one whose bytes changed, is
 refused. A teacher pass that was killed resumes, and the file has the same bytes. If fewer tokens are asked
 for than the file has, the most likely are taken, as if the teacher had read for them.
-Leaves to others: writing tensors (loop.py), and where the file is (recipes/distill.py).
 """
 
 from __future__ import annotations
