@@ -140,8 +140,8 @@ def is_answer(prompt: str, text: str) -> bool:
 def load(spec: str, models: Models | None = None) -> Judge:
     """The judge that `spec` names. `models` None: the models of the default store.
 
-    Raises UnknownName with the nearest judge, UsageError for a rubric without a model or a panel of one, and
-    Unavailable for one from outside with the name of another: it would have its measured quality.
+    Raises UnknownName with the nearest judge, and UsageError for a rubric without a model or a panel of one.
+    Raises Unavailable for one from outside with a name of ours: it would have that judge's measured quality.
     """
     kind, _, rest = spec.partition(":")
     module = registry.load("redteam.judges", kind)
