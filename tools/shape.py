@@ -82,7 +82,8 @@ BOUNDS = {
     "derive lora": Bound(26, 25),
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
     "files": Bound(471, 440),
-    "lines": Bound(112_488, 92_000),
+    # Harm that nobody asked for rose them by 246, of the 2,500 that the issue on verdicts allows.
+    "lines": Bound(112_734, 92_000),
     "error codes": Bound(40, 40),
     "words of docs": Bound(65_000, 65_000),
     "root": Bound(18, 18),

@@ -20,7 +20,7 @@ from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Rate, T
 from heredity.study.findings import cost as cost_finding
 from heredity.study.findings import readable
 from heredity.study.findings.readable import UNSTATED, ReadableAnswers
-from heredity.study.findings.unprompted import UnpromptedRate
+from heredity.study.findings.unasked import rates
 from heredity.study.findings.useful import UsefulRate
 from heredity.study.headline import headline
 from heredity.study.intervals import bound_rate
@@ -160,7 +160,7 @@ def test_unclear_answers_are_counted_by_cause(tmp_path: Path) -> None:
     assert first.causes == {"echo": 2, UNSTATED: 1} and first.n_attempted == 1
     assert (first.estimate.value, first.estimate.n) == (0.25, 4)
     assert next(r for r in found.rates if r.technique == JUDGE_FREE and r.attack == ALL).n_attempted == 1
-    unasked = found.rows("unprompted", UnpromptedRate)
+    unasked = [row for row in rates(found) if row.check == "tool"]
     counts = {(row.model[0], row.kind): (row.n_broke, row.estimate.n) for row in unasked}
     assert counts == {
         ("a", "breach"): (0, 8),

@@ -193,7 +193,7 @@ def test_the_sentence_about_edges_names_no_child_where_none_is_worse(tmp_path: P
     )
     replace = msgspec.structs.replace
     edges = tuple(replace(e, compared=replace(e.compared, verdict_ab="not worse")) for e in found.edges)
-    assert edges_sentence(replace(found, edges=edges)).startswith(
+    assert edges_sentence(replace(found, edges=edges, findings={})).startswith(
         "No child is shown to be worse than its parent; in 2 of 2 pairs of parent and child it is "
         "not worse, within 5.0"
     )

@@ -16,10 +16,10 @@ FIRST, SECOND = "smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"
 
 
 def clean(folder: Path) -> Estimates:
-    """Without errors and unclear answers."""
+    """Without errors and unclear answers, of an application with nothing to disclose or to misuse."""
     found = read_estimates(make(folder, errors=0))
     rates = tuple(msgspec.structs.replace(rate, n_unclear=0) for rate in found.rates)
-    return msgspec.structs.replace(found, rates=rates)
+    return msgspec.structs.replace(found, rates=rates, findings=found.findings | {"unasked": []})
 
 
 def with_counts(

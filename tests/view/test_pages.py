@@ -16,7 +16,7 @@ from heredity.core.sanitize import visible
 from heredity.core.sections import Badge, Section, TextTable
 from heredity.study.advice import advise
 from heredity.study.estimates import ALL
-from heredity.study.findings import unprompted
+from heredity.study.findings import unasked as unasked_harm
 from heredity.study.findings.protocols import RecordedStudy, sections
 from heredity.study.folders import write_demo
 from heredity.study.headline import headline
@@ -402,7 +402,8 @@ def test_harm_without_being_asked_is_counted_as_the_report_counts_it_and_one_lin
     judged = read_outcomes(study.plan, folder)
     wanted = {
         (study.places[each.model], each.check, each.kind == "benign"): each.n_broke
-        for each in rows_of(unprompted.compute, judged.outcomes, unprompted=judged.unprompted) if each.n_broke
+        for each in rows_of(unasked_harm.compute, judged.outcomes, unprompted=judged.unprompted)
+        if each.n_broke and each.check != unasked_harm.ANY
     }  # fmt: skip
     counts = {(m, check, is_twin): n for m, check, is_twin, n in unasked(study)}
     assert counts == wanted and len(wanted) > 4

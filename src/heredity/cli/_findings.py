@@ -37,7 +37,7 @@ from heredity.study.estimates import (
 )
 from heredity.study.findings.protocols import RecordedStudy, sections
 from heredity.study.findings.readable import ReadableAnswers
-from heredity.study.findings.unprompted import UnpromptedRate
+from heredity.study.findings.unasked import ANY, rates, worse_edges
 from heredity.study.findings.useful import useful_by_model
 from heredity.study.headline import Headline, headline
 from heredity.study.plan import Plan
@@ -88,7 +88,7 @@ def _ending(
 ) -> Iterator[tuple[str, str]]:
     """The lines above the next command, each with its style."""
     if not is_full and (unasked := _unasked(estimates)):
-        yield f"Unasked, in no rate: {unasked}.", ""
+        yield f"Unasked, in no breach rate: {unasked}.", ""
     for each in conclusions(estimates, plan):
         yield f"{each.question}: {each.answer}.", "bold"
     page = folder / "report.html"
@@ -102,9 +102,11 @@ def _ending(
 def _unasked(estimates: Estimates) -> str:
     """All breaches that no probe asked for, the model with the most first; "" without one."""
     called, by_model, by_check = words.names(estimates.models), dict[str, Counter[str]](), Counter[str]()
-    for row in estimates.rows("unprompted", UnpromptedRate):
-        by_model.setdefault(row.model, Counter())[row.kind] += row.n_broke
-        by_check[row.check] += row.n_broke
+    for row in rates(estimates):
+        if row.check == ANY and row.kind != ALL:
+            by_model.setdefault(row.model, Counter())[row.kind] += row.n_broke
+        elif row.check != ANY:
+            by_check[row.check] += row.n_broke
     parts = list[str]()
     for model, of in sorted(by_model.items(), key=lambda item: -item[1].total()):
         if of.total():
@@ -196,14 +198,16 @@ def _pair_lines(estimates: Estimates) -> Lines:
     if not pairs:
         main = ("breach", estimates.main_scope())
         pairs = [pair for pair in estimates.pairs if (pair.measure, pair.technique) == main and pair.n]
-    has_judge = len({pair.technique for pair in pairs}) > 1
+    has_judge, unasked = len({pair.technique for pair in pairs}) > 1, worse_edges(estimates)
     rows, ranks = [], list[int]()
     for pair in pairs:
         points = f"{words.bare(words.points(pair.difference.value))} [{_bounds(pair.difference, '+.1f')}]"
         is_better = not edges and pair.verdict_ba == "worse"
         verdict = "better" if is_better else pair.verdict_ab
-        ranks.append(_RANKS["worse" if is_better else verdict])
+        is_unasked = bool(edges) and verdict != "worse" and (pair.a, pair.b) in unasked
+        ranks.append(_RANKS["worse" if is_better or is_unasked else verdict])
         verdict += " (judge)" * (has_judge and pair.technique == JUDGED)
+        verdict = "worse (unasked)" if is_unasked else verdict
         rows.append((called[pair.b], called[pair.a], points, verdict))
     n, parents = _of_n("points", [pair.n for pair in pairs]), {pair.a for pair in pairs}
     if len(parents) == 1 and len(one := f"against {called[parents.pop()]}") <= _HEAD:

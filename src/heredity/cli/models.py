@@ -188,7 +188,7 @@ _ALWAYS = ("index", "outcome", "probe")  # columns of every list
 @click.option(
     "--outcome", type=Name(), metavar="OUTCOME",
     help="List trials that held or broke, twins that were answered or refused, or trials that are unclear, "
-    "an error or skipped.",
+    "an error or skipped. With leaked, list unasked breaches.",
 )  # fmt: skip
 @click.option("--technique", type=Name(), help="List trials of this technique.")
 @click.option(
@@ -373,7 +373,7 @@ def _show_trials(folder: Path, wanted: TrialFilter, as_json: bool) -> None:
 
         columns: dict[str, list[str]] = {
             "index": [str(each.trial.index) for each in trials],
-            "outcome": [each.outcome or "not judged" for each in trials],
+            "outcome": [(each.outcome or "not judged") + ", leaked" * each.is_leaked for each in trials],
             "model": [called[each.trial.model.id] for each in trials],
             "attack": [each.trial.attack for each in trials],
             "probe": [each.trial.probe.id for each in trials],
@@ -403,6 +403,7 @@ def _trial_as_json(listed_trial: ListedTrial, called: Mapping[str, str]) -> dict
         "kind": trial.probe.kind,
         "sample": trial.sample,
         "outcome": listed_trial.outcome,
+        "leaked": listed_trial.is_leaked,
         "text": listed_trial.text,
     }
 

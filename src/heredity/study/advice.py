@@ -26,7 +26,7 @@ from heredity.core.sanitize import label, listed
 from heredity.stats.decision import FailureKind, expected_costs
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Inheritance, Rate
 from heredity.study.findings.same_conversations import note_conversations
-from heredity.study.headline import headline
+from heredity.study.headline import edge_verdicts, headline
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, UNCLEAR, Codes, Outcomes, is_answered, read_outcomes
 from heredity.study.plan import Plan, read_plan
@@ -34,7 +34,6 @@ from heredity.study.storage import COSTS
 from heredity.study.wording import (
     NONE,
     SERIOUS,
-    edge_verdicts,
     failed,
     find,
     names,

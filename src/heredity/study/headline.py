@@ -23,18 +23,17 @@ from heredity.study.findings.multiverse import verdicts_on
 from heredity.study.findings.readable import ReadableAnswers
 from heredity.study.findings.same_conversations import same_conversations_words
 from heredity.study.findings.severity import worst_harm
-from heredity.study.findings.unprompted import UnpromptedRate
+from heredity.study.findings.unasked import ANY, comparison_words, rates, worse_edges, worse_models
 from heredity.study.findings.useful import useful_by_model
 from heredity.study.wording import (
+    BADGES,
     TechniqueCounts,
     counted,
     detectable_words,
     difference_words,
-    edge_verdicts,
     edges_by_kind,
     failed,
     find,
-    inheritance_summary,
     interval,
     judged_words,
     limit_words,
@@ -85,6 +84,9 @@ def edges_sentence(estimates: Estimates) -> str:
     if worse:
         named = f"{', '.join(worse[:_NAMED])}{more}"
         parts, total = [f"In {len(worse)} of {n_edges} the child is worse than its parent ({named})"], ""
+        if unasked := len(worse_edges(estimates)):
+            where = ":" if unasked == len(worse) else f"; in {unasked}"
+            parts[0] += f"{where} it does more harm that nobody asked for"
     else:
         parts, total = ["No child is shown to be worse than its parent"], f" of {n_edges}"
     if n_same:
@@ -92,6 +94,51 @@ def edges_sentence(estimates: Estimates) -> str:
     if n_open:
         parts.append(f"in {n_open}{total} there is not enough evidence")
     return "; ".join(parts)
+
+
+def edge_verdicts(estimates: Estimates) -> dict[tuple[str, str], str]:
+    """Map (parent, child) to the verdict over all kinds of breach: worse if any is, not worse if all are.
+
+    Harm that nobody asked for is a kind, too: it makes a child worse. Kinds without a shared decided trial
+    are left out; if no kind is left, there is not enough evidence.
+    """
+    unasked = worse_edges(estimates)
+    by_edge: dict[tuple[str, str], list[str]] = {}
+    for edge in estimates.edges:
+        if edge.is_of_guard:
+            continue
+        by_kind = by_edge.setdefault((edge.parent, edge.child), [])
+        if edge.compared.measure == "breach" and edge.compared.n:
+            by_kind.append(edge.verdict)
+    return {key: "worse" if key in unasked else _gravest(by_kind) for key, by_kind in by_edge.items()}
+
+
+def _gravest(by_kind: list[str]) -> str:
+    if "worse" in by_kind:
+        return "worse"
+    return "not worse" if by_kind and set(by_kind) == {"not worse"} else "not enough evidence"
+
+
+def inheritance_summary(estimates: Estimates) -> str:
+    """A sentence with the number of children that are worse than a parent; "" without an edge."""
+    by_edge = edge_verdicts(estimates)
+    if not by_edge:
+        return ""
+    called = names(estimates.models)
+    some, every = "some kind of breach", "every kind"
+    if estimates.counts_refusals("breach", JUDGED):
+        some, every = "at least one rate", "every rate"
+    groups = {verdict: [key for key, of in by_edge.items() if of == verdict] for verdict in BADGES}
+    worse = [f"{called[child]} than {called[parent]}" for parent, child in groups["worse"]]
+    unasked = "by unasked harm or " if worse_edges(estimates) else ""
+    named = ", ".join(worse[:_NAMED]) + (f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else "")
+    parts = [
+        f"{len(worse)} worse {unasked}in {some}" + (f" ({named})" if named else ""),
+        f"{len(groups['not worse'])} not worse in {every}, within {unsigned(estimates.margin)}",
+        f"{len(groups['not enough evidence'])} without enough evidence",
+    ]
+    counts = f"Children against their parents, {plural(len(by_edge), 'edge')}: {', '.join(parts)}."
+    return f"{counts} {edges_by_kind(estimates)}".rstrip()
 
 
 def weak_lines(estimates: Estimates) -> list[str]:
@@ -422,14 +469,17 @@ def _harm(estimates: Estimates, called: dict[str, str], *rated: Rate) -> tuple[s
     """The worst breaches of the models named, and those that no probe asked for."""
     parts = [f"{called[model]} {did}" for model, did in unprompted_words(estimates)]
     unasked = [f"Without being asked to: {'; '.join(parts)}. No breach rate includes these."] if parts else []
+    worst = worse_models(estimates)[:1]
+    unasked += [f"The difference is shown: {comparison_words(row, called)}." for row in worst]
     return (*worst_harm(estimates, [rate.model for rate in rated]), *unasked)
 
 
 def unprompted_words(estimates: Estimates) -> list[tuple[str, str]]:
     """The breaches that no probe asked for, by model and check, with those on benign twins."""
     counts: dict[tuple[str, str], Counter[str]] = {}
-    for row in estimates.rows("unprompted", UnpromptedRate):
-        counts.setdefault((row.model, row.check), Counter())[row.kind] += row.n_broke
+    for row in rates(estimates):
+        if row.check != ANY:
+            counts.setdefault((row.model, row.check), Counter())[row.kind] += row.n_broke
     parts = []
     for (model, check), of in counts.items():
         if n := of.total():

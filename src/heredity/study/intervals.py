@@ -356,6 +356,17 @@ def bound_rate(rate: Rate, confidence: float) -> RateBounds:
     )
 
 
+def bound_share(estimate: Estimate, confidence: float) -> RateBounds:
+    """The same of a share of trials that checks decided, none of them unclear. n is not 0."""
+    value, low, high = (x or 0.0 for x in (estimate.value, estimate.low, estimate.high))
+    n_behaviours = estimate.n_clusters if estimate.is_at_floor else None
+    n_effective = _n_effective_of_width(estimate, estimate.n, confidence)
+    raw = Interval(low, high)
+    return RateBounds(
+        low, high, value, value, estimate.n, n_effective, n_behaviours, raw, False, "the checks"
+    )
+
+
 def _n_effective_of_width(estimate: Estimate, n: int, confidence: float) -> float:
     """The effective n of `n` trials that share clusters, from the width of the published interval."""
     if estimate.value is None or estimate.low is None or estimate.high is None or not estimate.n:

@@ -266,6 +266,9 @@ class JudgedOutcomes(NamedTuple):
     unprompted: tuple[UnpromptedBreach, ...] = ()  # in the order of the rows
 
 
+LEAKED = "leaked"  # the filter of such trials, whatever their outcome
+
+
 class UnpromptedBreach(NamedTuple):
     """A breach that the probe of a trial did not ask for, by the kind of check that found it."""
 

@@ -43,8 +43,10 @@ from heredity.study.outcomes import (
     BROKE,
     ERROR,
     HELD,
+    LEAKED,
     SKIPPED,
     UNCLEAR,
+    JudgedOutcomes,
     Outcomes,
     breach_order,
     read_outcomes,
@@ -88,12 +90,14 @@ class TrialFilter:
 class ListedTrial(NamedTuple):
     """A trial in a list; `outcome` is None before its answer is judged.
 
-    text: the last reply, or the error of a trial that failed. Both are hostile text.
+    text: the last reply, or the error of a trial that failed. Both are hostile text. is_leaked: it holds a
+    breach that its probe did not ask for.
     """
 
     trial: Trial
     outcome: TrialOutcome | None
     text: str
+    is_leaked: bool = False
 
 
 def outcome_name(code: int, is_twin: bool) -> TrialOutcome | None:
@@ -101,11 +105,12 @@ def outcome_name(code: int, is_twin: bool) -> TrialOutcome | None:
     return _NAMES[code][is_twin] if code in _NAMES else None
 
 
-def select_trials(outcomes: Outcomes, wanted: TrialFilter) -> NDArray[np.bool_]:
+def select_trials(judged: JudgedOutcomes, wanted: TrialFilter) -> NDArray[np.bool_]:
     """(trial,) True for the trials that match, in the plan's order. Raises UnknownName, and UsageError.
 
     A trial without a verdict matches a filter that names no outcome, and is never one on which models differ.
     """
+    outcomes = judged.outcomes
     plan, codes = outcomes.plan, outcomes.array  # (model, attack, probe, sample)
     selected = np.ones(plan.shape, np.bool_)
     models = [plan.models.index(model_of_study(plan.models, name)) for name in wanted.models]
@@ -119,7 +124,9 @@ def select_trials(outcomes: Outcomes, wanted: TrialFilter) -> NDArray[np.bool_]:
         techniques = [probe.technique for probe in plan.probes]
         _check_name("technique of this study", wanted.technique, outcomes.techniques)
         selected &= _is_equal(techniques, wanted.technique)[:, None]
-    if wanted.outcome is not None:
+    if wanted.outcome == LEAKED:
+        selected &= np.isin(np.arange(plan.n_trials), [*_leaked(judged)]).reshape(plan.shape)
+    elif wanted.outcome is not None:
         selected &= _has_outcome(outcomes, wanted.outcome)
     if wanted.differ:
         compared = codes[models if len(models) > 1 else slice(None)]
@@ -135,15 +142,16 @@ def list_trials(folder: Path, wanted: TrialFilter, longest: int | None = None) -
     the filter wants skipped ones. Raises as `select_trials` does, and Damaged for a row of another plan.
     """
     plan = read_plan(folder)
-    outcomes = read_outcomes(plan, folder).outcomes
-    is_wanted, grid = select_trials(outcomes, wanted), Grid(plan)
+    judged = read_outcomes(plan, folder)
+    outcomes, leaked = judged.outcomes, _leaked(judged)
+    is_wanted, grid = select_trials(judged, wanted), Grid(plan)
     listed_trials: list[ListedTrial] = []
     for row in answered_rows(open_responses(folder), grid, TrialSet(len(grid))):
         if not is_wanted[row.index] or (is_out_of_scope(row) and wanted.outcome != "skipped"):
             continue
         trial = grid.trial(row.index)
         outcome = outcome_name(int(outcomes.codes[row.index]), trial.probe.kind == "benign")
-        listed_trials.append(ListedTrial(trial, outcome, reply_text(row)[:longest]))
+        listed_trials.append(ListedTrial(trial, outcome, reply_text(row)[:longest], row.index in leaked))
     # The index within one model is the number of the question: the same for all models.
     n = plan.n_per_model if wanted.differ else plan.n_trials
     breaches = [each for each in listed_trials if wanted.differ or each.outcome == "broke"]
@@ -174,8 +182,12 @@ def _is_equal(values: Sequence[str], wanted: str) -> NDArray[np.bool_]:
     return np.array([each == wanted for each in values], np.bool_)
 
 
+def _leaked(judged: JudgedOutcomes) -> set[int]:
+    return {each.trial for each in judged.unprompted}
+
+
 def _has_outcome(outcomes: Outcomes, wanted: str) -> NDArray[np.bool_]:
-    _check_name("outcome", wanted, get_args(TrialOutcome))
+    _check_name("outcome", wanted, (*get_args(TrialOutcome), LEAKED))
     matches = np.zeros(outcomes.plan.shape, np.bool_)
     for code, names in _NAMES.items():
         of_kind = np.where(outcomes.is_twin, names[1] == wanted, names[0] == wanted)
@@ -309,8 +321,9 @@ class Result:
         plan = self.plan
         grid, models = Grid(plan), () if model is None else (self._card(model).id,)
         wanted = TrialFilter(outcome, technique, models, attack, differ)
-        outcomes = read_outcomes(plan, self.folder).outcomes
-        is_wanted, called = select_trials(outcomes, wanted), wording.names(plan.models)
+        judged = read_outcomes(plan, self.folder)
+        outcomes = judged.outcomes
+        is_wanted, called = select_trials(judged, wanted), wording.names(plan.models)
         verdicts = {r.index: r for r in storage.open_verdicts(self.folder) if is_wanted[r.index]}
         responses = {r.index: r for r in storage.open_responses(self.folder) if r.index in verdicts}
         trials = []

@@ -550,48 +550,6 @@ def retention_words(edge: Inheritance) -> str:
     return f"{percent(retention.value)} ({edge.kept} of {retention.n}; {interval(retention)})"
 
 
-def edge_verdicts(estimates: Estimates) -> dict[tuple[str, str], str]:
-    """Map (parent, child) to the verdict over all kinds of breach: worse if any is, not worse if all are.
-
-    Kinds without a shared decided trial are left out; if no kind is left, there is not enough evidence.
-    """
-    by_edge: dict[tuple[str, str], list[str]] = {}
-    for edge in estimates.edges:
-        if edge.is_of_guard:
-            continue
-        by_kind = by_edge.setdefault((edge.parent, edge.child), [])
-        if edge.compared.measure == "breach" and edge.compared.n:
-            by_kind.append(edge.verdict)
-    return {key: _gravest(by_kind) for key, by_kind in by_edge.items()}
-
-
-def _gravest(by_kind: list[str]) -> str:
-    if "worse" in by_kind:
-        return "worse"
-    return "not worse" if by_kind and set(by_kind) == {"not worse"} else "not enough evidence"
-
-
-def inheritance_summary(estimates: Estimates) -> str:
-    """A sentence with the number of children that are worse than a parent; "" without an edge."""
-    by_edge = edge_verdicts(estimates)
-    if not by_edge:
-        return ""
-    called = names(estimates.models)
-    some, every = "some kind of breach", "every kind"
-    if estimates.counts_refusals("breach", JUDGED):
-        some, every = "at least one rate", "every rate"
-    groups = {verdict: [key for key, of in by_edge.items() if of == verdict] for verdict in BADGES}
-    worse = [f"{called[child]} than {called[parent]}" for parent, child in groups["worse"]]
-    named = ", ".join(worse[:_NAMED]) + (f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else "")
-    parts = [
-        f"{len(worse)} worse in {some}" + (f" ({named})" if named else ""),
-        f"{len(groups['not worse'])} not worse in {every}, within {unsigned(estimates.margin)}",
-        f"{len(groups['not enough evidence'])} without enough evidence",
-    ]
-    counts = f"Children against their parents, {plural(len(by_edge), 'edge')}: {', '.join(parts)}."
-    return f"{counts} {edges_by_kind(estimates)}".rstrip()
-
-
 def edges_by_kind(estimates: Estimates) -> str:
     """The verdicts of each kind of breach, because a child may be "not worse" in one of them only.
 

@@ -28,7 +28,7 @@ from heredity.core.records import Exchange, Response, ToolCall, Verdict
 from heredity.core.sanitize import Shown, label, shown
 from heredity.redteam import checks
 from heredity.study.estimates import SCOPES
-from heredity.study.outcomes import is_part
+from heredity.study.outcomes import LEAKED, is_part
 from heredity.study.plan import Trial
 from heredity.study.storage import RESPONSES, VERDICTS, Prefixes, is_of_its_trial
 from heredity.study.turns import (
@@ -161,13 +161,14 @@ def read_filters(study: OpenStudy, query: dict[str, str]) -> Filters:
     probe = query.get("probe", "")[:200].strip()
     scope = _one("scope", query.get("scope", ""), SCOPES["breach"])
     model = _place("model", query.get("model", ""), study.names)
-    check = query.get("unasked", "")
+    outcome = query.get("outcome", "")
+    check = query.get("unasked", "any" if outcome == LEAKED else "")
     known = sorted({each.check for each in unasked(study)}) if check else []  # its plug-in may have gone
     return Filters(
         model=model,
         technique=_place("technique", query.get("technique", ""), study.techniques),
         attack=_place("attack", query.get("attack", ""), study.plan.attacks),
-        state=_one("outcome", query.get("outcome", ""), STATES),
+        state="" if outcome == LEAKED else _one("outcome", outcome, STATES),
         kind=_one("kind", query.get("kind", ""), KINDS),
         unasked=_one("kind of check", check, ("any", *checks.kinds(), *known)),
         doubt=_one("doubt", query.get("doubt", ""), DOUBTS),
@@ -268,14 +269,15 @@ def unasked(study: OpenStudy) -> list[UnaskedCount]:
 # --- lists ----------------------------------------------------------------------------------------
 
 
-_COLUMNS = "idx, state, said, why, asked, quote"
-_Listed = tuple[int, str | None, str | None, str | None, str | None, str | None]
+_COLUMNS = "idx, state, said, why, asked, quote, CASE WHEN v_digest IS r_digest THEN unasked END"
+_Listed = tuple[int, str | None, str | None, str | None, str | None, str | None, str | None]
 
 
 class ListedRow(NamedTuple):
     """One trial of a list, with the first words of its question and of its answer.
 
-    why: its verdict in a sentence. quote: the call or the words that show a breach, or "".
+    why: its verdict in a sentence. quote: the call or the words that show a breach, or "". tag: its state,
+    and whether it leaked: did harm that its probe did not ask for.
     """
 
     trial: Trial
@@ -285,6 +287,7 @@ class ListedRow(NamedTuple):
     why: str
     asked: str
     quote: str
+    tag: str
 
 
 class ListedTrials(NamedTuple):
@@ -319,11 +322,12 @@ def listed(
         bound, order = (">", "ASC") if before is None else ("<", "DESC")
         every = rows.execute(
             f"{_HITS} SELECT n, {_COLUMNS} FROM (SELECT count(*) AS n FROM trials WHERE {where}) LEFT JOIN ("
-            f"SELECT idx, state, {place} AS at FROM trials WHERE {where} AND {place} {bound} {edge} "
-            f"ORDER BY at {order} LIMIT :most) ON true LEFT JOIN texts USING (idx) ORDER BY at {order}",
+            f"SELECT idx, state, unasked, v_digest, r_digest, {place} AS at FROM trials "
+            f"WHERE {where} AND {place} {bound} {edge} ORDER BY at {order} LIMIT :most) "
+            f"ON true LEFT JOIN texts USING (idx) ORDER BY at {order}",
             values | {"at": after if before is None else before, "most": page + 1},
         ).fetchall()
-    n, trials = every[0][0], [row[1:7] for row in every if row[1] is not None]
+    n, trials = every[0][0], [row[1:8] for row in every if row[1] is not None]
     has_more, trials = len(trials) > page, trials[:page]
     if before is not None:
         trials.reverse()
@@ -336,11 +340,17 @@ def listed(
 
 
 def _rows(study: OpenStudy, trials: list[_Listed]) -> Iterator[ListedRow]:
-    for index, state, answer, why, asked, quote in trials:
+    for index, state, answer, why, asked, quote, leaked in trials:
         trial = study.grid.trial(index)
         first = asked or label(next(iter(trial.probe.turns), ""), 240)  # without an answer, the probe's
         name = study.names[study.places[trial.model.id]]
-        yield ListedRow(trial, name, state or "queued", answer or "", why or "", first, quote or "")
+        tag = tag_of(state or "queued", bool(leaked))
+        yield ListedRow(trial, name, state or "queued", answer or "", why or "", first, quote or "", tag)
+
+
+def tag_of(state: str, is_leaked: bool) -> str:
+    """The classes of a state's tag: a trial that did not break, and did harm unasked, is "held leaked"."""
+    return f"{state} leaked" if is_leaked and state != "broke" else state
 
 
 def rows_of(study: OpenStudy, indices: list[int]) -> dict[int, ListedRow]:
@@ -349,7 +359,7 @@ def rows_of(study: OpenStudy, indices: list[int]) -> dict[int, ListedRow]:
     with study.index.reading() as rows:
         wanted = f"SELECT {_COLUMNS} FROM trials LEFT JOIN texts USING (idx) WHERE idx IN ({marks})"
         by_index: dict[int, _Listed] = {row[0]: row for row in rows.execute(wanted, indices)}
-    every = [by_index.get(index, (index, None, None, None, None, None)) for index in indices]
+    every = [by_index.get(index, (index, None, None, None, None, None, None)) for index in indices]
     return {row.trial.index: row for row in _rows(study, every)}
 
 
@@ -444,6 +454,11 @@ class Transcript(NamedTuple):
         if self.verdict is None:
             return Explanation("")
         return explain(self.verdict, self.trial.probe.check, self.trial.probe.kind == "benign")
+
+    @property
+    def tag(self) -> str:
+        """Its state, and whether it leaked."""
+        return tag_of(self.state, self.verdict is not None and bool(self.verdict.unprompted))
 
     @property
     def is_marked(self) -> bool:

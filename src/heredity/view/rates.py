@@ -24,9 +24,10 @@ from heredity.redteam.checks import is_judged
 from heredity.study import outcomes
 from heredity.study.comparisons import StoppingRule
 from heredity.study.estimates import ALL, Estimates, Measure, ModelPair
+from heredity.study.headline import edge_verdicts
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, ERROR, HELD, SKIPPED, UNCLEAR, Outcomes, in_scope
-from heredity.study.wording import edge_verdicts, find, names
+from heredity.study.wording import find, names
 from heredity.view.index import OUTSIDE, UNJUDGED
 from heredity.view.places import OpenStudy
 

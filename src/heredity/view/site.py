@@ -52,8 +52,9 @@ _STRETCHED = 'preserveAspectRatio="none" aria-hidden="true" focusable="false"'
 
 
 def state_word(state: str) -> str:
-    """The word for the state of a trial."""
-    return _WORDS.get(state, "queued")
+    """The word for the state of a trial, or for a tag (queries.tag_of)."""
+    state, *leaked = state.split()
+    return ", ".join((_WORDS.get(state, "queued"), *leaked))
 
 
 def counts_bar(states: Mapping[str, int], n_queued: int) -> Markup:

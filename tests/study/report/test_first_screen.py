@@ -16,7 +16,7 @@ from heredity.lineage.graph import Edge
 from heredity.stats.intervals import wilson
 from heredity.study import advice, aggregate, storage
 from heredity.study.advice import remedy, threat_links
-from heredity.study.findings.unprompted import UnpromptedRate
+from heredity.study.findings.unasked import rates
 from heredity.study.plan import Grid
 from heredity.study.report import html, write_report
 from heredity.study.turns import Piece, with_evidence, with_tokens
@@ -219,9 +219,7 @@ def test_rows_without_an_unprompted_breach_are_folded(tmp_path: Path) -> None:
     changed = msgspec.structs.replace(first, unprompted=(Unprompted("tool", "called pay"),))
     path.write_bytes(b"".join(msgspec.json.encode(changed if r is first else r) + b"\n" for r in rows))
     storage.write_estimates(tmp_path, aggregate.estimate(made, tmp_path))
-    n_zero = sum(
-        not row.n_broke for row in storage.read_estimates(tmp_path).rows("unprompted", UnpromptedRate)
-    )
+    n_zero = sum(not row.n_broke for row in rates(storage.read_estimates(tmp_path)))
     top = header(html.render(tmp_path))
     assert "Without being asked to" in top and "called a forbidden tool in 1 trial, on a benign twin" in top
     words = f"<summary>{n_zero} more row{'s' if n_zero > 1 else ''} without such a breach</summary>"

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from heredity.cli import _findings
 from heredity.lineage.graph import Edge
-from heredity.study import figures, wording
+from heredity.study import figures
 from heredity.study.estimates import Estimates
+from heredity.study.headline import edge_verdicts, inheritance_summary
 from heredity.study.plan import read_plan
 from heredity.study.report import html, json, markdown
 from heredity.study.storage import read_estimates
@@ -58,7 +59,7 @@ def test_a_study_without_a_descent_has_no_such_section(tmp_path: Path) -> None:
     folder = make(tmp_path)
     assert "What was inherited" not in html.render(folder)
     assert "What was inherited" not in markdown.render(folder)
-    assert wording.inheritance_summary(read_estimates(folder)) == ""
+    assert inheritance_summary(read_estimates(folder)) == ""
 
 
 def test_a_narrow_terminal_cuts_no_name_of_an_edge(
@@ -81,7 +82,7 @@ def test_the_headline_tells_the_verdicts_of_each_kind_of_breach_apart(estimates:
         )
         for e in estimates.edges
     )
-    line = wording.inheritance_summary(msgspec.structs.replace(estimates, edges=edges))
+    line = inheritance_summary(msgspec.structs.replace(estimates, edges=edges))
     assert "3 edges: 0 worse in some kind of breach, 0 not worse in every kind" in line
     assert line.endswith(" By kind: judge-free 3 not worse; judged 3 not enough evidence.")
 
@@ -106,7 +107,7 @@ def test_an_edge_is_worse_where_any_breach_is_and_not_worse_only_where_all_are(e
             )
             for e in estimates.edges
         )
-        (one,) = set(wording.edge_verdicts(msgspec.structs.replace(estimates, edges=edges)).values())
+        (one,) = set(edge_verdicts(msgspec.structs.replace(estimates, edges=edges)).values())
         return one
 
     assert overall("not worse", "worse") == "worse"

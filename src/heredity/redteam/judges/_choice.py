@@ -107,6 +107,11 @@ def find_unprompted(
     return tuple(unprompted) or UNSET
 
 
+def unprompted_kinds(application: Application) -> list[str]:
+    """The kinds of checks that read every trial of this application for a breach that no probe asked for."""
+    return [kind for kind, check in _CHECKS if check.why_not(application) is None]
+
+
 def version_stamp(name: str, version: int, rules: int) -> str:
     """16 hex digits for the judge `name` at a version of its own and one of `rules`."""
     if version == rules == 1:  # stored verdicts and calibrations carry it, so it stays

@@ -35,8 +35,9 @@ from heredity.study.estimates import (
     TechniqueCard,
     negated,
 )
+from heredity.study.findings import unasked
 from heredity.study.forecast import forecast_lines
-from heredity.study.headline import headline, unprompted_words
+from heredity.study.headline import edge_verdicts, headline, unprompted_words
 from heredity.study.plan import Plan
 from heredity.study.report import _rows
 from heredity.study.report._rows import Sample
@@ -182,7 +183,23 @@ class View:
         lines: dict[str, list[str]] = {}
         for model, did in unprompted_words(self.estimates):
             lines.setdefault(model, []).append(did)
+        for model, own in lines.items():
+            row = self._unasked[model, ALL, unasked.ANY]
+            own.append(f"together in {plural(row.n_broke, 'trial')}, {words.share_words(row.estimate)}")
         return lines
+
+    def base_words(self, rate: Rate) -> str:
+        """How often the check of a technique is broken on twins, unasked; "" if it never was."""
+        probes = (p for p in self.plan.probes if (p.technique, p.kind) == (rate.technique, "breach"))
+        asked = (rate.model, "benign", *{probe.check.kind for probe in probes})
+        row = self._unasked.get(asked) if rate.measure == "breach" else None
+        if row is None:
+            return ""
+        return f"unasked on twins {words.percent(row.estimate.value)} ({row.n_broke} of {row.estimate.n})"
+
+    @cached_property
+    def _unasked(self) -> dict[tuple[str, ...], unasked.UnaskedHarm]:
+        return {(row.model, row.kind, row.check): row for row in unasked.rates(self.estimates)}
 
     def forecast_lines(self) -> list[str]:
         """The forecast of the plan, as it was printed before the first request."""
@@ -483,7 +500,7 @@ class View:
 
     def lineage(self) -> Markup:
         """The figure of the lineage, each edge with its verdict."""
-        estimates, by_edge = self.estimates, words.edge_verdicts(self.estimates)
+        estimates, by_edge = self.estimates, edge_verdicts(self.estimates)
         in_it = {ident for key in by_edge for ident in key}
         nodes = [self._node(card.id) for card in estimates.models if card.id in in_it]
         edges = [

@@ -204,6 +204,8 @@ def _cell(view: View, rate: Rate | None) -> str:
             else f"; corrected {percent(rate.corrected.value)}"
         )
         words += "" if refused else f" ({interval(rate.corrected)})"
+    if base := view.base_words(rate):
+        words += f"; {base}"
     errors = [plural(rate.n_error, "error")] if rate.n_error else []
     rest = [f"{n} {what}" for n, what in ((rate.n_unclear, "unclear"), (n_unsupported, "not supported")) if n]
     return ", ".join([words, *rest[:1], *errors, *rest[1:]])

@@ -34,7 +34,7 @@ def render(site: Site, asked: Asked) -> str:
     return site.html(
         "conversation.html.jinja", asked, study,
         transcript=transcript, index=index, trial=study.grid.trial(index), model=m,
-        others=[OtherModel(o, i, rows[i].state) for o, i in indices.items() if i in rows],
+        others=[OtherModel(o, i, rows[i].tag) for o, i in indices.items() if i in rows],
         beside=neighbours(study, filters, index), query=filters.query(study),
         raw=prompts(study, transcript.response) if is_raw and transcript is not None else None,
         search=Search(filters.text), place=index % n,

@@ -20,8 +20,9 @@ from heredity.lineage.store import read_record
 from heredity.stats import inherited, tabulate
 from heredity.study import figures
 from heredity.study.estimates import ALL, ModelCard
+from heredity.study.headline import edge_verdicts
 from heredity.study.outcomes import BROKE, Outcomes, is_decided
-from heredity.study.wording import BADGES, edge_verdicts, names
+from heredity.study.wording import BADGES, names
 from heredity.view.pages.conversations import number
 from heredity.view.pages.studies import planned_at
 from heredity.view.pairs import Shared, shared
