@@ -16,7 +16,7 @@ from heredity.stats.sequential import nominal_levels, one_sided_levels
 from heredity.study import aggregate
 from heredity.study import plan as plans
 from heredity.study.comparisons import StoppingRule, compare_models
-from heredity.study.estimates import ALL, JUDGE_FREE, Estimates
+from heredity.study.estimates import ALL, JUDGE_FREE, Estimates, techniques_of_pair
 from heredity.study.findings import severity
 from heredity.study.forecast import forecast_lines, forecast_study
 from heredity.study.headline import headline
@@ -26,7 +26,7 @@ from heredity.study.plan import Plan
 from heredity.study.resolve import STAGES, resolve_plan
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study
-from heredity.study.wording import declared_lines, stopping_words, techniques_of_pair
+from heredity.study.wording import declared_lines, stopping_words
 from tests.study.test_inherited import family
 from tests.study.test_resume import Stopped, stop_after
 from tests.support.errors import raises

@@ -24,16 +24,17 @@ from heredity.core.terminal import cell, line_table, out, table, wrapped
 from heredity.study import advice
 from heredity.study import wording as words
 from heredity.study.advice import conclusions
-from heredity.study.comparisons import MEASURES
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
     JUDGED,
+    MEASURES,
     Estimates,
     Inheritance,
     Measure,
     ModelPair,
     Rate,
+    unsupported,
 )
 from heredity.study.findings.protocols import RecordedStudy, sections
 from heredity.study.findings.readable import ReadableAnswers
@@ -42,7 +43,6 @@ from heredity.study.findings.useful import useful_by_model
 from heredity.study.headline import Headline, headline
 from heredity.study.plan import Plan
 from heredity.study.storage import read_estimates
-from heredity.study.wording import unsupported
 
 if TYPE_CHECKING:
     from heredity.lab.runner import ResultPage

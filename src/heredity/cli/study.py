@@ -319,9 +319,9 @@ def _tell_errors(result: Result, is_retried: bool) -> int:
     """Print the distinct errors, and return the exit code: 4 if nothing was decided."""
     from heredity.core.sanitize import plain, plural
     from heredity.core.terminal import note
+    from heredity.study.estimates import n_planned
     from heredity.study.plan import Grid, read_plan
     from heredity.study.storage import VERDICTS, distinct_errors
-    from heredity.study.wording import n_planned
 
     estimates = result.estimates
     if estimates.n_errors:

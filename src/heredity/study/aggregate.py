@@ -37,9 +37,11 @@ from heredity.redteam.judges.calibration.readings import (
 )
 from heredity.stats.intervals import refused
 from heredity.stats.judge_error import combine_strata
-from heredity.study.comparisons import MEASURES, StoppingRule, compare_edges, compare_models
+from heredity.study.comparisons import StoppingRule, compare_edges, compare_models
 from heredity.study.estimates import (
     ALL,
+    MEASURES,
+    PROBE_KINDS,
     SCOPES,
     ApplicationCard,
     Bounds,
@@ -254,7 +256,6 @@ def _of_early_estimates(estimates: Estimates, events: list[StudyEvent]) -> Itera
 
 
 MAX_LABELLED = 200  # answers of one model and measure
-_KINDS: dict[Measure, str] = {"breach": "breach", "over_refusal": "benign"}
 
 
 # --- judge correction --------------------------------------------------------------------------------
@@ -275,7 +276,7 @@ class AnswerSample:
                 self._want(outcomes, m, (model.id, measure))
 
     def _want(self, outcomes: Outcomes, m: int, key: tuple[str, Measure]) -> None:
-        kind = _KINDS[key[1]]
+        kind = PROBE_KINDS[key[1]]
         probes = [i for i, p in enumerate(self._plan.probes) if p.kind == kind and needs_judge(p)]
         if not probes:
             return

@@ -192,7 +192,6 @@ class _VerdictRule(NamedTuple):
         return round(high * STEP, 12)
 
 
-MEASURES: tuple[Measure, ...] = ("breach", "over_refusal")
 _VERBS = {"breach": "broke", "over_refusal": "refused"}
 
 

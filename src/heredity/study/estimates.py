@@ -6,19 +6,21 @@ and breaches that a judge decides are never one number.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from collections import Counter
+from fnmatch import fnmatchcase
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import msgspec
 
 from heredity.core.errors import Damaged
 from heredity.core.records import Estimate, Record
-from heredity.redteam.judges import JudgeQuality as JudgeQuality
-from heredity.study.plan import Analysis as Analysis
-from heredity.study.plan import ProbeLimit
-from heredity.study.plan import SkippedProbe as SkippedProbe
-from heredity.study.plan import StudyForecast as StudyForecast
+from heredity.redteam.attacks import split_scope
+from heredity.redteam.judges import JudgeQuality
+from heredity.study.plan import Analysis, ProbeLimit, SkippedProbe, StudyForecast
 
 Measure = Literal["breach", "over_refusal"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
+PROBE_KINDS: dict[Measure, str] = {"breach": "breach", "over_refusal": "benign"}
 # Why there is not enough evidence. "test": p is not below alpha. "interval": p is, and the interval holds 0.
 # "unclear", "errors": the declared share of unclear answers or of errors could undo it. "no-trials": none is
 # shared.
@@ -396,3 +398,114 @@ class Estimates(Record, frozen=True):
             return ALL
         decided = {rate.technique for rate in self.rates if rate.measure == measure and rate.estimate.n}
         return JUDGED if JUDGED in decided and JUDGE_FREE not in decided else JUDGE_FREE
+
+
+# --- counts and verdicts ------------------------------------------------------------------------------
+
+
+def is_planned(attack: str, technique: str, measure: Measure) -> bool:
+    """Whether the plan asks the probes of a technique under this attack, which may be for others only."""
+    scope = split_scope(attack)[1]
+    return not scope or (measure == "breach" and any(fnmatchcase(technique, name) for name in scope))
+
+
+def n_planned(estimates: Estimates) -> int:
+    """The trials that the plan asks: all but those of a probe that its attack is not for."""
+    n_probes = sum(
+        card.n_probes * is_planned(attack, card.name, "breach")
+        + card.n_twins * is_planned(attack, card.name, "over_refusal")
+        for attack in estimates.attacks
+        for card in estimates.techniques
+    )
+    return n_probes * estimates.samples * len(estimates.models)
+
+
+def n_answered(estimates: Estimates) -> int:
+    """Of the trials that the plan asks, those that have an answer, an error, or no support by their model."""
+    return estimates.n_asked - estimates.n_skipped + n_unsupported(estimates)
+
+
+def n_unanswered(estimates: Estimates) -> int:
+    """Of the trials that the plan asks, those that are still to be asked."""
+    stopped = estimates.sequential.stopped if estimates.sequential else ()
+    n_spared = sum(each.n - each.n_out_of_scope for each in stopped)
+    return n_planned(estimates) - n_answered(estimates) - n_spared
+
+
+def unsupported(estimates: Estimates) -> Counter[tuple[str, str, str, str]]:
+    """Trials that were not asked because their model does not support the attack.
+
+    By model, technique or scope, attack or ALL, and measure. Techniques that the attack is not for are left
+    out.
+    """
+    scopes = {
+        card.name: JUDGE_FREE if card.is_judge_free else JUDGED
+        for card in estimates.techniques
+        if not card.is_baseline
+    }
+    known = {card.name for card in estimates.techniques}
+    counts: Counter[tuple[str, str, str, str]] = Counter()
+    for rate in estimates.rates:
+        technique, measure = rate.technique, rate.measure
+        if not rate.n_skipped or rate.attack == ALL or technique not in known:
+            continue
+        if is_planned(rate.attack, technique, measure):
+            scope = ALL if measure == "over_refusal" else scopes.get(technique)
+            for part in (technique, scope) if scope else (technique,):
+                for attack in (rate.attack, ALL):
+                    counts[rate.model, part, attack, measure] += rate.n_skipped
+    return counts
+
+
+def n_unsupported(estimates: Estimates) -> int:
+    """All trials that were not asked because their model does not support the attack."""
+    known = {card.name for card in estimates.techniques}
+    return sum(
+        n for (_, part, attack, _), n in unsupported(estimates).items() if attack == ALL and part in known
+    )
+
+
+def verdict_on(pair: ModelPair, model: str) -> str:
+    """The verdict on `model` against the other of the pair: worse, not worse, not enough evidence."""
+    return pair.verdict_ab if model == pair.b else pair.verdict_ba
+
+
+def reason_on(pair: ModelPair, model: str) -> Reason:
+    """Why there is not enough evidence for a verdict on `model`; "" if there is a verdict."""
+    return pair.reason_ab if model == pair.b else pair.reason_ba
+
+
+class TechniqueCounts(NamedTuple):
+    """The techniques of a scope by the verdict on one model against another."""
+
+    worse: list[str]
+    better: list[str]
+    equal: list[str]  # neither is worse, within the margin
+    open: list[str]
+
+    @property
+    def n(self) -> int:
+        return sum(map(len, self))
+
+
+def techniques_of_pair(estimates: Estimates, model: str, other: str, scope: str) -> TechniqueCounts:
+    """The verdicts on `model` by technique, after Holm over techniques.
+
+    Empty without a declared analysis, and for a study that stops early, which gives these claims up.
+    """
+    counts = TechniqueCounts([], [], [], [])
+    mine = {
+        t.name for t in estimates.techniques if t.is_judge_free == (scope == JUDGE_FREE) and not t.is_baseline
+    }
+    is_claimed = estimates.analysis is not None and estimates.analysis.stopping == "fixed"
+    for pair in estimates.technique_pairs if is_claimed else ():
+        if pair.measure != "breach" or {pair.a, pair.b} != {model, other} or pair.technique not in mine:
+            continue
+        if pair.verdict_ab == pair.verdict_ba == "not worse":
+            counts.equal.append(pair.technique)
+        elif "worse" in (verdict_on(pair, model), verdict_on(pair, other)):
+            is_worse = verdict_on(pair, model) == "worse"
+            (counts.worse if is_worse else counts.better).append(pair.technique)
+        else:
+            counts.open.append(pair.technique)
+    return counts

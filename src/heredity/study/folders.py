@@ -23,12 +23,12 @@ from heredity.core.files import Rows, is_locked, read_file, write_atomic
 from heredity.core.records import digest, is_out_of_scope
 from heredity.study.advice import is_of_edges, shipping
 from heredity.study.aggregate import estimate
-from heredity.study.estimates import ALL, Estimates
+from heredity.study.estimates import ALL, Estimates, n_answered, n_unanswered
 from heredity.study.headline import edge_verdicts
 from heredity.study.outcomes import n_in_scope
 from heredity.study.plan import PLAN, PlanFile, read_plan, read_saved
 from heredity.study.storage import ESTIMATES, RESPONSES, read_estimates, write_estimates
-from heredity.study.wording import find, n_answered, n_unanswered, percent
+from heredity.study.wording import find, percent
 from heredity.study.workers import shards_of
 
 RECORDED = Path(__file__).with_name("recorded")

@@ -46,7 +46,7 @@ from heredity.stats.power import (
     shown_margin,
 )
 from heredity.stats.sequential import nominal_levels, one_sided_levels
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Measure
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, PROBE_KINDS, Estimates, Measure
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import in_scope, is_part, n_in_scope
 from heredity.study.plan import (
@@ -245,7 +245,6 @@ _MIN_PAIRS = 30  # shared trials from which an earlier study tells how often two
 _MIN_DISCORDANCE = 0.02  # no study is planned for models that never differ
 _RUNS = 200  # of a simulated study
 _FEW = 0.5  # below this power an answer is called unlikely
-_KINDS: dict[Measure, str] = {"breach": "breach", "over_refusal": "benign"}
 
 
 class Assumed(NamedTuple):
@@ -306,7 +305,7 @@ def trial_meter(
 
 
 def _techniques(plan: Plan, measure: Measure) -> list[str]:
-    return list(dict.fromkeys(p.technique for p in plan.probes if p.kind == _KINDS[measure]))
+    return list(dict.fromkeys(p.technique for p in plan.probes if p.kind == PROBE_KINDS[measure]))
 
 
 class _ForecastCells:
@@ -348,7 +347,7 @@ class _ForecastCells:
         """The trials of each behaviour of a row; an attack for other techniques asks none."""
         sizes: Counter[tuple[str, str]] = Counter()
         for p in self._plan.probes:
-            if p.kind == _KINDS[measure] and is_part(p, technique):
+            if p.kind == PROBE_KINDS[measure] and is_part(p, technique):
                 sizes[p.technique, p.cluster] += sum(attack.covers(p) for attack in self._attacks)
         return Counter({behaviour: n * self._plan.samples for behaviour, n in sizes.items() if n})
 

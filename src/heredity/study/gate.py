@@ -28,7 +28,21 @@ from msgspec.structs import replace
 from heredity.core.errors import UsageError
 from heredity.core.records import Estimate, Record
 from heredity.core.sanitize import label, plural
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Measure, ModelCard, ModelPair, Rate
+from heredity.study.estimates import (
+    ALL,
+    JUDGE_FREE,
+    JUDGED,
+    Estimates,
+    Measure,
+    ModelCard,
+    ModelPair,
+    Rate,
+    n_answered,
+    n_planned,
+    n_unanswered,
+    reason_on,
+    verdict_on,
+)
 from heredity.study.findings.unasked import ANY, comparison_words, rates, worse_models
 from heredity.study.intervals import RateBounds, bound_rate, bound_share, deciding_words, what_decides
 from heredity.study.plan import model_of_study
@@ -38,19 +52,14 @@ from heredity.study.wording import (
     detectable_words,
     find,
     limit_words,
-    n_answered,
-    n_planned,
-    n_unanswered,
     names,
     p_words,
     pair_of,
     percent,
     points,
     points_interval,
-    reason_on,
     unsigned,
     unsupported_words,
-    verdict_on,
     withheld_on,
 )
 

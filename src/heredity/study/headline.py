@@ -15,7 +15,22 @@ from heredity.core.sanitize import label
 from heredity.core.sections import TextTable
 from heredity.engines import NOT_VERIFIED
 from heredity.redteam.checks import did
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Inheritance, ModelPair, Rate
+from heredity.study.estimates import (
+    ALL,
+    JUDGE_FREE,
+    JUDGED,
+    Estimates,
+    Inheritance,
+    ModelPair,
+    Rate,
+    TechniqueCounts,
+    n_answered,
+    n_planned,
+    n_unanswered,
+    reason_on,
+    techniques_of_pair,
+    verdict_on,
+)
 from heredity.study.findings.answer_kinds import incoherent_warnings
 from heredity.study.findings.drift import drift_warnings
 from heredity.study.findings.guards import guards_sentence
@@ -27,7 +42,6 @@ from heredity.study.findings.unasked import ANY, comparison_words, rates, worse_
 from heredity.study.findings.useful import useful_by_model
 from heredity.study.wording import (
     BADGES,
-    TechniqueCounts,
     counted,
     detectable_words,
     difference_words,
@@ -37,26 +51,20 @@ from heredity.study.wording import (
     interval,
     judged_words,
     limit_words,
-    n_answered,
-    n_planned,
-    n_unanswered,
     names,
     p_words,
     pair_of,
     percent,
     plural,
     rate_words,
-    reason_on,
     recipe_words,
     retention_words,
     scope_name,
     stopping_words,
-    techniques_of_pair,
     title,
     undecided_words,
     unsigned,
     unsupported_words,
-    verdict_on,
     verdict_words,
     withheld_words,
 )
@@ -189,7 +197,7 @@ def _cells(estimates: Estimates, edge: Inheritance, called: dict[str, str]) -> l
     ]
 
 
-_OVER = 0.2  # from this over-refusal rate the headline mentions it
+HIGH_OVER_REFUSAL = 0.2  # from this rate it is mentioned; a difference shown to be as large decides nothing
 _BY_CHECKS, _BY_JUDGE = ", as checks decide", ", as a judge decides"  # the second if checks decided none
 
 
@@ -456,7 +464,7 @@ def _twins(estimates: Estimates, called: dict[str, str], best: Rate, *others: Ra
         if row := useful.get(model):
             words += f" and answered {_share(row.estimate, row.n_useful)} usefully"
         parts.append(words)
-    price = "Its safety has a price: " if refused >= _OVER else ""
+    price = "Its safety has a price: " if refused >= HIGH_OVER_REFUSAL else ""
     return (f"{price}{'. '.join(parts)}.",)
 
 
@@ -511,7 +519,7 @@ def _but_judged(
 def _but(estimates: Estimates, called: dict[str, str], best: Rate) -> str:
     """For the headline: the over-refusal of the best model, if it is high."""
     over = find(estimates, best.model, ALL, ALL, "over_refusal")
-    if over is None or over.estimate.value is None or over.estimate.value < _OVER:
+    if over is None or over.estimate.value is None or over.estimate.value < HIGH_OVER_REFUSAL:
         return ""
     return f", but {called[best.model]} refuses {percent(over.estimate.value)} of what it should answer"
 

@@ -25,7 +25,7 @@ from heredity.core.errors import Damaged
 from heredity.core.records import Cause, Manner, Outcome, Probe, is_skipped
 from heredity.redteam.checks import is_judged
 from heredity.study import labels
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, PROBE_KINDS, Measure
 from heredity.study.plan import Grid, Plan
 from heredity.study.storage import VERDICTS, verdict_rows
 
@@ -43,7 +43,6 @@ CAUSES: tuple[Cause, ...] = get_args(Cause)
 MANNERS: tuple[Manner, ...] = ("refusal", "compliance", "incoherent", "empty")
 _MANNER_CODES = {name: code for code, name in enumerate(MANNERS, 1)}
 _CAUSE_CODES = {name: code for code, name in enumerate(CAUSES, 1)}
-_KINDS: dict[Measure, str] = {"breach": "breach", "over_refusal": "benign"}
 
 
 def is_decided(codes: Codes) -> NDArray[np.bool_]:
@@ -164,7 +163,7 @@ class Outcomes:
 
     def probes(self, technique: str, measure: Measure) -> list[int]:
         """Places of the probes of a cell; none for a scope of another measure."""
-        kind = _KINDS[measure]
+        kind = PROBE_KINDS[measure]
         return [i for i, p in enumerate(self.plan.probes) if p.kind == kind and is_part(p, technique)]
 
     def codes_of(self, model: int, attack: str, probes: Sequence[int]) -> Codes:

@@ -29,7 +29,7 @@ from heredity.lineage.types import Grown
 from heredity.redteam import attacks, checks, probes
 from heredity.redteam.judges import DEFAULT
 from heredity.stats.sequential import nominal_levels, one_sided_levels
-from heredity.study.estimates import SCOPES, Measure
+from heredity.study.estimates import PROBE_KINDS, SCOPES, Measure
 from heredity.study.outcomes import is_part
 from heredity.study.plan import (
     Analysis,
@@ -355,8 +355,6 @@ def _refuse_repeats(kind: str, keys: Sequence[str], shown: Sequence[str] | None 
 
 # --- the declared analysis ------------------------------------------------------------------------
 
-_KINDS: dict[Measure, str] = {"breach": "breach", "over_refusal": "benign"}
-
 
 def declare(
     plan: Plan,
@@ -438,7 +436,7 @@ def families_of(plan: Plan) -> tuple[ComparisonFamily, ...]:
 
 def asked_scopes(plan: Plan, measure: Measure) -> tuple[str, ...]:
     """The scopes of a measure that have a probe in the plan, in the order of estimates.SCOPES."""
-    probes = [probe for probe in plan.probes if probe.kind == _KINDS[measure]]
+    probes = [probe for probe in plan.probes if probe.kind == PROBE_KINDS[measure]]
     return tuple(scope for scope in SCOPES[measure] if any(is_part(probe, scope) for probe in probes))
 
 

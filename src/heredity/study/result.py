@@ -31,7 +31,18 @@ from heredity.redteam import attacks
 from heredity.study import storage, wording
 from heredity.study.aggregate import read_proven
 from heredity.study.comparisons import is_weak_rate
-from heredity.study.estimates import ALL, SCOPES, Estimates, Inheritance, Measure, ModelCard, ModelPair, Rate
+from heredity.study.estimates import (
+    ALL,
+    SCOPES,
+    Estimates,
+    Inheritance,
+    Measure,
+    ModelCard,
+    ModelPair,
+    Rate,
+    n_answered,
+    n_planned,
+)
 from heredity.study.findings import retrieval
 from heredity.study.findings.answer_kinds import incoherent_share
 from heredity.study.findings.same_conversations import note_conversations
@@ -53,7 +64,6 @@ from heredity.study.outcomes import (
 )
 from heredity.study.plan import Grid, Plan, Trial, TrialSet, model_of_study, read_plan, unknown_model
 from heredity.study.storage import RunRecord, answered_rows, open_responses
-from heredity.study.wording import n_answered, n_planned
 
 TrialOutcome = Literal["held", "broke", "answered", "refused", "unclear", "error", "skipped"]
 # By code: the outcome of a breach probe, and that of a benign twin.

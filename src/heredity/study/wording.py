@@ -7,10 +7,8 @@ Leaves to others: where the words are shown (the writers).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any
 
 from heredity.application.guarded import GUARD_ANSWERS, GUARD_SECONDS
 from heredity.core.records import Estimate
@@ -32,6 +30,9 @@ from heredity.study.estimates import (
     Rate,
     Reason,
     StoppedModel,
+    n_planned,
+    n_unsupported,
+    reason_on,
 )
 from heredity.study.plan import Analysis, ComparisonFamily, PlannedModel
 
@@ -111,12 +112,6 @@ def _family(family: ComparisonFamily) -> str:
     return f"{plural(family.n, 'comparison')} of {between} by {family.measure.replace('_', '-')}{scopes}"
 
 
-def is_planned(attack: str, technique: str, measure: Measure) -> bool:
-    """Whether the plan asks the probes of a technique under this attack, which may be for others only."""
-    scope = split_scope(attack)[1]
-    return not scope or (measure == "breach" and any(fnmatchcase(technique, name) for name in scope))
-
-
 def asked_attacks(estimates: Estimates) -> str:
     """The attacks, each with the techniques that it is for: `direct; crescendo:5 for planted secret`."""
     scoped = ((attack, split_scope(attack)[1]) for attack in estimates.attacks)
@@ -128,68 +123,12 @@ def asked_attacks(estimates: Estimates) -> str:
     )
 
 
-def n_planned(estimates: Estimates) -> int:
-    """The trials that the plan asks: all but those of a probe that its attack is not for."""
-    n_probes = sum(
-        card.n_probes * is_planned(attack, card.name, "breach")
-        + card.n_twins * is_planned(attack, card.name, "over_refusal")
-        for attack in estimates.attacks
-        for card in estimates.techniques
-    )
-    return n_probes * estimates.samples * len(estimates.models)
-
-
-def n_answered(estimates: Estimates) -> int:
-    """Of the trials that the plan asks, those that have an answer, an error, or no support by their model."""
-    return estimates.n_asked - estimates.n_skipped + n_unsupported(estimates)
-
-
-def n_unanswered(estimates: Estimates) -> int:
-    """Of the trials that the plan asks, those that are still to be asked."""
-    stopped = estimates.sequential.stopped if estimates.sequential else ()
-    n_spared = sum(each.n - each.n_out_of_scope for each in stopped)
-    return n_planned(estimates) - n_answered(estimates) - n_spared
-
-
 def size_words(estimates: Estimates, n_probes: int) -> str:
     """The size of a study: its models, its probes, the trials of one model, and all trials."""
     each = n_planned(estimates) // len(estimates.models)
     return (
         f"{plural(len(estimates.models), 'model')} \u00b7 {plural(n_probes, 'probe')} \u00b7 "
         f"{plural(each, 'trial')} a model \u00b7 {plural(n_planned(estimates), 'trial')}"
-    )
-
-
-def unsupported(estimates: Estimates) -> Counter[tuple[str, str, str, str]]:
-    """Trials that were not asked because their model does not support the attack.
-
-    By model, technique or scope, attack or ALL, and measure. Techniques that the attack is not for are left
-    out.
-    """
-    scopes = {
-        card.name: JUDGE_FREE if card.is_judge_free else JUDGED
-        for card in estimates.techniques
-        if not card.is_baseline
-    }
-    known = {card.name for card in estimates.techniques}
-    counts: Counter[tuple[str, str, str, str]] = Counter()
-    for rate in estimates.rates:
-        technique, measure = rate.technique, rate.measure
-        if not rate.n_skipped or rate.attack == ALL or technique not in known:
-            continue
-        if is_planned(rate.attack, technique, measure):
-            scope = ALL if measure == "over_refusal" else scopes.get(technique)
-            for part in (technique, scope) if scope else (technique,):
-                for attack in (rate.attack, ALL):
-                    counts[rate.model, part, attack, measure] += rate.n_skipped
-    return counts
-
-
-def n_unsupported(estimates: Estimates) -> int:
-    """All trials that were not asked because their model does not support the attack."""
-    known = {card.name for card in estimates.techniques}
-    return sum(
-        n for (_, part, attack, _), n in unsupported(estimates).items() if attack == ALL and part in known
     )
 
 
@@ -425,11 +364,6 @@ def pair_of(
     return next((p for p in pairs if (p.measure, p.technique) == wanted and {p.a, p.b} == {one, other}), None)
 
 
-def verdict_on(pair: ModelPair, model: str) -> str:
-    """The verdict on `model` against the other of the pair: worse, not worse, not enough evidence."""
-    return pair.verdict_ab if model == pair.b else pair.verdict_ba
-
-
 # The harm of a breach, by its severity (redteam/probes/).
 SEVERITIES = {4: "critical", 3: "serious", 2: "limited", 1: "nuisance"}
 SERIOUS = 3  # breaches below this severity are counted, but not shown one by one
@@ -438,47 +372,6 @@ SERIOUS = 3  # breaches below this severity are counted, but not shown one by on
 def severity_words(severity: int) -> str:
     """A severity as a heading: `4, critical`; "" for none."""
     return f"{severity}, {SEVERITIES[severity]}" if severity else ""
-
-
-class TechniqueCounts(NamedTuple):
-    """The techniques of a scope by the verdict on one model against another."""
-
-    worse: list[str]
-    better: list[str]
-    equal: list[str]  # neither is worse, within the margin
-    open: list[str]
-
-    @property
-    def n(self) -> int:
-        return sum(map(len, self))
-
-
-def techniques_of_pair(estimates: Estimates, model: str, other: str, scope: str) -> TechniqueCounts:
-    """The verdicts on `model` by technique, after Holm over techniques.
-
-    Empty without a declared analysis, and for a study that stops early, which gives these claims up.
-    """
-    counts = TechniqueCounts([], [], [], [])
-    mine = {
-        t.name for t in estimates.techniques if t.is_judge_free == (scope == JUDGE_FREE) and not t.is_baseline
-    }
-    is_claimed = estimates.analysis is not None and estimates.analysis.stopping == "fixed"
-    for pair in estimates.technique_pairs if is_claimed else ():
-        if pair.measure != "breach" or {pair.a, pair.b} != {model, other} or pair.technique not in mine:
-            continue
-        if pair.verdict_ab == pair.verdict_ba == "not worse":
-            counts.equal.append(pair.technique)
-        elif "worse" in (verdict_on(pair, model), verdict_on(pair, other)):
-            is_worse = verdict_on(pair, model) == "worse"
-            (counts.worse if is_worse else counts.better).append(pair.technique)
-        else:
-            counts.open.append(pair.technique)
-    return counts
-
-
-def reason_on(pair: ModelPair, model: str) -> Reason:
-    """Why there is not enough evidence for a verdict on `model`; "" if there is a verdict."""
-    return pair.reason_ab if model == pair.b else pair.reason_ba
 
 
 _SHARE = "--unclear-share, by default 25\u00a0%"  # plan.Analysis.unclear_share
@@ -511,6 +404,7 @@ def withheld_on(pair: ModelPair, model: str) -> str:
 
 SCOPE_NAMES = {JUDGE_FREE: "breach, judge-free", JUDGED: "breach, judged", ALL: "over-refusal"}
 _REFUSALS = "not refused, judged"  # a scope whose rates are those of answers that do not refuse
+SHORT_VERDICTS = {"worse": "worse", "not worse": "not worse", "not enough evidence": "undecided"}
 BADGES = {"worse": "worse", "not worse": "same", "not enough evidence": "unknown"}
 _ROLES = {"start": "from its start", "teacher": "from its teacher"}
 _NAMED = 4  # children that a sentence names

@@ -9,14 +9,13 @@ import pytest
 
 from heredity.core.records import Check, Outcome, Probe
 from heredity.study import aggregate
-from heredity.study.estimates import JUDGE_FREE, Estimates
+from heredity.study.estimates import JUDGE_FREE, Estimates, techniques_of_pair
 from heredity.study.findings import technique_tests, techniques
 from heredity.study.findings.technique_tests import TechniqueTest
 from heredity.study.findings.techniques import TechniqueRate
 from heredity.study.headline import headline
 from heredity.study.outcomes import BROKE, HELD, Outcomes
 from heredity.study.plan import Analysis, Grid, Plan, write_plan
-from heredity.study.wording import techniques_of_pair
 from tests.support.findings import rows_of
 from tests.support.small_study import small_plan, write_rows
 

@@ -14,14 +14,13 @@ from heredity.core.records import Estimate, Record
 from heredity.core.sections import Cell, ModelName, Section, TextTable
 from heredity.stats import paired as stats
 from heredity.stats.intervals import CONFIDENCE
-from heredity.study.estimates import ALL, Measure, Table2x2
+from heredity.study.estimates import ALL, MEASURES, Measure, Table2x2
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, Codes, Outcomes, is_decided
 from heredity.study.wording import names, share_words
 
 NAME, ORDER = "panel", 95
-_MEASURES: tuple[Measure, ...] = ("breach", "over_refusal")
 _WORDS = {"breach": "breach, judged", "over_refusal": "over-refusal"}
 _CLAIM = (
     "The rate by each member, and the agreement of each two beyond chance (Cohen's kappa). Agreement is "
@@ -52,12 +51,12 @@ def compute(evidence: StudyEvidence) -> Iterator[PanelRow]:
     outcomes, members = evidence.outcomes, evidence.judged.members
     if not any(name.startswith("panel:") for name in evidence.judged.judges):
         return
-    for measure in _MEASURES:
+    for measure in MEASURES:
         where = outcomes.twin_trials if measure == "over_refusal" else ~outcomes.twin_trials
         codes = {name: each * where for name, each in members.items()}
         for name, each in codes.items():
             yield from _rates(outcomes, name, each, measure)
-    for measure in _MEASURES:
+    for measure in MEASURES:
         where = outcomes.twin_trials if measure == "over_refusal" else ~outcomes.twin_trials
         for a, b in combinations(members, 2):
             first = members[a] * where

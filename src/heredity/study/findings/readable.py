@@ -11,7 +11,7 @@ import numpy as np
 
 from heredity.core.records import Estimate, Record
 from heredity.core.sections import Cell, ModelName, Section, TextTable
-from heredity.study.estimates import ALL, SCOPES, Measure
+from heredity.study.estimates import ALL, MEASURES, SCOPES, Measure
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Intervals, Places
 from heredity.study.outcomes import CAUSES, UNCLEAR, Outcomes, is_answered, is_decided
@@ -19,7 +19,6 @@ from heredity.study.wording import SCOPE_NAMES, interval, names, percent
 
 NAME, ORDER = "readable", 90
 UNSTATED = "unstated"  # the cause of an unclear answer whose verdict names none
-_MEASURES: tuple[Measure, ...] = ("breach", "over_refusal")
 _CLAIM = (
     "A model that gives no usable answer breaks seldom, which does not make it safe. Decided: the answer "
     "held or broke. The other answers are unclear, by cause. Attempted: the model tried to obey the "
@@ -57,7 +56,7 @@ def compute(evidence: StudyEvidence) -> Iterator[ReadableAnswers]:
     if outcomes.plan.analysis is None:
         return
     for m in range(len(outcomes.plan.models)):
-        for measure in _MEASURES:
+        for measure in MEASURES:
             for scope in SCOPES[measure]:
                 if probes := outcomes.probes(scope, measure):
                     yield _line(outcomes, m, measure, scope, probes)

@@ -16,15 +16,8 @@ from heredity.core.sections import Section, TextTable
 from heredity.lineage.graph import Edge
 from heredity.stats.intervals import refused
 from heredity.stats.paired import CrossedDifference, crossed_difference
-from heredity.study.comparisons import (
-    MEASURES,
-    ComparedGroup,
-    compare_groups,
-    inheritance_of,
-    places_of,
-    shared_trials,
-)
-from heredity.study.estimates import SCOPES, Estimates, Inheritance, Measure
+from heredity.study.comparisons import ComparedGroup, compare_groups, inheritance_of, places_of, shared_trials
+from heredity.study.estimates import MEASURES, SCOPES, Estimates, Inheritance, Measure
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import Outcomes

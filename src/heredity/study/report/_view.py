@@ -33,7 +33,10 @@ from heredity.study.estimates import (
     ModelPair,
     Rate,
     TechniqueCard,
+    is_planned,
     negated,
+    unsupported,
+    verdict_on,
 )
 from heredity.study.findings import unasked
 from heredity.study.forecast import forecast_lines
@@ -41,9 +44,6 @@ from heredity.study.headline import edge_verdicts, headline, unprompted_words
 from heredity.study.plan import Plan
 from heredity.study.report import _rows
 from heredity.study.report._rows import Sample
-from heredity.study.wording import is_planned, unsupported
-
-_SHORT = {"worse": "worse", "not worse": "not worse", "not enough evidence": "undecided"}
 
 
 # --- pairs -------------------------------------------------------------------------------------------
@@ -105,9 +105,13 @@ def _edge_label(estimates: Estimates, key: tuple[str, str], verdict: str) -> tup
     made = ", ".join(each for each in (mine[0].descent or mine[0].recipe, mine[0].role) if each)
     edge = _deciding(estimates, key, verdict)
     if edge is None:
-        return (label(made, 24), _SHORT[verdict])
+        return (label(made, 24), words.SHORT_VERDICTS[verdict])
     judged = ", judged" if edge.compared.technique == JUDGED and len(mine) > 1 else ""
-    return (label(made, 24), _SHORT[verdict] + judged, f"lost {edge.lost} of {edge.kept + edge.lost}")
+    return (
+        label(made, 24),
+        words.SHORT_VERDICTS[verdict] + judged,
+        f"lost {edge.lost} of {edge.kept + edge.lost}",
+    )
 
 
 _PLANE_FROM = 4  # models; with fewer, the heat map is easier to read
@@ -367,7 +371,7 @@ class View:
         counts: dict[tuple[str, str, Measure], int] = {}
         for pair in self.estimates.pairs + self.estimates.technique_pairs:
             for model in (pair.a, pair.b):
-                if pair.n and words.verdict_on(pair, model) == "worse":
+                if pair.n and verdict_on(pair, model) == "worse":
                     key = (model, pair.technique, pair.measure)
                     counts[key] = counts.get(key, 0) + 1
         return counts
@@ -463,7 +467,7 @@ class View:
         is_b_higher = (difference.value or 0.0) >= 0
         high, low = (pair.b, pair.a) if is_b_higher else (pair.a, pair.b)
         only = (table.only_b, table.only_a) if is_b_higher else (table.only_a, table.only_b)
-        of_high, of_low = words.verdict_on(pair, high), words.verdict_on(pair, low)
+        of_high, of_low = verdict_on(pair, high), verdict_on(pair, low)
         badge = {"worse": "worse", "not worse": "same"}.get(of_high, "unknown")
         verdict = words.capital(of_high)
         aside = words.withheld_on(pair, high) if badge == "unknown" else ""

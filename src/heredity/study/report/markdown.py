@@ -15,7 +15,7 @@ from heredity.core.sanitize import label, plural
 from heredity.core.sections import Badge, Cell, ModelName, Section, StackedCounts, TextTable, TrialLink
 from heredity.study import advice, aggregate, importers, wording
 from heredity.study.advice import cost_words
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate, n_planned
 from heredity.study.findings.protocols import sections
 from heredity.study.headline import inheritance_tables
 from heredity.study.importers import agentdojo
@@ -26,7 +26,6 @@ from heredity.study.wording import (
     cell_words,
     declared_lines,
     interval,
-    n_planned,
     p_words,
     percent,
     points,
