@@ -399,6 +399,13 @@ class Span(NamedTuple):
     high: float
 
 
+def span_of(estimate: Estimate | None) -> Span | None:
+    """An estimate as it is drawn; None without a value or bounds."""
+    if estimate is None or estimate.value is None or estimate.low is None or estimate.high is None:
+        return None
+    return Span(estimate.value, estimate.low, estimate.high)
+
+
 class Point(NamedTuple):
     """A model in the plane: breach across, over-refusal up. `order` picks its shape."""
 
@@ -658,7 +665,7 @@ def _file(wide: float, high: float, words: str, parts: Sequence[Markup]) -> str:
 
 def _plot(column: str, margin: float, rows: Sequence[TreeRow]) -> Iterator[Markup]:
     drawn = {n: row.difference for n, row in enumerate(rows) if row.difference is not None}
-    spans = {n: span for n, each in drawn.items() if (span := _span(each.estimate)) is not None}
+    spans = {n: span for n, each in drawn.items() if (span := span_of(each.estimate)) is not None}
     reach = reach_of(list(spans.values()))
 
     def across(difference: float) -> float:
@@ -711,12 +718,6 @@ def _depth(row: TreeRow, rows: Sequence[TreeRow]) -> int:
     return 0 if row.parent is None else 1 + _depth(rows[row.parent], rows)
 
 
-def _span(estimate: Estimate | None) -> Span | None:
-    if estimate is None or estimate.value is None or estimate.low is None or estimate.high is None:
-        return None
-    return Span(estimate.value, estimate.low, estimate.high)
-
-
 def _middle(number: int) -> float:
     return _TREE_TOP + _ROW * number + _ROW / 2
 
@@ -729,7 +730,7 @@ _TREE_LINE = 17  # height of a name beside it
 
 def scatter(title: str, points: Sequence[RatePoint], across: str, up: str) -> str:
     """Two rates of each model with their intervals, as the text of a file. across, up: what the rates are."""
-    placed = [(each, x, y) for each in points if (x := _span(each.across)) and (y := _span(each.up))]
+    placed = [(each, x, y) for each in points if (x := span_of(each.across)) and (y := span_of(each.up))]
     reaches = (0.1, 0.2, 0.5, 1.0)
     wide = next(reach for reach in reaches if all(x.high <= reach for _, x, _ in placed))
     high = next(reach for reach in reaches if all(y.high <= reach for _, _, y in placed))

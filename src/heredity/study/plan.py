@@ -30,7 +30,7 @@ from heredity.redteam.attacks import Attack, AttackContext
 PLAN = "plan.json"
 _READ_WITH = "Read it with the version that made it, or ask again in another folder."
 _FLAGS = {name: f"--{name}" for name in ("samples", "seed", "margin", "confidence", "limit")}
-Stopping = Literal["fixed", "until_decided", "group_sequential"]
+Stopping = Literal["fixed", "group_sequential", "until_decided"]
 Between = Literal["pairs", "edges", "seeds"]
 Endpoint = Literal["all_trials", "decided_trials", "not_refused"]
 MAX_TRIALS = 100_000_000  # their outcomes take two bytes of memory each

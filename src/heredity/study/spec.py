@@ -39,7 +39,7 @@ from heredity.study.plan import Endpoint, Stopping
 if TYPE_CHECKING:
     from heredity.redteam.judges import Judge
 
-STOPPINGS: tuple[Stopping, ...] = ("fixed", "group_sequential", "until_decided")
+STOPPINGS: tuple[Stopping, ...] = get_args(Stopping)
 ModelReference = str | Grown | Model | Callable[..., Any]
 ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 UNCLEAR_SHARE = 0.25

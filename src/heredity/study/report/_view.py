@@ -73,13 +73,6 @@ class EdgeRow(NamedTuple):
     compared: Compared
 
 
-def span(estimate: Estimate) -> figures.Span | None:
-    """An estimate as it is drawn; None without a value or bounds."""
-    if estimate.value is None or estimate.low is None or estimate.high is None:
-        return None
-    return figures.Span(estimate.value, estimate.low, estimate.high)
-
-
 def _edge_row(edge: Inheritance) -> EdgeRow:
     pair, badge, verdict = edge.compared, words.BADGES[edge.verdict], words.capital(words.verdict_words(edge))
     turned = Compared(
@@ -401,14 +394,14 @@ class View:
 
     def bar(self, rate: Rate | None) -> Markup:
         """The rate's interval on a line from 0 to 100 %."""
-        interval = span(rate.estimate) if rate else None
+        interval = figures.span_of(rate.estimate) if rate else None
         return figures.interval_bar(
             interval, self.order.get(rate.model, 0) if rate else 0, self.in_words(rate)
         )
 
     def cell_bar(self, rate: Rate) -> Markup:
         """The rate's interval on a thin line inside its cell."""
-        interval = span(rate.estimate)
+        interval = figures.span_of(rate.estimate)
         return Markup("") if interval is None else figures.cell_bar(interval)
 
     def key(self, model: str) -> Markup:
@@ -435,7 +428,7 @@ class View:
     def _spread(self, model: str, measure: str) -> figures.Span | None:
         scope = self.main_scope if measure == "breach" else ALL
         rate = self._rates.get((model, scope, ALL, measure))
-        return span(rate.estimate) if rate else None
+        return figures.span_of(rate.estimate) if rate else None
 
     # --- rows ---
 
@@ -480,12 +473,12 @@ class View:
         """The difference's interval, with the margin as a band."""
         text = f"{words.points(row.difference.value)}, interval {words.points_interval(row.difference)}"
         return figures.difference_bar(
-            span(row.difference), row.pair.margin, reach, self.order.get(row.high, 0), text
+            figures.span_of(row.difference), row.pair.margin, reach, self.order.get(row.high, 0), text
         )
 
     def reach(self, pairs: Sequence[Compared]) -> float:
         """One scale for a table of differences."""
-        return figures.reach_of([interval for row in pairs if (interval := span(row.difference))])
+        return figures.reach_of([interval for row in pairs if (interval := figures.span_of(row.difference))])
 
     # --- inheritance ---
 
@@ -500,7 +493,7 @@ class View:
     def retention_bar(self, edge: Inheritance) -> Markup:
         """The retention's interval on a line from 0 to 100 %."""
         order = self.order.get(edge.child, 0)
-        return figures.interval_bar(span(edge.retention), order, words.retention_words(edge))
+        return figures.interval_bar(figures.span_of(edge.retention), order, words.retention_words(edge))
 
     def lineage(self) -> Markup:
         """The figure of the lineage, each edge with its verdict."""
