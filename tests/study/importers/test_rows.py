@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from heredity.core.errors import BadInput, HeredityError, UsageError
 from heredity.study import importers
 from heredity.study.importers import ImportOptions
+from heredity.study.importers import rows as importer
 from tests.support.errors import raises
 from tests.support.importer_files import NO, answers, jsonl, made, read
 
@@ -33,6 +35,17 @@ def test_a_model_name_may_be_put_together(tmp_path: Path) -> None:
     rows = [{"prompt": "p", "response": NO, "arm": "ablation"}]
     path = jsonl(tmp_path / "gemma-2b.v1.jsonl", rows)
     assert read(path, model="{file}-{arm}")[0].model == "gemma-2b-ablation"
+
+
+@pytest.mark.parametrize("is_unpaired", [False, True])
+def test_an_importer_says_whether_its_models_can_be_paired(
+    is_unpaired: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(importer, "IS_UNPAIRED", is_unpaired, raising=False)
+    path = jsonl(tmp_path / "a.jsonl", answers())
+    assert importers.is_traffic([path]) == is_unpaired
+    with raises(BadInput, "bad-input") if is_unpaired else nullcontext():
+        assert len(read(path)) == 8
 
 
 def test_a_list_of_messages_is_a_conversation(tmp_path: Path) -> None:

@@ -556,7 +556,7 @@ def read(paths: Iterable[Path], reading: ImportOptions) -> Iterator[Recorded]:
                 models[row.model] = None
                 if reading.only and row.model != reading.only:
                     continue
-                if len(models) > 1 and not reading.only and isinstance(kind, UnpairedImporter):
+                if len(models) > 1 and not reading.only and _is_unpaired(kind):
                     raise BadInput(
                         path,
                         f"has answers of {', '.join(models)}, to different requests, so they cannot be "
@@ -574,7 +574,11 @@ def read(paths: Iterable[Path], reading: ImportOptions) -> Iterator[Recorded]:
 
 def is_traffic(paths: Iterable[Path]) -> bool:
     """Whether one of the files is a log of live requests, of which most seek no breach."""
-    return any(isinstance(_kind(path), UnpairedImporter) for path in paths)
+    return any(_is_unpaired(_kind(path)) for path in paths)
+
+
+def _is_unpaired(kind: AnswerImporter) -> bool:
+    return isinstance(kind, UnpairedImporter) and kind.IS_UNPAIRED
 
 
 def _kind(path: Path) -> AnswerImporter:
