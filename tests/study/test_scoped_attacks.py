@@ -45,15 +45,15 @@ def asked(folder: Path, attack: str) -> Result:
 
 def test_a_plan_asks_all_but_the_probes_that_its_attack_is_not_for(scoped: Result, closed: Result) -> None:
     found = scoped.estimates
-    assert found.n_skipped > 0 and estimates.n_planned(found) == found.n_trials - found.n_skipped
-    assert estimates.n_planned(closed.estimates) == closed.estimates.n_trials
+    assert found.n_skipped > 0 and found.n_planned == found.n_trials - found.n_skipped
+    assert closed.estimates.n_planned == closed.estimates.n_trials
     assert re.fullmatch(r"direct; prefill\S* for planted secret", words.asked_attacks(found))
 
 
 def test_only_what_a_model_does_not_support_is_a_gap(scoped: Result, closed: Result) -> None:
-    assert estimates.n_unsupported(scoped.estimates) == 0 and not estimates.unsupported(scoped.estimates)
+    assert scoped.estimates.n_unsupported == 0 and not estimates.unsupported(scoped.estimates)
     found = closed.estimates
-    assert estimates.n_unsupported(found) == found.n_skipped == found.n_trials // 2
+    assert found.n_unsupported == found.n_skipped == found.n_trials // 2
     for rate in (rate for rate in found.rates if rate.n_skipped):
         key = (rate.model, rate.technique, rate.attack, rate.measure)
         assert estimates.unsupported(found)[key] == rate.n_skipped, key
@@ -80,7 +80,7 @@ def test_no_cell_counts_what_was_planned(
 
 def test_a_page_counts_the_trials_and_the_attacks_that_the_plan_has(scoped: Result) -> None:
     page = html.render(scoped.folder)
-    assert f"{estimates.n_planned(scoped.estimates)} trials</span>" in page
+    assert f"{scoped.estimates.n_planned} trials</span>" in page
     rows = dict(
         re.findall(
             r'<th scope="row">([\w ]+)<small class="soft">([^<]*)</small>', page.partition("Under the")[0]
@@ -110,10 +110,10 @@ def test_progress_counts_the_trials_that_the_plan_asks(tmp_path: Path, settings:
     found = study.estimate().estimates
     stopped = found.sequential.stopped if found.sequential else ()
     n_spared = sum(each.n - each.n_out_of_scope for each in stopped)
-    assert (last["ask"].n_done, last["ask"].n_total) == (estimates.n_planned(found) - n_spared,) * 2
+    assert (last["ask"].n_done, last["ask"].n_total) == (found.n_planned - n_spared,) * 2
     assert last["ask"].n_total < found.n_trials
     if "judge" in last:
-        assert (last["judge"].n_done, last["judge"].n_total) == (estimates.n_planned(found),) * 2
+        assert (last["judge"].n_done, last["judge"].n_total) == (found.n_planned,) * 2
     again, _ = watched(tmp_path / "s", **settings)
     assert (again["ask"].n_done, again["ask"].n_total) == (last["ask"].n_done, last["ask"].n_total)
 
@@ -122,8 +122,8 @@ def test_every_count_of_a_study_is_of_the_trials_that_it_asks(
     scoped: Result, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = scoped.estimates
-    n, n_probes = estimates.n_planned(found), len(probes(12))
-    assert n < found.n_trials and estimates.n_answered(found) == n and estimates.n_unanswered(found) == 0
+    n, n_probes = found.n_planned, len(probes(12))
+    assert n < found.n_trials and found.n_answered == n and found.n_unanswered == 0
     assert words.size_words(found, n_probes) == (
         f"2 models \u00b7 {n_probes} probes \u00b7 {n // 2} trials a model \u00b7 {n} trials"
     )

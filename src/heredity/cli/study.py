@@ -319,7 +319,6 @@ def _tell_errors(result: Result, is_retried: bool) -> int:
     """Print the distinct errors, and return the exit code: 4 if nothing was decided."""
     from heredity.core.sanitize import plain, plural
     from heredity.core.terminal import note
-    from heredity.study.estimates import n_planned
     from heredity.study.plan import Grid, read_plan
     from heredity.study.storage import VERDICTS, distinct_errors
 
@@ -332,7 +331,7 @@ def _tell_errors(result: Result, is_retried: bool) -> int:
             note(f"{len(errors) - _MAX_ERRORS:,} other errors are in {result.folder / VERDICTS}")
         if not estimates.is_recorded:
             again = f"Ask them {'once more' if is_retried else 'again'}: same command, --retry-errors"
-            note(f"{estimates.n_errors:,} of {n_planned(estimates):,} trials failed with an error. {again}")
+            note(f"{estimates.n_errors:,} of {estimates.n_planned:,} trials failed with an error. {again}")
     if any(rate.n_held or rate.n_broke for rate in estimates.rates):
         return 0
     note("Nothing was decided: no answer held or broke.")

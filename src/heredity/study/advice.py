@@ -24,15 +24,7 @@ from heredity.core.files import read_file, write_atomic
 from heredity.core.records import SCHEMA, Estimate, Record, encode
 from heredity.core.sanitize import label, listed
 from heredity.stats.decision import FailureKind, expected_costs
-from heredity.study.estimates import (
-    ALL,
-    JUDGE_FREE,
-    JUDGED,
-    Estimates,
-    Inheritance,
-    Rate,
-    verdict_on,
-)
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Inheritance, Rate
 from heredity.study.findings.same_conversations import note_conversations
 from heredity.study.headline import HIGH_OVER_REFUSAL, edge_verdicts, headline
 from heredity.study.intervals import Intervals
@@ -272,7 +264,7 @@ def _of_model(estimates: Estimates, model: str) -> Standing:
         for p in estimates.pairs
         if p.measure == "breach" and p.technique == scope and p.n and model in (p.a, p.b)
     ]
-    verdicts = [verdict_on(pair, model) for pair in pairs]
+    verdicts = [pair.verdict_on(model) for pair in pairs]
     if not verdicts:
         return Standing(model, "", "not compared")
     if n := verdicts.count("worse"):
@@ -441,14 +433,14 @@ class _Adviser:
         if min(best.estimate.n, worst.estimate.n) < MIN_N:
             return f"Too few tries to choose between {low} and {high}: {counts}"
         pair = pair_of(self._estimates.pairs, best.model, worst.model, "breach", worst.technique)
-        if pair is not None and verdict_on(pair, worst.model) == "worse":
+        if pair is not None and pair.verdict_on(worst.model) == "worse":
             if self._is_bought(best.model, worst.model):
                 less = "refuses more often" if worst.counts_refusals else "breaks less often"
                 decide = f"Decide nothing between {low} and {high} by this study"
                 return f"{decide}: {low} {less} ({counts}){self._price(best.model, ', but refuses')}"
             price = self._price(best.model, f"; but {low} refuses")
             return f"Prefer {low} to {high}{self._here}: {counts}{price}"
-        if self._worse or pair is None or verdict_on(pair, worst.model) == "not enough evidence":
+        if self._worse or pair is None or pair.verdict_on(worst.model) == "not enough evidence":
             ask = f"Ask more before you choose between {low} and {high}"
             return f"{ask}: {counts}, which cannot show a difference"
         return f"Choose by something else: no model is worse than another, within {unsigned(pair.margin)}"
@@ -457,7 +449,7 @@ class _Adviser:
         """Whether a model pays for fewer breaches by refusing nearly everything, or shown to be much more."""
         mine, others = self._refused(best), self._refused(other)
         pair = pair_of(self._estimates.pairs, best, other, "over_refusal")
-        is_shown = pair is not None and verdict_on(pair, best) == "worse"
+        is_shown = pair is not None and pair.verdict_on(best) == "worse"
         return mine >= _NEARLY_ALL or (is_shown and mine - others >= HIGH_OVER_REFUSAL)
 
     def _refused(self, model: str) -> float:

@@ -77,6 +77,14 @@ class ModelPair(Record, frozen=True):
     tipping_share: float | None = None
     n_tests: int = 1  # also for plans without an analysis
 
+    def verdict_on(self, model: str) -> str:
+        """The verdict on `model` against the other of the pair: worse, not worse, not enough evidence."""
+        return self.verdict_ab if model == self.b else self.verdict_ba
+
+    def reason_on(self, model: str) -> Reason:
+        """Why there is not enough evidence for a verdict on `model`; "" if there is a verdict."""
+        return self.reason_ab if model == self.b else self.reason_ba
+
     def mirrored(self) -> ModelPair:
         """The same comparison with `a` and `b` swapped; the difference has the other sign."""
         difference, table = self.difference, self.table
@@ -399,6 +407,37 @@ class Estimates(Record, frozen=True):
         decided = {rate.technique for rate in self.rates if rate.measure == measure and rate.estimate.n}
         return JUDGED if JUDGED in decided and JUDGE_FREE not in decided else JUDGE_FREE
 
+    @property
+    def n_planned(self) -> int:
+        """The trials that the plan asks: all but those of a probe that its attack is not for."""
+        n_probes = sum(
+            card.n_probes * is_planned(attack, card.name, "breach")
+            + card.n_twins * is_planned(attack, card.name, "over_refusal")
+            for attack in self.attacks
+            for card in self.techniques
+        )
+        return n_probes * self.samples * len(self.models)
+
+    @property
+    def n_answered(self) -> int:
+        """Of the planned trials, those that have an answer, an error, or no support by their model."""
+        return self.n_asked - self.n_skipped + self.n_unsupported
+
+    @property
+    def n_unanswered(self) -> int:
+        """Of the trials that the plan asks, those that are still to be asked."""
+        stopped = self.sequential.stopped if self.sequential else ()
+        n_spared = sum(each.n - each.n_out_of_scope for each in stopped)
+        return self.n_planned - self.n_answered - n_spared
+
+    @property
+    def n_unsupported(self) -> int:
+        """All trials that were not asked because their model does not support the attack."""
+        known = {card.name for card in self.techniques}
+        return sum(
+            n for (_, part, attack, _), n in unsupported(self).items() if attack == ALL and part in known
+        )
+
 
 # --- counts and verdicts ------------------------------------------------------------------------------
 
@@ -407,29 +446,6 @@ def is_planned(attack: str, technique: str, measure: Measure) -> bool:
     """Whether the plan asks the probes of a technique under this attack, which may be for others only."""
     scope = split_scope(attack)[1]
     return not scope or (measure == "breach" and any(fnmatchcase(technique, name) for name in scope))
-
-
-def n_planned(estimates: Estimates) -> int:
-    """The trials that the plan asks: all but those of a probe that its attack is not for."""
-    n_probes = sum(
-        card.n_probes * is_planned(attack, card.name, "breach")
-        + card.n_twins * is_planned(attack, card.name, "over_refusal")
-        for attack in estimates.attacks
-        for card in estimates.techniques
-    )
-    return n_probes * estimates.samples * len(estimates.models)
-
-
-def n_answered(estimates: Estimates) -> int:
-    """Of the trials that the plan asks, those that have an answer, an error, or no support by their model."""
-    return estimates.n_asked - estimates.n_skipped + n_unsupported(estimates)
-
-
-def n_unanswered(estimates: Estimates) -> int:
-    """Of the trials that the plan asks, those that are still to be asked."""
-    stopped = estimates.sequential.stopped if estimates.sequential else ()
-    n_spared = sum(each.n - each.n_out_of_scope for each in stopped)
-    return n_planned(estimates) - n_answered(estimates) - n_spared
 
 
 def unsupported(estimates: Estimates) -> Counter[tuple[str, str, str, str]]:
@@ -455,24 +471,6 @@ def unsupported(estimates: Estimates) -> Counter[tuple[str, str, str, str]]:
                 for attack in (rate.attack, ALL):
                     counts[rate.model, part, attack, measure] += rate.n_skipped
     return counts
-
-
-def n_unsupported(estimates: Estimates) -> int:
-    """All trials that were not asked because their model does not support the attack."""
-    known = {card.name for card in estimates.techniques}
-    return sum(
-        n for (_, part, attack, _), n in unsupported(estimates).items() if attack == ALL and part in known
-    )
-
-
-def verdict_on(pair: ModelPair, model: str) -> str:
-    """The verdict on `model` against the other of the pair: worse, not worse, not enough evidence."""
-    return pair.verdict_ab if model == pair.b else pair.verdict_ba
-
-
-def reason_on(pair: ModelPair, model: str) -> Reason:
-    """Why there is not enough evidence for a verdict on `model`; "" if there is a verdict."""
-    return pair.reason_ab if model == pair.b else pair.reason_ba
 
 
 class TechniqueCounts(NamedTuple):
@@ -503,8 +501,8 @@ def techniques_of_pair(estimates: Estimates, model: str, other: str, scope: str)
             continue
         if pair.verdict_ab == pair.verdict_ba == "not worse":
             counts.equal.append(pair.technique)
-        elif "worse" in (verdict_on(pair, model), verdict_on(pair, other)):
-            is_worse = verdict_on(pair, model) == "worse"
+        elif "worse" in (pair.verdict_on(model), pair.verdict_on(other)):
+            is_worse = pair.verdict_on(model) == "worse"
             (counts.worse if is_worse else counts.better).append(pair.technique)
         else:
             counts.open.append(pair.technique)

@@ -23,7 +23,7 @@ from heredity.core.files import Rows, is_locked, read_file, write_atomic
 from heredity.core.records import digest, is_out_of_scope
 from heredity.study.advice import is_of_edges, shipping
 from heredity.study.aggregate import estimate
-from heredity.study.estimates import ALL, Estimates, n_answered, n_unanswered
+from heredity.study.estimates import ALL, Estimates
 from heredity.study.headline import edge_verdicts
 from heredity.study.outcomes import n_in_scope
 from heredity.study.plan import PLAN, PlanFile, read_plan, read_saved
@@ -119,12 +119,12 @@ def _read(folder: Path, saved: PlanFile) -> StudyFolder:
     own = _n_rows(folder / RESPONSES)
     n = max(own, sum(_n_rows(part.folder(folder) / RESPONSES) for part in shards_of(folder)))
     estimates = read_estimates(folder) if (folder / ESTIMATES).exists() else None
-    if estimates is not None and (estimates.study != digest(saved.plan) or n_answered(estimates) < n):
+    if estimates is not None and (estimates.study != digest(saved.plan) or estimates.n_answered < n):
         estimates = None  # of another plan, or of fewer answers
     state: State = "stopped" if n else "planned"
     if is_locked(folder) or any(is_locked(part.folder(folder)) for part in shards_of(folder)):
         state = "running"
-    elif estimates is not None and not n_unanswered(estimates):
+    elif estimates is not None and not estimates.n_unanswered:
         state = "done"
     finished = None if state == "running" else estimates
     words = ("", "", False)

@@ -28,21 +28,7 @@ from msgspec.structs import replace
 from heredity.core.errors import UsageError
 from heredity.core.records import Estimate, Record
 from heredity.core.sanitize import label, plural
-from heredity.study.estimates import (
-    ALL,
-    JUDGE_FREE,
-    JUDGED,
-    Estimates,
-    Measure,
-    ModelCard,
-    ModelPair,
-    Rate,
-    n_answered,
-    n_planned,
-    n_unanswered,
-    reason_on,
-    verdict_on,
-)
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Measure, ModelCard, ModelPair, Rate
 from heredity.study.findings.unasked import ANY, comparison_words, rates, worse_models
 from heredity.study.intervals import RateBounds, bound_rate, bound_share, deciding_words, what_decides
 from heredity.study.plan import model_of_study
@@ -236,7 +222,7 @@ def _outcome(gate_rules: Iterable[GateRule]) -> GateOutcome:
 
 
 def _health(estimates: Estimates, max_errors: int) -> Iterator[GateRule]:
-    n_errors, n = estimates.n_errors, n_answered(estimates)
+    n_errors, n = estimates.n_errors, estimates.n_answered
     allowed = f"{max_errors} allowed" if max_errors else "none is allowed"
     words = f"{n_errors} of {n} trials ended in an error; {allowed}."
     code = ERRORS if n_errors > max_errors else PASS
@@ -245,8 +231,8 @@ def _health(estimates: Estimates, max_errors: int) -> Iterator[GateRule]:
         yield GateRule("errors", verdict, code, words, n=n, n_error=n_errors, limit=max_errors)
     if not_supported := unsupported_words(estimates):
         yield _remark(not_supported)
-    if (missing := n_unanswered(estimates)) > 0:
-        planned = n_planned(estimates)
+    if (missing := estimates.n_unanswered) > 0:
+        planned = estimates.n_planned
         words = f"{missing} of {planned} trials are unanswered: finish the study first."
         yield GateRule("answered", "not enough evidence", UNDECIDED, words, n=planned, more_trials=missing)
 
@@ -413,7 +399,7 @@ def _compared(
         code=UNDECIDED if is_hidden else code, words=f"{words}.{hidden}", n=pair.n,
         difference=difference.value, low=difference.low, high=difference.high, p=pair.p_holm,
         detectable=pair.detectable,
-        reason=("unclear" if is_hidden else reason_on(pair, card.id)) or None,
+        reason=("unclear" if is_hidden else pair.reason_on(card.id)) or None,
     )  # fmt: skip
 
 
@@ -467,7 +453,7 @@ def _verdict(pair: ModelPair, candidate: str, margin: float, alpha: float) -> st
     That interval is two-sided, so its upper end is a stricter bound than the verdict's own one-sided one.
     """
     if margin == pair.margin:
-        return verdict_on(pair, candidate)
+        return pair.verdict_on(candidate)
     difference = _difference(pair, candidate)
     p = pair.p_value if pair.p_holm is None else pair.p_holm
     # Where the study withheld a verdict, no other margin brings it back.
@@ -535,8 +521,8 @@ def as_dict(outcome: GateOutcome, estimates: Estimates, limits: Mapping[str, obj
         "application": {"name": estimates.application.name, "digest": estimates.application.digest},
         "confidence": estimates.confidence,
         "limits": dict(limits),
-        "n_planned": n_planned(estimates),
-        "n_answered": n_answered(estimates),
+        "n_planned": estimates.n_planned,
+        "n_answered": estimates.n_answered,
         "n_errors": estimates.n_errors,
         "n_unclear": estimates.n_unclear,
         "rules": [msgspec.to_builtins(rule) for rule in rules],
@@ -601,7 +587,7 @@ def as_summary(outcome: GateOutcome, estimates: Estimates) -> str:
     """The outcome as a page of Markdown: a row a rule, and the remarks."""
     lines = [f"### heredity gate: {outcome.title}\n"]
     name = markdown.plain(estimates.application.name)
-    lines.append(f"Study in {name}: {plural(n_answered(estimates), 'answered trial')}.\n")
+    lines.append(f"Study in {name}: {plural(estimates.n_answered, 'answered trial')}.\n")
     lines += ["| | model | rule | found | limit | n |", "|---|---|---|---|---|---|"]
     lines += [_row(rule) for rule in outcome.rules if rule.rule != "remark"]
     lines.append("")

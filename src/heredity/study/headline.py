@@ -24,12 +24,7 @@ from heredity.study.estimates import (
     ModelPair,
     Rate,
     TechniqueCounts,
-    n_answered,
-    n_planned,
-    n_unanswered,
-    reason_on,
     techniques_of_pair,
-    verdict_on,
 )
 from heredity.study.findings.answer_kinds import incoherent_warnings
 from heredity.study.findings.drift import drift_warnings
@@ -232,7 +227,7 @@ def headline(estimates: Estimates) -> Headline:
         turned = _turned(called, best, worst, pair, counted(estimates), failed(estimates, "breach", scope))
     sentence, numbers = _separation(estimates, called, best, worst, pair)
     by_technique = techniques_of_pair(estimates, worst.model, best.model, scope)
-    if len(rated) == 2 and pair is not None and verdict_on(pair, worst.model) == "worse":
+    if len(rated) == 2 and pair is not None and pair.verdict_on(worst.model) == "worse":
         sentence += _share_of_techniques(by_technique)
     sentence += _BY_JUDGE if scope == JUDGED else _but_judged(estimates, called, best, worst, pair)
     inherited = inheritance_summary(estimates)
@@ -303,7 +298,7 @@ def _judged(estimates: Estimates, called: dict[str, str], scope: str) -> tuple[s
 def _shown(called: dict[str, str], pair: ModelPair | None) -> str:
     if pair is None or not pair.n:
         return ""
-    worse = [model for model in (pair.a, pair.b) if verdict_on(pair, model) == "worse"]
+    worse = [model for model in (pair.a, pair.b) if pair.verdict_on(model) == "worse"]
     if not worse:
         return f" Neither {called[pair.a]} nor {called[pair.b]} is shown to be worse there."
     other = pair.a if worse[0] == pair.b else pair.b
@@ -323,7 +318,7 @@ def _turned(called: dict[str, str], best: Rate, worst: Rate, pair: ModelPair, ki
 def _unclear(called: dict[str, str], best: Rate, worst: Rate, pair: ModelPair | None) -> tuple[str, ...]:
     """A note if unclear answers could reverse a shown difference."""
     low, high = best.worst_case, worst.worst_case
-    if pair is None or verdict_on(pair, worst.model) != "worse" or low is None or high is None:
+    if pair is None or pair.verdict_on(worst.model) != "worse" or low is None or high is None:
         return ()
     if best.counts_refusals:
         return ()  # no unclear answer is open
@@ -387,7 +382,7 @@ def _ends(estimates: Estimates, called: dict[str, str], best: Rate, worst: Rate)
 
     def is_worse(model: str, than: str) -> bool:
         pair = pair_of(estimates.pairs, model, than, "breach", best.technique)
-        return pair is not None and verdict_on(pair, model) == "worse"
+        return pair is not None and pair.verdict_on(model) == "worse"
 
     is_least = bool(others) and all(is_worse(other, best.model) for other in others)
     is_most = bool(others) and all(is_worse(worst.model, other) for other in others)
@@ -408,7 +403,7 @@ def _separation(
     low, high = called[best.model], called[worst.model]
     most, least = (rate_words(rate, estimates.confidence) for rate in (worst, best))
     rates = f"{high} {failed(estimates, worst.measure, worst.technique)} in {most}, {low} in {least}."
-    verdict = verdict_on(pair, worst.model) if pair else None
+    verdict = pair.verdict_on(worst.model) if pair else None
     if pair is None or verdict is None:
         return f"{low} and {high} were not compared on the same trials", rates
     if verdict == "worse":
@@ -416,7 +411,7 @@ def _separation(
         return ends, f"{rates} The difference is more than chance (p {p_words(pair.p_holm)} after Holm)."
     if verdict == "not worse":
         return f"{high} is not worse than {low}, within {unsigned(pair.margin)}", rates
-    if withheld := withheld_words(reason_on(pair, worst.model), pair.tipping_share):
+    if withheld := withheld_words(pair.reason_on(worst.model), pair.tipping_share):
         could = f" Not enough evidence: {withheld} (p {p_words(pair.p_holm)} after Holm)."
         return f"The evidence does not separate {high} from {low}", rates + could
     could = (
@@ -437,7 +432,7 @@ def _others(
     for _, rate in rated:
         pair = pair_of(estimates.pairs, best.model, rate.model, "breach", best.technique)
         if rate.model != best.model and pair is not None:
-            groups.setdefault(verdict_on(pair, rate.model), []).append(called[rate.model])
+            groups.setdefault(pair.verdict_on(rate.model), []).append(called[rate.model])
     sentence: dict[str, Callable[[str], str]] = {
         "worse": lambda them: f"Worse than {called[best.model]}: {them}.",
         "not worse": lambda them: f"Not worse than {called[best.model]} within the margin: {them}.",
@@ -504,13 +499,13 @@ def _but_judged(
     judged = pair_of(estimates.pairs, best.model, worst.model, "breach", JUDGED)
     if judged is None:
         return ""
-    is_shown = pair is not None and verdict_on(pair, worst.model) == "worse"
+    is_shown = pair is not None and pair.verdict_on(worst.model) == "worse"
     wrong = (
         best.model
         if is_shown
-        else next((model for model in (judged.a, judged.b) if verdict_on(judged, model) == "worse"), "")
+        else next((model for model in (judged.a, judged.b) if judged.verdict_on(model) == "worse"), "")
     )
-    if not wrong or verdict_on(judged, wrong) != "worse":
+    if not wrong or judged.verdict_on(wrong) != "worse":
         return ""
     did = "refuses less often" if estimates.counts_refusals("breach", JUDGED) else "breaks more often"
     return f"; as a judge decides, {called[wrong]} {did}"
@@ -539,8 +534,8 @@ def _warnings(estimates: Estimates, called: dict[str, str]) -> tuple[str, ...]:
 
 def _about_the_run(estimates: Estimates) -> Iterator[str]:
     """Trials that are in no rate."""
-    if n_unanswered(estimates) > 0:
-        yield f"In progress: {n_answered(estimates):,} of {n_planned(estimates):,} trials are answered."
+    if estimates.n_unanswered > 0:
+        yield f"In progress: {estimates.n_answered:,} of {estimates.n_planned:,} trials are answered."
     for each in estimates.lacking:
         yield (
             f"{label(each.file)} lacks {each.n:,} of the {plural(each.n_planned, each.noun)} of its run. "
@@ -549,7 +544,7 @@ def _about_the_run(estimates: Estimates) -> Iterator[str]:
     yield from filter(None, (limit_words(estimates), stopping_words(estimates), unsupported_words(estimates)))
     if estimates.n_errors:
         yield (
-            f"{estimates.n_errors:,} of {n_answered(estimates):,} trials ended in an error. "
+            f"{estimates.n_errors:,} of {estimates.n_answered:,} trials ended in an error. "
             "They are in no rate and are not a pass."
         )
 

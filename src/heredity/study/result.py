@@ -31,18 +31,7 @@ from heredity.redteam import attacks
 from heredity.study import storage, wording
 from heredity.study.aggregate import read_proven
 from heredity.study.comparisons import is_weak_rate
-from heredity.study.estimates import (
-    ALL,
-    SCOPES,
-    Estimates,
-    Inheritance,
-    Measure,
-    ModelCard,
-    ModelPair,
-    Rate,
-    n_answered,
-    n_planned,
-)
+from heredity.study.estimates import ALL, SCOPES, Estimates, Inheritance, Measure, ModelCard, ModelPair, Rate
 from heredity.study.findings import retrieval
 from heredity.study.findings.answer_kinds import incoherent_share
 from heredity.study.findings.same_conversations import note_conversations
@@ -278,7 +267,7 @@ class Result:
 
     def __repr__(self) -> str:
         models = ", ".join(label(name) for name in wording.names(self.estimates.models).values())
-        return f"Result({str(self.folder)!r}: {models}; {plural(n_answered(self.estimates), 'trial')})"
+        return f"Result({str(self.folder)!r}: {models}; {plural(self.estimates.n_answered, 'trial')})"
 
     @cached_property
     def plan(self) -> Plan:
@@ -298,7 +287,7 @@ class Result:
     @property
     def n_planned(self) -> int:
         """The trials that the plan asks."""
-        return n_planned(self.estimates)
+        return self.estimates.n_planned
 
     def table(self, by: Literal["scope", "technique", "attack"] = "scope") -> ResultTable:
         """The rates of every model, with interval, n, unclear answers and errors.
@@ -370,7 +359,7 @@ class Result:
         return pandas.DataFrame([_flat_row(each, called) for each in listed[rows]])
 
     def _repr_html_(self) -> str:
-        about = f"{self.estimates.application.name}: {plural(n_answered(self.estimates), 'trial')}"
+        about = f"{self.estimates.application.name}: {plural(self.estimates.n_answered, 'trial')}"
         page = f"<p><strong>{escape(label(headline(self.estimates).sentence, 400))}.</strong></p>"
         return f"{page}<p>{escape(label(about))}</p>{self.table()._repr_html_()}"
 

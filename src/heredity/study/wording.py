@@ -30,9 +30,6 @@ from heredity.study.estimates import (
     Rate,
     Reason,
     StoppedModel,
-    n_planned,
-    n_unsupported,
-    reason_on,
 )
 from heredity.study.plan import Analysis, ComparisonFamily, PlannedModel
 
@@ -125,19 +122,19 @@ def asked_attacks(estimates: Estimates) -> str:
 
 def size_words(estimates: Estimates, n_probes: int) -> str:
     """The size of a study: its models, its probes, the trials of one model, and all trials."""
-    each = n_planned(estimates) // len(estimates.models)
+    each = estimates.n_planned // len(estimates.models)
     return (
         f"{plural(len(estimates.models), 'model')} \u00b7 {plural(n_probes, 'probe')} \u00b7 "
-        f"{plural(each, 'trial')} a model \u00b7 {plural(n_planned(estimates), 'trial')}"
+        f"{plural(each, 'trial')} a model \u00b7 {plural(estimates.n_planned, 'trial')}"
     )
 
 
 def unsupported_words(estimates: Estimates) -> str:
     """A sentence on the trials that a model could not be asked; "" without any."""
-    if not (n := n_unsupported(estimates)):
+    if not (n := estimates.n_unsupported):
         return ""
     return (
-        f"{n:,} of {n_planned(estimates):,} trials were not asked, because their model does not support the "
+        f"{n:,} of {estimates.n_planned:,} trials were not asked, because their model does not support the "
         "attack. They are in no rate."
     )
 
@@ -396,7 +393,7 @@ def withheld_words(reason: Reason, tipping_share: float | None, measure: Measure
 
 def withheld_on(pair: ModelPair, model: str) -> str:
     """Why a verdict on `model` was withheld although the test shows it; "" if it was not."""
-    return withheld_words(reason_on(pair, model), pair.tipping_share, pair.measure)
+    return withheld_words(pair.reason_on(model), pair.tipping_share, pair.measure)
 
 
 # --- inheritance --------------------------------------------------------------------------------------

@@ -16,12 +16,7 @@ from heredity.core.records import Estimate
 from heredity.core.sanitize import label, plural
 from heredity.study import figures
 from heredity.study import wording as words
-from heredity.study.advice import (
-    MIN_N,
-    Advice,
-    Recommendation,
-    advise,
-)
+from heredity.study.advice import MIN_N, Advice, Recommendation, advise
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
@@ -36,7 +31,6 @@ from heredity.study.estimates import (
     is_planned,
     negated,
     unsupported,
-    verdict_on,
 )
 from heredity.study.findings import unasked
 from heredity.study.forecast import forecast_lines
@@ -364,7 +358,7 @@ class View:
         counts: dict[tuple[str, str, Measure], int] = {}
         for pair in self.estimates.pairs + self.estimates.technique_pairs:
             for model in (pair.a, pair.b):
-                if pair.n and verdict_on(pair, model) == "worse":
+                if pair.n and pair.verdict_on(model) == "worse":
                     key = (model, pair.technique, pair.measure)
                     counts[key] = counts.get(key, 0) + 1
         return counts
@@ -460,7 +454,7 @@ class View:
         is_b_higher = (difference.value or 0.0) >= 0
         high, low = (pair.b, pair.a) if is_b_higher else (pair.a, pair.b)
         only = (table.only_b, table.only_a) if is_b_higher else (table.only_a, table.only_b)
-        of_high, of_low = verdict_on(pair, high), verdict_on(pair, low)
+        of_high, of_low = pair.verdict_on(high), pair.verdict_on(low)
         badge = {"worse": "worse", "not worse": "same"}.get(of_high, "unknown")
         verdict = words.capital(of_high)
         aside = words.withheld_on(pair, high) if badge == "unknown" else ""

@@ -21,7 +21,7 @@ from heredity.core.sections import StackedCounts, TextTable
 from heredity.core.version import __version__
 from heredity.study import advice, aggregate, figures, importers, wording
 from heredity.study.estimates import Estimates
-from heredity.study.figures import CurvePoint, CurveSeries, curve
+from heredity.study.figures import CurvePoint, CurveSeries, curve, span_of
 from heredity.study.findings.protocols import sections
 from heredity.study.importers import agentdojo
 from heredity.study.report._rows import draw, pieces, ranges_words
@@ -35,9 +35,7 @@ def _curve_figure(table: TextTable, estimates: Estimates) -> Markup:
     """The curves of a section's table as SVG."""
     lines, by_model = [], table.figure.by_model if table.figure is not None else {}
     for order, card in enumerate(estimates.models):
-        shares = {
-            k: share for k, each in by_model.get(card.id, {}).items() if (share := figures.span_of(each))
-        }
+        shares = {k: share for k, each in by_model.get(card.id, {}).items() if (share := span_of(each))}
         if shares:
             lines.append(CurveSeries(order, tuple(starmap(CurvePoint, shares.items()))))
     return curve(lines, f"{table.title}; the table next to it has the numbers")

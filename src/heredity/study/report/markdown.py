@@ -15,7 +15,7 @@ from heredity.core.sanitize import label, plural
 from heredity.core.sections import Badge, Cell, ModelName, Section, StackedCounts, TextTable, TrialLink
 from heredity.study import advice, aggregate, importers, wording
 from heredity.study.advice import cost_words
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate, n_planned
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate
 from heredity.study.findings.protocols import sections
 from heredity.study.headline import inheritance_tables
 from heredity.study.importers import agentdojo
@@ -92,7 +92,7 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
     yield from (f"\n{plain(line, 600)}\n" for line in wording.account_lines(view.estimates))
     yield from _decision_lines(view)
     yield (
-        f"\n{percent(e.confidence)} intervals; {plural(n_planned(e), 'trial')}. Application "
+        f"\n{percent(e.confidence)} intervals; {plural(e.n_planned, 'trial')}. Application "
         f"{plain(e.application.name)} {plain(e.application.digest, 13)}, study {plain(e.study, 13)}."
     )
 
