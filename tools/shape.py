@@ -83,7 +83,7 @@ BOUNDS = {
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
     "files": Bound(471, 440),
     # Harm that nobody asked for rose them by 246, of the 2,500 that the issue on verdicts allows.
-    "lines": Bound(112_712, 92_000),
+    "lines": Bound(112_708, 92_000),
     "error codes": Bound(40, 40),
     "words of docs": Bound(65_000, 65_000),
     "root": Bound(18, 18),

@@ -6,7 +6,6 @@
 
 Promises: the description and the schema of a function are those of its docstring and its annotations. A
 function whose file changed since is not called.
-Leaves to others: the pipe (sandbox.py), and the check against the schema (tools.py).
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ the model's own text. A guard that raises an error blocks, unless its spec says 
 the error. The same request gives the same reply.
 A guard model is identified before an application with it has a digest, and refused under another identity. It
 reads a text once, however often it comes.
-Leaves to others: the findings (guards/), and loading models (redteam/judges/guard.py).
 """
 
 from __future__ import annotations

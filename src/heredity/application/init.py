@@ -1,7 +1,6 @@
 """Write the first files of one's own application: application, probes, plan, CI jobs.
 
 Promises: no file is overwritten; if one exists, nothing is written.
-Leaves to others: reading them (application/spec.py, redteam/probes, study/).
 """
 
 from __future__ import annotations

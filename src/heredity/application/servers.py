@@ -7,7 +7,6 @@
 
 Promises: names, descriptions and schemas are those that the server listed, or nothing is asked. A server that
 lists something else later is refused. So is a name, a description or a schema with characters that hide.
-Leaves to others: the pipe to the process that talks to a server (sandbox.py), and schemas (tools.py).
 
     python -m heredity.application.servers CHARACTERS SERVER      the process that talks to one
 

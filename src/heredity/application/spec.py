@@ -2,7 +2,6 @@
 
 Promises: an application is frozen and has a digest. With rendering "plain" (the default) every model sees
 the same words for tools and passages, so that the layer is constant. An error in a file names its line.
-Leaves to others: turning messages into a model's own text (engines/), and judging answers (redteam/).
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ resumed study, and a replay that runs nothing get it, so that all meet one world
 Promises: a result is on disk before a model sees it. A call is a tool with its arguments; of a tool with a
 state, also the calls of such tools before it. A call that cannot be answered fails its trial. An accident (a
 timeout, a process that died) is shown to the model whose call it was, and to no other.
-Leaves to others: the processes (sandbox/), and the tools that run nothing (tools.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Promises: no rate without its n and interval. Techniques that need no judge come first, and are never summed
 with those that a judge decides.
-Leaves to others: every number (study/estimates.py) and its words (study/wording.py).
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from heredity.study.estimates import (
 )
 from heredity.study.findings.protocols import RecordedStudy, sections
 from heredity.study.findings.readable import ReadableAnswers
-from heredity.study.findings.unasked import ANY, rates, worse_edges
+from heredity.study.findings.unasked import ANY, UnaskedHarm, rates, worse_edges
 from heredity.study.findings.useful import useful_by_model
 from heredity.study.headline import Headline, headline
 from heredity.study.plan import Plan
@@ -100,19 +99,21 @@ def _ending(
 
 
 def _unasked(estimates: Estimates) -> str:
-    """All breaches that no probe asked for, the model with the most first; "" without one."""
-    called, by_model, by_check = words.names(estimates.models), dict[str, Counter[str]](), Counter[str]()
+    """The share of trials with a breach that no probe asked for, the highest first; "" without one."""
+    called, by_check = words.names(estimates.models), Counter[str]()
+    whole, twins = list[UnaskedHarm](), dict[str, int]()
     for row in rates(estimates):
-        if row.check == ANY and row.kind != ALL:
-            by_model.setdefault(row.model, Counter())[row.kind] += row.n_broke
-        elif row.check != ANY:
+        if row.check != ANY:
             by_check[row.check] += row.n_broke
+        elif row.kind == ALL and row.n_broke:
+            whole.append(row)
+        elif row.kind == "benign":
+            twins[row.model] = row.n_broke
     parts = list[str]()
-    for model, of in sorted(by_model.items(), key=lambda item: -item[1].total()):
-        if of.total():
-            twins = f" ({of['benign']:,}{'' if parts else ' on benign twins'})" if of["benign"] else ""
-            n = of.total() if parts else words.plural(of.total(), "breach")
-            parts.append(f"{n} by {called[model]}{twins}")
+    for row in sorted(whole, key=lambda row: -(row.estimate.value or 0.0)):
+        share = f"{words.percent(row.estimate.value)} [{_bounds(row.estimate, '.0f')}]"
+        where = f"{twins.get(row.model, 0):,} of {row.n_broke:,}{'' if parts else ' on benign twins'}"
+        parts.append(f"{called[row.model]} {share} ({where})")
     checks = [check for check, n in by_check.most_common() if n]
     what = _CHECKS.get(checks[0], f"the check {label(checks[0])}") if checks else ""
     return f"{', '.join(parts)}; {'mostly ' if len(checks) > 1 else ''}{what}" if parts else ""

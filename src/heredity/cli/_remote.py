@@ -2,7 +2,6 @@
 
 Promises: none of them is part of a plan or of a model's id. An option never holds a key, only the name of the
 environment variable that does.
-Leaves to others: enforcing them (engines/remote/).
 """
 
 from __future__ import annotations

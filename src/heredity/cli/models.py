@@ -330,9 +330,13 @@ def _find(folder: Path, index: int | None, trial: str | None) -> tuple[Response,
 def _verdict_words(verdict: Verdict | None) -> str:
     if verdict is None:
         return "not judged yet"
-    line = f"{verdict.outcome or 'error'}, by {verdict.judge}"
+    from heredity.redteam.checks import did
+
+    unasked = verdict.unprompted or ()
+    line = f"{verdict.outcome or 'error'}{', leaked' if unasked else ''}, by {verdict.judge}"
     line += f"; the answer reads as {verdict.manner}" if verdict.manner else ""
-    return line + (f"; {verdict.evidence}" if verdict.evidence else "")
+    line += f"; {verdict.evidence}" if verdict.evidence else ""
+    return line + "".join(f"; unasked, it {did(each.check)}: {each.evidence}" for each in unasked)
 
 
 def _write_exchange(exchange: Exchange, prompt: str) -> None:

@@ -2,7 +2,6 @@
 
 Promises: a schema that llguidance cannot hold is refused with its reason. A `oneOf` becomes an `anyOf` only
 where its alternatives surely exclude each other.
-Leaves to others: the tokens that a grammar allows (torch/sampling.py; llama.cpp has its own llguidance).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Streaming callbacks: forwards parts of an answer with keys masked.
 
 Promises: no part holds a key, even if a service splits it. Nothing is heard after the end of an answer.
-Leaves to others: receiving the parts (call.py, url.py, remote/).
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Promises: the thread that iterates over the replies pulls the requests. An answer that exceeds its time is an
 error row, and a late one is dropped. One whose caller has left ends soon, and keeps its place until its
 thread comes back. No thread keeps the process from ending.
-Leaves to others: how one request is answered (call.py, url.py).
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@
 
 Promises: a finished conversation is not run again, and a damaged log is. A folder holds one run: other models
 of the same names, or another attack, seed or length of answers, are refused. The server ends with us.
-Leaves to others: the conversations (agentdojo_suites.py), reading logs (study/importers/agentdojo.py).
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ over-refusal. Each test that may end it gets an equal share of the significance 
 
 Promises: every step is recorded as a model and as a study. A step that cannot be tried is reported with the
 reason. Only a repair that is shown to be sufficient is called one. The same command resumes.
-Leaves to others: making models (recipes/) and the estimates (study/).
 
 Sources: RESTA, Bhardwaj et al. 2024 (2402.11746); PTST, Lyu et al. 2024 (2402.18540).
 """

@@ -5,7 +5,6 @@
     models.toml     the user's own (core/readers.py), in the form of catalog.toml
 
 Promises: an unknown field in a file of the catalogue is an error; a name has one entry.
-Leaves to others: fetching (recipes/pull/), and what is recorded at the first pull (recipes/pull/recipe.py).
 """
 
 from __future__ import annotations

@@ -780,13 +780,14 @@ def estimate_and_remember(plan: Plan, folder: Path, root: Path | None) -> Estima
 def read_study(folder: Path) -> RecordedStudy:
     """Read the plan and the estimates of the study in `folder`.
 
-    Raises UsageError if one is missing, NotComparable if they are of different studies or schemas, and
-    Damaged if the verdicts give other estimates. Corrections for the judge's errors and wordings are not
-    compared, because an older study keeps its own.
+    Findings of a newer release are added. Raises UsageError if a file is missing, NotComparable if they are
+    of different studies or schemas, and Damaged if the verdicts give other estimates. Corrections for the
+    judge's errors and wordings are not compared, because an older study keeps its own.
     """
-    study = _together(folder)
-    _compare(folder, _counted(study.estimates), _counted(_recomputed(study.plan, folder)))
-    return study
+    plan, held = _together(folder)
+    estimates = _recomputed(plan, folder)
+    _compare(folder, _counted(held), _counted(estimates))
+    return RecordedStudy(plan, _completed(held, estimates))
 
 
 def read_proven(folder: Path) -> Estimates:
@@ -794,14 +795,20 @@ def read_proven(folder: Path) -> Estimates:
 
     Raises as `read_study` does, and Damaged also if a correction or a wording differs.
     """
-    plan, estimates = _together(folder)
-    _compare(folder, estimates, _recomputed(plan, folder))
-    return estimates
+    plan, held = _together(folder)
+    estimates = _recomputed(plan, folder)
+    _compare(folder, held, estimates)
+    return _completed(held, estimates)
+
+
+def _completed(held: Estimates, estimates: Estimates) -> Estimates:
+    """The held estimates with the findings that they lack: a gate would pass what nobody counted."""
+    return msgspec.structs.replace(held, findings=estimates.findings | held.findings)
 
 
 def _compare(folder: Path, held: Estimates, estimates: Estimates) -> None:
-    # Drift is a warning about the judge, and an older release recorded other verdicts. A finding that is
-    # installed on one side only, a plug-in's, is not compared.
+    # Drift is a warning about the judge, and an older release recorded other verdicts. A finding on one side
+    # only, of another release or a plug-in, is not compared.
     computed = {
         name: rows
         for name, rows in estimates.findings.items()

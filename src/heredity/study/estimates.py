@@ -409,7 +409,7 @@ class Estimates(Record, frozen=True):
 
     @property
     def n_planned(self) -> int:
-        """The trials that the plan asks: all but those of a probe that its attack is not for."""
+        """The trials that the plan asks."""
         n_probes = sum(
             card.n_probes * is_planned(attack, card.name, "breach")
             + card.n_twins * is_planned(attack, card.name, "over_refusal")
@@ -420,19 +420,19 @@ class Estimates(Record, frozen=True):
 
     @property
     def n_answered(self) -> int:
-        """Of the planned trials, those that have an answer, an error, or no support by their model."""
+        """Those of them with an answer, an error, or no support by the model."""
         return self.n_asked - self.n_skipped + self.n_unsupported
 
     @property
     def n_unanswered(self) -> int:
-        """Of the trials that the plan asks, those that are still to be asked."""
+        """Those that are still to be asked."""
         stopped = self.sequential.stopped if self.sequential else ()
         n_spared = sum(each.n - each.n_out_of_scope for each in stopped)
         return self.n_planned - self.n_answered - n_spared
 
     @property
     def n_unsupported(self) -> int:
-        """All trials that were not asked because their model does not support the attack."""
+        """Those whose model does not support the attack."""
         known = {card.name for card in self.techniques}
         return sum(
             n for (_, part, attack, _), n in unsupported(self).items() if attack == ALL and part in known

@@ -33,7 +33,7 @@ from heredity.study.findings.multiverse import verdicts_on
 from heredity.study.findings.readable import ReadableAnswers
 from heredity.study.findings.same_conversations import same_conversations_words
 from heredity.study.findings.severity import worst_harm
-from heredity.study.findings.unasked import ANY, comparison_words, rates, worse_edges, worse_models
+from heredity.study.findings.unasked import ANY, rates, worse_edges, worse_in_words
 from heredity.study.findings.useful import useful_by_model
 from heredity.study.wording import (
     BADGES,
@@ -472,8 +472,7 @@ def _harm(estimates: Estimates, called: dict[str, str], *rated: Rate) -> tuple[s
     """The worst breaches of the models named, and those that no probe asked for."""
     parts = [f"{called[model]} {did}" for model, did in unprompted_words(estimates)]
     unasked = [f"Without being asked to: {'; '.join(parts)}. No breach rate includes these."] if parts else []
-    worst = worse_models(estimates)[:1]
-    unasked += [f"The difference is shown: {comparison_words(row, called)}." for row in worst]
+    unasked += [f"The difference is shown: {words}." for words in worse_in_words(estimates)[:1]]
     return (*worst_harm(estimates, [rate.model for rate in rated]), *unasked)
 
 

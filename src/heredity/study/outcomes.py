@@ -35,6 +35,7 @@ Places = NDArray[np.intp]
 # Codes of a trial; 0: no verdict yet. A twin that was answered has HELD, a refused one BROKE. A skipped trial
 # was not asked: its model does not support the attack, or the attack is for other techniques.
 HELD, BROKE, UNCLEAR, ERROR, SKIPPED = 1, 2, 3, 4, 5
+LEAKED = "leaked"  # filters trials with a breach that their probe did not ask for, whatever their outcome
 _CODES: dict[str | None, int] = {
     "held": HELD, "answered": HELD, "broke": BROKE, "refused": BROKE, "unclear": UNCLEAR, None: ERROR,
 }  # fmt: skip
@@ -263,9 +264,6 @@ class JudgedOutcomes(NamedTuple):
     labels: labels.LabelledTrials | None
     digests: array[int]  # of the response that each verdict is on; 0: none
     unprompted: tuple[UnpromptedBreach, ...] = ()  # in the order of the rows
-
-
-LEAKED = "leaked"  # the filter of such trials, whatever their outcome
 
 
 class UnpromptedBreach(NamedTuple):

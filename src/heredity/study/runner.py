@@ -2,8 +2,6 @@
 
 Promises: one model is loaded at a time, and only if it has trials left. A model that an attack has changed
 shares the weights of the loaded one. It has its own engine name, and its own row among the runs.
-Leaves to others: the order of the trials (plan.py), files (storage.py), what an attack asks
-(redteam/attacks), and several processes that ask at once (workers.py).
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ To add a kind, add one file. It defines a struct of its settings, a GuardRule, a
     kind = "NAME"
 
 Promises: a guard depends on the text and the application only, so a guarded model answers the same again.
-Leaves to others: the engine behind guards (../guarded.py), and their effect on a study (study/).
 """
 
 from __future__ import annotations

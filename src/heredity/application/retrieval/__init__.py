@@ -8,7 +8,6 @@ counted. Importing this loads none of the libraries of the extra `retrieval`.
 The digest of a Retrieval names the content of the index and of the reranker, wherever they lie. Results name
 models by id, so that they are the same from any store that has these. Passages that were put into a message
 can be taken out, which leaves the message from before.
-Leaves to others: searching (index.py), and the other messages (../conversation.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Promises: an unchanged file, by its hash, is neither parsed nor embedded again. The result is the one of a
 build from the start. A crash leaves the old index or the new one, whole.
-Leaves to others: the formats (readers/), the cuts (documents.py), and searching (index.py).
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ that is damaged, or older than its documents, is refused. Search is exact, but f
 with a graph. No pickle is loaded.
 The manifest is written last, so its presence means that the index is complete. An edited or torn manifest, a
 missing or changed file and another schema are refused.
-Leaves to others: making an index (build.py).
 
 BM25 is over folded words, and pairs of characters of Chinese, Japanese and Korean: equal chunks give equal
 scores on every machine. An English plural and its singular are one term. English function words of a question

@@ -20,8 +20,6 @@ Promises: served answers equal those of a study on this machine, bit for bit. No
 executed. A web page cannot query the server: it accepts only JSON, and on a loopback address only loopback
 host names. A caller who disconnects frees the places of all answers of the request. A request over a limit
 on size, time or rate is refused while others are answered; one caller's requests use up no other's.
-Leaves to others: sharing an engine (worker.py), the bodies of each endpoint (chat.py, messages.py, ...)
-and answers with their events (answers.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Promises: an embedding is that of `heredity index` with the same model. A text that the model cannot read as a
 whole is refused, never cut. Texts of several requests take turns.
-Leaves to others: the model (application/retrieval), and HTTP (app.py).
 """
 
 from __future__ import annotations

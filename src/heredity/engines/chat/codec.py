@@ -6,7 +6,6 @@ Every text, number and container is paid for in proportion to its size, what it 
 `strftime_now` gives one fixed day, so that a prompt does not change with the calendar. `random`, `lipsum` and
 memory addresses are refused. A template without a system role gets the system message at the beginning of the
 first user message. A base model has a plain template.
-Leaves to others: the messages (application/), and the tool calls of an answer (tool_calls.py).
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ A JSON schema is a mask over the logits (llguidance), which depends only on the 
 
 Promises: equal logits, decoding and seed draw the same tokens. An answer that ends by itself is JSON that the
 schema allows, with one space behind each comma and colon.
-Leaves to others: the logits (decoder.py), and when an answer ends (session.py).
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ Promises: a request that cannot be answered gets its reply at once, and stops no
 not wait until those of another have ended. A step has one of the proven widths, numbers of slots and cache
 lengths. An answer does not depend on its slot; a token is drawn from the row's own logits, decoding, seed and
 step.
-Leaves to others: the arithmetic (decoder.py), and text (chat/codec.py).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ twins apart from breach probes, and Holm corrects over all comparisons. A differ
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import permutations
+from itertools import combinations
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Bools, Intervals
 from heredity.study.outcomes import Outcomes, is_answered
 from heredity.study.plan import Plan
-from heredity.study.wording import difference_words, interval, names, p_words, percent, plural
+from heredity.study.wording import difference_words, interval, names, p_words, percent, plural, share_words
 
 NAME, ORDER = "unasked", 1
 ANY = "any"  # in place of a kind of check
@@ -34,8 +34,8 @@ _KINDS: tuple[_Kind, ...] = ("breach", "benign")
 _SHARES: tuple[Literal["breach", "benign", "all"], ...] = (*_KINDS, "all")
 _WHERE = {ALL: "all trials", "breach": "breach probes", "benign": "benign twins"}
 _CLAIM = (
-    "A check of the application found these in trials whose probe asked for something else. They are in "
-    "no breach rate. On a benign twin nobody asked for any harm at all."
+    "The model broke a check of the application, and the probe had asked for something else. No breach rate "
+    "has these trials. On a benign twin nobody asked for any harm at all."
 )
 
 
@@ -106,23 +106,19 @@ class _Compared(NamedTuple):
 
 
 def _comparisons(outcomes: Outcomes, broke: Bools) -> Iterator[UnaskedHarm]:
-    """Every model against every other one; both ways are one comparison for Holm."""
+    """Every two models, seen from both."""
     plan, edges = outcomes.plan, _edges(outcomes.plan)
-    both_ways = [
-        each
-        for kind in _KINDS
-        for a, b in permutations(range(len(plan.models)), 2)
-        if (each := _compare(outcomes, broke, a, b, kind)) is not None
-    ]
-    once = [each for each in both_ways if each.a < each.b]
-    p_values = stats.holm([each.comparison.p_value for each in once])
-    p_holm = {(c.kind, frozenset((c.a, c.b))): p for c, p in zip(once, p_values, strict=True)}
-    for a, b, kind, c in both_ways:
-        p, alpha = p_holm[kind, frozenset((a, b))], Intervals.over(outcomes, a, b).alpha
-        yield UnaskedHarm(
-            plan.models[b].id, kind, ANY, c.table.both + c.table.only_b, c.difference, plan.models[a].id,
-            c.table.both + c.table.only_a, p, _verdict(c, plan.margin, alpha, p), (a, b) in edges,
-        )  # fmt: skip
+    pairs = list(combinations(range(len(plan.models)), 2))
+    made = (_compare(outcomes, broke, a, b, kind) for kind in _KINDS for a, b in pairs)
+    compared = [each for each in made if each is not None]
+    p_values = stats.holm([each.comparison.p_value for each in compared])
+    for (first, second, kind, comparison), p in zip(compared, p_values, strict=True):
+        alpha = Intervals.over(outcomes, first, second).alpha
+        for a, b, c in (first, second, comparison), (second, first, comparison.mirrored()):
+            yield UnaskedHarm(
+                plan.models[b].id, kind, ANY, c.table.both + c.table.only_b, c.difference, plan.models[a].id,
+                c.table.both + c.table.only_a, p, _verdict(c, plan.margin, alpha, p), (a, b) in edges,
+            )  # fmt: skip
 
 
 def _edges(plan: Plan) -> set[tuple[int, int]]:
@@ -165,6 +161,12 @@ def worse_edges(estimates: Estimates) -> set[tuple[str, str]]:
     return {(row.against, row.model) for row in worse_models(estimates) if row.is_edge}
 
 
+def worse_in_words(estimates: Estimates) -> list[str]:
+    """Each comparison in which a model is worse, in a sentence without its end."""
+    called = names(estimates.models)
+    return [comparison_words(row, called) for row in worse_models(estimates)]
+
+
 def comparison_words(row: UnaskedHarm, called: dict[str, str]) -> str:
     """`tuned does so on benign twins more often than base: 13 of 150 against 1 (+8.0 points, p 0.0005)`."""
     where = "benign twins" if row.kind == "benign" else "attempts at something else"
@@ -173,6 +175,12 @@ def comparison_words(row: UnaskedHarm, called: dict[str, str]) -> str:
         f"{row.estimate.n} against {row.n_against} ({difference_words(row.estimate)}; "
         f"p {p_words(row.p_holm)})"
     )
+
+
+def rates_in_words(estimates: Estimates) -> dict[str, str]:
+    """By model, the share of its trials with any such breach: `7 % (4 to 12 %), n 300`."""
+    whole = (row for row in rates(estimates) if (row.check, row.kind) == (ANY, ALL))
+    return {row.model: share_words(row.estimate) for row in whole}
 
 
 def show(rows: Sequence[UnaskedHarm], study: RecordedStudy) -> Section | None:
@@ -214,10 +222,8 @@ def _compared_table(rows: Sequence[UnaskedHarm], called: dict[str, str]) -> Text
             p_words(row.p_holm), row.verdict or "",
         ]
         for row in rows
-        if row.is_edge or ((row.model, row.against) not in edges and _is_higher(row))
+        if row.is_edge
+        or ((row.model, row.against) not in edges
+            and (row.n_broke, row.model) > (row.n_against, row.against))
     ]  # fmt: skip
     return TextTable("Such breaches, model against model", head, cells)
-
-
-def _is_higher(row: UnaskedHarm) -> bool:
-    return (row.n_broke, row.model) > (row.n_against, row.against)

@@ -20,6 +20,7 @@ from heredity.core.errors import Damaged, NotComparable
 from heredity.core.files import explain_full_disk, open_file, read_lines, replacing
 from heredity.core.records import Exchange, Probe, Response, Verdict, is_skipped
 from heredity.core.sanitize import Shown, label, shown
+from heredity.redteam.checks import did
 from heredity.study import wording
 from heredity.study.advice import Advice
 from heredity.study.estimates import ALL, ModelCard
@@ -55,6 +56,7 @@ class Sample(NamedTuple):
     """A conversation as shown. `n_same`: the number of trials of this model, technique and kind.
 
     severity   of a breach of its probe; 0 for none
+    unasked    what it did that its probe did not ask for, in words; "" for nothing
     order      its place among breaches: breach_order, then those with the text that the check wants as it is
     """
 
@@ -71,6 +73,7 @@ class Sample(NamedTuple):
     evidence: str
     error: str
     severity: int
+    unasked: str
     steps: tuple[TranscriptStep, ...]
     order: tuple[bool, int, bool, bool]
 
@@ -186,6 +189,7 @@ def _sample(chosen: _Chosen, probe: Probe, verdict: Verdict, response: Response,
         evidence=label(verdict.evidence, 200) if with_text else "",
         error=label(response.error or verdict.error or "", 300) if with_text else "",
         severity=probe.severity or 0,
+        unasked="; ".join(did(each.check) for each in verdict.unprompted or ()),
         steps=tuple(_steps(response.exchanges)) if with_text else (),
         order=(
             *breach_order(probe),

@@ -174,9 +174,9 @@ class View:
         lines: dict[str, list[str]] = {}
         for model, did in unprompted_words(self.estimates):
             lines.setdefault(model, []).append(did)
-        for model, own in lines.items():
-            row = self._unasked[model, ALL, unasked.ANY]
-            own.append(f"together in {plural(row.n_broke, 'trial')}, {words.share_words(row.estimate)}")
+        for model, share in unasked.rates_in_words(self.estimates).items():
+            if model in lines:
+                lines[model].append(f"together in {share}")
         return lines
 
     def base_words(self, rate: Rate) -> str:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from heredity.study.advice import advise
 from heredity.study.estimates import ALL, JUDGED, Measure
+from heredity.study.findings.unasked import rates_in_words, worse_in_words
 from heredity.study.headline import headline
 from heredity.study.outcomes import is_part
 from heredity.study.wording import title
@@ -88,7 +89,8 @@ def render(site: Site, asked: Asked) -> str:
         breaches=_total(study, board, by_cell, is_twin=False) + _rows(study, board, by_cell, is_twin=False),
         all_twins=_total(study, board, by_cell, is_twin=True),
         twins=_rows(study, board, by_cell, is_twin=True),
-        unasked=unasked(study),
+        unasked=unasked(study), unasked_rates={} if estimates is None else rates_in_words(estimates),
+        unasked_verdicts=[] if estimates is None else worse_in_words(estimates),
         n_twins=sum(cell.n_planned for cell in by_cell.values() if cell.is_twin),
         is_of_decided=endpoint_of(study.plan) == "decided_trials",
         problems=study.problems(),
