@@ -81,9 +81,9 @@ BOUNDS = {
     "HTTP question": Bound(14, 14),
     "derive lora": Bound(26, 25),
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
-    "files": Bound(471, 440),
-    # Harm that nobody asked for rose them by 246, of the 2,500 that the issue on verdicts allows.
-    "lines": Bound(112_708, 92_000),
+    "files": Bound(472, 440),
+    # The issue on verdicts may raise lines by 2,500 and files by 12: here from 112,462 and 471.
+    "lines": Bound(113_039, 92_000),
     "error codes": Bound(40, 40),
     "words of docs": Bound(65_000, 65_000),
     "root": Bound(18, 18),
