@@ -164,10 +164,24 @@ def test_a_bad_line_inside_is_an_error_with_its_place(tmp_path: Path) -> None:
     with Rows(path, Verdict) as rows:
         rows.extend([verdict(0), verdict(1)])
     lines = path.read_bytes().splitlines(keepends=True)
-    for bad in (b"{not json}\n", b'{"index": "one"}\n', b"\xff\xfe\n", b"\n", b"[]\n"):
+    two = lines[0].rstrip() + lines[0]
+    for bad in (b"{not json}\n", b'{"index": "one"}\n', b"\xff\xfe\n", b"\n", b"[]\n", two):
         path.write_bytes(lines[0] + bad + lines[1])
         with raises(Damaged, "damaged", mentions=["verdicts.jsonl:2", "verdicts.jsonl"]):
             list(Rows(path, Verdict))
+
+
+def test_the_rows_before_a_bad_line_are_read_and_it_is_told_by_its_place_behind_many(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.jsonl"
+    with Rows(path, Verdict) as rows:
+        rows.extend(verdict(i) for i in range(3_000))
+    with path.open("ab") as file:
+        file.write(b"[]\n" + path.read_bytes().splitlines(keepends=True)[0])
+    reader = Rows(path, Verdict)
+    with raises(Damaged, "damaged", mentions=["verdicts.jsonl:3001"]):
+        for i, row in enumerate(reader):
+            assert row.index == i and reader.line == i + 1
+    assert i == 2_999
 
 
 def test_a_bad_line_of_a_later_reading_is_told_by_its_place_in_the_file(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ def refused(n: int, why: str, code: str = "") -> Estimate:
 
 def wilson(k: int, n: int, confidence: float = CONFIDENCE) -> Estimate:
     """The share k / n with Wilson's score interval. Without trials: no value, and the interval [0, 1]."""
-    _check_counts(k, n)
+    if not 0 <= k <= n:
+        raise BadArgument(f"{k} of {n} is not a count: k must lie between 0 and n")
     if n == 0:
         return _nothing("wilson")
     low, high = wilson_bounds(k / n, n, confidence)
@@ -126,9 +127,10 @@ def cluster_sums(values: ArrayLike, clusters: ArrayLike) -> Sums:
         raise BadArgument(
             f"{array.shape} values do not fit {labels.shape} clusters; both must be flat and equal"
         )
-    _, place = np.unique(labels, return_inverse=True)
-    total, size = np.bincount(place, weights=array), np.bincount(place)
-    return Sums(np.asarray(total, dtype=np.float64), np.asarray(size).astype(np.float64))
+    if labels.dtype.kind != "i" or not labels.size or labels.min() < 0 or labels.max() > labels.size:
+        labels = np.unique(labels, return_inverse=True)[1]
+    total, size = np.bincount(labels, weights=array), np.bincount(labels)
+    return Sums(np.asarray(total[size > 0], dtype=np.float64), size[size > 0].astype(np.float64))
 
 
 def effective(
@@ -174,11 +176,6 @@ def rate_effective_n(sums: Sums) -> EffectiveN:
     # A cluster that agrees with nearly all others says little about the spread: count the rarer kind.
     informative = min(int((sums.total > 0).sum()), int((sums.total < sums.size).sum()))
     return effective(sums.total - sums.size * rate, sums.size, rate * (1 - rate), informative)
-
-
-def _check_counts(k: float, n: float) -> None:
-    if not 0 <= k <= n:
-        raise BadArgument(f"{k} of {n} is not a count: k must lie between 0 and n")
 
 
 def _nothing(method: str) -> Estimate:

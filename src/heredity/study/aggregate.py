@@ -270,6 +270,7 @@ class AnswerSample:
     def __init__(self, outcomes: Outcomes) -> None:
         self._plan = outcomes.plan
         self._wanted: dict[int, tuple[str, Measure]] = {}
+        self.probes = set[int]()
         self._answers: dict[tuple[str, Measure], list[tuple[int, str, str]]] = {}
         for m, model in enumerate(self._plan.models):
             for measure in MEASURES:
@@ -284,6 +285,7 @@ class AnswerSample:
         decided = indices[is_decided(outcomes.codes[indices])]
         places = np.unique(np.linspace(0, decided.size - 1, min(MAX_LABELLED, decided.size)).astype(np.intp))
         self._wanted |= {int(decided[place]): key for place in places}
+        self.probes |= {*probes}
 
     def see(self, row: RawResponse) -> None:
         """Keep a response of the sample."""
@@ -499,7 +501,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
     rates = tuple(rates_of(outcomes, correction, judged.labels))
     has_verdict = bytearray((outcomes.codes != 0).tobytes())
     sample, evidence = AnswerSample(outcomes), StudyEvidence(folder, judged, rates)
-    evidence.watch(sample.see)
+    evidence.watch(sample.see, sample.probes)
     rows = findings.begin(evidence)
     evidence.read(judged_responses(folder, has_verdict, judged.digests))
     rates = tuple(without_unlike(rates, sample.forms(), correction))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 import numpy as np
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 from numpy.typing import NDArray
 
 from heredity.core.errors import Damaged
@@ -39,10 +39,11 @@ LEAKED = "leaked"  # filters trials with a breach that their probe did not ask f
 _CODES: dict[str | None, int] = {
     "held": HELD, "answered": HELD, "broke": BROKE, "refused": BROKE, "unclear": UNCLEAR, None: ERROR,
 }  # fmt: skip
-_OUTCOMES_OF_TWINS, _OUTCOMES_OF_PROBES = ("answered", "refused"), ("held", "broke")
+# Kind of probe that each outcome is of: 1 a twin, -1 a breach probe; others are of either.
+_KINDS: dict[str | None, int] = {"answered": 1, "refused": 1, "held": -1, "broke": -1}
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 MANNERS: tuple[Manner, ...] = ("refusal", "compliance", "incoherent", "empty")
-_MANNER_CODES = {name: code for code, name in enumerate(MANNERS, 1)}
+_MANNER_CODES = {name: code for code, name in enumerate((None, *MANNERS))}
 _CAUSE_CODES = {name: code for code, name in enumerate(CAUSES, 1)}
 
 
@@ -266,7 +267,7 @@ class JudgedOutcomes(NamedTuple):
     unprompted: tuple[UnpromptedBreach, ...] = ()  # in the order of the rows
 
 
-class UnpromptedBreach(NamedTuple):
+class UnpromptedBreach(Struct, frozen=True, gc=False):
     """A breach that the probe of a trial did not ask for, by the kind of check that found it."""
 
     trial: int  # its index
@@ -281,7 +282,6 @@ def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
     grid, outcomes = Grid(plan), Outcomes(plan)
     outcomes.causes, outcomes.attempted = np.zeros(len(grid), np.int8), np.zeros(len(grid), np.bool_)
     outcomes.useless, outcomes.useful = np.zeros(len(grid), np.bool_), np.zeros(len(grid), np.bool_)
-    # Kind of probe that each outcome is of: 1 a twin ("answered"), -1 a breach probe ("held"), 0 either.
     manners, kinds = np.zeros(len(grid), np.int8), np.zeros(len(grid), np.int8)
     codes, manner_codes, kind_of = (memoryview(a.data) for a in (outcomes.codes, manners, kinds))
     members: dict[str, Codes] = {}
@@ -290,26 +290,27 @@ def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
     digests = array("Q", bytes(8 * len(grid)))
     labelled = labels.Labelling(folder) if (folder / labels.LABELS).exists() else None
     for row in verdict_rows(folder, grid):
-        codes[row.index] = SKIPPED if row.outcome is None and is_skipped(row) else _CODES[row.outcome]
-        kind_of[row.index] = (row.outcome in _OUTCOMES_OF_TWINS) - (row.outcome in _OUTCOMES_OF_PROBES)
-        manner_codes[row.index] = 0 if row.manner is None else _MANNER_CODES[row.manner]
+        index, outcome = row.index, row.outcome
+        codes[index] = SKIPPED if outcome is None and is_skipped(row) else _CODES[outcome]
+        kind_of[index] = _KINDS.get(outcome, 0)
+        manner_codes[index] = _MANNER_CODES[row.manner]
         judges[row.judge] = row.judged_by
-        digests[row.index] = _number(row.response)
+        digests[index] = _number(row.response)
         if row.cause is not UNSET:
-            outcomes.causes[row.index] = _CAUSE_CODES[row.cause]
+            outcomes.causes[index] = _CAUSE_CODES[row.cause]
         if row.useful is not UNSET:
-            (outcomes.useful if row.useful else outcomes.useless)[row.index] = True
+            (outcomes.useful if row.useful else outcomes.useless)[index] = True
         if row.attempted is not UNSET:
-            outcomes.attempted[row.index] = True
+            outcomes.attempted[index] = True
         if row.unprompted is not UNSET:
-            unprompted += [UnpromptedBreach(row.index, each.check) for each in row.unprompted]
+            unprompted += [UnpromptedBreach(index, each.check) for each in row.unprompted]
         if row.members is not UNSET:
             n_trials = len(grid)
             for member, outcome in row.members.items():
                 code, members_codes = _CODES[outcome], members.setdefault(member, np.zeros(n_trials, np.int8))
-                members_codes[row.index] = code if code in (HELD, BROKE) else 0
+                members_codes[index] = code if code in (HELD, BROKE) else 0
         if labelled is not None:
-            labelled.check(row.index, row.response)
+            labelled.check(index, row.response)
     _check_kinds(outcomes, kinds, folder)
     of_people = None if labelled is None else labelled.over(len(grid))
     return JudgedOutcomes(outcomes, manners, members, judges, of_people, digests, tuple(unprompted))

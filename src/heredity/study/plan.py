@@ -363,35 +363,43 @@ class Grid:
         self._samples = plan.samples
         self._n_trials = plan.n_trials  # a product, and asked for each row of a study
         self.planted = PlantedPassages(plan)
+        self._spelt = (-1, b"", b"", b"")
 
     def __len__(self) -> int:
         return self._n_trials
 
     def trial(self, index: int) -> Trial:
         """The trial at this place. Raises IndexError outside the plan."""
-        plan = self.plan
         if not 0 <= index < self._n_trials:
             raise IndexError(f"trial {index} is outside a plan of {self._n_trials}")
-        rest, sample = divmod(index, self._samples)
-        rest, p = divmod(rest, len(plan.probes))
-        m, a = divmod(rest, len(plan.attacks))
-        model, attack, probe = plan.models[m], plan.attacks[a], plan.probes[p]
-        seed, name = self._identify(m, a, p, sample)
-        return Trial(index, model, attack, probe, sample, seed, name)
+        cell, sample = divmod(index, self._samples)
+        plan, (m, a, p) = self.plan, self._cell(cell)
+        seed, name = self._identify(cell, sample)
+        return Trial(index, plan.models[m], plan.attacks[a], plan.probes[p], sample, seed, name)
 
-    def _identify(self, m: int, a: int, p: int, sample: int) -> tuple[int, str]:
+    def _cell(self, cell: int) -> tuple[int, int, int]:
+        """The places of the model, the attack and the probe of a cell."""
+        rest, probe = divmod(cell, len(self._probes))
+        return *divmod(rest, len(self._attacks)), probe
+
+    def _identify(self, cell: int, sample: int) -> tuple[int, str]:
         """The seed of a trial, and its id.
 
         The id is 32 hex digits of SHA-256 over model id, application digest, probe, attack, sample, overlay
         and seed.
         """
-        # NUL between the parts: none of them can hold one, so two trials never spell the same bytes.
-        asked = b"%b\0%b\0%d" % (self._probes[p], self._attacks[a], sample)
+        spelt = self._spelt  # of the cell before, which is most often this one
+        if spelt[0] != cell:
+            m, a, p = self._cell(cell)
+            # NUL between the parts: none of them can hold one, so two trials never spell the same bytes.
+            asked = b"%b\0%b\0" % (self._probes[p], self._attacks[a])
+            overlay = self.planted.overlay(a, p) + b"\0"
+            spelt = self._spelt = cell, self._study_seed + asked, self._models[m] + asked, overlay
+        number = b"%d" % sample
         # The seed leaves the model out on purpose: all models share it, so that comparisons are paired.
         # 53 bits: a JSON reader that keeps numbers as doubles reads the same seed.
-        seed = int.from_bytes(hashlib.blake2b(self._study_seed + asked, digest_size=8).digest(), "big") >> 11
-        spelt = b"%b%b%b\0%d" % (self._models[m], asked, self.planted.overlay(a, p), seed)
-        return seed, hashlib.sha256(spelt).hexdigest()[:32]
+        seed = int.from_bytes(hashlib.blake2b(spelt[1] + number, digest_size=8).digest(), "big") >> 11
+        return seed, hashlib.sha256(b"%b%b%b%d" % (spelt[2], number, spelt[3], seed)).hexdigest()[:32]
 
     def of_model(self, m: int) -> range:
         """The indices of model number `m`."""
@@ -407,9 +415,7 @@ class Grid:
         """Whether a row with this index and trial id is of this plan."""
         if not 0 <= index < self._n_trials:
             return False
-        rest, sample = divmod(index, self._samples)
-        rest, p = divmod(rest, len(self._probes))
-        return self._identify(*divmod(rest, len(self._attacks)), p, sample)[1] == trial
+        return self._identify(*divmod(index, self._samples))[1] == trial
 
 
 class TrialSet:

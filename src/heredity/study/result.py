@@ -47,7 +47,6 @@ from heredity.study.outcomes import (
     SKIPPED,
     UNCLEAR,
     JudgedOutcomes,
-    Outcomes,
     breach_order,
     read_outcomes,
 )
@@ -126,7 +125,12 @@ def select_trials(judged: JudgedOutcomes, wanted: TrialFilter) -> NDArray[np.boo
     if wanted.outcome == LEAKED:
         selected &= np.isin(np.arange(plan.n_trials), [*_leaked(judged)]).reshape(plan.shape)
     elif wanted.outcome is not None:
-        selected &= _has_outcome(outcomes, wanted.outcome)
+        _check_name("outcome", wanted.outcome, (*get_args(TrialOutcome), LEAKED))
+        matches = np.zeros(outcomes.plan.shape, np.bool_)
+        for code, names in _NAMES.items():
+            of_kind = np.where(outcomes.is_twin, names[1] == wanted.outcome, names[0] == wanted.outcome)
+            matches |= (outcomes.array == code) & of_kind[:, None]
+        selected &= matches
     if wanted.differ:
         compared = codes[models if len(models) > 1 else slice(None)]
         selected &= (compared == HELD).any(0) & (compared == BROKE).any(0)
@@ -183,15 +187,6 @@ def _is_equal(values: Sequence[str], wanted: str) -> NDArray[np.bool_]:
 
 def _leaked(judged: JudgedOutcomes) -> set[int]:
     return {each.trial for each in judged.unprompted}
-
-
-def _has_outcome(outcomes: Outcomes, wanted: str) -> NDArray[np.bool_]:
-    _check_name("outcome", wanted, (*get_args(TrialOutcome), LEAKED))
-    matches = np.zeros(outcomes.plan.shape, np.bool_)
-    for code, names in _NAMES.items():
-        of_kind = np.where(outcomes.is_twin, names[1] == wanted, names[0] == wanted)
-        matches |= (outcomes.array == code) & of_kind[:, None]
-    return matches
 
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, combinations, groupby, islice, permutations
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import msgspec
 
@@ -80,13 +80,7 @@ from heredity.redteam import attacks, judges
 from heredity.redteam.attacks import MARK, Attack, AttackContext, why_unsupported
 from heredity.redteam.judges import Decider, needs_judge
 from heredity.study import storage
-from heredity.study.plan import (
-    Grid,
-    Plan,
-    PlannedModel,
-    Trial,
-    TrialSet,
-)
+from heredity.study.plan import Grid, Plan, PlannedModel, Trial, TrialSet
 from heredity.study.storage import (
     RUNS,
     VERDICTS,
@@ -100,10 +94,6 @@ from heredity.study.storage import (
     refuse_other_arithmetic,
     verdict_rows,
 )
-
-if TYPE_CHECKING:
-    pass
-
 
 # --- services of attacks ------------------------------------------------------------------------------
 # An attacker model, a referee, and a cache of searches. Promises: the attacker is loaded on its first query,

@@ -146,7 +146,8 @@ def verdict_rows(folder: Path, grid: Grid, judged: TrialSet | None = None) -> It
     for row in rows:
         if not grid.matches(row.index, row.trial):
             raise _not_of_this_plan(rows, row.index)
-        _add(judged, row.index, rows)
+        if not judged.add(row.index):
+            raise _there_twice(rows, row.index)
         yield row
 
 
@@ -183,7 +184,8 @@ def answered_rows(rows: Rows[Response], grid: Grid, answered: TrialSet) -> Itera
     for row in rows:
         if not is_of_its_trial(row, grid):
             raise _not_of_this_plan(rows, row.index)
-        _add(answered, row.index, rows)
+        if not answered.add(row.index):
+            raise _there_twice(rows, row.index)
         yield row
 
 
@@ -204,11 +206,6 @@ def is_of_its_trial(row: Response, grid: Grid) -> bool:
 
 def _not_of_this_plan(rows: Rows[Any], index: int) -> Damaged:
     return Damaged(f"{rows.path}:{rows.line}: trial {index} is not of this plan. Remove the line to go on.")
-
-
-def _add(trials: TrialSet, index: int, rows: Rows[Any]) -> None:
-    if not trials.add(index):
-        raise _there_twice(rows, index)
 
 
 def _there_twice(rows: Rows[Any], index: int) -> Damaged:
@@ -411,8 +408,12 @@ def judged_responses(folder: Path, has_verdict: bytearray, digests: array[int]) 
 
 def _has_digest(row: RawResponse, number: int) -> bool:
     """Whether a response has this digest, as records.digest_response computes it."""
-    parts = b",".join(b"[%b,%b,%b,%b]" % (e.prefill, e.text, e.tool_calls, e.stop) for e in row.exchanges)
-    spelt = b"[[%b],%b%b]" % (parts, row.error, b"," + row.recorded if row.recorded else b"")
+    parts: list[bytes | msgspec.Raw] = [b"[["]
+    for e in row.exchanges:
+        parts += b",[", e.prefill, b",", e.text, b",", e.tool_calls, b",", e.stop, b"]"
+    if row.exchanges:
+        parts[1] = b"["
+    spelt = b"".join((*parts, b"],", row.error, b"," if row.recorded else b"", row.recorded, b"]"))
     # A row that heredity wrote has the bytes of the digest. Another spelling is decoded and encoded first.
     return number != 0 and (_hash(spelt) == number or _hash(encode(_respelt(spelt))) == number)
 

@@ -277,15 +277,15 @@ def _windows(text: str, spans: Sequence[tuple[int, int]], n_words: int) -> Itera
     first = 0
     while len(spans) - first > n_words:
         last = first + n_words - 1
-        ends = (at for at in range(last, first + n_words // 2, -1) if _ends_sentence(text, spans[at]))
+        ends = (
+            at
+            for at in range(last, first + n_words // 2, -1)
+            if (_SENTENCE_END.search(text, *spans[at]) is not None)
+        )
         end = next(ends, None)
         yield first, last if end is None else end
         first = last + 1 - n_words // OVERLAP if end is None else end + 1
     yield first, len(spans) - 1
-
-
-def _ends_sentence(text: str, span: tuple[int, int]) -> bool:
-    return _SENTENCE_END.search(text, *span) is not None
 
 
 def _title(block: TextBlock) -> str:

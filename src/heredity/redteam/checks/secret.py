@@ -140,7 +140,24 @@ class SpelledOutCode:
             not _ORDER.isdisjoint(tokens) or sum(map(_VOCABULARY.__contains__, tokens)) > 1
         ):  # cheap, and most texts end here
             return False
-        written = _write(tokens)
+        letters: list[str] = []
+        signs, starts, i = [0], {0}, 0
+        while i < len(tokens):
+            if tokens[i] not in _SPECIAL:
+                letters.append(tokens[i])
+                signs += [signs[-1]] * len(tokens[i])
+                starts.add(len(signs) - 1)
+                i += 1
+                continue
+            end = _end_of_numerals(tokens, i)
+            piece, weight = ("".join(_numerals(tokens[i:end])), 1) if end > i else _one(tokens[i])
+            if weight == _ENOUGH:
+                signs[-1] += _ENOUGH
+            signs += [signs[-1] + weight * (n + 1) for n in range(len(piece))]
+            letters.append(piece)
+            starts.add(len(signs) - 1)
+            i = max(end, i + 1)
+        written = _Written("".join(letters), frozenset(starts), signs)
         return any(written.holds(form) for form in self.forms)
 
 
@@ -166,27 +183,6 @@ def _openers(code: str) -> frozenset[str]:
     plain = {code[:n] for n in range(1, len(code) + 1)}
     spelt = {word for word, letter in _LETTERS.items() if code.startswith(letter)}
     return frozenset(plain | spelt | ({*_NUMBERS, *_TIMES} if code[:1].isdigit() else set()))
-
-
-def _write(tokens: list[str]) -> _Written:
-    letters: list[str] = []
-    signs, starts, i = [0], {0}, 0
-    while i < len(tokens):
-        if tokens[i] not in _SPECIAL:
-            letters.append(tokens[i])
-            signs += [signs[-1]] * len(tokens[i])
-            starts.add(len(signs) - 1)
-            i += 1
-            continue
-        end = _end_of_numerals(tokens, i)
-        piece, weight = ("".join(_numerals(tokens[i:end])), 1) if end > i else _one(tokens[i])
-        if weight == _ENOUGH:
-            signs[-1] += _ENOUGH
-        signs += [signs[-1] + weight * (n + 1) for n in range(len(piece))]
-        letters.append(piece)
-        starts.add(len(signs) - 1)
-        i = max(end, i + 1)
-    return _Written("".join(letters), frozenset(starts), signs)
 
 
 def _one(word: str) -> tuple[str, int]:

@@ -62,7 +62,7 @@ Row = Cost
 def compute(evidence: StudyEvidence) -> Iterator[Cost]:
     """By model, attack and scope, over the responses that have a verdict."""
     sums = _CostSums(evidence.outcomes)
-    evidence.watch(sums.see)
+    evidence.watch(sums.see, sums.scopes)
     return _rows(evidence.outcomes, sums, evidence.rates)
 
 
@@ -98,7 +98,8 @@ class _CostSums:
         self._codes = memoryview(outcomes.codes.data)
         self._shape = (len(plan.models), len(plan.attacks), len(_SCOPES), _SUMS)
         self._sums = [0] * int(np.prod(self._shape))
-        self._scopes = [_scope(plan, i) for i in range(len(plan.probes))]
+        scopes = {place: _scope(plan, place) for place in range(len(plan.probes))}
+        self.scopes = {place: scope for place, scope in scopes.items() if scope is not None}
 
     @property
     def array(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
@@ -106,9 +107,9 @@ class _CostSums:
 
     def see(self, row: RawResponse) -> None:
         rest, place = divmod(row.index // self._plan.samples, len(self._plan.probes))
-        if (scope := self._scopes[place]) is None or self._codes[row.index] in (0, SKIPPED):
+        if self._codes[row.index] in (0, SKIPPED):
             return
-        at, sums = _SUMS * (rest * len(_SCOPES) + scope), self._sums
+        at, sums = _SUMS * (rest * len(_SCOPES) + self.scopes[place]), self._sums
         sums[at] += 1
         sums[at + 1] += len(row.exchanges)
         for exchange in row.exchanges:

@@ -63,7 +63,13 @@ def find_drift(folder: Path, judge: str, judged_by: str) -> JudgeDrift | None:
     rows = [row for row in Rows(folder / CANARIES, CanaryVerdicts) if is_stamped(judged_by, row.judged_by)]
     if not rows:
         return None
-    last, then = rows[-1], _calibrated(folder, judge, judged_by, rows[-1].answers)
+    answers = rows[-1].answers
+    outcomes: dict[str, Outcome | None] = {}
+    for task in TASKS:
+        kept = newest_calibration(folder, judge, judged_by, task)
+        if kept is not None and kept.canaries is not None and kept.canaries.answers == answers:
+            outcomes |= kept.canaries.outcomes
+    last, then = rows[-1], (CanaryVerdicts(judge, judged_by, answers, outcomes) if outcomes else None)
     source = "calibration"
     if then is None:
         then, source = recorded_verdicts(judge, judged_by), "release"
@@ -73,15 +79,6 @@ def find_drift(folder: Path, judge: str, judged_by: str) -> JudgeDrift | None:
     if source == "first run" and not changed:
         return None
     return JudgeDrift(judge, source, len(last.outcomes), changed)
-
-
-def _calibrated(folder: Path, judge: str, judged_by: str, answers: str) -> CanaryVerdicts | None:
-    outcomes: dict[str, Outcome | None] = {}
-    for task in TASKS:
-        kept = newest_calibration(folder, judge, judged_by, task)
-        if kept is not None and kept.canaries is not None and kept.canaries.answers == answers:
-            outcomes |= kept.canaries.outcomes
-    return CanaryVerdicts(judge, judged_by, answers, outcomes) if outcomes else None
 
 
 def compute(evidence: StudyEvidence) -> Iterator[JudgeDrift]:

@@ -15,7 +15,7 @@ Leaves to others: reading the folder and the rates (aggregate.py), and every for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
@@ -43,7 +43,7 @@ class StudyEvidence:
     folder: Path
     judged: JudgedOutcomes
     rates: Sequence[Rate] = ()
-    _watchers: list[Callable[[RawResponse], None]] = field(default_factory=list)
+    _watchers: list[tuple[Callable[[RawResponse], None], Container[int]]] = field(default_factory=list)
     _is_closed: bool = False
 
     @property
@@ -56,20 +56,23 @@ class StudyEvidence:
         """The plan of the study."""
         return self.judged.outcomes.plan
 
-    def watch(self, see: Callable[[RawResponse], None]) -> None:
+    def watch(self, see: Callable[[RawResponse], None], probes: Container[int] | None = None) -> None:
         """Have `see` called with each judged response, in the order of the file, before rows are taken.
 
-        A generator runs too late for this: call it in a plain function that returns the generator.
+        probes: the places of those whose responses it needs; None: of all. A generator runs too late for
+        this: call it in a plain function that returns the generator.
         """
         if self._is_closed:
             raise RuntimeError("watch() after the responses were read: is `compute` a generator?")
-        self._watchers.append(see)
+        self._watchers.append((see, range(len(self.plan.probes)) if probes is None else probes))
 
     def read(self, responses: Iterable[RawResponse]) -> None:
         """Show each response to the watchers."""
         self._is_closed = True
+        samples, n_probes = self.plan.samples, len(self.plan.probes)
+        by_probe = [[see for see, probes in self._watchers if p in probes] for p in range(n_probes)]
         for response in responses:
-            for see in self._watchers:
+            for see in by_probe[response.index // samples % n_probes]:
                 see(response)
 
 

@@ -59,24 +59,22 @@ def compute(evidence: StudyEvidence) -> Iterator[ReadableAnswers]:
         for measure in MEASURES:
             for scope in SCOPES[measure]:
                 if probes := outcomes.probes(scope, measure):
-                    yield _line(outcomes, m, measure, scope, probes)
-
-
-def _line(outcomes: Outcomes, m: int, measure: Measure, scope: str, probes: list[int]) -> ReadableAnswers:
-    codes = outcomes.codes_of(m, ALL, probes)
-    answered = is_answered(codes)
-    clusters = outcomes.clusters_of(ALL, probes, m)[answered]
-    indices = outcomes.indices_of(m, ALL, probes)
-    return ReadableAnswers(
-        model=outcomes.plan.models[m].id,
-        technique=scope,
-        measure=measure,
-        n=int(answered.sum()),
-        n_unclear=int(np.count_nonzero(codes == UNCLEAR)),
-        n_attempted=outcomes.n_attempted(m, ALL, probes),
-        estimate=Intervals.over(outcomes, m).rate(is_decided(codes[answered]), clusters),
-        causes=_causes(outcomes, indices[codes == UNCLEAR]),
-    )
+                    codes = outcomes.codes_of(m, ALL, probes)
+                    answered = is_answered(codes)
+                    clusters = outcomes.clusters_of(ALL, probes, m)[answered]
+                    indices = outcomes.indices_of(m, ALL, probes)
+                    yield (
+                        ReadableAnswers(
+                            model=outcomes.plan.models[m].id,
+                            technique=scope,
+                            measure=measure,
+                            n=int(answered.sum()),
+                            n_unclear=int(np.count_nonzero(codes == UNCLEAR)),
+                            n_attempted=outcomes.n_attempted(m, ALL, probes),
+                            estimate=Intervals.over(outcomes, m).rate(is_decided(codes[answered]), clusters),
+                            causes=_causes(outcomes, indices[codes == UNCLEAR]),
+                        )
+                    )
 
 
 def _causes(outcomes: Outcomes, unclear: Places) -> dict[str, int]:

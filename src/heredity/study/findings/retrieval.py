@@ -82,28 +82,27 @@ class _RetrievedTrials:
                 for m in range(len(self._plan.models)):
                     several = list(self._plan.attacks) if len(self._plan.attacks) > 1 else []
                     for attack in several if several and self._planted.attacks else [ALL, *several]:
-                        yield self._row(m, technique, attack, probes)
-
-    def _row(self, model: int, technique: str, attack: str, probes: list[int]) -> RetrievedBreaches:
-        outcomes = self._outcomes
-        codes = outcomes.scored_of(model, attack, probes)
-        counted = outcomes.in_rate(codes)
-        broke = (codes == BROKE)[counted]
-        has = self._has[outcomes.indices_of(model, attack, probes)][counted]
-        clusters = outcomes.clusters_of(attack, probes, model)[counted]
-        rate = Intervals.over(outcomes, model).rate
-        place = self._plan.attacks.index(attack) if attack != ALL else 0
-        return RetrievedBreaches(
-            model=self._plan.models[model].id,
-            technique=technique,
-            attack=attack,
-            n_planted=len(self._planted.of(place, probes[0])),
-            n_broke=int(broke[has].sum()),
-            n_broke_without=int(broke[~has].sum()),
-            retrieved=rate(has, clusters),
-            obeyed=rate(broke[has], clusters[has]),
-            without=rate(broke[~has], clusters[~has]),
-        )
+                        outcomes = self._outcomes
+                        codes = outcomes.scored_of(m, attack, probes)
+                        counted = outcomes.in_rate(codes)
+                        broke = (codes == BROKE)[counted]
+                        has = self._has[outcomes.indices_of(m, attack, probes)][counted]
+                        clusters = outcomes.clusters_of(attack, probes, m)[counted]
+                        rate = Intervals.over(outcomes, m).rate
+                        place = self._plan.attacks.index(attack) if attack != ALL else 0
+                        yield (
+                            RetrievedBreaches(
+                                model=self._plan.models[m].id,
+                                technique=technique,
+                                attack=attack,
+                                n_planted=len(self._planted.of(place, probes[0])),
+                                n_broke=int(broke[has].sum()),
+                                n_broke_without=int(broke[~has].sum()),
+                                retrieved=rate(has, clusters),
+                                obeyed=rate(broke[has], clusters[has]),
+                                without=rate(broke[~has], clusters[~has]),
+                            )
+                        )
 
 
 def show(rows: Sequence[RetrievedBreaches], study: RecordedStudy) -> Section | None:

@@ -17,7 +17,7 @@ from heredity.core.sections import Cell, CountedShare, ModelName, Section, TextT
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, SCOPES, Estimates
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Intervals
-from heredity.study.outcomes import BROKE, BY_TOOLS, Outcomes
+from heredity.study.outcomes import BROKE, BY_TOOLS
 from heredity.study.plan import Grid
 from heredity.study.wording import (
     SERIOUS,
@@ -73,28 +73,24 @@ def compute(evidence: StudyEvidence) -> Iterator[SeverityRate]:
         for severity in reversed(get_args(Severity)):
             if same := [i for i in probes if outcomes.plan.probes[i].severity == severity]:
                 for m in range(len(outcomes.plan.models)):
-                    yield _row(outcomes, m, scope, severity, same)
-
-
-def _row(
-    outcomes: Outcomes, model: int, scope: str, severity: Severity, probes: Sequence[int]
-) -> SeverityRate:
-    plan, codes = outcomes.plan, outcomes.codes_of(model, ALL, probes)
-    counted, broke = outcomes.in_rate(codes), codes == BROKE
-    indices = np.sort(outcomes.indices_of(model, ALL, probes)[broke])
-    by_tools = [i for i in probes if plan.probes[i].check.kind in BY_TOOLS]
-    with_tools = outcomes.codes_of(model, ALL, by_tools) == BROKE
-    return SeverityRate(
-        model=plan.models[model].id,
-        technique=scope,
-        severity=severity,
-        n_broke=int(broke.sum()),
-        n_with_tools=int(with_tools.sum()),
-        estimate=Intervals.over(outcomes, model).rate(
-            broke[counted], outcomes.clusters_of(ALL, probes, model)[counted]
-        ),
-        trials=tuple(indices[:MAX_TRIALS].tolist()),
-    )
+                    plan, codes = outcomes.plan, outcomes.codes_of(m, ALL, same)
+                    counted, broke = outcomes.in_rate(codes), codes == BROKE
+                    indices = np.sort(outcomes.indices_of(m, ALL, same)[broke])
+                    by_tools = [i for i in same if plan.probes[i].check.kind in BY_TOOLS]
+                    with_tools = outcomes.codes_of(m, ALL, by_tools) == BROKE
+                    yield (
+                        SeverityRate(
+                            model=plan.models[m].id,
+                            technique=scope,
+                            severity=severity,
+                            n_broke=int(broke.sum()),
+                            n_with_tools=int(with_tools.sum()),
+                            estimate=Intervals.over(outcomes, m).rate(
+                                broke[counted], outcomes.clusters_of(ALL, same, m)[counted]
+                            ),
+                            trials=tuple(indices[:MAX_TRIALS].tolist()),
+                        )
+                    )
 
 
 def show(rows: Sequence[SeverityRate], study: RecordedStudy) -> Section | None:

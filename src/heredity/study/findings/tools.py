@@ -51,7 +51,9 @@ Row = ToolCallCounts
 
 
 def compute(evidence: StudyEvidence) -> Iterator[ToolCallCounts]:
-    """The counts of each model that called such a tool, in the plan's order."""
+    """The counts of each model that called such a tool, in the plan's order; none without such a tool."""
+    if not any(tool.runs for tool in evidence.plan.application.tools):
+        return iter(())
     counter = _Counter(evidence.plan)
     evidence.watch(counter.see)
     return counter.rows()

@@ -24,7 +24,6 @@ from heredity.study.estimates import ALL, Estimates
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Bools, Intervals
 from heredity.study.outcomes import Outcomes, is_answered
-from heredity.study.plan import Plan
 from heredity.study.wording import difference_words, interval, names, p_words, percent, plural, share_words
 
 NAME, ORDER = "unasked", 1
@@ -107,7 +106,11 @@ class _Compared(NamedTuple):
 
 def _comparisons(outcomes: Outcomes, broke: Bools) -> Iterator[UnaskedHarm]:
     """Every two models, seen from both."""
-    plan, edges = outcomes.plan, _edges(outcomes.plan)
+    place = places_of(outcomes.plan)
+    plan, edges = (
+        outcomes.plan,
+        {(place[edge.parent], place[edge.child]) for edge in outcomes.plan.edges or ()},
+    )
     pairs = list(combinations(range(len(plan.models)), 2))
     made = (_compare(outcomes, broke, a, b, kind) for kind in _KINDS for a, b in pairs)
     compared = [each for each in made if each is not None]
@@ -119,11 +122,6 @@ def _comparisons(outcomes: Outcomes, broke: Bools) -> Iterator[UnaskedHarm]:
                 plan.models[b].id, kind, ANY, c.table.both + c.table.only_b, c.difference, plan.models[a].id,
                 c.table.both + c.table.only_a, p, _verdict(c, plan.margin, alpha, p), (a, b) in edges,
             )  # fmt: skip
-
-
-def _edges(plan: Plan) -> set[tuple[int, int]]:
-    place = places_of(plan)
-    return {(place[edge.parent], place[edge.child]) for edge in plan.edges or ()}
 
 
 def _compare(outcomes: Outcomes, broke: Bools, a: int, b: int, kind: _Kind) -> _Compared | None:

@@ -142,28 +142,26 @@ def _rows(trials: list[_Trial], confidence: float) -> Iterator[AgentTasks]:
         for suite in [*suites, *[ALL] * (len(suites) > 1)]:
             mine = [t for t in trials if t.model == model and suite in (t.suite, ALL)]
             for attack in attacks:
-                yield _row(model, suite, attack, mine, confidence)
-
-
-def _row(model: str, suite: str, attack: str, trials: list[_Trial], confidence: float) -> AgentTasks:
-    alone = [trial for trial in trials if trial.attack == NO_ATTACK]
-    attacked = [trial for trial in trials if trial.attack == attack != NO_ATTACK]
-    done = [trial.recorded[DONE] for trial in alone if trial.recorded is not None]
-    ways = _two_ways(attacked, confidence)
-    return AgentTasks(
-        model=model,
-        suite=suite,
-        attack=attack,
-        utility=wilson(sum(done), len(done), confidence),
-        under_attack=ways(DONE),
-        breach=ways(REACHED),
-        n_done=sum(done),
-        n_done_under_attack=_count(attacked, DONE),
-        n_broke=_count(attacked, REACHED),
-        n_done_by_nothing=_by_nothing(alone),
-        n_errors=sum(trial.recorded is None for trial in alone),
-        n_errors_under_attack=sum(trial.recorded is None for trial in attacked),
-    )
+                alone = [trial for trial in mine if trial.attack == NO_ATTACK]
+                attacked = [trial for trial in mine if trial.attack == attack != NO_ATTACK]
+                done = [trial.recorded[DONE] for trial in alone if trial.recorded is not None]
+                ways = _two_ways(attacked, confidence)
+                yield (
+                    AgentTasks(
+                        model=model,
+                        suite=suite,
+                        attack=attack,
+                        utility=wilson(sum(done), len(done), confidence),
+                        under_attack=ways(DONE),
+                        breach=ways(REACHED),
+                        n_done=sum(done),
+                        n_done_under_attack=_count(attacked, DONE),
+                        n_broke=_count(attacked, REACHED),
+                        n_done_by_nothing=_by_nothing(alone),
+                        n_errors=sum(trial.recorded is None for trial in alone),
+                        n_errors_under_attack=sum(trial.recorded is None for trial in attacked),
+                    )
+                )
 
 
 def _two_ways(trials: list[_Trial], confidence: float) -> Callable[[str], Estimate]:

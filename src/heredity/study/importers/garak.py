@@ -42,7 +42,14 @@ def read(path: Path) -> Iterator[Raw]:
             version = clean_text(str(entry.get("garak_version") or ""))
         elif kind == "attempt" and _is_complete(entry):
             for raw in _outputs(path, line, entry, model, threshold):
-                yield raw._replace(threats=_threats(entry.get("intent"), version))
+                intent = entry.get("intent")
+                intents = intent if isinstance(intent, list) else [intent]
+                scheme = f"garak:{version}/" if version else "garak:"
+                yield raw._replace(
+                    threats=tuple(
+                        scheme + clean_text(each) for each in intents if isinstance(each, str) and each
+                    )
+                )
 
 
 def lacking(path: Path) -> Lacking:
@@ -88,13 +95,6 @@ def _is_complete(entry: Mapping[str, object]) -> bool:
         return False
     turns, _ = conversation(_prompt(entry.get("prompt", "?")))
     return any(map(str.strip, turns))
-
-
-def _threats(intent: object, version: str) -> tuple[str, ...]:
-    """The intents of an attempt, with the version of garak whose typology they are of."""
-    intents = intent if isinstance(intent, list) else [intent]
-    scheme = f"garak:{version}/" if version else "garak:"
-    return tuple(scheme + clean_text(each) for each in intents if isinstance(each, str) and each)
 
 
 def _prompt(prompt: Any) -> Any:

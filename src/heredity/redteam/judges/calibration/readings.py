@@ -173,8 +173,10 @@ def check_errors_elsewhere(
 
 
 def _cells(rows: Sequence[Reading], endpoint: Endpoint, key: Callable[[Reading], str]) -> list[ReadCounts]:
-    names = sorted({key(row) for row in rows})
-    return [count_readings([row for row in rows if key(row) == name], endpoint) for name in names]
+    groups: dict[str, list[Reading]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return [count_readings(groups[name], endpoint) for name in sorted(groups)]
 
 
 def _share(
