@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from heredity.core.records import Check, ToolCall
 from heredity.redteam import judges
+from heredity.redteam.judges import checks
 from heredity.redteam.judges._choice import WORDS, find_unprompted
 from tests.support.trials import SYSTEM, exchange, make_application, probe, response
 
@@ -52,3 +54,21 @@ def test_every_verdict_of_a_study_has_them(asked: object) -> None:
     assert row.unprompted is UNSET
     (row,) = judges.Decider().verdicts([(asked, response(error="no memory"))], make_application())  # type: ignore[list-item]
     assert row.unprompted is UNSET and row.error
+
+
+def test_the_same_answer_in_another_sample_is_read_once_and_keeps_its_trial(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, verdict = list[str](), checks.verdict
+    monkeypatch.setattr(checks, "verdict", lambda *of: read.append(of[1].trial) or verdict(*of))
+    says = response("It is zorquint7.", CODE)
+    rows = [
+        (MARKER, says), (MARKER, replace(says, index=8, trial="second")),
+        (replace(MARKER, id="other"), replace(says, trial="third")),
+        (MARKER, replace(says, trial="fourth", error="no memory")),
+        (MARKER, replace(response("It is zorquint7.", CODE + "!"), trial="fifth")),
+    ]  # fmt: skip
+    first, second, *others = judges.Decider().verdicts(rows, make_application())
+    assert read == ["trial", "third", "fourth", "fifth"]
+    assert second == replace(first, index=8, trial="second") and second.unprompted is not UNSET
+    assert [row.trial for row in others] == ["third", "fourth", "fifth"] and others[1].error == "no memory"
