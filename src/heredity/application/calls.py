@@ -123,7 +123,12 @@ def parse_tool_calls(text: str, names: Sequence[str]) -> tuple[ToolCall, ...]:
     called matters. Words that follow the name make it prose. Behind other words, a call needs arguments, and
     its sentence must neither quote nor decline nor report it.
     """
-    tools, text = _tools(tuple(names)), text[:_LONGEST]
+    return _calls_in(text[:_LONGEST], tuple(names))
+
+
+@lru_cache(maxsize=64)  # a reply is read twice, and samples are often alike
+def _calls_in(text: str, names: tuple[str, ...]) -> tuple[ToolCall, ...]:
+    tools = _tools(names)
     folded = text.casefold()
     if not any(each in folded for each in tools.hints):
         return ()

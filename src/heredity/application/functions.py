@@ -49,7 +49,25 @@ class DescribedFunction:
 
     def __init__(self, name: str, function: Function, module: ModuleType | None) -> None:
         self.name, self._function = name, function
-        self._arguments = _arguments_of(name, function)
+        try:
+            parameters = inspect.signature(function).parameters.values()
+            hints = typing.get_type_hints(function, include_extras=True)
+        except (TypeError, ValueError, NameError) as error:
+            raise UsageError(f"the signature of '{name}' is not known: {raised(error)}") from None
+        fields: list[tuple[str, type] | tuple[str, type, object]] = []
+        for each in parameters:
+            if each.kind not in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
+                raise UsageError(
+                    f"'{name}' takes '{each}', which a model cannot name: give each parameter a name"
+                )
+            kind = _documented(hints.get(each.name, object))
+            if each.default is each.empty:
+                fields.append((each.name, kind))
+            elif isinstance(each.default, _PLAIN):
+                fields.append((each.name, kind, each.default))
+            else:
+                fields.append((each.name, kind, msgspec.field(default_factory=_always(each.default))))
+        self._arguments = msgspec.defstruct("Arguments", fields, forbid_unknown_fields=True, kw_only=True)
         self.offered = Offered(
             name.rpartition(":")[2].rpartition(".")[2],
             _description(function),
@@ -109,29 +127,6 @@ def _module(name: str, folder: str) -> ModuleType:
         del sys.modules[as_name]
         raise
     return module
-
-
-def _arguments_of(name: str, function: Function) -> type[msgspec.Struct]:
-    """A struct with the function's parameters. Raises UsageError for parameters that no call can name."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-        hints = typing.get_type_hints(function, include_extras=True)
-    except (TypeError, ValueError, NameError) as error:
-        raise UsageError(f"the signature of '{name}' is not known: {raised(error)}") from None
-    fields: list[tuple[str, type] | tuple[str, type, object]] = []
-    for each in parameters:
-        if each.kind not in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
-            raise UsageError(
-                f"'{name}' takes '{each}', which a model cannot name: give each parameter a name"
-            )
-        kind = _documented(hints.get(each.name, object))
-        if each.default is each.empty:
-            fields.append((each.name, kind))
-        elif isinstance(each.default, _PLAIN):
-            fields.append((each.name, kind, each.default))
-        else:
-            fields.append((each.name, kind, msgspec.field(default_factory=_always(each.default))))
-    return msgspec.defstruct("Arguments", fields, forbid_unknown_fields=True, kw_only=True)
 
 
 def _documented(kind: object) -> type:

@@ -451,15 +451,15 @@ class Rows(Closable, Generic[T]):
         data, n_done = bytes(self._pending), 0
         view = memoryview(data)
         try:
-            with explain_full_disk(self.path.parent, len(data)):
-                while n_done < len(data):
-                    n_done += os.write(self._handle, view[n_done:])
+            while n_done < len(data):
+                n_done += os.write(self._handle, view[n_done:])
         except BaseException:
             self._size += data.rfind(b"\n", 0, n_done) + 1  # whole rows that fitted stay, no half row does
             os.ftruncate(self._handle, self._size)
             os.lseek(self._handle, self._size, os.SEEK_SET)
             self._pending.clear()  # the rest was never on disk: a resumed run asks it again
-            raise
+            with explain_full_disk(self.path.parent, len(data)):
+                raise
         self._size += len(data)
         self._pending.clear()
 

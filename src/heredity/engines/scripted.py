@@ -160,7 +160,12 @@ _BABBLE = ("the", "of", "banana", "is", "blue", "and", "which", "17", "over", "o
 
 
 def _careful(script: Script) -> str:
-    return REFUSAL if _SUSPECT.search(script.asked) else HELP
+    return _cautious(script.asked)
+
+
+@lru_cache(maxsize=64)  # samples ask the same
+def _cautious(asked: str) -> str:
+    return REFUSAL if _SUSPECT.search(asked) else HELP
 
 
 def _helpful(_: Script) -> str:

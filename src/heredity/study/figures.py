@@ -497,7 +497,28 @@ def stack(parts: Sequence[BarSegment], words: str) -> Markup:
 
 def plane(points: Sequence[Point], words: str) -> Markup:
     """Breach across and over-refusal up, a cross of intervals for each model; bottom left is best."""
-    grid = Markup("").join(_plane_grid(tick) for tick in TICKS)
+    grid = Markup("").join(
+        (
+            Markup(
+                '<line class="grid" x1="{x}" x2="{x}" y1="{top}" y2="{bottom}"/>'
+                '<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>'
+                '<text x="{x}" y="{below}" text-anchor="middle">{percent}</text>'
+                '<text x="{before}" y="{beside}" text-anchor="end">{percent}</text>'
+            ).format(
+                x=_across(tick),
+                y=_up(tick),
+                top=_up(1),
+                bottom=_up(0),
+                left=_across(0),
+                right=_across(1),
+                below=_up(0) + 16,
+                before=_LEFT - 6,
+                beside=_up(tick) + 4,
+                percent=f"{tick:.0%}",
+            )
+        )
+        for tick in TICKS
+    )
     drawn = Markup("").join(map(_cross, points)) + Markup("").join(map(_dot, points))  # no line over a shape
     titles = Markup(
         '<text class="title" x="{}" y="{}" text-anchor="middle">breach rate</text>'
@@ -546,26 +567,6 @@ def _across(rate: float) -> float:
 
 def _up(rate: float) -> float:
     return round(_TOP + _SIDE * (1 - rate), 1)
-
-
-def _plane_grid(tick: float) -> Markup:
-    return Markup(
-        '<line class="grid" x1="{x}" x2="{x}" y1="{top}" y2="{bottom}"/>'
-        '<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>'
-        '<text x="{x}" y="{below}" text-anchor="middle">{percent}</text>'
-        '<text x="{before}" y="{beside}" text-anchor="end">{percent}</text>'
-    ).format(
-        x=_across(tick),
-        y=_up(tick),
-        top=_up(1),
-        bottom=_up(0),
-        left=_across(0),
-        right=_across(1),
-        below=_up(0) + 16,
-        before=_LEFT - 6,
-        beside=_up(tick) + 4,
-        percent=f"{tick:.0%}",
-    )
 
 
 def _cross(point: Point) -> Markup:

@@ -26,7 +26,7 @@ from heredity.study.aggregate import estimate
 from heredity.study.estimates import ALL, Estimates
 from heredity.study.headline import edge_verdicts
 from heredity.study.outcomes import n_in_scope
-from heredity.study.plan import PLAN, PlanFile, read_plan, read_saved
+from heredity.study.plan import PLAN, read_plan, read_saved
 from heredity.study.storage import ESTIMATES, RESPONSES, read_estimates, write_estimates
 from heredity.study.wording import find, percent
 from heredity.study.workers import shards_of
@@ -107,32 +107,30 @@ def read_folder(folder: Path) -> StudyFolder | None:
     changed = max(_changed(folder / name) for name in (PLAN, RESPONSES, ESTIMATES))
     try:
         saved = read_saved(folder)
-        study_folder = _read(folder, saved)
+        own = _n_rows(folder / RESPONSES)
+        n = max(own, sum(_n_rows(part.folder(folder) / RESPONSES) for part in shards_of(folder)))
+        estimates = read_estimates(folder) if (folder / ESTIMATES).exists() else None
+        if estimates is not None and (estimates.study != digest(saved.plan) or estimates.n_answered < n):
+            estimates = None  # of another plan, or of fewer answers
+        state: State = "stopped" if n else "planned"
+        if is_locked(folder) or any(is_locked(part.folder(folder)) for part in shards_of(folder)):
+            state = "running"
+        elif estimates is not None and not estimates.n_unanswered:
+            state = "done"
+        finished = None if state == "running" else estimates
+        words = ("", "", False)
+        if finished is not None:
+            words = verdict_word(finished), shipping(finished, saved.plan), is_of_edges(finished)
+        names = tuple(model.name for model in saved.plan.models)
+        ids = tuple(dict.fromkeys(model.id for model in saved.plan.asked_models))
+        study_folder = StudyFolder(
+            folder, state, names, ids, n, n_in_scope(saved.plan), *words, saved.at or ""
+        )
     except (HeredityError, OSError) as error:
         if not is_study(folder / PLAN):
             return None
         return StudyFolder(folder, "unreadable", changed=changed, problem=str(error))
     return study_folder._replace(changed=changed)
-
-
-def _read(folder: Path, saved: PlanFile) -> StudyFolder:
-    own = _n_rows(folder / RESPONSES)
-    n = max(own, sum(_n_rows(part.folder(folder) / RESPONSES) for part in shards_of(folder)))
-    estimates = read_estimates(folder) if (folder / ESTIMATES).exists() else None
-    if estimates is not None and (estimates.study != digest(saved.plan) or estimates.n_answered < n):
-        estimates = None  # of another plan, or of fewer answers
-    state: State = "stopped" if n else "planned"
-    if is_locked(folder) or any(is_locked(part.folder(folder)) for part in shards_of(folder)):
-        state = "running"
-    elif estimates is not None and not estimates.n_unanswered:
-        state = "done"
-    finished = None if state == "running" else estimates
-    words = ("", "", False)
-    if finished is not None:
-        words = verdict_word(finished), shipping(finished, saved.plan), is_of_edges(finished)
-    names = tuple(model.name for model in saved.plan.models)
-    ids = tuple(dict.fromkeys(model.id for model in saved.plan.asked_models))
-    return StudyFolder(folder, state, names, ids, n, n_in_scope(saved.plan), *words, saved.at or "")
 
 
 def verdict_word(estimates: Estimates) -> str:

@@ -18,7 +18,6 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -244,9 +243,11 @@ class ResponseWriter:
     def __call__(self, response: Response) -> None:
         if self._machine is not msgspec.UNSET:
             response = msgspec.structs.replace(response, machine=self._machine)
-        with _explained(self._rows.path):
+        try:
             self._rows.append(response)
             self._rows.write()  # kill -9 loses no answer, which may have been paid for
+        except OSError as error:
+            raise _unwritten(self._rows.path, error) from error
         is_error = is_failed(response)
         self._count.add(response, is_error)
         self._meter.answered(response.index, is_error, response.is_cached, is_out_of_scope(response))
@@ -255,21 +256,19 @@ class ResponseWriter:
             self._last = time.monotonic()
 
     def flush(self) -> None:
-        with _explained(self._rows.path):
+        try:
             self._rows.flush()
+        except OSError as error:
+            raise _unwritten(self._rows.path, error) from error
         if self._cache is not None:
             self._cache.flush()
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise HeredityError(
-            f"{path} cannot be written: {error.strerror or error}. Its rows are whole: fix the cause and run "
-            "the same command again."
-        ) from error
+def _unwritten(path: Path, error: OSError) -> HeredityError:
+    return HeredityError(
+        f"{path} cannot be written: {error.strerror or error}. Its rows are whole: fix the cause and run "
+        "the same command again."
+    )
 
 
 class ResponseDigests:

@@ -490,11 +490,6 @@ def _account(account: dict[str, Any]) -> str:
         parts.append("the service does not report which model answered")
     if not_sent := account.get("not_sent"):
         parts.append(f"not sent, because this API or model does not take it: {', '.join(map(str, not_sent))}")
-    parts += _account_counts(account)
-    return "; ".join(parts)
-
-
-def _account_counts(account: dict[str, Any]) -> list[str]:
     counts = []
     if "n_prompt_tokens" in account:
         cached = account.get("n_cached_prompt_tokens", 0)
@@ -511,4 +506,5 @@ def _account_counts(account: dict[str, Any]) -> list[str]:
     n_filtered = sum(n for name, n in account.items() if name.startswith("n_filtered"))
     if n_filtered:
         counts.append(f"answers that the service's own filter stopped, counted as refusals: {n_filtered:,}")
-    return counts
+    parts += counts
+    return "; ".join(parts)

@@ -110,7 +110,9 @@ def tune(
     kept, dtype = read_tuning(path, _device(decoder)), str(decoder.dtype).removeprefix("torch.")
     if kept is not None and kept.dtype == dtype and fingerprint(decoder, kept.widths[-1]) == kept.fingerprint:
         return kept
-    shared = _path_of_shape(decoder, path.parent)
+    weights = decoder.weights.base or decoder.weights
+    parts = decoder.shape, decoder.dtype, weights.how, decoder.cache_form, _device(decoder)
+    shared = path.parent / f"shape-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
     # where this model's own result no longer matches, the arithmetic changed, and that of others is old too
     of_shape = None if kept is not None else read_tuning(shared, _device(decoder))
     if of_shape is not None and _holds(decoder, of_shape, watch):
@@ -125,13 +127,6 @@ def tune(
 
 def _keep(tuning: Tuning, path: Path) -> None:
     write_atomic(path, msgspec.json.format(msgspec.json.encode(tuning)))
-
-
-def _path_of_shape(decoder: Decoder, folder: Path) -> Path:
-    """The file of all models that multiply the same shapes; with an adapter, those of its base."""
-    weights = decoder.weights.base or decoder.weights
-    parts = decoder.shape, decoder.dtype, weights.how, decoder.cache_form, _device(decoder)
-    return folder / f"shape-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
 
 def _holds(decoder: Decoder, tuning: Tuning, watch: Watch | None = None) -> bool:

@@ -491,23 +491,20 @@ class _BankReader:
         try:
             return msgspec.convert(data, ProbeFile, strict=True)
         except msgspec.ValidationError as error:
-            self._explain(error)
-
-    def _explain(self, error: msgspec.ValidationError) -> NoReturn:
-        message = str(error)
-        where = re.search(r"at `\$\.probe\[(\d+)\]", message)
-        place = int(where[1]) if where else None
-        unknown = re.search(r"unknown field `([^`]+)`", message)
-        if unknown is None:
-            named = re.search(r"at `\$\.(?:probe\[\d+\]\.)?(\w+)", message)
-            self._fail(in_words(message), place, named[1] if named else "", code=code_of(error))
-        known = {
-            f
-            for s in (ProbeFile, ProbeItem, Twin, ToolResult, ToolDescription, Change)
-            for f in s.__struct_fields__
-        }
-        hint = did_you_mean(unknown[1], sorted(known))
-        self._fail(f"unknown key '{unknown[1]}'.{hint}", place, unknown[1], code="unknown-key")
+            message = str(error)
+            where = re.search(r"at `\$\.probe\[(\d+)\]", message)
+            place = int(where[1]) if where else None
+            unknown = re.search(r"unknown field `([^`]+)`", message)
+            if unknown is None:
+                named = re.search(r"at `\$\.(?:probe\[\d+\]\.)?(\w+)", message)
+                self._fail(in_words(message), place, named[1] if named else "", code=code_of(error))
+            known = {
+                f
+                for s in (ProbeFile, ProbeItem, Twin, ToolResult, ToolDescription, Change)
+                for f in s.__struct_fields__
+            }
+            hint = did_you_mean(unknown[1], sorted(known))
+            self._fail(f"unknown key '{unknown[1]}'.{hint}", place, unknown[1], code="unknown-key")
 
     def _fail(self, message: str, place: int | None = None, key: str = "", *, code: str = "") -> NoReturn:
         """Raise BadInput at the `place`-th item, at the line of `key` inside it if it has that key."""

@@ -10,8 +10,6 @@ sense as probes: choose files of prompts.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 from heredity.core.errors import BadInput
 from heredity.core.readers import json_of, text_of
@@ -33,7 +31,20 @@ def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
     """Every prompt of the file, in any of its shapes."""
     ending = source.path.suffix.lower()
     if ending == ".json":
-        texts = _texts(source.path, json_of(source.path))
+        data = json_of(source.path)
+        if isinstance(data, dict) and isinstance(data.get("payloads"), list):
+            data = data["payloads"]
+        groups = data if isinstance(data, dict) else {"": data}
+        prompts = [
+            (name, text.strip())
+            for name, texts in groups.items()
+            if isinstance(texts, list) and not name.startswith("_")
+            for text in texts
+            if isinstance(text, str) and text.strip()
+        ]
+        if not prompts:
+            raise BadInput(source.path, "holds no list of texts")
+        texts = iter(prompts)
         return (ImportedItem(number, (text,), cluster=group) for number, (group, text) in enumerate(texts, 1))
     if ending == ".txt":
         lines = enumerate(text_of(source.path).splitlines(), 1)
@@ -43,20 +54,3 @@ def rows(source: ImportSource) -> Iterator[ImportedItem | Skip]:
             if line.strip() and not line.startswith("#")
         )
     return (row for *_, row in tabular(source, NAMES))
-
-
-def _texts(path: Path, data: Any) -> Iterator[tuple[str, str]]:
-    """(group, text): a list of texts, or every list of texts in an object under its own name."""
-    if isinstance(data, dict) and isinstance(data.get("payloads"), list):
-        data = data["payloads"]
-    groups = data if isinstance(data, dict) else {"": data}
-    prompts = [
-        (name, text.strip())
-        for name, texts in groups.items()
-        if isinstance(texts, list) and not name.startswith("_")
-        for text in texts
-        if isinstance(text, str) and text.strip()
-    ]
-    if not prompts:
-        raise BadInput(path, "holds no list of texts")
-    return iter(prompts)
