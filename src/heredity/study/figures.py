@@ -193,7 +193,22 @@ class _Layout:
         self._ways = [self._way(number, edge) for number, edge in enumerate(self._edges)]
         self._columns = self._ordered()
         self._wide, self._run = _ROOMY if is_scrolled or len(self._columns) < 3 else _NARROW
-        self._y = self._placed()
+        before, after = self._neighbours()
+        near = {p: before.get(p, []) + after.get(p, []) for column in self._columns for p in column}
+        y = {place: 0.0 for column in self._columns for place in column}
+        for turn in range(2 * _ROUNDS):
+            for column in self._columns if turn % 2 == 0 else self._columns[::-1]:
+                wanted = [_mean(near[place], y, y[place]) for place in column]
+                heights = [self._height(p) for p in column]
+                steps = [(a + b) / 2 + _ASIDE for a, b in pairwise(heights)]
+                first, last = list(wanted), list(wanted)
+                for i, step in enumerate(steps):
+                    first[i + 1] = max(first[i + 1], first[i] + step)
+                for i, step in reversed(list(enumerate(steps))):
+                    last[i] = min(last[i], last[i + 1] - step)
+                y |= dict(zip(column, [(a + b) / 2 for a, b in zip(first, last, strict=True)], strict=True))
+        top = min(y[place] - self._height(place) / 2 for place in y)
+        self._y = {place: round(value - top + _MARGIN, 1) for place, value in y.items()}
 
     # --- where ---
 
@@ -227,25 +242,6 @@ class _Layout:
                 before.setdefault(lower, []).append(upper)
                 after.setdefault(upper, []).append(lower)
         return before, after
-
-    def _placed(self) -> dict[_Place, float]:
-        """The middle of every place, none nearer to the next than their heights allow."""
-        before, after = self._neighbours()
-        near = {p: before.get(p, []) + after.get(p, []) for column in self._columns for p in column}
-        y = {place: 0.0 for column in self._columns for place in column}
-        for turn in range(2 * _ROUNDS):
-            for column in self._columns if turn % 2 == 0 else self._columns[::-1]:
-                wanted = [_mean(near[place], y, y[place]) for place in column]
-                heights = [self._height(p) for p in column]
-                steps = [(a + b) / 2 + _ASIDE for a, b in pairwise(heights)]
-                first, last = list(wanted), list(wanted)
-                for i, step in enumerate(steps):
-                    first[i + 1] = max(first[i + 1], first[i] + step)
-                for i, step in reversed(list(enumerate(steps))):
-                    last[i] = min(last[i], last[i + 1] - step)
-                y |= dict(zip(column, [(a + b) / 2 for a, b in zip(first, last, strict=True)], strict=True))
-        top = min(y[place] - self._height(place) / 2 for place in y)
-        return {place: round(value - top + _MARGIN, 1) for place, value in y.items()}
 
     def _height(self, place: _Place) -> float:
         """A box is as high as all edges that end at it."""

@@ -22,7 +22,7 @@ from msgspec import UNSET, Struct
 from numpy.typing import NDArray
 
 from heredity.core.errors import Damaged
-from heredity.core.records import Cause, Manner, Outcome, Probe, is_skipped
+from heredity.core.records import Cause, Manner, Outcome, Probe, digest, is_skipped
 from heredity.redteam.checks import is_judged
 from heredity.study import labels
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, PROBE_KINDS, Measure
@@ -115,6 +115,7 @@ class Outcomes:
         # A cluster belongs to its technique: "override" under two of them is two behaviours.
         behaviours = [f"{probe.technique}\0{probe.cluster}" for probe in plan.probes]
         _, self.clusters = np.unique(behaviours, return_inverse=True)
+        self._places: dict[tuple[str, Measure], list[int]] = {}
         self.is_twin = np.array([probe.kind == "benign" for probe in plan.probes], np.bool_)
         self._is_judged = np.array([p.kind == "breach" and is_judged(p.check) for p in plan.probes], np.bool_)
         # Per trial; empty: not known. `causes` holds places in CAUSES, from 1.
@@ -165,8 +166,10 @@ class Outcomes:
 
     def probes(self, technique: str, measure: Measure) -> list[int]:
         """Places of the probes of a cell; none for a scope of another measure."""
-        kind = PROBE_KINDS[measure]
-        return [i for i, p in enumerate(self.plan.probes) if p.kind == kind and is_part(p, technique)]
+        if (of := (technique, measure)) not in self._places:
+            its = [i for i, p in enumerate(self.plan.probes) if p.kind == PROBE_KINDS[measure]]
+            self._places[of] = [i for i in its if is_part(self.plan.probes[i], technique)]
+        return self._places[of]
 
     def codes_of(self, model: int, attack: str, probes: Sequence[int]) -> Codes:
         """The codes of a cell, flat, in the same order for every model."""
@@ -274,19 +277,33 @@ class UnpromptedBreach(Struct, frozen=True, gc=False):
     check: str
 
 
+_last_codes: dict[tuple[object, ...], Codes] = {}  # that this process read, by the plan and the file
+
+
+def read_codes(plan: Plan, folder: Path) -> Codes:
+    """The code of every trial, as `read_outcomes` reads it; once a process, until the file changes."""
+    if (codes := _last_codes.get(_state(plan, folder))) is None:
+        codes = read_outcomes(plan, folder).outcomes.codes
+    return codes
+
+
+def _state(plan: Plan, folder: Path) -> tuple[object, ...]:
+    path = folder / VERDICTS
+    of = path.stat() if path.exists() else None
+    return digest(plan), path, of and (of.st_ino, of.st_size, of.st_mtime_ns)
+
+
 def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
     """The outcomes of a folder, in one pass over its verdicts.
 
     Raises Damaged for a verdict that is not of this plan, is there twice, or is of another kind of probe.
     """
-    grid, outcomes = Grid(plan), Outcomes(plan)
+    grid, outcomes, state = Grid(plan), Outcomes(plan), _state(plan, folder)
     outcomes.causes, outcomes.attempted = np.zeros(len(grid), np.int8), np.zeros(len(grid), np.bool_)
     outcomes.useless, outcomes.useful = np.zeros(len(grid), np.bool_), np.zeros(len(grid), np.bool_)
     manners, kinds = np.zeros(len(grid), np.int8), np.zeros(len(grid), np.int8)
     codes, manner_codes, kind_of = (memoryview(a.data) for a in (outcomes.codes, manners, kinds))
-    members: dict[str, Codes] = {}
-    judges: dict[str, str] = {}
-    unprompted: list[UnpromptedBreach] = []
+    members, judges, unprompted = dict[str, Codes](), dict[str, str](), list[UnpromptedBreach]()
     digests = array("Q", bytes(8 * len(grid)))
     labelled = labels.Labelling(folder) if (folder / labels.LABELS).exists() else None
     for row in verdict_rows(folder, grid):
@@ -305,13 +322,15 @@ def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
         if row.unprompted is not UNSET:
             unprompted += [UnpromptedBreach(index, each.check) for each in row.unprompted]
         if row.members is not UNSET:
-            n_trials = len(grid)
-            for member, outcome in row.members.items():
-                code, members_codes = _CODES[outcome], members.setdefault(member, np.zeros(n_trials, np.int8))
-                members_codes[index] = code if code in (HELD, BROKE) else 0
+            for member, its in row.members.items():
+                if member not in members:
+                    members[member] = np.zeros(len(grid), np.int8)
+                members[member][index] = code if (code := _CODES[its]) in (HELD, BROKE) else 0
         if labelled is not None:
             labelled.check(index, row.response)
     _check_kinds(outcomes, kinds, folder)
+    _last_codes.clear()
+    _last_codes[state] = outcomes.codes
     of_people = None if labelled is None else labelled.over(len(grid))
     return JudgedOutcomes(outcomes, manners, members, judges, of_people, digests, tuple(unprompted))
 

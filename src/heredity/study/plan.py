@@ -8,6 +8,7 @@ Leaves to others: making a plan from a user's settings (resolve.py), asking (run
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -364,6 +365,7 @@ class Grid:
         self._n_trials = plan.n_trials  # a product, and asked for each row of a study
         self.planted = PlantedPassages(plan)
         self._spelt = (-1, b"", b"", b"")
+        self._seeds = array("Q", bytes(8 * plan.n_per_model))  # 0: not computed yet
 
     def __len__(self) -> int:
         return self._n_trials
@@ -374,7 +376,7 @@ class Grid:
             raise IndexError(f"trial {index} is outside a plan of {self._n_trials}")
         cell, sample = divmod(index, self._samples)
         plan, (m, a, p) = self.plan, self._cell(cell)
-        seed, name = self._identify(cell, sample)
+        seed, name = self._identify(index)
         return Trial(index, plan.models[m], plan.attacks[a], plan.probes[p], sample, seed, name)
 
     def _cell(self, cell: int) -> tuple[int, int, int]:
@@ -382,12 +384,13 @@ class Grid:
         rest, probe = divmod(cell, len(self._probes))
         return *divmod(rest, len(self._attacks)), probe
 
-    def _identify(self, cell: int, sample: int) -> tuple[int, str]:
+    def _identify(self, index: int) -> tuple[int, str]:
         """The seed of a trial, and its id.
 
         The id is 32 hex digits of SHA-256 over model id, application digest, probe, attack, sample, overlay
         and seed.
         """
+        cell, sample = divmod(index, self._samples)
         spelt = self._spelt  # of the cell before, which is most often this one
         if spelt[0] != cell:
             m, a, p = self._cell(cell)
@@ -398,7 +401,10 @@ class Grid:
         number = b"%d" % sample
         # The seed leaves the model out on purpose: all models share it, so that comparisons are paired.
         # 53 bits: a JSON reader that keeps numbers as doubles reads the same seed.
-        seed = int.from_bytes(hashlib.blake2b(spelt[1] + number, digest_size=8).digest(), "big") >> 11
+        place = index % len(self._seeds)
+        if not (seed := self._seeds[place]):
+            seed = int.from_bytes(hashlib.blake2b(spelt[1] + number, digest_size=8).digest(), "big") >> 11
+            self._seeds[place] = seed
         return seed, hashlib.sha256(b"%b%b%b%d" % (spelt[2], number, spelt[3], seed)).hexdigest()[:32]
 
     def of_model(self, m: int) -> range:
@@ -415,7 +421,7 @@ class Grid:
         """Whether a row with this index and trial id is of this plan."""
         if not 0 <= index < self._n_trials:
             return False
-        return self._identify(*divmod(index, self._samples))[1] == trial
+        return self._identify(index)[1] == trial
 
 
 class TrialSet:

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, combinations, groupby, islice, permutations
 from pathlib import Path
@@ -151,7 +151,7 @@ class SearchCache:
                 rows.append(search_result)
 
 
-class AttackerModel:
+class AttackerModel(Closable):
     """The attacker model of a study, loaded on first use; a context manager that closes it."""
 
     def __init__(
@@ -205,10 +205,7 @@ class AttackerModel:
     def _key(self, request: Request, prompt: str) -> str:
         return cache_key(self.engine.numerics, self._model.id, prompt, request.decoding, request.seed)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         self._open.close()
 
 
@@ -432,7 +429,7 @@ class ConversationScheduler:
             has_shared_steps=grid.plan.has_shared_steps,
             goes_on=not self._ends_at_breach,
         )
-        self._engine_name, self._given_services = engine.name, services
+        self._engine_name, self._services = engine.name, services or AttackServices()
         self._as_sent = capabilities(engine).provenance.as_sent
         self._queries: dict[int, Conversation] = {}  # conversations that wait for the attacker
         self._waiting: Iterator[int] = iter(())
@@ -616,10 +613,6 @@ class ConversationScheduler:
         if (attacker := self._services.attacker) is None:
             raise EngineFailure("the attack asks an attacker model, and the study has none")
         return attacker
-
-    @cached_property
-    def _services(self) -> AttackServices:
-        return self._given_services or AttackServices()
 
     def _note_query(self, conversation: Conversation, reply: Reply) -> Reply:
         """Record the attacker's reply and return it; a failure ends the trial, as the target's would."""

@@ -28,7 +28,7 @@ def test_the_choice_follows_from_the_study_alone(study: Path) -> None:
 
 def test_every_kind_of_every_model_and_technique_is_shown(study: Path) -> None:
     planned = plan()
-    codes = samples.outcomes(study / "verdicts.jsonl", planned)
+    codes = samples.outcomes(study, planned)
     kinds = {code: kind for kind, code in samples._CODES.items()}
     grid = Grid(planned)
     there = {
@@ -41,7 +41,7 @@ def test_every_kind_of_every_model_and_technique_is_shown(study: Path) -> None:
 
 def test_a_conversation_is_of_the_kind_and_technique_it_is_shown_under(study: Path) -> None:
     planned = plan()
-    codes = samples.outcomes(study / "verdicts.jsonl", planned)
+    codes = samples.outcomes(study, planned)
     for sample in draw(study, planned):
         assert codes[sample.row] == samples._CODES[sample.kind]
         assert sample.probe.startswith(sample.technique)
@@ -51,7 +51,7 @@ def test_a_conversation_is_of_the_kind_and_technique_it_is_shown_under(study: Pa
 def test_the_count_beside_a_conversation_is_of_all_alike(study: Path) -> None:
     planned = plan()
     grid = Grid(planned)
-    codes = samples.outcomes(study / "verdicts.jsonl", planned)
+    codes = samples.outcomes(study, planned)
     for sample in draw(study, planned):
         alike = [
             i for i in range(len(grid))
@@ -82,10 +82,11 @@ def test_rows_in_any_order_and_in_any_field_order_are_found(tmp_path: Path) -> N
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     planned = plan()
     make(tmp_path, planned)
+    n = np.count_nonzero(samples.outcomes(tmp_path, planned))
     for name in ("responses.jsonl", "verdicts.jsonl"):
         path = tmp_path / name
         path.write_bytes(path.read_bytes()[:-40])
-    assert draw(tmp_path, planned)
+    assert draw(tmp_path, planned) and np.count_nonzero(samples.outcomes(tmp_path, planned)) == n - 1
 
 
 def test_a_bad_line_inside_is_damage_with_its_place(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_a_row_outside_the_plan_is_damage(tmp_path: Path) -> None:
     planned = plan()
     make(tmp_path, planned)
     with pytest.raises(Damaged):
-        samples.outcomes(tmp_path / "verdicts.jsonl", plan(n_probes=20))
+        samples.outcomes(tmp_path, plan(n_probes=20))
 
 
 def test_before_any_verdict_there_is_nothing_to_show(tmp_path: Path) -> None:

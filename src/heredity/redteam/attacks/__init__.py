@@ -186,7 +186,25 @@ class Attack:
         self.has_steps = isinstance(self.lead.attack, Ladder)  # before the demand, in its own words
         # Whether it works only on an engine that holds the model's weights.
         self.needs_weights = bool(self.searches or self.changes)
-        self._refuse_misfits(leads)
+        spec, first = self.spec, self.parts[0]
+        if len(leads) > 1:
+            raise UsageError(f"Attack '{spec}': '{leads[0].name}' and '{leads[1].name}' both lead.")
+        if leads and leads[0] != first:
+            others = "+".join(part.spec for part in self.parts if part != leads[0])
+            raise UsageError(
+                f"Attack '{spec}': '{leads[0].name}' leads the conversation, so it comes first: "
+                f"{leads[0].spec}+{others}"
+            )
+        if len(self.recasts) > 1:
+            raise UsageError(f"Attack '{spec}' names two languages; choose one.")
+        if len(self.deliveries) > 1:
+            raise UsageError(f"Attack '{spec}' delivers the passage twice; choose one.")
+        if len(self.searches) > 1:
+            raise UsageError(f"Attack '{spec}' searches twice; choose one.")
+        if self.searches and self.searches[0] != self.layers[-1][0]:
+            raise UsageError(
+                f"Attack '{spec}': '{self.searches[0].name}' searches for what stands last, so it comes last."
+            )
 
     def covers(self, probe: Probe) -> bool:
         """Whether the attack is for this probe: a breach-seeking one of the techniques named, if any are."""
@@ -267,27 +285,6 @@ class Attack:
         return (
             context if language == context.language else msgspec.structs.replace(context, language=language)
         )
-
-    def _refuse_misfits(self, leads: Sequence[SpecPart[Strategy]]) -> None:
-        spec, first = self.spec, self.parts[0]
-        if len(leads) > 1:
-            raise UsageError(f"Attack '{spec}': '{leads[0].name}' and '{leads[1].name}' both lead.")
-        if leads and leads[0] != first:
-            others = "+".join(part.spec for part in self.parts if part != leads[0])
-            raise UsageError(
-                f"Attack '{spec}': '{leads[0].name}' leads the conversation, so it comes first: "
-                f"{leads[0].spec}+{others}"
-            )
-        if len(self.recasts) > 1:
-            raise UsageError(f"Attack '{spec}' names two languages; choose one.")
-        if len(self.deliveries) > 1:
-            raise UsageError(f"Attack '{spec}' delivers the passage twice; choose one.")
-        if len(self.searches) > 1:
-            raise UsageError(f"Attack '{spec}' searches twice; choose one.")
-        if self.searches and self.searches[0] != self.layers[-1][0]:
-            raise UsageError(
-                f"Attack '{spec}': '{self.searches[0].name}' searches for what stands last, so it comes last."
-            )
 
 
 def _transform(attack: AttackPart) -> Transform | None:

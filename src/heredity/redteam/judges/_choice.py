@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from types import ModuleType
 
 import msgspec
@@ -138,6 +139,7 @@ def precheck(name: str, probe: Probe, response: Response, application: Applicati
     return None
 
 
+@lru_cache(maxsize=512)  # of many samples, some are the same
 def is_answer(prompt: str, text: str) -> bool:
     """Whether a judge can decide about `text` as an answer."""
     return rules.read(prompt, text).manner not in NO_ANSWER

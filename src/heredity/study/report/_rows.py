@@ -18,13 +18,13 @@ import numpy as np
 
 from heredity.core.errors import Damaged, NotComparable
 from heredity.core.files import explain_full_disk, open_file, read_lines, replacing
-from heredity.core.records import Exchange, Probe, Response, Verdict, is_skipped
+from heredity.core.records import Exchange, Probe, Response, Verdict
 from heredity.core.sanitize import Shown, label, shown
 from heredity.redteam.checks import did
 from heredity.study import wording
 from heredity.study.advice import Advice
 from heredity.study.estimates import ALL, ModelCard
-from heredity.study.outcomes import breach_order, is_part
+from heredity.study.outcomes import Outcomes, breach_order, is_part, read_codes
 from heredity.study.plan import Grid, Plan, Trial, model_of_study
 from heredity.study.storage import RESPONSES, VERDICTS
 from heredity.study.turns import Piece, new_parts, with_evidence
@@ -32,13 +32,20 @@ from heredity.study.turns import Piece, new_parts, with_evidence
 # Kinds in the order in which they are shown, with how many of each a model and technique get.
 WANTED = {"broke": 2, "held": 1, "refused": 1, "answered": 0, "unclear": 1, "error": 1, "not asked": 0}
 _CODES = {kind: code for code, kind in enumerate(WANTED, 1)}  # 0: no verdict yet
+_ALIKE = (("unclear", "unclear"), ("error", "error"), ("not asked", "not asked"))
+_KINDS = (
+    ("held", "answered"),
+    ("broke", "refused"),
+    *_ALIKE,
+)  # of a probe, of a twin: by code of Outcomes
+_BY_CODE = np.array([(0, 0), *((_CODES[of], _CODES[of_twin]) for of, of_twin in _KINDS)], np.uint8)
 _Row = TypeVar("_Row", Verdict, Response)
 
 
 # --- samples -----------------------------------------------------------------------------------------
 # A random sample of conversations for the report, drawn from the verdicts, and grouped for its page.
 # Promises: the sample is random, seeded by the study's digest, and drawn before any answer is read, so
-# nobody can choose convenient ones. Memory is one byte per row, in two passes over the file. Rows of
+# nobody can choose convenient ones. Memory is one byte per row. Rows of
 # another application or plan are refused. The quoted breach is of the model and technique that the advice
 # names, if one was drawn. Of each technique, the breach that is shown first is one that nobody doubts
 # (outcomes.breach_order).
@@ -78,15 +85,6 @@ class Sample(NamedTuple):
     order: tuple[bool, int, bool, bool]
 
 
-class _Brief(msgspec.Struct):
-    """The fields of a verdict row that are needed to count it."""
-
-    index: int
-    outcome: str | None
-    error: str | None = None
-    error_code: str | msgspec.UnsetType = msgspec.UNSET
-
-
 class _Chosen(NamedTuple):
     kind: str
     technique: str
@@ -95,7 +93,7 @@ class _Chosen(NamedTuple):
 
 def draw(folder: Path, plan: Plan, study: str, techniques: Sequence[str], with_text: bool) -> list[Sample]:
     """The conversations to show, by technique, model and kind; without text, no prompts or answers."""
-    chosen = choose(outcomes(folder / VERDICTS, plan), plan, study, techniques)
+    chosen = choose(outcomes(folder, plan), plan, study, techniques)
     grid = Grid(plan)
     verdicts = {v.index: v for v in _rows(folder / VERDICTS, chosen, Verdict)}
     by_index = {r.index: r for r in _rows(folder / RESPONSES, chosen, Response)}
@@ -112,21 +110,10 @@ def draw(folder: Path, plan: Plan, study: str, techniques: Sequence[str], with_t
     ]
 
 
-def outcomes(path: Path, plan: Plan) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+def outcomes(folder: Path, plan: Plan) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """One code per trial, in the plan's order; 0 without a verdict."""
-    codes = np.zeros(plan.n_trials, np.uint8)
-    decode = msgspec.json.Decoder(_Brief).decode
-    for number, line in enumerate(read_lines(path), 1):
-        try:
-            row = decode(line)
-            failed = "not asked" if is_skipped(row) else "error"
-            codes[row.index] = _CODES.get(row.outcome or failed, 0)
-        except (msgspec.DecodeError, UnicodeDecodeError, IndexError):
-            if line.endswith(b"\n"):  # else a torn last line, which the next run asks again
-                raise Damaged(
-                    f"{path}:{number}: not a verdict of this study. Judge the study again."
-                ) from None
-    return codes
+    judged = Outcomes(plan, read_codes(plan, folder))
+    return _BY_CODE[judged.codes, judged.twin_trials.astype(np.intp)]
 
 
 def choose(

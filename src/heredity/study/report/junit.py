@@ -24,7 +24,6 @@ from heredity.study import aggregate
 from heredity.study.estimates import Estimates
 from heredity.study.plan import Plan
 from heredity.study.report._rows import WANTED, TrialRow, TrialTable, chosen_names, outcomes, whole
-from heredity.study.storage import VERDICTS
 
 # XML 1.0 allows no other control code; DEL and C1 it allows, but a terminal obeys them.
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -80,7 +79,7 @@ def _attribute(text: str) -> str:
 
 
 def _suites(folder: Path, plan: Plan, names: Mapping[str, str]) -> Iterator[Suite]:
-    codes = outcomes(folder / VERDICTS, plan).reshape(plan.shape)
+    codes = outcomes(folder, plan).reshape(plan.shape)
     places = np.arange(plan.n_trials, dtype=np.int64).reshape(plan.shape)
     techniques = list(dict.fromkeys(probe.technique for probe in plan.probes))
     for m, model in enumerate(plan.models):

@@ -27,7 +27,6 @@ from heredity.study.intervals import Intervals
 from heredity.study.plan import PLAN, Plan
 from heredity.study.report._rows import WANTED, chosen_names, outcomes
 from heredity.study.spec import SourcePlace, StudySources, read_sources
-from heredity.study.storage import VERDICTS
 from heredity.study.wording import interval, percent
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -108,7 +107,7 @@ def broken(folder: Path, plan: Plan, names: Mapping[str, str]) -> Iterator[Sarif
     """Every probe that broke with one of these models, in the plan's order; a capability breaks nothing."""
     declared = plan.analysis
     is_per_attempt = declared is not None and declared.endpoint != "decided_trials"
-    codes = outcomes(folder / VERDICTS, plan).reshape(plan.shape)
+    codes = outcomes(folder, plan).reshape(plan.shape)
     counts = {
         kind: (codes == _CODES[kind]).sum(axis=(1, 3)) for kind in ("broke", "held", "unclear", "error")
     }

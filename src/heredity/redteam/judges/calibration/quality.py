@@ -726,6 +726,7 @@ def label_families(
     return (*(rows[name] for name in _FAMILIES[task] if name in rows), *_own_answers(task))
 
 
+@lru_cache(maxsize=2)
 def _own_answers(task: Task) -> tuple[Calibration, ...]:
     """The default judge on answers to the shipped probes that people read: each model is a family."""
     kind = "benign" if task == "refusal" else "breach"

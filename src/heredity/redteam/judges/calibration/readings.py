@@ -145,9 +145,8 @@ def check_errors(
     if not own:
         return None
     by_model = _cells(own, endpoint, lambda row: row.model)
-    by_family = _cells(every, endpoint, lambda row: family_of(row.technique))
-    sens, borrowed = _share(by_model, by_family, 0)
-    spec, borrowed_spec = _share(by_model, by_family, 2)
+    sens, borrowed = _share(by_model, every, endpoint, 0)
+    spec, borrowed_spec = _share(by_model, every, endpoint, 2)
     if sens is None or spec is None:
         return None
     source = f"answers read: {family_of(technique)}"
@@ -165,8 +164,7 @@ def check_errors_elsewhere(
     Each family of techniques that was read is a family of labels, so the errors have the spread between them.
     """
     every = [row for row in (shipped_readings() if rows is None else rows) if row.judge == CHECKS]
-    by_family = _cells(every, endpoint, lambda row: family_of(row.technique))
-    (sens, _), (spec, _) = _share([], by_family, 0), _share([], by_family, 2)
+    (sens, _), (spec, _) = _share([], every, endpoint, 0), _share([], every, endpoint, 2)
     if sens is None or spec is None:
         return None
     return ReadErrors(sens, spec, "answers read: all techniques")
@@ -180,10 +178,11 @@ def _cells(rows: Sequence[Reading], endpoint: Endpoint, key: Callable[[Reading],
 
 
 def _share(
-    own: list[ReadCounts], families: list[ReadCounts], place: int
+    own: list[ReadCounts], every: Sequence[Reading], endpoint: Endpoint, place: int
 ) -> tuple[PredictedShare | None, bool]:
     """The share whose counts are at `place`, and whether it is of other techniques too."""
-    for cells, is_borrowed in ((own, False), (families, True)):
+    for is_borrowed in (False, True):
+        cells = _cells(every, endpoint, lambda row: family_of(row.technique)) if is_borrowed else own
         counts = [(cell[place], cell[place + 1]) for cell in cells]
         large = [count for count in counts if count[1] >= FEWEST]
         if len(large) < 2 and sum(n for _, n in counts) >= FEWEST:
@@ -217,6 +216,7 @@ class AnswerForm(Record, frozen=True):
     schema: int = SCHEMA
 
 
+@lru_cache(maxsize=512)  # as of many samples
 def measure_answer(request: str, answer: str) -> tuple[float, ...]:
     """The six numbers of MEASURES for one answer."""
     body = answer[:_READ].lower()
