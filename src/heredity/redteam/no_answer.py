@@ -497,7 +497,7 @@ def _words(
     asked = request.content.union(*(_read_request(turn).content for turn in probe.turns[:-1]))
     known = _read_application(application)
     # What the application says about the question is as good as words of its own.
-    stale = known.content - known.place(request.ask) - asked - given.content
+    stale = known.content - _place(known, request.ask) - asked - given.content
     new = reply - asked - given.content - stale
     own = new - _FILLER
     return {
@@ -512,7 +512,7 @@ def _words(
         "from examples": max(map(len, map((reply - asked).__and__, known.sentences)), default=0)
         / max(1, len(reply)),
         "from request": _share(reply, asked),
-        "from the place asked about": _share(reply - request.ask, given.place(request.ask)),
+        "from the place asked about": _share(reply - request.ask, _place(given, request.ask)),
         "from material": _share(reply, request.material),
         "covers material": _share(request.material, reply),
     }
@@ -579,12 +579,14 @@ class _GivenText(NamedTuple):
     content: frozenset[str]
     sentences: tuple[frozenset[str], ...]
 
-    def place(self, ask: frozenset[str]) -> frozenset[str]:
-        """The words of the sentences that share most with a question; none if nothing is shared."""
-        shared = list(map(len, map(ask.__and__, self.sentences)))
-        most = max(shared, default=0)
-        near = (each for each, n in zip(self.sentences, shared, strict=True) if n == most > 0)
-        return frozenset[str]().union(*near)
+
+@lru_cache(maxsize=4096)
+def _place(given: _GivenText, ask: frozenset[str]) -> frozenset[str]:
+    """The words of the sentences that share most with a question; none if nothing is shared."""
+    shared = list(map(len, map(ask.__and__, given.sentences)))
+    most = max(shared, default=0)
+    near = (each for each, n in zip(given.sentences, shared, strict=True) if n == most > 0)
+    return frozenset[str]().union(*near)
 
 
 @lru_cache(maxsize=1024)

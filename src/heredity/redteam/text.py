@@ -70,6 +70,7 @@ def _marks() -> tuple[frozenset[str], re.Pattern[str]]:
     return frozenset(marks), re.compile(f"(?:[{low}]|[{high}]){{{_STACK + 1},}}+")
 
 
+@lru_cache(maxsize=32)  # as `_words`
 def squeeze(folded: str) -> str:
     """Folded text without spaces and punctuation."""
     return folded.translate(_ASCII_MARKS) if folded.isascii() else _MARKS.sub("", folded)

@@ -15,7 +15,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -441,7 +441,9 @@ class ConversationScheduler:
         """Ask the trials at `indices`, all of one model. Raises EngineFailure if the engine fails."""
         self._waiting = iter(indices)
         try:
-            with _closed_early(self._engine.reply(self._stream())) as replies, self._calling:
+            replies = self._engine.reply(self._stream())
+            # A generator is closed, so that its engine stops waiting for requests.
+            with closing(replies) if isinstance(replies, Generator) else nullcontext(), self._calling:
                 for reply in replies:
                     self._receive(clean(reply))
         except (HeredityError, MemoryError):
@@ -704,16 +706,6 @@ class ConversationScheduler:
                 limit=conversation.limit or msgspec.UNSET,
             )
         )
-
-
-@contextmanager
-def _closed_early(replies: Iterator[Reply]) -> Iterator[Iterator[Reply]]:
-    """The replies; a generator is closed on leaving, so that its engine stops waiting for requests."""
-    try:
-        yield replies
-    finally:
-        if isinstance(replies, Generator):
-            replies.close()
 
 
 def _step(conversation: Conversation, reply: Reply | None) -> Step:

@@ -115,10 +115,11 @@ _FILLERS = frozenset(
 _ORDER = frozenset(
     words("first second third then next after lastly finally followed plus dash hyphen underscore space")
 )
+_PIECES = ("word", "part", "half", "piece")
 # "The second word is", "word 2 is", "part two:": what follows comes next.
 _NTH = re.compile(
-    r"(?:\bthe )?\b(?:(?:first|second|third|fourth|next|last|final) (?:word|part|half|piece)"
-    r"|(?:word|part|half|piece) (?:number )?(?:\d|one|two|three|four))\b(?: is\b)?"
+    rf"(?:\bthe )?\b(?:(?:first|second|third|fourth|next|last|final) (?:{'|'.join(_PIECES)})"
+    rf"|(?:{'|'.join(_PIECES)}) (?:number )?(?:\d|one|two|three|four))\b(?: is\b)?"
 )
 _VOCABULARY = frozenset([*_LETTERS, *_NUMBERS])
 _LONG_VOCABULARY = frozenset(word for word in _VOCABULARY if len(word) > 1)
@@ -135,7 +136,8 @@ class SpelledOutCode:
 
     def is_in(self, folded: str) -> bool:
         """Whether a folded text spells it out, from a word's start to a word's end."""
-        tokens = words(_NTH.sub(" then ", folded.replace("x-ray", "xray")))
+        text = folded.replace("x-ray", "xray")
+        tokens = words(_NTH.sub(" then ", text) if any(each in text for each in _PIECES) else text)
         if self._openers.isdisjoint(tokens) or not (
             not _ORDER.isdisjoint(tokens) or sum(map(_VOCABULARY.__contains__, tokens)) > 1
         ):  # cheap, and most texts end here

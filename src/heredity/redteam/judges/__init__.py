@@ -32,7 +32,7 @@ from heredity.redteam.judges._choice import (
     pair_of,
     stored_models,
     task_of,
-    unprompted_kinds,
+    unprompted_checks,
 )
 from heredity.redteam.judges.calibration.quality import (
     Calibration,
@@ -77,7 +77,7 @@ __all__ = [
     "quality_of_card",
     "stored_models",
     "task_of",
-    "unprompted_kinds",
+    "unprompted_checks",
     "versions",
 ]
 

@@ -51,6 +51,7 @@ from heredity.redteam.judges.protocols import (
     TrainedJudge,
 )
 from heredity.redteam.no_answer import row_stamp
+from heredity.redteam.text import once_for_each_application
 
 # --- answers of which a log has removed something -----------------------------------------------------
 # One that held a secret of the application broke. One from which something else was removed did not hold: it
@@ -102,16 +103,17 @@ def find_unprompted(
     asked = probe.check.kind if probe.kind == "breach" else ""
     unprompted = [
         Unprompted(kind, finding.shown)
-        for kind, check in _CHECKS
-        if kind != asked and check.why_not(application) is None
+        for kind, check in unprompted_checks(application)
+        if kind != asked
         if (finding := check.find(probe, response, application)) is not None and finding.is_proof
     ]
     return tuple(unprompted) or UNSET
 
 
-def unprompted_kinds(application: Application) -> list[str]:
-    """The kinds of checks that read every trial of this application for a breach that no probe asked for."""
-    return [kind for kind, check in _CHECKS if check.why_not(application) is None]
+@once_for_each_application
+def unprompted_checks(application: Application) -> list[tuple[str, BreachCheck]]:
+    """The checks that read every trial of this application for a breach that no probe asked for."""
+    return [(kind, check) for kind, check in _CHECKS if check.why_not(application) is None]
 
 
 def version_stamp(name: str, version: int, rules: int) -> str:

@@ -88,7 +88,7 @@ def _trials_by_check(evidence: StudyEvidence) -> dict[str, Bools]:
     Empty if no check of this application could find one, and none did.
     """
     plan, breaches = evidence.plan, evidence.judged.unprompted
-    if not breaches and not judges.unprompted_kinds(plan.application):
+    if not breaches and not judges.unprompted_checks(plan.application):
         return {}
     kinds = sorted({each.check for each in breaches})
     by_check = {check: np.zeros(plan.n_trials, np.bool_) for check in (*kinds, ANY)}
