@@ -13,8 +13,16 @@ from hypothesis import strategies as st
 from heredity.application.guards import GuardSpec
 from heredity.core.errors import UsageError
 from heredity.core.records import Check, Probe
-from heredity.lineage.speeds import ModelSpeed, speed_seconds, speeds_of, tuned_speed
-from heredity.lineage.store import Store, scripted, stand_in, write_record
+from heredity.lineage.store import (
+    ModelSpeed,
+    Store,
+    scripted,
+    speed_seconds,
+    speeds_of,
+    stand_in,
+    tuned_speed,
+    write_record,
+)
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks
 from heredity.study import aggregate

@@ -43,8 +43,7 @@ from heredity.evals.metrics import LETTERS, ItemAnswer
 from heredity.evals.metrics import load as metric_of
 from heredity.evals.tasks import EvalTask, TaskItem
 from heredity.lineage import graph
-from heredity.lineage.speeds import speed_seconds, speeds_of
-from heredity.lineage.store import Store, load_engine
+from heredity.lineage.store import Store, load_engine, speed_seconds, speeds_of
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.stats.means import compare_scores, estimate_scores
 

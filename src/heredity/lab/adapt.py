@@ -110,8 +110,7 @@ from heredity.lab.task import (
     training_probes,
     without_places,
 )
-from heredity.lineage.speeds import USUAL_BYTES
-from heredity.lineage.store import Store, searching_in
+from heredity.lineage.store import USUAL_BYTES, Store, searching_in
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.recipes import ComputingRecipe, recipe
 from heredity.study.estimates import ALL, JUDGE_FREE, Inheritance, Measure

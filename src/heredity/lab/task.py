@@ -43,8 +43,7 @@ from heredity.lab.examples import support_manual
 from heredity.lab.plan import BEHIND, BatteryPlan, ChildPlan, LineagePlan, read_record_of, refuse_below
 from heredity.lab.runner import Task
 from heredity.lineage import references
-from heredity.lineage.speeds import USUAL_BYTES, request_seconds
-from heredity.lineage.store import Store
+from heredity.lineage.store import USUAL_BYTES, Store, request_seconds
 from heredity.lineage.types import Grown
 from heredity.recipes import recipe
 from heredity.redteam.checks import BadCheck, load_check, parse_check

@@ -31,7 +31,7 @@ from heredity.core.errors import HeredityError
 from heredity.core.progress import TimeLeft, TimeSpan, TrialMeter, Watch, Work, time_words
 from heredity.core.records import Message, Request, digest, encode
 from heredity.engines.remote.services import BYTES_PER_TOKEN, Usage
-from heredity.lineage.speeds import ModelSpeed, speed_seconds
+from heredity.lineage.store import ModelSpeed, speed_seconds
 from heredity.redteam import attacks
 from heredity.redteam.checks import is_judged
 from heredity.stats.intervals import EffectiveN
@@ -116,7 +116,7 @@ _LEAST = 1e-4  # of a trial of a scripted model
 # --- duration ----------------------------------------------------------------------------------------
 # The time that a plan will take, computed before the first request. Promises: a time has two ends, the
 # fastest and the slowest that is expected. No model is loaded or asked. It is what an earlier study of the
-# same application took on this machine. Without one, it is that of lineage/speeds.py.
+# same application took on this machine. Without one, it is that of lineage/store.py.
 class Measured(NamedTuple):
     """The seconds of one request in an earlier study, and its trials of this model."""
 

@@ -37,8 +37,16 @@ from heredity.core.records import Model, Response, digest, encode
 from heredity.core.sanitize import plural
 from heredity.engines.protocols import Engine
 from heredity.lineage import graph
-from heredity.lineage.speeds import ModelSpeed, speeds_of
-from heredity.lineage.store import Store, engine_loader, load_engine, rule_model, searching_in, stand_in
+from heredity.lineage.store import (
+    ModelSpeed,
+    Store,
+    engine_loader,
+    load_engine,
+    rule_model,
+    searching_in,
+    speeds_of,
+    stand_in,
+)
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.redteam.attacks import TriggerWanted
 from heredity.redteam.judges import Decider, Judge, Models
