@@ -104,3 +104,19 @@ def test_a_sheet_that_does_not_fit_names_its_line_and_changes_nothing(
     run = run_here("label", str(folder), "--import", str(sheet))
     check_refused(run, code, mentions=named)
     assert labels.read_labels(folder) == {}
+
+
+def test_a_pair_is_read_blind_and_the_difference_is_told(tmp_path: Path) -> None:
+    study(tmp_path / "s", plan(("scripted:careful", "scripted:mixed"), n=20, attacks=("direct",))).run()
+    command = ("label", str(tmp_path / "s"), "--edge", "careful", "mixed", "-n", "12", "--reader", "ann")
+    first = run_here(*command, input="y\nx\nn\nn\nq\n")
+    assert first.returncode == 0, first.stderr
+    assert "answer 1 -" in first.stdout and "answer 2 -" in first.stdout and "2 of 12" in first.stdout
+    assert "scripted:" not in first.stdout and "broke" not in first.stdout
+    assert "Stopped" in first.stderr and "3 labels, 11 of 12 to go" in first.stderr
+    rest = run_here(*command, input="n\n" * 21)
+    assert rest.stdout.startswith("\n2 of 12: what was asked")
+    assert "answer 1 -" not in rest.stdout.partition("3 of 12")[0]  # its first answer has a label
+    assert "as read: " in rest.stderr and "by 12 pairs" in rest.stderr and "0 of 12 to go" in rest.stderr
+    assert {row.reader for row in labels.read_labels(tmp_path / "s", "harm").values()} == {"ann"}
+    check_refused(run_here(*command, "--export", str(tmp_path / "x.csv")), "bad-usage")

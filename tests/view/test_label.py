@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 pytest.importorskip("starlette")
@@ -13,9 +14,11 @@ from starlette.testclient import TestClient
 from heredity.core.errors import UsageError
 from heredity.core.files import Lock
 from heredity.core.records import Check
+from heredity.lineage.graph import Edge
 from heredity.stats.judge_error import FEWEST
 from heredity.study import labels
 from heredity.study.estimates import ALL
+from heredity.study.findings.pairs_read import answers_of, drawn_pairs
 from heredity.study.labels import drawn_answers, last_label, read_labels
 from heredity.study.resolve import declare
 from heredity.study.storage import read_estimates
@@ -25,7 +28,7 @@ from heredity.view.app import app
 from heredity.view.pages.label import changes
 from heredity.view.places import StudyPlace
 from heredity.view.site import Asked, Site
-from tests.support import report_studies
+from tests.support import report_studies, studies
 from tests.support.errors import raises
 from tests.support.trials import probe
 
@@ -199,3 +202,32 @@ def test_too_few_labels_are_named_and_leave_the_rate(site: Site) -> None:
     send(site, do="draw")
     page = labelled(site, 2)
     assert "too few labels here, 2" in page or page.count("too few labels here, 1") == 2
+
+
+def test_pairs_are_read_side_by_side_without_names_and_the_difference_appears(tmp_path: Path) -> None:
+    models = ("scripted:careful", "scripted:mixed")
+    made = studies.plan(models, n=20, attacks=("direct",), samples=1)
+    parent, child = (model.id for model in made.models)
+    made = msgspec.structs.replace(made, edges=(Edge(parent, child, "lora"),))
+    folder = tmp_path / "runs" / "desk"
+    studies.study(folder, made).run()
+    site = Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))
+    edge = {"parent": parent, "child": child}
+    assert f"parent={parent}" in site.render(address(site))
+    assert "Draw the pairs" in site.render(address(site), edge)
+    assert send(site, do="draw", **edge) == 303
+    pairs = [answers_of(made, row) for row in drawn_pairs(folder)[parent, child]]
+    for first, second in pairs:
+        page = site.render(address(site), edge)
+        assert page.count('<pre class="said">') == 2 and page.count('data-key="y"') == 1
+        body = page.partition("<section")[2]
+        assert not any(name in body for name in ("careful", "mixed")) and 'class="tag' not in body
+        assert f'value="{first.index}"' in page and f'value="{second.index}"' not in page
+        assert send(site, do="no", index=str(first.index), **edge) == 303
+        assert f'value="{second.index}"' in site.render(address(site), edge)
+        assert send(site, do="yes", index=str(second.index), **edge) == 303
+    assert read_labels(folder) == {}  # of the sample
+    assert "All of them are labelled" in site.render(address(site), edge)
+    assert send(site, do="estimate", **edge) == 303
+    assert "as read: <b>" in site.render(address(site), edge)
+    assert send(site, do="yes", index=str(pairs[0][0].index)) == 400  # it is in no sample

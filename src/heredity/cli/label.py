@@ -2,7 +2,7 @@
 
 Promises: the judge's verdict and the model's name are hidden, so that neither biases the label. Each label is
 on the disk before the next answer is shown. Untrusted text cannot move the cursor.
-Leaves to others: drawing the sample, and estimates from the labels (study/labels.py).
+Leaves to others: drawing the sample (study/labels.py, study/findings/pairs_read.py), and the estimates.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from heredity.cli import PathArgument, Verb
 if TYPE_CHECKING:
     from heredity.core.files import Rows
     from heredity.core.records import Response
+    from heredity.study.findings.pairs_read import DrawnPair
     from heredity.study.labels import Drawn, Label, LabelAnswer
     from heredity.study.plan import Plan
 
@@ -26,8 +27,10 @@ _KEYS: dict[str, LabelAnswer | None] = {"y": "yes", "n": "no", "s": "skip", "q":
 @click.command("label", cls=Verb, example="heredity label runs/support-desk --n 100")
 @click.argument("folder", metavar="DIR", type=PathArgument())
 @click.option(
-    "--n", type=click.IntRange(1), default=100, show_default=True, help="Number of labels in total."
+    "-n", "--n", type=click.IntRange(1), default=100, show_default=True, help="Number of labels, or of pairs."
 )
+@click.option("--edge", nargs=2, metavar="PARENT CHILD", help="Read both answers to each trial, in pairs.")
+@click.option("--reader", metavar="NAME", default="", help="The name of the reader, saved with each label.")
 @click.option(
     "--export", type=PathArgument(), metavar="CSV",
     help="Write the answers to a file for labelling elsewhere.",
@@ -35,72 +38,86 @@ _KEYS: dict[str, LabelAnswer | None] = {"y": "yes", "n": "no", "s": "skip", "q":
 @click.option(
     "--import", "take", type=PathArgument(), metavar="FILE", help="Read a labelled file: CSV or JSON lines."
 )
-def command(folder: Path, n: int, export: Path | None, take: Path | None) -> None:
+def command(
+    folder: Path, n: int, edge: tuple[str, str] | None, reader: str, export: Path | None, take: Path | None
+) -> None:
     """Label some of a study's answers, to correct its rates.
 
     Press one key per answer: yes, no, skip or quit. The sample is random. It favours trials on which two
     models differ, and answers of which the judge was less sure. You may stop at any time; the same command
     resumes. With at least 10 labels of a kind, the report also has rates that are estimated from labels.
+
+    With --edge the order of two answers is random. The report then has the difference of the models as you
+    read it, whatever the judge's errors.
     """
     from heredity.core.errors import UsageError
     from heredity.core.files import Lock, Rows
     from heredity.study import labels, plan
+    from heredity.study.findings import pairs_read
 
-    if export and take:
-        raise UsageError("Give --export or --import, not both.")
+    if sum(map(bool, (edge, export, take))) > 1:
+        raise UsageError("Give one of --edge, --export and --import.")
     if n > labels.MAX_DRAWN:
         raise UsageError(f"A sample has at most {labels.MAX_DRAWN} answers of one study; --n {n} is more.")
     made = plan.read_plan(folder)
     labels.check_labelable(made)
     with Lock(folder):
-        drawn = labels.draw_answers(folder, made)[:n]
+        pairs = pairs_read.draw_pairs(folder, made, *edge, n) if edge else []
+        groups = [pairs_read.answers_of(made, pair) for pair in pairs]
+        groups = groups or [[row] for row in labels.draw_answers(folder, made)[:n]]
         if export:
-            from heredity.core.sanitize import plural
-            from heredity.core.terminal import note
-            from heredity.study.report.csv import write_unlabelled
-
-            write_unlabelled(folder, made, drawn, export)
-            answers = plural(len(drawn), "answer")
-            note(f"{export}: {answers}. Write yes, no or skip under label, then: --import {export}")
+            _export(folder, made, groups, export)
             return
         with Rows(folder / labels.LABELS, labels.Label) as rows:
             if take:
-                labels.import_labels(rows, drawn, take)
+                labels.import_labels(rows, [row for (row,) in groups], take, reader)
             else:
-                _ask(folder, made, drawn, rows)
-    _finish(folder, drawn)
+                _ask(folder, made, groups, rows, reader)
+    _finish(folder, groups, pairs)
 
 
-def _ask(folder: Path, made: Plan, drawn: list[Drawn], rows: Rows[Label]) -> None:
+def _export(folder: Path, made: Plan, groups: list[list[Drawn]], out: Path) -> None:
+    from heredity.core.sanitize import plural
+    from heredity.core.terminal import note
+    from heredity.study.report.csv import write_unlabelled
+
+    write_unlabelled(folder, made, [row for (row,) in groups], out)
+    note(f"{out}: {plural(len(groups), 'answer')}. Write yes, no or skip under label, then: --import {out}")
+
+
+def _ask(folder: Path, made: Plan, groups: list[list[Drawn]], rows: Rows[Label], reader: str) -> None:
     from heredity.core.terminal import note
     from heredity.study import labels
 
-    had = labels.read_labels(folder)
-    open_ = [row for row in drawn if row.index not in had]
-    responses = labels.responses_of(folder, open_)
-    for place, row in enumerate(open_, len(drawn) - len(open_) + 1):
-        if row.index not in responses:
+    left = labels.unlabelled(folder, groups)
+    responses = labels.responses_of(folder, [row for group in left for row in group])
+    for place, group in enumerate(left, len(groups) - len(left) + 1):
+        if any(row.index not in responses for row in group):
             continue
-        _show(made, row, responses[row.index], f"{place} of {len(drawn)}")
-        key = _key(labels.question(labels.probe_of(made, row.index), row.task))
-        if key is None:
-            note("Stopped. Run the same command to resume.")
-            return
-        labels.add_label(rows, row, key)
+        _show(made, group, responses, f"{place} of {len(groups)}")
+        for number, row in enumerate(group, 1):
+            which = f"Answer {number}. " if len(group) > 1 else ""
+            key = _key(which + labels.question(labels.probe_of(made, row.index), row.task))
+            if key is None:
+                note("Stopped. Run the same command to resume.")
+                return
+            labels.add_label(rows, row, key, reader)
 
 
-def _show(made: Plan, row: Drawn, response: Response, place: str) -> None:
+def _show(made: Plan, group: list[Drawn], responses: dict[int, Response], place: str) -> None:
     from heredity.core.sanitize import plain
     from heredity.core.terminal import out, write
     from heredity.study import labels
 
-    asked, answer = labels.label_texts(made, row, response)
+    texts = [labels.label_texts(made, row, responses[row.index]) for row in group]
+    heads = ["the answer"] if len(group) == 1 else ["answer 1", "answer 2"]
     screen = out()
     screen.print()
     screen.rule(f"{place}: what was asked", characters="-", align="left", style="dim")
-    write(plain(asked, lines=True))
-    screen.rule("the answer", characters="-", align="left", style="dim")
-    write(plain(answer, lines=True))
+    write(plain(texts[0][0], lines=True))
+    for head, (_, answer) in zip(heads, texts, strict=True):
+        screen.rule(head, characters="-", align="left", style="dim")
+        write(plain(answer, lines=True))
 
 
 def _key(question: str) -> LabelAnswer | None:
@@ -121,17 +138,22 @@ def _key(question: str) -> LabelAnswer | None:
             return _KEYS[key.lower()]
 
 
-def _finish(folder: Path, drawn: list[Drawn]) -> None:
+def _finish(folder: Path, groups: list[list[Drawn]], pairs: list[DrawnPair]) -> None:
     """Compute the study's estimates and its report again, with the labels."""
     from heredity.core.sanitize import plural
     from heredity.core.terminal import note
     from heredity.study import labels
+    from heredity.study.findings.pairs_read import read_differences
     from heredity.study.report import html
     from heredity.study.study import Study
+    from heredity.study.wording import difference_words
 
-    had = labels.read_labels(folder)
+    had = labels.read_labels(folder, groups[0][0].task if pairs else None)
     n_labels = sum(label.answer != "skip" for label in had.values())
-    n_left = sum(row.index not in had for row in drawn)
-    Study.open(folder).estimate()
+    differences = read_differences(Study.open(folder).estimate().estimates)
     page = html.write(folder, folder / "report.html")
-    note(f"{plural(n_labels, 'label')}, {n_left} of {len(drawn)} to go. report: {page}")
+    if pairs and (row := differences.get((pairs[0].parent, pairs[0].child))):
+        n_pairs = plural(row.n_read, "pair")
+        note(f"Child minus parent, as read: {difference_words(row.estimate)}, by {n_pairs}.")
+    n_left = len(labels.unlabelled(folder, groups))
+    note(f"{plural(n_labels, 'label')}, {n_left} of {len(groups)} to go. report: {page}")

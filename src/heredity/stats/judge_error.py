@@ -483,21 +483,16 @@ def _clustered(sample: _Sample, weight: float, places: NDArray[np.intp]) -> _Clu
     each = full * (judged - judged.mean()) / sample.n_all
     left = sample.labels - full * sample.judged
     each[:n] += sample.weights * (left - float(sample.weights @ left))
-    variance, df = _variance_of_clusters(each, places, np.unique(places[:n]).size)
+    variance, df = variance_of_clusters(each, places, np.unique(places[:n]).size)
     return _ClusteredSpread(variance, df, n, int(places.max()) + 1)
 
 
-class _ClusterVariance(NamedTuple):
-    variance: float
-    df: float
-
-
-def _variance_of_clusters(each: _Floats, places: NDArray[np.intp], g: int) -> _ClusterVariance:
-    """Of an estimate, from the part of each trial in it. g: clusters with a label."""
+def variance_of_clusters(each: _Floats, places: NDArray[np.intp], g: int) -> tuple[float, float]:
+    """The variance of an estimate, with its df, from the part of each trial in it. g: labelled clusters."""
     sums = np.bincount(places, weights=each)
     variance = float(np.square(sums).sum()) * g / max(g - 1, 1)
     df = float(np.square(sums).sum() ** 2 / (sums**4).sum()) if variance > 0 else 1.0
-    return _ClusterVariance(variance, max(min(df, g - 1.0), _FEWEST_DF))
+    return variance, max(min(df, g - 1.0), _FEWEST_DF)
 
 
 def _places(clusters: tuple[ArrayLike, ArrayLike], sample: _Sample) -> NDArray[np.intp]:
@@ -509,114 +504,6 @@ def _places(clusters: tuple[ArrayLike, ArrayLike], sample: _Sample) -> NDArray[n
         )
     _, places = np.unique(np.concatenate([of_labels, of_others]), return_inverse=True)
     return places
-
-
-# --- pairs that people read ---------------------------------------------------------------------------
-# The difference of two models from pairs of answers that people read: a random sample of the pairs in each
-# stratum of the judge's own pair of verdicts.
-#
-# Promises: the judge narrows the interval and moves no estimate, whatever its errors with each model.
-# Assumes: the labels are right, and the pairs of a stratum were drawn at random.
-#
-# Sources: Tenenbein 1970, J. Am. Stat. Assoc. 65:1350 (double sampling of misclassified data). Cochran 1977,
-# Sampling Techniques, section 12.2 (double sampling for stratification). Satterthwaite 1946. Agresti and Min
-# 2005, Stat. Med. 24:729 (added pairs). Stratified prediction-powered inference: 2406.04291.
-
-EQUAL = 2  # the stratum of pairs of equal answers: their difference is 0, unread
-OF_DISCORDANT = 0.6  # of the pairs to read, the share from pairs on which the judge's verdicts differ
-
-
-class PairsDifference(NamedTuple):
-    """b's rate minus a's, with its variance and the degrees of freedom of t."""
-
-    difference: Estimate
-    variance: float
-    df: float
-
-    @property
-    def p_value(self) -> float:
-        """Two-sided: could the rates be equal?"""
-        return min(1.0, 2 * min(self.p_above(0.0), self.p_below(0.0)))
-
-    def p_above(self, limit: float) -> float:
-        """One-sided: could the difference be at most `limit`?"""
-        if self.difference.value is None:
-            return 1.0
-        return float(special.stdtr(self.df, (limit - self.difference.value) / math.sqrt(self.variance)))
-
-    def p_below(self, limit: float) -> float:
-        """One-sided: could the difference be `limit` or more?"""
-        return 1.0 if self.difference.value is None else 1 - self.p_above(limit)
-
-
-def allocate_pairs(sizes: tuple[int, int, int], n: int) -> tuple[int, int, int]:
-    """The pairs to read in each stratum. sizes: the pairs of each, by b's verdict minus a's, lowest first.
-
-    The share OF_DISCORDANT is from the two outer strata, in proportion to their sizes, and the rest from the
-    middle one. A stratum that runs out leaves its part to the others. None gets fewer than two, if n and its
-    size allow.
-    """
-    lower, same, higher = sizes
-    n_apart = min(lower + higher, max(round(OF_DISCORDANT * n), n - same))
-    n_lower = round(n_apart * lower / max(lower + higher, 1))
-    n_lower = max(min(n_lower, n_apart - min(higher, 2)), min(lower, 2, n_apart))
-    return n_lower, min(same, n - n_apart), n_apart - n_lower
-
-
-def read_pairs_difference(
-    judged_pairs: ArrayLike, read_pairs: ArrayLike, clusters: ArrayLike, confidence: float = CONFIDENCE
-) -> PairsDifference:
-    """b's rate minus a's over all pairs, from the pairs that people read.
-
-    judged_pairs: (pair,) the judge's verdict on b minus that on a, or EQUAL for equal answers.
-    read_pairs: (pair,) the same by people's labels, and nan for a pair without. Equal answers have 0.
-    clusters: (pair,) the behaviour.
-
-    D = sum W_h mean_h(t), with W_h the share of stratum h, and m_h of its N_h pairs read. Its variance is
-    [sum W_h mean_h(t^2) - D^2] / N + sum W_h^2 s_h^2 / m_h (1 - m_h / N_h). The first term is that of the
-    sample of N pairs, with one more pair of each sign; s_h^2 is at least 2 / (m_h + 2). So few pairs without
-    a surprise are not certain. Where behaviours repeat, the variance is at least the clustered one.
-    Refused if no pair of a stratum was read.
-    """
-    strata, t = np.asarray(judged_pairs, dtype=np.intp), np.asarray(read_pairs, dtype=np.float64)
-    _, labels = np.unique(np.asarray(clusters), return_inverse=True)
-    if not strata.shape == t.shape == labels.shape or strata.ndim != 1:
-        raise BadArgument(f"{strata.shape}, {t.shape} and {labels.shape} are not flat and equal")
-    is_read, n = ~np.isnan(t), t.size
-    if n == 0 or np.setdiff1d(strata, strata[is_read]).size:
-        why = "no pair of a stratum was read" if n else "no pairs"
-        return PairsDifference(refused(n, why, "not-measured"), math.nan, 1.0)
-    value, variance, df, parts = _of_strata(strata, t)
-    n_clusters, is_unequal = int(labels.max()) + 1, strata != EQUAL
-    if n_clusters < n:
-        clustered = _variance_of_clusters(parts, labels, np.unique(labels[is_read]).size)
-        variance, df = max(variance, clustered.variance), min(df, clustered.df)
-    half = float(special.stdtrit(df, (1 + confidence) / 2)) * math.sqrt(variance)
-    counts = f"{np.count_nonzero(is_read & is_unequal)} of {np.count_nonzero(is_unequal)} unequal pairs read"
-    method = f"stratified by the judge's pairs ({counts}; t with {df:.1f} df)"
-    bounds = max(-1.0, value - half), min(1.0, value + half)
-    known = n_clusters if n_clusters < n else None
-    return PairsDifference(Estimate(value, *bounds, n, method, n_clusters=known), variance, df)
-
-
-def _of_strata(strata: NDArray[np.intp], t: _Floats) -> tuple[float, float, float, _Floats]:
-    """The difference, its variance, the degrees of freedom, and the part of each pair in the difference."""
-    is_read, n = ~np.isnan(t), t.size
-    names, place = np.unique(strata, return_inverse=True)
-    at, values = place[is_read], t[is_read]
-    sizes, m = np.bincount(place), np.bincount(at)
-    share = sizes / n
-    means, squares = (np.bincount(at, x) / m for x in (values, values**2))
-    value = float(share @ means)
-    spread = np.maximum(m * (squares - means**2) / np.maximum(m - 1, 1), 2 / (m + 2))
-    drawing = share**2 * spread / m * (1 - m / sizes)
-    sampling = ((n * float(share @ squares) + 2) / (n + 2) - value**2) / n
-    n_free = n - 1 if is_read.all() else max(int(m[names != EQUAL].sum()) - names.size, 1)
-    variance = sampling + float(drawing.sum())
-    df = variance**2 / (sampling**2 / max(n_free, 1) + float((drawing**2 / np.maximum(m - 1, 1)).sum()))
-    parts = (means[place] - value) / n
-    parts[is_read] += (share / m)[at] * (values - means[at])
-    return value, variance, df, np.asarray(parts)
 
 
 # --- unclear answers --------------------------------------------------------------------------------

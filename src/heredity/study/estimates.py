@@ -202,21 +202,16 @@ class FamilyCorrection(Record, frozen=True):
 class Rate(Record, frozen=True):
     """One cell: a model under a technique or a scope (SCOPES), and an attack or "all".
 
-    measure "breach": over breach probes; n_broke of n_held + n_broke broke.
-    measure "over_refusal": over benign twins; n_broke were refused, n_held were answered.
-    `estimate` is over the trials that the plan's endpoint counts: all answered ones, with unclear ones among
-    them, or decided ones only. In the first case `conditional` is the rate of decided trials, else None.
-    With the endpoint "not_refused" the rate of judged breach probes is that of `n_not_refused`: answers that
-    broke, and unclear ones. It is unset with any other endpoint, and if checks decide.
-    Errors and skipped trials are in no rate. Skipped trials are those of an attack that this model does not
-    support. `n_attempted` counts failed attempts to obey among the answered trials.
-    `corrected` (Rogan-Gladen, for measured errors) is None unless a judge decides all of the cell, or checks
-    do in a plan that declares an analysis. If the correction is refused, its value is None, and its note has
-    the reason.
-    `by_family` has the same by each labelled family of models, if the labels come from several.
-    `by_labels` is prediction-powered: a person's labels on some of these answers, and the judge's verdicts on
-    all. It is None without labels, and refused with a reason if there are too few.
-    `worst_case` is None if every trial is an error or has no verdict.
+    Of breach probes n_broke of n_held + n_broke broke; of benign twins ("over_refusal") n_broke were refused.
+    `estimate` is over the trials that the plan's endpoint counts. If these are all answered ones,
+    `conditional` is the rate of decided ones, else None. `n_not_refused`, of the endpoint "not_refused",
+    counts unclear answers and those that broke; it is unset if checks decide. Errors are in no rate, nor
+    skipped trials: those of an attack that this model does not support. `n_attempted` counts failed attempts
+    to obey among the answered trials.
+    `corrected` (Rogan-Gladen) is None unless a judge decides all of the cell, or checks do under a declared
+    analysis. A refused one has the reason in its note. `by_family` has it by each labelled family of models.
+    `by_labels` is prediction-powered, by a person's labels on some of these answers; None without labels.
+    `worst_case` is None if no trial has an answer with a verdict.
     """
 
     model: str

@@ -108,7 +108,7 @@ class Label(Record, frozen=True):
     """A row of labels.jsonl: a person's label of one answer. The last row of an answer counts.
 
     `chance` is that of being drawn at that point. The final chance follows from `size` and the largest `next`
-    of all rows.
+    of all rows. An answer of a pair has the size 0, and is in no rate.
     """
 
     index: int
@@ -121,6 +121,7 @@ class Label(Record, frozen=True):
     next: float
     n_answers: int
     at: str  # ISO 8601, UTC
+    reader: str | msgspec.UnsetType = msgspec.UNSET
     schema: int = SCHEMA
 
 
@@ -153,7 +154,7 @@ def draw_answers(folder: Path, plan: Plan) -> list[Drawn]:
         n_kept = min(len(rows), MAX_DRAWN)
         apart = _discordant(rows, plan) if plan.analysis is not None else set()
         sized = [
-            (_uniform(study, row.index) / size, size, row, task)
+            (uniform(study, row.index) / size, size, row, task)
             for row, task in rows
             for size in (_size(row, task) * (DISCORDANT if row.index % plan.n_per_model in apart else 1.0),)
         ]
@@ -182,13 +183,13 @@ def last_label(folder: Path) -> Label | None:
     return last
 
 
-def add_label(rows: Rows[Label], drawn: Drawn, label_answer: LabelAnswer) -> None:
-    """Save a label."""
+def add_label(rows: Rows[Label], drawn: Drawn, label_answer: LabelAnswer, reader: str = "") -> None:
+    """Save a label. reader: the name of who gave it."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
     rows.append(
         Label(
             drawn.index, drawn.trial, drawn.response, drawn.task, label_answer,
-            drawn.chance, drawn.size, drawn.next, drawn.n_answers, at,
+            drawn.chance, drawn.size, drawn.next, drawn.n_answers, at, reader or msgspec.UNSET,
         )
     )  # fmt: skip
     rows.flush()
@@ -202,7 +203,7 @@ _WORDS: dict[str, LabelAnswer | None] = {
 }
 
 
-def import_labels(rows: Rows[Label], drawn: Sequence[Drawn], path: Path) -> None:
+def import_labels(rows: Rows[Label], drawn: Sequence[Drawn], path: Path, reader: str = "") -> None:
     """Save the labels of a file with the columns `trial` and `label`: yes, no, skip or nothing.
 
     Raises BadInput with the line, before anything is saved, for another label or an answer not drawn.
@@ -220,7 +221,7 @@ def import_labels(rows: Rows[Label], drawn: Sequence[Drawn], path: Path) -> None
         if (label := _WORDS[word.lower()]) is not None:
             labelled.append((by_trial[trial], label))
     for row, label in labelled:
-        add_label(rows, row, label)
+        add_label(rows, row, label, reader)
 
 
 def responses_of(folder: Path, drawn: Sequence[Drawn]) -> dict[int, Response]:
@@ -240,9 +241,20 @@ def remove_last_label(folder: Path) -> None:
         rewrite(folder / LABELS, Label, lambda _: next(places) < n_left)
 
 
-def read_labels(folder: Path) -> dict[int, Label]:
-    """The labels by index; the last of each."""
-    return {row.index: row for row in Rows(folder / LABELS, Label)}
+def read_labels(folder: Path, task: LabelTask | None = None) -> dict[int, Label]:
+    """The labels of the sample by index, the last of each; with a task all of that task, of pairs too."""
+    rows = Rows(folder / LABELS, Label)
+    return {row.index: row for row in rows if (row.size if task is None else row.task == task)}
+
+
+def unlabelled(folder: Path, groups: Sequence[Sequence[Drawn]]) -> list[list[Drawn]]:
+    """The answers without a label, in those of these groups that have one. A pair takes every label."""
+    first = groups[0][0] if groups else None
+    had = read_labels(folder, first.task if first and not first.size else None)
+    open_ = (
+        [x for x in group if x.index not in had or had[x.index].response != x.response] for group in groups
+    )
+    return [group for group in open_ if group]
 
 
 def _with_verdict(folder: Path, plan: Plan) -> Iterator[tuple[VerdictRow, LabelTask]]:
@@ -279,9 +291,9 @@ def _size(row: VerdictRow, task: LabelTask = "harm") -> float:
     return max(FLOOR, math.sqrt(2 * min(row.score, 1 - row.score)))
 
 
-def _uniform(study: str, index: int) -> float:
+def uniform(study: str, index: int, purpose: str = "label") -> float:
     """Above 0 and at most 1; by digest, so that the order is the same everywhere."""
-    drawn = hashlib.blake2b(f"{study}\0label\0{index}".encode(), digest_size=8).digest()
+    drawn = hashlib.blake2b(f"{study}\0{purpose}\0{index}".encode(), digest_size=8).digest()
     return ((int.from_bytes(drawn, "big") >> 11) + 1) / 2**53
 
 

@@ -49,8 +49,7 @@ class MultiverseCell(Record, frozen=True):
     a, b          their ids
     coding        unclear answers "excluded", counted as "held", or as "broke"
     errors        the same for trials that ended in an error; only the declared coding has the last two
-    judge         "checks": judge-free breaches only. "judge": these and those that the judge decides. Else
-                  the name of a panel's member, which decides instead of the panel
+    judge         "checks": judge-free breaches. "judge": judged ones too. Else a panel's member, in its place
     weighting     each "trial" counts the same, or each "technique"
     difference    b's rate minus a's
     p_value       of this cell by itself, without correction; None without a shared trial

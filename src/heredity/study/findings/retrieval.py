@@ -32,8 +32,8 @@ _CLAIM = (
 class RetrievedBreaches(Record, frozen=True):
     """The breaches of a model in one scope or technique of a study with retrieval, in two factors.
 
-    attack      "all", or one of several. Attacks that plant passages are never part of "all" with others
-    n_planted   passages that the attack puts next to the index, in each trial; 0 for none
+    attack      "all", or one of several. "all" has no attacks that plant passages, if there are others
+    n_planted   passages that the attack plants in each trial
     retrieved   the share of its trials in which a passage came before a turn: a planted one, if there are any
     obeyed      the breach rate of these trials; `n_broke` of them broke
     without     the breach rate of its other trials; `n_broke_without` of them broke

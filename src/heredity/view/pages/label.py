@@ -1,4 +1,4 @@
-"""Label a study's answers in place: one at a time by doubt, blind or not, with undo."""
+"""Label a study's answers in place, with undo: one at a time by doubt, or in pairs, which stay blind."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from heredity.core.files import Lock, Rows
 from heredity.core.records import Estimate
 from heredity.core.sanitize import Shown, shown
 from heredity.stats.judge_error import FEWEST
-from heredity.study import labels
+from heredity.study import labels, wording
 from heredity.study.estimates import ALL, SCOPES, Estimates, Rate
+from heredity.study.findings.pairs_read import answers_of, draw_pairs, drawn_pairs, read_differences
 from heredity.study.labels import Drawn, Label, LabelAnswer
 from heredity.study.study import Study
 from heredity.study.wording import interval, names, percent, plural, scope_name, title, uncorrected_words
@@ -71,6 +72,7 @@ def _with(rate: Rate) -> str:
 PATH, MENU, TAB = "/s/{study}/label", "", "4 Label"
 IS_EXPORTED = False
 MAX_ANSWERS = 200  # answers of one round, as many as a person labels in some hours
+N_PAIRS = 100  # pairs of one round
 _ANSWERS: tuple[LabelAnswer, ...] = ("yes", "no", "skip")
 
 
@@ -87,26 +89,43 @@ class ToLabel(NamedTuple):
 
 
 def render(site: Site, asked: Asked) -> str:
-    """The next answer; `open` in the query shows its model and its verdict."""
+    """The next answer, or the next pair of the models `parent` and `child` in the query.
+
+    `open` shows the model and the verdict of a single answer.
+    """
     study = site.open(asked)
-    board = board_of(study)
-    drawn, had = labels.drawn_answers(study.folder)[:MAX_ANSWERS], labels.read_labels(study.folder)
-    wanted = number(asked.query["index"]) if asked.query.get("index") else None
-    left = [row for row in drawn if row.index not in had]
-    chosen = next(
-        (row for row in (drawn if wanted is not None else left) if wanted in (None, row.index)), None
-    )
+    board, edge, groups = board_of(study), _edge(asked.query), _groups(study, asked.query)
+    left = labels.unlabelled(study.folder, groups)
+    wanted = number(asked.query["index"]) if asked.query.get("index") else left[0][0].index if left else None
+    chosen = next((group for group in groups if wanted in [row.index for row in group]), [])
+    shown_answers = [_one(study, row, groups.index(chosen) + 1) for row in chosen]
+    row = read_differences(board.estimates).get(edge) if edge and board.estimates else None
+    called = dict(zip((model.id for model in study.plan.models), study.names, strict=True))
     return site.html(
         "label.html.jinja", asked, study,
-        drawn=drawn, n_had=sum(row.index in had for row in drawn), path=asked.path,
-        one=None if chosen is None else _one(study, drawn, chosen),
+        n_drawn=len(groups), n_had=len(groups) - len(left), path=asked.path,
+        shown=[one for one in shown_answers if one is not None],
+        now=next((row for group in left for row in group if row in chosen), chosen[0] if chosen else None),
         changes=[] if board.estimates is None else changes(board.estimates), why_not=board.why_not,
-        fewest=FEWEST,
+        fewest=FEWEST, edge=edge, called=called, as_read=row and wording.difference_words(row.estimate),
         is_open=bool(asked.query.get("open")), last=labels.last_label(study.folder), answers=_ANSWERS,
     )  # fmt: skip
 
 
-def _one(study: OpenStudy, drawn: list[Drawn], row: Drawn) -> ToLabel | None:
+def _edge(query: Mapping[str, str]) -> tuple[str, str] | None:
+    """The ids of parent and child in a query or a form; None without both."""
+    ids = query.get("parent", ""), query.get("child", "")
+    return ids if all(ids) else None
+
+
+def _groups(study: OpenStudy, query: Mapping[str, str]) -> list[list[Drawn]]:
+    """The answers that were drawn: one by one, or the two of each pair."""
+    if edge := _edge(query):
+        return [answers_of(study.plan, row) for row in drawn_pairs(study.folder).get(edge, [])]
+    return [[row] for row in labels.drawn_answers(study.folder)[:MAX_ANSWERS]]
+
+
+def _one(study: OpenStudy, row: Drawn, place: int) -> ToLabel | None:
     transcript = read(study, row.index)
     if transcript is None:
         return None
@@ -114,27 +133,29 @@ def _one(study: OpenStudy, drawn: list[Drawn], row: Drawn) -> ToLabel | None:
     probe = labels.probe_of(study.plan, row.index)
     words = labels.question(probe, row.task)
     wanted = labels.asked_for(probe, row.task)
-    return ToLabel(
-        row, drawn.index(row) + 1, words, wanted, shown(asked, 20_000), shown(answer, 20_000), transcript
-    )
+    return ToLabel(row, place, words, wanted, shown(asked, 20_000), shown(answer, 20_000), transcript)
 
 
 def act(site: Site, asked: Asked, form: Mapping[str, str]) -> str:
     """Draw the answers, save a label, take the last one back, or estimate again."""
     study = site.open(asked)
-    kind = form.get("do", "")
+    kind, edge = form.get("do", ""), _edge(form)
+    parent, child = edge or ("", "")
+    address = site.link(asked.path, open=form.get("open", ""), parent=parent, child=child)
     labels.check_labelable(study.plan)
     if kind == "estimate":
         Study.open(study.folder).estimate()
-        return site.link(asked.path, open=form.get("open", "")) + "#changed"
+        return address + "#changed"
     with Lock(study.folder):
-        if kind == "draw":
+        if kind == "draw" and edge:
+            draw_pairs(study.folder, study.plan, parent, child, N_PAIRS)
+        elif kind == "draw":
             labels.draw_answers(study.folder, study.plan)
         elif kind == "undo":
             labels.remove_last_label(study.folder)
         elif kind in _ANSWERS:
             index = number(form.get("index"))
-            drawn = labels.drawn_answers(study.folder)
+            drawn = (row for group in _groups(study, form) for row in group)
             row = next((row for row in drawn if row.index == index), None)
             if row is None:
                 raise UsageError(f"Trial {index} is not among the answers that were drawn.")
@@ -142,4 +163,4 @@ def act(site: Site, asked: Asked, form: Mapping[str, str]) -> str:
                 labels.add_label(rows, row, kind)
         else:
             raise UsageError("A label is yes, no or skip.", code="unknown-name")
-    return site.link(asked.path, open=form.get("open", ""))
+    return address
