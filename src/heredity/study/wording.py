@@ -61,6 +61,7 @@ def declared_lines(estimates: Estimates) -> list[tuple[str, str]]:
     if declared is None:
         return []
     families = "; ".join(map(_family, declared.families)) or "none, because nothing is compared"
+    errors = f'"worse" must hold even if {percent(declared.errors)} of the verdicts err for a model'
     single = "are exploratory" if declared.stopping == "fixed" else "are given up, because it stops early"
     return [
         ("Endpoint", _ENDPOINTS[declared.endpoint]),
@@ -71,16 +72,7 @@ def declared_lines(estimates: Estimates) -> list[tuple[str, str]]:
         ("Level", f"{estimates.alpha:g}"),
         ("Margin", f"{unsigned(estimates.margin)}: a smaller difference does not matter"),
         ("Unclear answers", _unclear(declared)),
-        *(
-            [
-                (
-                    "Errors",
-                    f'"worse" must hold even if {percent(declared.errors)} of the verdicts err for a model',
-                )
-            ]
-            if declared.errors
-            else []
-        ),
+        *([("Errors", errors)] if declared.errors else ()),
         ("Stopping", _STOPPING[declared.stopping] + _planned_analyses(declared)),
         ("Judge", declared.judge or "none"),
     ]

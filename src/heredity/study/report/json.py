@@ -48,18 +48,8 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
 
 def _rate(rate: Rate, called: dict[str, str]) -> dict[str, Any]:
     row: dict[str, Any] = {"model": called.get(rate.model, ""), "model_id": rate.model}
-    for field in (
-        "technique",
-        "attack",
-        "measure",
-        "is_judge_free",
-        "n_held",
-        "n_broke",
-        "n_unclear",
-        "n_error",
-        "n_skipped",
-        "n_attempted",
-    ):
+    counts = ("n_held", "n_broke", "n_unclear", "n_error", "n_skipped", "n_attempted")
+    for field in ("technique", "attack", "measure", "is_judge_free", *counts):
         row[field] = getattr(rate, field)
     if not isinstance(rate.n_not_refused, msgspec.UnsetType):
         row["n_not_refused"] = rate.n_not_refused
