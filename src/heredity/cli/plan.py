@@ -38,7 +38,26 @@ def show(forecast: Forecast, rehearsed: Rehearsal | None, as_json: bool) -> None
     )
     out().print(grid)
     _ways(forecast)
-    for line in (*_lines(forecast), *_rehearsed(rehearsed)):
+    from heredity.train.forecast import LEFT_OUT, chunks_per_device
+
+    best, work, units = forecast.best, forecast.work, f"{forecast.unit}s"
+    each = chunks_per_device(work, forecast.n_gpus) * work.chunk
+    lines = [
+        f"\nFLOPs   {forecast.flops:.3g} in {forecast.n_steps:,} steps of {work.batch:,} {units}, "
+        f"{each:,} per device",
+        f"time    {_time(forecast.seconds)}: {best.seconds:.3f} s per step{_validation(forecast)}, "
+        f"{forecast.tokens_a_second:,.0f} {units}/s, {forecast.gpu_hours:,.0f} device hours",
+        f"run it  {_settings(best)}",
+        f"MFU     {forecast.mfu:.0%} {'estimated from measurements' if forecast.is_measured else 'stated'} "
+        f"for matmuls, {forecast.reached_mfu:.0%} for the whole run",
+    ]
+    if (busy := work.batch / (each * forecast.n_gpus)) < 0.95:
+        chunks = "contexts" if forecast.unit == "token" else units
+        lines.append(
+            f"note    devices are busy {busy:.0%} of the time, because a step's {chunks} do not divide "
+            f"evenly: a batch of {each * forecast.n_gpus:,} takes no longer"
+        )
+    for line in (*lines, f"without {LEFT_OUT}", *_rehearsed(rehearsed)):
         write(line)
 
 
@@ -108,29 +127,6 @@ def _ways(forecast: Forecast) -> None:
         layout = (way.layout.kind + mark, f"{way.layout.shards:,}", f"{way.layout.replicas:,}")
         grid.add_row(*map(cell, (*layout, _LAYERS[way.recompute], *numbers)))
     out().print(grid)
-
-
-def _lines(forecast: Forecast) -> list[str]:
-    from heredity.train.forecast import LEFT_OUT, chunks_per_device
-
-    best, work, units = forecast.best, forecast.work, f"{forecast.unit}s"
-    each = chunks_per_device(work, forecast.n_gpus) * work.chunk
-    lines = [
-        f"\nFLOPs   {forecast.flops:.3g} in {forecast.n_steps:,} steps of {work.batch:,} {units}, "
-        f"{each:,} per device",
-        f"time    {_time(forecast.seconds)}: {best.seconds:.3f} s per step{_validation(forecast)}, "
-        f"{forecast.tokens_a_second:,.0f} {units}/s, {forecast.gpu_hours:,.0f} device hours",
-        f"run it  {_settings(best)}",
-        f"MFU     {forecast.mfu:.0%} {'estimated from measurements' if forecast.is_measured else 'stated'} "
-        f"for matmuls, {forecast.reached_mfu:.0%} for the whole run",
-    ]
-    if (busy := work.batch / (each * forecast.n_gpus)) < 0.95:
-        chunks = "contexts" if forecast.unit == "token" else units
-        lines.append(
-            f"note    devices are busy {busy:.0%} of the time, because a step's {chunks} do not divide "
-            f"evenly: a batch of {each * forecast.n_gpus:,} takes no longer"
-        )
-    return [*lines, f"without {LEFT_OUT}"]
 
 
 def _settings(way: LayoutForecast) -> str:
