@@ -22,7 +22,7 @@ import pytest
 
 import heredity as h
 from heredity.core import registry
-from heredity.core.errors import EngineFailure, NotComparable, Unavailable, UsageError
+from heredity.core.errors import EngineFailure, NotComparable, Unavailable, UnknownName, UsageError
 from heredity.core.records import digest
 from heredity.redteam import attacks, judges
 from heredity.study.findings.protocols import every_finding
@@ -526,6 +526,12 @@ class Attack:
     cost = ""
     def rewrite(self, text, context): return text
 
+class Silent(Attack):
+    def rewrite(self, text, context): return None
+
+class Costless:
+    def rewrite(self, text, context): return text
+
 class Broken(Attack):
     def rewrite(self, text, context): raise KeyError("zorq")
 
@@ -621,11 +627,14 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The entry points of installed packages, which a test fills."""
     points: list[Any] = []
     selected = SimpleNamespace(select=lambda group: [each for each in points if each.group == group])
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda: selected)
-    for cached in (registry.installed, every_finding):
+    monkeypatch.setattr(
+        "importlib.metadata.entry_points",
+        lambda: SimpleNamespace(groups={each.group for each in points}, **vars(selected)),
+    )
+    for cached in (registry.installed, registry.declaring, every_finding):
         cached.cache_clear()
     yield points
-    for cached in (registry.installed, every_finding):
+    for cached in (registry.installed, registry.declaring, every_finding):
         cached.cache_clear()
 
 
@@ -667,6 +676,97 @@ def test_a_package_that_cannot_be_loaded_is_named(packages: list[Any], bomb: Pat
 
 class Anything:
     """No attack."""
+
+
+class Speechless:
+    """Returns what is no turn, at each place that it has."""
+
+    def recast(self, probe: h.Probe, context: h.AttackContext) -> Any:
+        return None
+
+    def skips(self, probe: h.Probe, context: h.AttackContext) -> str:
+        return ""
+
+    deliver, undeliverable = recast, skips
+
+    def turns(self, probe: h.Probe, context: h.AttackContext) -> Iterator[Any]:
+        yield probe.turns[-1]
+
+    def queries(self, probe: h.Probe, context: h.AttackContext) -> int:
+        return 1
+
+    def transform(self, turn: h.Turn, context: h.AttackContext, at: int) -> Any:
+        return turn.text
+
+    def rewrite(self, text: str, context: h.AttackContext) -> Any:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        (["rewrite"], ["None", "str"]),
+        (["transform"], ["Turn"]),
+        (["turns", "queries"], ["Turn"]),
+        (["recast", "skips"], ["None", "Probe"]),
+        (["deliver", "undeliverable"], ["None", "Probe"]),
+    ],
+)
+def test_what_an_attack_returns_is_checked_and_no_model_is_blamed(
+    tmp_path: Path, members: list[str], words: list[str]
+) -> None:
+    kind = type("Wrong", (), {"cost": "", "__module__": __name__} | {m: vars(Speechless)[m] for m in members})
+    with raises(Unavailable, "plugin-broken", [f"{__name__}.Wrong", *words]):
+        asked(tmp_path, attacks=[kind()]).run()
+
+
+def test_an_attack_of_a_package_that_returns_nothing_names_the_package(
+    tmp_path: Path, packages: list[Any], bomb: Path
+) -> None:
+    packages.append(entry("zap", "bomb:Silent"))
+    with raises(Unavailable, "plugin-broken", ["zap", "alpha 1", "None", "str", "Uninstall alpha"]):
+        asked(tmp_path, attacks=["zap"]).run()
+
+
+def test_one_broken_plugin_spoils_no_message_about_another(packages: list[Any], bomb: Path) -> None:
+    packages += [entry("zap", "bomb:Attack", "alpha"), entry("zap", "bomb:Attack", "beta")]
+    packages += [entry("lost", "bomb:Nothing"), entry("fine", "bomb:Attack")]
+    packages += [entry("twice", "bomb:Recipe", each, "recipes") for each in ("alpha", "beta")]
+    listed = json.loads(run_here("attacks", "--json").stdout)
+    assert "alpha 1 and beta 1" in listed["zap"]["purpose"] and "bomb" in listed["lost"]["purpose"]
+    assert listed["fine"]["purpose"] == " (alpha 1)" and listed["encoding"]["variants"][0] == "base64"
+    with raises(UnknownName, "unknown-name", ["direct"]):
+        attacks.load("dirct")
+    with raises(UsageError, "unknown-name", ["encoding:base64"]):
+        attacks.load("base64")
+    assert "lora" in registry.declaring("recipes", "DERIVES")
+
+
+def test_the_version_says_which_plugins_are_not_used(packages: list[Any], bomb: Path) -> None:
+    packages += [entry("direct", "bomb:Attack"), entry("zap", "bomb:Attack")]
+    packages += [entry("lost", "bomb:Attack", group="atacks")]
+    packages += [entry("odd", "bomb:Judge", each, "judges") for each in ("alpha", "beta")]
+    lines = {line.split(" (")[0]: line for line in run_here("version").stdout.splitlines()}
+    unused = ["attacks: direct", "heredity.atacks: lost", "judges: odd"]
+    assert {name for name, line in lines.items() if "not used" in line} == set(unused)
+    assert "heredity.attacks" in lines["heredity.atacks: lost"] and "attacks: zap" in lines
+
+
+def test_a_missing_member_is_shown_in_its_form_with_the_guide(packages: list[Any], bomb: Path) -> None:
+    packages += [entry("zap", "bomb:Costless"), entry("odd", "bomb:Attack", group="judges")]
+    with raises(Unavailable, "plugin-broken", ["`cost: str`", "docs/how-to/plugins.md"]):
+        attacks.load("zap")
+    verdict = "def verdict(self, probe: Probe, response: Response, application: Application) -> Verdict"
+    with raises(Unavailable, "plugin-broken", [verdict, "`VERSION: int`", "docs/how-to/plugins.md"]):
+        judges.load("odd")
+
+
+def test_a_variant_of_an_attack_without_any_is_refused_by_the_allowed_spec(
+    packages: list[Any], bomb: Path
+) -> None:
+    packages.append(entry("zap", "bomb:Attack"))
+    with raises(UsageError, "unknown-name", ["'zap'", "'zap:warm'"]):
+        attacks.load("zap:warm")
 
 
 def test_an_object_without_a_protocol_is_refused_and_forgotten() -> None:
@@ -712,7 +812,8 @@ class Odd:
     ],
 )
 def test_a_verdict_that_cannot_be_read_is_not_written(tmp_path: Path, name: str, verdict: Any) -> None:
-    with raises(Unavailable, "plugin-broken", [f"{__name__}.Odd"]):
+    words = ["held", "broke", "unclear"] if name == "unknown" else []
+    with raises(Unavailable, "plugin-broken", [f"{__name__}.Odd", *words]):
         asked(tmp_path, judge=Odd(name, verdict)).run()
     registry.forget("redteam.judges", f"{__name__}.Odd")
     result = asked(tmp_path, judge="rules").run()

@@ -63,8 +63,8 @@ def test_a_plugin_that_raises_while_it_loads_is_named_with_its_line(
 
 def test_a_listing_names_the_file_that_is_not_python(plugin: Path) -> None:
     plugin.write_text("x = 1\ndef broken(:\n")
-    with raises(Unavailable, "plugin-broken", ["zboom", f"{plugin}:2"]):
-        registry.purposes("redteam.attacks")
+    shown = registry.purposes("redteam.attacks")["zboom"]
+    assert "zboom" in shown and f"{plugin}:2" in shown
 
 
 def test_too_little_memory_is_no_fault_of_a_plugin(plugin: Path) -> None:

@@ -39,13 +39,22 @@ def help_command(ctx: click.Context, verb: tuple[str, ...]) -> None:
 @click.command("version", cls=Verb, example="heredity version")
 def version_command() -> None:
     """Show the version of heredity."""
+    from heredity.core.errors import did_you_mean
     from heredity.core.sanitize import plain
     from heredity.core.version import __version__
 
     click.echo(f"heredity {__version__}")
-    for group, folder in registry.GROUPS.items():
-        for name, packages in registry.installed()[folder].items():
-            click.echo(plain(f"{group}: {name} ({' and '.join(map(str, packages))})"))
+    groups = {folder: group for group, folder in registry.GROUPS.items()}
+    known = [f"heredity.{group}" for group in registry.GROUPS]
+    for folder, by_name in registry.installed().items():
+        for name, packages in by_name.items():
+            why = ": not used, because both have this name" if len(packages) > 1 else ""
+            if folder not in groups:
+                why = f": not used, because there is no such group.{did_you_mean(folder, known)}"
+            elif registry.is_ours(folder, name):
+                why = ": not used, because heredity has this name"
+            shown = " and ".join(map(str, packages))
+            click.echo(plain(f"{groups.get(folder, folder)}: {name} ({shown}){why}"))
 
 
 _SHELLS = ("bash", "zsh", "fish")
@@ -199,20 +208,22 @@ def attacks_command(as_json: bool) -> None:
     The first variant is the default.
     """
     from heredity.core import terminal
+    from heredity.core.errors import Unavailable
     from heredity.redteam import attacks
 
-    purposes = registry.purposes("redteam.attacks")
-    parts = {name: attacks.load(name).parts[0] for name in attacks.names()}
+    shown: dict[str, tuple[str, tuple[str, ...], str]] = {}
+    for name, purpose in registry.purposes("redteam.attacks").items():
+        try:
+            part = attacks.load(name).parts[0]
+            shown[name] = (purpose, part.variants, part.attack.cost)
+        except Unavailable as error:
+            shown[name] = (str(error), (), "")
     if as_json:
-        terminal.write_json(
-            {
-                name: {"purpose": purposes[name], "variants": part.variants, "queries": part.attack.cost}
-                for name, part in parts.items()
-            }
-        )
+        keys = ("purpose", "variants", "queries")
+        terminal.write_json({name: dict(zip(keys, row, strict=True)) for name, row in shown.items()})
         return
     grid = terminal.table("name", "what it is", "variants", "queries", whole=["name"])
-    for name, part in parts.items():
-        texts = (purposes[name], ", ".join(part.variants), part.attack.cost)
+    for name, (purpose, variants, cost) in shown.items():
+        texts = (purpose, ", ".join(variants), cost)
         grid.add_row(terminal.cell(name, "bold"), *map(terminal.cell, texts))
     terminal.out().print(grid)

@@ -23,6 +23,7 @@ from heredity.core.errors import HeredityError, Unavailable, UnknownName, UsageE
 
 _ROOT = Path(__file__).parents[1]
 _LISTING_VERBS = {"engines", "attacks", "judges", "probes"}  # verbs that list an open folder
+GUIDE = "docs/how-to/plugins.md"
 _RESERVED = frozenset({"protocols"})  # a module that says what the folder's plug-ins are
 # The open folders that a package adds to: the group of its entry points is `heredity.` and this word.
 GROUPS = {
@@ -140,7 +141,7 @@ def load(folder: str, name: str) -> ModuleType:
     except Exception as error:
         if there is None and isinstance(error, ImportError):
             raise
-        raise _broken(folder, name, error) from error
+        raise _unloadable(folder, name, error) from error
 
 
 def _imported(value: str) -> object:
@@ -158,7 +159,7 @@ def outside(folder: str, name: str) -> Outside | None:
     Raises Unavailable if two packages have one of this name.
     """
     several = _outsiders(folder).get(name, ())
-    if not several or name in _own(folder, ".toml" if folder == GROUPS["tasks"] else ".py"):
+    if not several or is_ours(folder, name):
         return None
     if len(several) > 1:
         raise Unavailable(
@@ -169,6 +170,11 @@ def outside(folder: str, name: str) -> Outside | None:
     return several[0]
 
 
+def is_ours(folder: str, name: str) -> bool:
+    """Whether the folder itself has this plug-in: it wins over those of packages."""
+    return name in _own(folder, ".toml" if folder == GROUPS["tasks"] else ".py")
+
+
 def _outsiders(folder: str) -> dict[str, tuple[Outside, ...]]:
     given = {name: (each,) for name, each in _GIVEN.get(folder, {}).items()}
     return given | installed().get(folder, {}) if folder in GROUPS.values() else {}
@@ -176,16 +182,19 @@ def _outsiders(folder: str) -> dict[str, tuple[Outside, ...]]:
 
 @cache
 def installed() -> dict[str, dict[str, tuple[Outside, ...]]]:
-    """By folder and name, the plug-ins of installed packages. Metadata is read, and nothing is imported."""
+    """By folder and name, the plug-ins of installed packages. Metadata is read, and nothing is imported.
+
+    Those of an unknown group are under the group itself: nothing loads them.
+    """
     from importlib.metadata import entry_points
 
     by_folder: dict[str, dict[str, tuple[Outside, ...]]] = {}
     points = entry_points()
-    for group, folder in GROUPS.items():
-        its = by_folder.setdefault(folder, {})
-        for point in points.select(group=f"heredity.{group}"):
+    for group in sorted(group for group in points.groups if group.startswith("heredity.")):
+        its = by_folder.setdefault(GROUPS.get(group.partition(".")[2], group), {})
+        for point in points.select(group=group):
             package, version = (point.dist.name, point.dist.version) if point.dist else ("", "")
-            path = _file(point.module, ".toml" if group == "tasks" else ".py")
+            path = _file(point.module, ".toml" if group == "heredity.tasks" else ".py")
             its[point.name] = (*its.get(point.name, ()), Outside(package, version, point.value, path))
     return by_folder
 
@@ -287,7 +296,15 @@ def fault_of(error: BaseException) -> str:
     return f"The {what} of {its} failed at {path}:{line}: {first_line(error)}."
 
 
-def _broken(folder: str, name: str, error: Exception) -> Unavailable:
+def broken(folder: str, name: str, words: str) -> Unavailable:
+    """The error for a plug-in of which `words` say what is wrong, with its package and how to go on."""
+    there = outside(folder, name)
+    whose = f"of {there}" if there else f"in {folder}"
+    way = f" Uninstall {there.package} to go on." if there and there.plugin is None else ""
+    return Unavailable(f"The plug-in '{name}' {whose} {words}.{way}", code="plugin-broken")
+
+
+def _unloadable(folder: str, name: str, error: Exception) -> Unavailable:
     """The error for a plug-in whose file raises `error`; the line is the last one in that file."""
     import traceback
 
@@ -297,10 +314,7 @@ def _broken(folder: str, name: str, error: Exception) -> Unavailable:
     if isinstance(error, SyntaxError) and error.filename == str(path):
         line = error.lineno
     place = path if line is None else f"{path}:{line}"
-    return Unavailable(
-        f"The plug-in '{name}' in {folder} cannot be loaded: {place}: {first_line(error)}.",
-        code="plugin-broken",
-    )
+    return broken(folder, name, f"cannot be loaded: {place}: {first_line(error)}")
 
 
 def load_as(protocol: type[T], folder: str, name: str) -> T:
@@ -311,10 +325,8 @@ def load_as(protocol: type[T], folder: str, name: str) -> T:
     module = load(folder, name)
     if not isinstance(module, protocol):
         forget(folder, name)
-        missing = [member for member in members(protocol) if not hasattr(module, member)]
-        raise Unavailable(
-            f"The plug-in '{name}' in {folder} does not define {', '.join(missing)}.", code="plugin-broken"
-        )
+        missing = [form for member, form in members(protocol).items() if not hasattr(module, member)]
+        raise broken(folder, name, f"lacks `{'`, `'.join(missing)}` ({GUIDE})")
     return module
 
 
@@ -329,9 +341,15 @@ def source(folder: str, name: str) -> Path:
 def purposes(folder: str) -> dict[str, str]:
     """Map each plug-in of an open folder to the first paragraph of its docstring; none is imported.
 
-    One from outside has its package behind it. Raises Unavailable for a file that is not Python.
+    One from outside has its package behind it. For a broken one it is the error, which spoils no other.
     """
-    return {name: _first_paragraph(folder, name) for name in names(folder)}
+    shown = {}
+    for name in names(folder):
+        try:
+            shown[name] = _first_paragraph(folder, name)
+        except Unavailable as error:
+            shown[name] = str(error)
+    return shown
 
 
 def _first_paragraph(folder: str, name: str) -> str:
@@ -342,15 +360,24 @@ def _first_paragraph(folder: str, name: str) -> str:
         own = (each for each in tree.body if isinstance(each, ast.ClassDef) and each.name == place)
         docstring = ast.get_docstring(next(own, tree)) or ""
     except (SyntaxError, ValueError, OSError) as error:
-        raise _broken(folder, name, error) from None
+        raise _unloadable(folder, name, error) from None
     return " ".join(docstring.split("\n\n")[0].split()) + (f" ({there})" if there else "")
 
 
-def members(protocol: type) -> list[str]:
-    """The names of a protocol's members."""
-    bases = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False)]
-    attributes = {name for base in bases for name in (*vars(base), *vars(base).get("__annotations__", {}))}
-    return sorted(name for name in attributes if not name.startswith("_"))
+def members(protocol: type) -> dict[str, str]:
+    """The members of a protocol, each as an author writes it: `cost: str`, `def close(self) -> None`."""
+    import inspect
+
+    forms: dict[str, str] = {}
+    for base in protocol.__mro__:
+        own = vars(base) if getattr(base, "_is_protocol", False) else {}
+        forms |= {name: f"{name}: {kind}" for name, kind in own.get("__annotations__", {}).items()}
+        for name, its in own.items():
+            if isinstance(its, property) and its.fget:
+                forms[name] = f"{name}: {inspect.signature(its.fget).return_annotation}"
+            elif inspect.isfunction(its):
+                forms[name] = f"def {name}{inspect.signature(its)}".replace("'", "")
+    return {name: forms[name] for name in sorted(forms) if not name.startswith("_")}
 
 
 def _folder(folder: str) -> Path:
@@ -367,7 +394,7 @@ def declaring(folder: str, name: str) -> tuple[str, ...]:
     Those of packages are all among them: their entry points say what they are.
     """
     return tuple(
-        each for each in names(folder) if outside(folder, each) or _declares(source(folder, each), name)
+        each for each in names(folder) if not is_ours(folder, each) or _declares(source(folder, each), name)
     )
 
 

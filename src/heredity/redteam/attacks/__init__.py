@@ -35,7 +35,7 @@ import msgspec
 from heredity import engines
 from heredity.application.spec import Application
 from heredity.core import registry
-from heredity.core.errors import Damaged, Unavailable, UnknownName, UsageError
+from heredity.core.errors import Damaged, UnknownName, UsageError
 from heredity.core.records import Consult, Message, Model, Probe, Request, Turn
 from heredity.engines.protocols import Engine, WhiteBoxEngine
 from heredity.redteam import probes
@@ -86,6 +86,7 @@ FOLDER = "redteam.attacks"
 # Names of techniques or globs; what is only hex digits is the digest of a file (suffix.py).
 _SCOPED = re.compile(r"(.+)@(?![0-9a-f]{8,}$)([\w*?\[\]-]+(?:,[\w*?\[\]-]+)*)", re.DOTALL)
 P = TypeVar("P", bound=AttackPart)
+T = TypeVar("T", Turn, Probe)
 Transform = Callable[[Turn, AttackContext, int], Turn]
 
 
@@ -95,14 +96,17 @@ def load_part(name: str) -> AttackPart:
     if sum(isinstance(attack, kind) for kind in KINDS) == 1:
         return attack
     registry.forget(FOLDER, name)
-    has = set(dir(attack))
-    kinds = (f"{kind.__name__} ({', '.join(registry.members(kind))})" for kind in KINDS)
-    shared = sorted({m for kind in KINDS for m in registry.members(kind)} & has)
-    raise Unavailable(
-        f"The attack '{name}' in {FOLDER} must have all members of exactly one of these: {'; '.join(kinds)}. "
-        f"It has {', '.join(shared) or 'none of them'}.",
-        code="plugin-broken",
-    )
+    has, forms = set(dir(attack)), {kind: registry.members(kind) for kind in KINDS}
+    kinds = "; ".join(f"{kind.__name__} ({', '.join(own)})" for kind, own in forms.items())
+    shared = sorted({member for own in forms.values() for member in own} & has)
+    begun = [own for own in forms.values() if own.keys() & has - {"cost"}] or [{"cost": "cost: str"}]
+    lacks = [f"`{form}`" for own in begun for member, form in own.items() if member not in has]
+    raise registry.broken(
+        FOLDER, name,
+        f"must have all members of exactly one of these: {kinds}. "
+        f"It has {', '.join(shared) or 'none of them'}. "
+        f"{'It lacks ' if lacks else ''}{', '.join(lacks)}{'. ' if lacks else ''}See {registry.GUIDE}",
+    )  # fmt: skip
 
 
 def variants_of(attack: AttackPart) -> tuple[str, ...]:
@@ -155,6 +159,11 @@ def _part(name: str, variant: str | None = None, is_saved: bool = False) -> Spec
             variant = attack.resolve(variant or known[0])
         except ValueError as error:
             raise UsageError(f"Attack '{name}:{variant}': {error}") from None
+    elif variant is not None and not known:
+        raise UsageError(
+            f"The attack '{name}' has no variants: write '{name}', not '{name}:{variant}'.",
+            code="unknown-name",
+        )
     elif variant is not None and variant not in known:
         raise UnknownName("attack", f"{name}:{variant}", [f"{name}:{v}" for v in known], "heredity attacks")
     return SpecPart(name, attack, (known[0] if known else "") if variant is None else variant)
@@ -228,14 +237,13 @@ class Attack:
         """The conversation: yields a turn, receives the reply to it."""
         context = self._language(probe, context)
         for part in self.recasts:
-            probe = part.attack.recast(probe, part.context(context))
-        turns = self.lead.attack.turns(probe, self.lead.context(context))
-        return self._transformed(turns, context) if self.layers else turns
+            probe = _returned(part.name, part.attack.recast(probe, part.context(context)), Probe)
+        return self._transformed(self.lead.attack.turns(probe, self.lead.context(context)), context)
 
     def delivered(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> Probe:
         """The probe as the application shows it: its passage may be delivered in another way."""
         for part in self.deliveries:
-            probe = part.attack.deliver(probe, part.context(context))
+            probe = _returned(part.name, part.attack.deliver(probe, part.context(context)), Probe)
         return probe
 
     def wanted(self, probe: Probe) -> tuple[TriggerWanted, ...]:
@@ -261,7 +269,7 @@ class Attack:
         return next((f"{self.spec}: {reason}" for reason in reasons if reason), "")
 
     def _transformed(self, turns: Turns, context: AttackContext) -> Turns:
-        layers = [(transform, part.context(context)) for part, transform in self.layers]
+        layers = [(part.name, transform, part.context(context)) for part, transform in self.layers]
         at, reply = 0, None
         try:
             while True:
@@ -269,9 +277,10 @@ class Attack:
                 if isinstance(turn, Consult):
                     reply = yield turn
                     continue
+                turn = _returned(self.lead.name, turn, Turn)
                 at = 0 if turn.is_fresh else at
-                for transform, own in layers:
-                    turn = transform(turn, own, at)
+                for name, transform, own in layers:
+                    turn = _returned(name, transform(turn, own, at), Turn)
                 reply = yield turn
                 at += 1
         except StopIteration:
@@ -285,6 +294,15 @@ class Attack:
         return (
             context if language == context.language else msgspec.structs.replace(context, language=language)
         )
+
+
+def _returned(name: str, value: T, kind: type[T]) -> T:
+    """The value that an attack returned. Raises Unavailable for another type, which no model caused."""
+    wrong: object = value.text if isinstance(value, Turn) else "" if isinstance(value, kind) else value
+    if isinstance(wrong, str) and isinstance(value, kind):
+        return value
+    wanted = "str" if isinstance(value, Turn) else kind.__name__
+    raise registry.broken(FOLDER, name, f"returned {wrong!r:.80}, where {wanted} is expected")
 
 
 def _transform(attack: AttackPart) -> Transform | None:
@@ -339,8 +357,8 @@ def load(spec: str, is_saved: bool = False) -> Attack:
         if "," in name:
             raise UsageError(f"'{spec}' names several attacks. Give --attack once for each.")
         # A variant without its attack suggests that attack, not a similar name: base64 is encoding:base64.
-        known = names()
-        if name not in known and (of := [a for a in known if name in variants_of(load_part(a))]):
+        own = [each for each in names() if registry.is_ours(FOLDER, each)]
+        if name not in names() and (of := [each for each in own if name in variants_of(load_part(each))]):
             raise UsageError(
                 f"No attack named '{name}'. Did you mean '{of[0]}:{name}'? List them: heredity attacks",
                 code="unknown-name",

@@ -357,8 +357,9 @@ class Decider:
         except (TypeError, ValueError) as error:
             who = f"judge '{self.spec}'" if needs_judge(probe) else f"check '{probe.check.kind}'"
             raise Unavailable(
-                f"The {who} gave a verdict on {probe.id} that cannot be stored: {error}. Correct it, and run "
-                "the same command again: nothing is asked twice.",
+                f"The {who} gave a verdict on {probe.id} that cannot be stored: {error}. The outcomes of a "
+                f"{probe.kind} probe: {', '.join(OUTCOMES[probe.kind])}, unclear; None for an error. Correct "
+                "it, and run the same command again: nothing is asked twice.",
                 code="plugin-broken",
             ) from error
         return row
