@@ -464,29 +464,6 @@ class SampleSizePlan(Record, frozen=True):
 
 def plan_sample_size(asked: SampleSizeQuestion, rng: np.random.Generator) -> SampleSizePlan:
     """The trials that the study needs. Raises ValueError for a question that has no answer."""
-    _check(asked)
-    n_pairs = asked.edges or asked.models * (asked.models - 1) // 2
-    deff = design_effect(asked.per_cluster, asked.correlation)
-    difference = None if asked.gap is None else _difference(asked, asked.gap, n_pairs * asked.scopes, deff)
-    not_worse = None if asked.margin is None else _not_worse(asked, asked.margin, deff, rng)
-    sizes = {need.fixed for need in (difference, not_worse) if need is not None}
-    return SampleSizePlan(
-        asked.gap,
-        asked.margin,
-        asked.baseline,
-        asked.power,
-        asked.models,
-        n_pairs,
-        asked.scopes,
-        deff,
-        difference,
-        not_worse,
-        tuple(_width(n, asked.baseline, deff) for n in sorted(sizes)),
-        asked.edges > 0,
-    )
-
-
-def _check(asked: SampleSizeQuestion) -> None:
     if asked.gap is None and asked.margin is None:
         raise ValueError("give a gap to find, a margin for 'not worse', or both")
     for name, value in (("gap", asked.gap), ("margin", asked.margin)):
@@ -506,6 +483,25 @@ def _check(asked: SampleSizeQuestion) -> None:
         raise ValueError("power must lie between 0 and 1, and alpha between 0 and 0.5")
     if asked.per_cluster < 1 or not 0 <= asked.correlation <= 1:
         raise ValueError("a cluster has at least 1 trial, and a correlation between 0 and 1")
+    n_pairs = asked.edges or asked.models * (asked.models - 1) // 2
+    deff = design_effect(asked.per_cluster, asked.correlation)
+    difference = None if asked.gap is None else _difference(asked, asked.gap, n_pairs * asked.scopes, deff)
+    not_worse = None if asked.margin is None else _not_worse(asked, asked.margin, deff, rng)
+    sizes = {need.fixed for need in (difference, not_worse) if need is not None}
+    return SampleSizePlan(
+        asked.gap,
+        asked.margin,
+        asked.baseline,
+        asked.power,
+        asked.models,
+        n_pairs,
+        asked.scopes,
+        deff,
+        difference,
+        not_worse,
+        tuple(_width(n, asked.baseline, deff) for n in sorted(sizes)),
+        asked.edges > 0,
+    )
 
 
 def _difference(asked: SampleSizeQuestion, gap: float, n_tests: int, deff: float) -> RequiredTrials:

@@ -177,16 +177,14 @@ class _InstructionUses:
                     executed = (codes == BROKE)[counted]
                     used = (uses == _USED)[counted] & ~executed
                     rate = Intervals.over(outcomes, m).rate
-                    yield (
-                        InstructionUse(
-                            model=self._plan.models[m].id,
-                            technique=technique,
-                            attack=attack,
-                            n_unclear=int((shown & (codes == UNCLEAR)).sum()),
-                            executed=rate(executed, clusters),
-                            used=rate(used, clusters),
-                            ignored=rate(~executed & ~used, clusters),
-                        )
+                    yield InstructionUse(
+                        model=self._plan.models[m].id,
+                        technique=technique,
+                        attack=attack,
+                        n_unclear=int((shown & (codes == UNCLEAR)).sum()),
+                        executed=rate(executed, clusters),
+                        used=rate(used, clusters),
+                        ignored=rate(~executed & ~used, clusters),
                     )
 
 

@@ -63,17 +63,15 @@ def compute(evidence: StudyEvidence) -> Iterator[ReadableAnswers]:
                     answered = is_answered(codes)
                     clusters = outcomes.clusters_of(ALL, probes, m)[answered]
                     indices = outcomes.indices_of(m, ALL, probes)
-                    yield (
-                        ReadableAnswers(
-                            model=outcomes.plan.models[m].id,
-                            technique=scope,
-                            measure=measure,
-                            n=int(answered.sum()),
-                            n_unclear=int(np.count_nonzero(codes == UNCLEAR)),
-                            n_attempted=outcomes.n_attempted(m, ALL, probes),
-                            estimate=Intervals.over(outcomes, m).rate(is_decided(codes[answered]), clusters),
-                            causes=_causes(outcomes, indices[codes == UNCLEAR]),
-                        )
+                    yield ReadableAnswers(
+                        model=outcomes.plan.models[m].id,
+                        technique=scope,
+                        measure=measure,
+                        n=int(answered.sum()),
+                        n_unclear=int(np.count_nonzero(codes == UNCLEAR)),
+                        n_attempted=outcomes.n_attempted(m, ALL, probes),
+                        estimate=Intervals.over(outcomes, m).rate(is_decided(codes[answered]), clusters),
+                        causes=_causes(outcomes, indices[codes == UNCLEAR]),
                     )
 
 

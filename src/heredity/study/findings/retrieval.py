@@ -90,18 +90,16 @@ class _RetrievedTrials:
                         clusters = outcomes.clusters_of(attack, probes, m)[counted]
                         rate = Intervals.over(outcomes, m).rate
                         place = self._plan.attacks.index(attack) if attack != ALL else 0
-                        yield (
-                            RetrievedBreaches(
-                                model=self._plan.models[m].id,
-                                technique=technique,
-                                attack=attack,
-                                n_planted=len(self._planted.of(place, probes[0])),
-                                n_broke=int(broke[has].sum()),
-                                n_broke_without=int(broke[~has].sum()),
-                                retrieved=rate(has, clusters),
-                                obeyed=rate(broke[has], clusters[has]),
-                                without=rate(broke[~has], clusters[~has]),
-                            )
+                        yield RetrievedBreaches(
+                            model=self._plan.models[m].id,
+                            technique=technique,
+                            attack=attack,
+                            n_planted=len(self._planted.of(place, probes[0])),
+                            n_broke=int(broke[has].sum()),
+                            n_broke_without=int(broke[~has].sum()),
+                            retrieved=rate(has, clusters),
+                            obeyed=rate(broke[has], clusters[has]),
+                            without=rate(broke[~has], clusters[~has]),
                         )
 
 

@@ -78,18 +78,16 @@ def compute(evidence: StudyEvidence) -> Iterator[SeverityRate]:
                     indices = np.sort(outcomes.indices_of(m, ALL, same)[broke])
                     by_tools = [i for i in same if plan.probes[i].check.kind in BY_TOOLS]
                     with_tools = outcomes.codes_of(m, ALL, by_tools) == BROKE
-                    yield (
-                        SeverityRate(
-                            model=plan.models[m].id,
-                            technique=scope,
-                            severity=severity,
-                            n_broke=int(broke.sum()),
-                            n_with_tools=int(with_tools.sum()),
-                            estimate=Intervals.over(outcomes, m).rate(
-                                broke[counted], outcomes.clusters_of(ALL, same, m)[counted]
-                            ),
-                            trials=tuple(indices[:MAX_TRIALS].tolist()),
-                        )
+                    yield SeverityRate(
+                        model=plan.models[m].id,
+                        technique=scope,
+                        severity=severity,
+                        n_broke=int(broke.sum()),
+                        n_with_tools=int(with_tools.sum()),
+                        estimate=Intervals.over(outcomes, m).rate(
+                            broke[counted], outcomes.clusters_of(ALL, same, m)[counted]
+                        ),
+                        trials=tuple(indices[:MAX_TRIALS].tolist()),
                     )
 
 

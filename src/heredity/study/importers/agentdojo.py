@@ -146,21 +146,19 @@ def _rows(trials: list[_Trial], confidence: float) -> Iterator[AgentTasks]:
                 attacked = [trial for trial in mine if trial.attack == attack != NO_ATTACK]
                 done = [trial.recorded[DONE] for trial in alone if trial.recorded is not None]
                 ways = _two_ways(attacked, confidence)
-                yield (
-                    AgentTasks(
-                        model=model,
-                        suite=suite,
-                        attack=attack,
-                        utility=wilson(sum(done), len(done), confidence),
-                        under_attack=ways(DONE),
-                        breach=ways(REACHED),
-                        n_done=sum(done),
-                        n_done_under_attack=_count(attacked, DONE),
-                        n_broke=_count(attacked, REACHED),
-                        n_done_by_nothing=_by_nothing(alone),
-                        n_errors=sum(trial.recorded is None for trial in alone),
-                        n_errors_under_attack=sum(trial.recorded is None for trial in attacked),
-                    )
+                yield AgentTasks(
+                    model=model,
+                    suite=suite,
+                    attack=attack,
+                    utility=wilson(sum(done), len(done), confidence),
+                    under_attack=ways(DONE),
+                    breach=ways(REACHED),
+                    n_done=sum(done),
+                    n_done_under_attack=_count(attacked, DONE),
+                    n_broke=_count(attacked, REACHED),
+                    n_done_by_nothing=_by_nothing(alone),
+                    n_errors=sum(trial.recorded is None for trial in alone),
+                    n_errors_under_attack=sum(trial.recorded is None for trial in attacked),
                 )
 
 
