@@ -65,7 +65,21 @@ def show(estimates: Estimates, plan: Plan, folder: Path, is_full: bool = False) 
     if is_full:
         _show_all(screen, RecordedStudy(plan, estimates), summary)
     else:
-        _show_short(screen, estimates, room_above(screen, ending, command))
+        room = room_above(screen, ending, command)
+        pairs, models = _pair_lines(estimates), _model_lines(estimates)
+        n_rates = min(len(models.rows) + 1, max(2, room - min(1, len(pairs.rows))))
+        shown = [
+            (each, *each.fitted(lines))
+            for each, lines in ((pairs, room - n_rates), (models, n_rates))
+            if each.rows
+        ]
+        spare = room - sum(len(rows) + bool(rows) + bool(left) for _, rows, left in shown)
+        for place, (each, rows, left) in enumerate(shown):
+            if spare > place:  # first between the tables, then above them
+                screen.print()
+            show_rows(screen, each, rows, left)
+        if spare > len(shown):
+            screen.print()
     show_ending(screen, ending, command)
 
 
@@ -160,24 +174,6 @@ class Lines(NamedTuple):
             verdicts = Counter(self.rows[n][-1].removesuffix(" (judge)") for n in others)
             left += f": {', '.join(f'{n} {verdict}' for verdict, n in verdicts.items())}"
         return [self.rows[n] for n in kept], left
-
-
-def _show_short(screen: Console, estimates: Estimates, room: int) -> None:
-    """Print the compared pairs and the rates of the models in at most `room` lines."""
-    pairs, models = _pair_lines(estimates), _model_lines(estimates)
-    n_rates = min(len(models.rows) + 1, max(2, room - min(1, len(pairs.rows))))
-    shown = [
-        (each, *each.fitted(lines))
-        for each, lines in ((pairs, room - n_rates), (models, n_rates))
-        if each.rows
-    ]
-    spare = room - sum(len(rows) + bool(rows) + bool(left) for _, rows, left in shown)
-    for place, (each, rows, left) in enumerate(shown):
-        if spare > place:  # first between the tables, then above them
-            screen.print()
-        show_rows(screen, each, rows, left)
-    if spare > len(shown):
-        screen.print()
 
 
 def show_rows(screen: Console, table: Lines, rows: Sequence[tuple[str, ...]], left: str = "") -> None:

@@ -11,10 +11,7 @@ from heredity.cli import Name, PathArgument, Verb
 from heredity.deploy.serve import LOOPBACK, bound, check_installed
 
 if TYPE_CHECKING:
-    import socket
-
     from heredity.view.places import StudyPlace
-    from heredity.view.site import Site
 
 
 @click.command("view", cls=Verb, example="heredity view runs")
@@ -54,7 +51,22 @@ def command(
     check_installed("The pages need")
     token = _token(host, token_env)
     listening = bound(host, port)
-    _serve(Site(StudyPlace(root)), listening, host, token, opens)
+    site = Site(StudyPlace(root))
+    import webbrowser
+
+    from heredity.core.sanitize import plural
+    from heredity.core.terminal import note
+    from heredity.view.app import run
+
+    studies = site.place.studies()
+    path = f"/s/{studies[0].key}" if len(studies) == 1 else "/"
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listening.getsockname()[1]}{path}" + (f"?token={token}" if token else "")
+    note(f"{plural(len(studies), 'study')} at {address}")
+    if opens:
+        listening.listen()  # the browser waits until the server answers
+        webbrowser.open(address)
+    run(site, listening, token, is_local=host in LOOPBACK)
 
 
 def _export(place: StudyPlace, out: Path) -> None:
@@ -83,21 +95,3 @@ def _token(host: str, name: str | None) -> str:
     if not (token.isascii() and token.isprintable() and token == token.strip() and token):
         raise UsageError(f"The environment variable {name} holds no token of printable ASCII.")
     return token
-
-
-def _serve(site: Site, listening: socket.socket, host: str, token: str, opens: bool) -> None:
-    import webbrowser
-
-    from heredity.core.sanitize import plural
-    from heredity.core.terminal import note
-    from heredity.view.app import run
-
-    studies = site.place.studies()
-    path = f"/s/{studies[0].key}" if len(studies) == 1 else "/"
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listening.getsockname()[1]}{path}" + (f"?token={token}" if token else "")
-    note(f"{plural(len(studies), 'study')} at {address}")
-    if opens:
-        listening.listen()  # the browser waits until the server answers
-        webbrowser.open(address)
-    run(site, listening, token, is_local=host in LOOPBACK)

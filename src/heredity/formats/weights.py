@@ -361,7 +361,28 @@ def read_shape(folder: Path) -> tuple[DecoderShape, Rope, tuple[float, float], b
     config = read_config(folder)
     with _sense(folder / CONFIG):
         shape = _shape(config)
-        rope, rope_scale = _rope(config, shape)
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        parameters = config.rope_parameters
+        if is_one := "rope_theta" in parameters or "rope_type" in parameters:
+            parameters = {"full_attention": parameters, "sliding_attention": parameters}
+        is_partial = "partial_rotary_factor" in ARCHITECTURES[shape.model_type].settings
+        ropes = []
+        for kind in ("full_attention", "sliding_attention"):
+            kind = kind if parameters.get(kind) else "full_attention"
+            chosen = parameters[kind]
+            rope_type = chosen.get("rope_type", "default")
+            if rope_type in ("default", "linear"):
+                n_rotated = (
+                    int(shape.head_dim * chosen["partial_rotary_factor"]) if is_partial else shape.head_dim
+                )
+                steps = torch.arange(0, n_rotated, 2, dtype=torch.float32) / n_rotated
+                inverse = 1.0 / chosen["rope_theta"] ** steps
+                ropes.append((inverse / chosen.get("factor", 1.0) if rope_type == "linear" else inverse, 1.0))
+            else:
+                of_kind = {} if is_one else {"layer_type": kind}
+                ropes.append(ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"), **of_kind))
+        rope, rope_scale = (ropes[0][0], ropes[1][0]), (float(ropes[0][1]), float(ropes[1][1]))
     return shape, rope, rope_scale, setting(config, "tie_word_embeddings", False)
 
 
@@ -631,32 +652,6 @@ class TensorFiles:
     def get(self, name: str) -> torch.Tensor | None:
         """Return a tensor; None if there is no such tensor."""
         return self.read(name) if name in self._where else None
-
-
-def _rope(config: PreTrainedConfig, shape: DecoderShape) -> tuple[Rope, tuple[float, float]]:
-    """Return inverse frequencies for global and windowed layers, and their factors on cos and sin."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    parameters = config.rope_parameters
-    if is_one := "rope_theta" in parameters or "rope_type" in parameters:
-        parameters = {"full_attention": parameters, "sliding_attention": parameters}
-    is_partial = "partial_rotary_factor" in ARCHITECTURES[shape.model_type].settings
-    ropes = []
-    for kind in ("full_attention", "sliding_attention"):
-        kind = kind if parameters.get(kind) else "full_attention"
-        chosen = parameters[kind]
-        rope_type = chosen.get("rope_type", "default")
-        if rope_type in ("default", "linear"):
-            n_rotated = (
-                int(shape.head_dim * chosen["partial_rotary_factor"]) if is_partial else shape.head_dim
-            )
-            steps = torch.arange(0, n_rotated, 2, dtype=torch.float32) / n_rotated
-            inverse = 1.0 / chosen["rope_theta"] ** steps
-            ropes.append((inverse / chosen.get("factor", 1.0) if rope_type == "linear" else inverse, 1.0))
-        else:
-            of_kind = {} if is_one else {"layer_type": kind}
-            ropes.append(ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"), **of_kind))
-    return (ropes[0][0], ropes[1][0]), (float(ropes[0][1]), float(ropes[1][1]))
 
 
 def read_json(path: Path) -> dict[str, Any]:

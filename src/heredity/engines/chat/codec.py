@@ -606,30 +606,25 @@ class Template:
             "tools": [_schema(tool) for tool in tools] or None,
         }
         others = {"documents": None, "add_generation_prompt": is_open, **self._specials}
-        return metered(_allowance(given), lambda: self._compiled.render(**given, **others))
+        n_values = n_characters = 0
+        waiting: list[object] = [given]
+        while waiting:
+            each = waiting.pop()
+            n_values += 1
+            if isinstance(each, str):
+                n_characters += len(each)
+            elif isinstance(each, dict):
+                waiting += [*each.keys(), *each.values()]
+            elif isinstance(each, list):
+                waiting += each
+        steps = _STEPS + _STEPS_A_VALUE * n_values + _STEPS_A_CHARACTER * n_characters
+        return metered(min(steps, _MAX_STEPS), lambda: self._compiled.render(**given, **others))
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
         functions = {"raise_exception": _raise_exception, "strftime_now": strftime_now}
         environment = BoundedEnvironment(_to_json, functions)
         return environment.from_string(_GENERATION.sub("", self._source))
-
-
-def _allowance(value: object) -> int:
-    """Return the steps that a template may take for these messages and tools."""
-    n_values = n_characters = 0
-    waiting = [value]
-    while waiting:
-        each = waiting.pop()
-        n_values += 1
-        if isinstance(each, str):
-            n_characters += len(each)
-        elif isinstance(each, dict):
-            waiting += [*each.keys(), *each.values()]
-        elif isinstance(each, list):
-            waiting += each
-    steps = _STEPS + _STEPS_A_VALUE * n_values + _STEPS_A_CHARACTER * n_characters
-    return min(steps, _MAX_STEPS)
 
 
 def _to_json(
