@@ -68,30 +68,33 @@ class Constraints:
         if (
             compiled is None
         ):  # outside the lock: the answers of others do not wait for a schema that takes long
-            grammar = grammar_of(schema)
-            from llguidance import LLMatcher
-            from llguidance.hf import from_tokenizer
-
-            if self._tokens is None:
-                stops = sorted(self._stops)
-                try:
-                    self._tokens = from_tokenizer(self._codec.fast_tokenizer, self._n_vocabulary, stops)
-                except ValueError as error:
-                    why = f"No JSON schema can be held with this model's tokenizer: {first_line(error)}"
-                    raise Unavailable(why) from None
-            llmatcher = LLMatcher(self._tokens, grammar, log_level=0)
-            tried = llmatcher.deep_copy()
-            if not llmatcher.is_error():
-                tried.compute_bitmask()  # fails where no JSON at all can begin
-            if tried.is_error():
-                raise refused(tried.get_error())
-            compiled = llmatcher
+            compiled = self._compile(schema)
         with self._lock:
             self._compiled[schema] = compiled
             self._compiled.move_to_end(schema)
             if len(self._compiled) > _MAX_SCHEMAS:
                 self._compiled.popitem(last=False)
         return Constraint(compiled)
+
+    def _compile(self, schema: str) -> LLMatcher:
+        grammar = grammar_of(schema)
+        from llguidance import LLMatcher
+        from llguidance.hf import from_tokenizer
+
+        if self._tokens is None:
+            stops = sorted(self._stops)
+            try:
+                self._tokens = from_tokenizer(self._codec.fast_tokenizer, self._n_vocabulary, stops)
+            except ValueError as error:
+                why = f"No JSON schema can be held with this model's tokenizer: {first_line(error)}"
+                raise Unavailable(why) from None
+        llmatcher = LLMatcher(self._tokens, grammar, log_level=0)
+        tried = llmatcher.deep_copy()
+        if not llmatcher.is_error():
+            tried.compute_bitmask()  # fails where no JSON at all can begin
+        if tried.is_error():
+            raise refused(tried.get_error())
+        return llmatcher
 
 
 class Sampler:
