@@ -65,7 +65,7 @@ _DEEPEST = 2  # folders between what is typed and a study
 _MAX_FOLDERS = 200  # folders that are looked at
 _MODELS = (
     "model", "models", "parents", "parent", "baseline", "candidate", "attacker", "head", "answers", "only",
-    "lineage", "embed", "rerank", "ref", "refs", "what",
+    "lineage", "edge", "embed", "rerank", "ref", "refs", "what",
 )  # fmt: skip
 _PLUGINS = {("export", "form"): "deploy.export", ("report", "kind"): "study.report"}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from heredity.cli import PathArgument, Verb
+from heredity.cli import Name, PathArgument, Verb
 
 if TYPE_CHECKING:
     from heredity.core.files import Rows
@@ -29,8 +29,10 @@ _KEYS: dict[str, LabelAnswer | None] = {"y": "yes", "n": "no", "s": "skip", "q":
 @click.option(
     "-n", "--n", type=click.IntRange(1), default=100, show_default=True, help="Number of labels, or of pairs."
 )
-@click.option("--edge", nargs=2, metavar="PARENT CHILD", help="Read both answers to each trial, in pairs.")
-@click.option("--reader", metavar="NAME", default="", help="The name of the reader, saved with each label.")
+@click.option(
+    "--edge", type=Name(), nargs=2, metavar="PARENT CHILD", help="Read both answers to each trial, in pairs."
+)
+@click.option("--reader", type=Name(), metavar="NAME", help="The name of the reader, saved with each label.")
 @click.option(
     "--export", type=PathArgument(), metavar="CSV",
     help="Write the answers to a file for labelling elsewhere.",
@@ -39,8 +41,9 @@ _KEYS: dict[str, LabelAnswer | None] = {"y": "yes", "n": "no", "s": "skip", "q":
     "--import", "take", type=PathArgument(), metavar="FILE", help="Read a labelled file: CSV or JSON lines."
 )
 def command(
-    folder: Path, n: int, edge: tuple[str, str] | None, reader: str, export: Path | None, take: Path | None
-) -> None:
+    folder: Path, n: int, edge: tuple[str, str] | None, reader: str | None,
+    export: Path | None, take: Path | None,
+) -> None:  # fmt: skip
     """Label some of a study's answers, to correct its rates.
 
     Press one key per answer: yes, no, skip or quit. The sample is random. It favours trials on which two
@@ -85,7 +88,7 @@ def _export(folder: Path, made: Plan, groups: list[list[Drawn]], out: Path) -> N
     note(f"{out}: {plural(len(groups), 'answer')}. Write yes, no or skip under label, then: --import {out}")
 
 
-def _ask(folder: Path, made: Plan, groups: list[list[Drawn]], rows: Rows[Label], reader: str) -> None:
+def _ask(folder: Path, made: Plan, groups: list[list[Drawn]], rows: Rows[Label], reader: str | None) -> None:
     from heredity.core.terminal import note
     from heredity.study import labels
 

@@ -183,7 +183,7 @@ def last_label(folder: Path) -> Label | None:
     return last
 
 
-def add_label(rows: Rows[Label], drawn: Drawn, label_answer: LabelAnswer, reader: str = "") -> None:
+def add_label(rows: Rows[Label], drawn: Drawn, label_answer: LabelAnswer, reader: str | None = None) -> None:
     """Save a label. reader: the name of who gave it."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
     rows.append(
@@ -203,7 +203,7 @@ _WORDS: dict[str, LabelAnswer | None] = {
 }
 
 
-def import_labels(rows: Rows[Label], drawn: Sequence[Drawn], path: Path, reader: str = "") -> None:
+def import_labels(rows: Rows[Label], drawn: Sequence[Drawn], path: Path, reader: str | None = None) -> None:
     """Save the labels of a file with the columns `trial` and `label`: yes, no, skip or nothing.
 
     Raises BadInput with the line, before anything is saved, for another label or an answer not drawn.
