@@ -73,6 +73,7 @@ def test_after_a_study_its_own_models_are_offered(offer: Offer) -> None:
     Path("runs/desk/plan.json").write_text(json.dumps(planned))
     assert offer("heredity gate runs/desk --candidate ") == ["leaky", "leaky+secrets", "tiny"]
     assert offer("heredity gate runs/desk --baseline ti") == ["tiny"]
+    assert offer("heredity label runs/desk --edge ti") == ["tiny"]
     assert offer("heredity gate runs/night --candidate smollm2-") == ["smollm2-135m-instruct"]  # no plan
 
 
