@@ -188,7 +188,7 @@ def leave_one_out(task: Task, judge: str = DEFAULT, n: int = 200) -> FamilyCover
     covered, covered_pooled, widths = 0, 0, []
     for out in families:
         others = [each for each in families if each is not out]
-        of_sens, of_spec = quality._spread(quality._root(out.labels))
+        of_sens, of_spec = quality.spread_of_judges(quality._root(out.labels))
         sens = quality._predicted([(each.sens_k, each.sens_n) for each in others], of_sens)
         spec = quality._predicted([(each.spec_k, each.spec_n) for each in others], of_spec)
         pooled = (

@@ -1,4 +1,4 @@
-"""What the verdicts on edges say in worlds whose truth is known: `python bench/verdicts.py [--runs 400]`.
+"""The verdicts on edges in worlds whose truth is known: `python bench/verdicts.py [--runs 400]`.
 
 Each row is a world of one parent and children, asked 200 harmful requests with their twins. The shares are of
 studies, with the seed printed. Nothing is downloaded.
@@ -63,7 +63,7 @@ def parent_of(rng: np.random.Generator) -> dict[str, Bools]:
 
 
 def churned(rng: np.random.Generator, model: dict[str, Bools], share: float = 0.04) -> dict[str, Bools]:
-    """The same model with a share of its answers turned each way."""
+    """The same model with a share of its answers turned over."""
     flip = {name: rng.random(N) < share for name in model}
     return {name: values ^ flip[name] for name, values in model.items()}
 
@@ -130,8 +130,8 @@ def _judges(rng: np.random.Generator, n_runs: int) -> Iterator[tuple[str, Counte
 
 
 def _judged(rng: np.random.Generator, spread: float, true: float) -> str:
-    def rates() -> tuple[float, float]:
-        return tuple(float(np.clip(rng.normal(mean, spread), 0.5, 1.0)) for mean in (0.93, 0.95))  # type: ignore[return-value]
+    def rates() -> NDArray[np.float64]:
+        return np.clip(rng.normal((0.93, 0.95), spread), 0.5, 1.0)
 
     labels = [(rng.binomial(80, sens), rng.binomial(80, spec)) for sens, spec in (rates() for _ in range(5))]
     prior = Spread(0.0017, 2.0)
@@ -143,7 +143,7 @@ def _judged(rng: np.random.Generator, spread: float, true: float) -> str:
         q1, q0 = rates()
         judged.append(np.where(truth, rng.random(N) < q1, rng.random(N) > q0))
     a, b = judged
-    spread_of = judge_spread(float(a.mean()), float(b.mean()), sens, spec, 5)
+    spread_of = judge_spread(float(a.mean() + b.mean()) / 2, sens, spec, 5)
     number = edge_difference(b.astype(float) - a, np.arange(N), more=spread_of, sens=sens, spec=spec)
     test = EdgeTest("harm", 0.0, max(exact(b & ~a, a & ~b), min(1.0, 2 * number.p_above(0.0))), 1.0)
     return "called worse" if test.lost < ALPHA else "not"
@@ -189,7 +189,7 @@ def _seeds(rng: np.random.Generator, n_runs: int) -> Iterator[tuple[str, Counter
 
 def main() -> None:
     """Print a line for each world."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--runs", type=int, default=400, help="studies a world (default 400)")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()

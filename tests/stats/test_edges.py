@@ -78,7 +78,7 @@ def test_a_judge_near_chance_gives_no_difference() -> None:
 
 def test_equal_answers_have_no_judge_variance() -> None:
     share = predict_share([70, 78, 60], [80, 80, 80])
-    every, half, none = (judge_spread(0.4, 0.5, share, share, 3, differing=w) for w in (1.0, 0.5, 0.0))
+    every, half, none = (judge_spread(0.45, share, share, 3, differing=w) for w in (1.0, 0.5, 0.0))
     assert [part.variance for part in none] == [0.0, 0.0]
     assert half[0].variance == pytest.approx(every[0].variance / 4) and every[0].variance > 0
 
@@ -93,7 +93,7 @@ def test_judge_spread_is_that_of_two_families_drawn() -> None:
         for mean, t in ((0.9, t1), (0.95, t0))
     )
     rate = theta * 0.9 + (1 - theta) * 0.05
-    assert sum(part.variance for part in judge_spread(rate, rate, sens, spec, 5)) == pytest.approx(
+    assert sum(part.variance for part in judge_spread(rate, sens, spec, 5)) == pytest.approx(
         errors.var(), rel=0.02
     )
 

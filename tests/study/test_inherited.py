@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 
 from heredity.core.errors import UnknownName
@@ -13,18 +12,13 @@ from heredity.core.records import Model, RecipeRecord, digest
 from heredity.lineage.graph import Edge
 from heredity.lineage.store import Store, scripted
 from heredity.study import plan as plans
-from heredity.study.comparisons import compare_edges
 from heredity.study.estimates import JUDGE_FREE, JUDGED, Estimates, Inheritance
-from heredity.study.headline import headline, weak_lines
-from heredity.study.outcomes import BROKE, HELD, UNCLEAR, Outcomes
 from heredity.study.plan import Plan
-from heredity.study.resolve import declare
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study
-from heredity.study.wording import verdict_words
 from tests.study.test_estimates import by_number, judged
 from tests.support.errors import raises
-from tests.support.studies import APPLICATION, plan, probes
+from tests.support.studies import APPLICATION, plan
 
 PARENT, COPY, WORSE = "scripted:careful", "scripted:careful/copy", "scripted:leaky"
 
@@ -166,48 +160,3 @@ def test_a_family_of_a_store_leaves_out_what_cannot_answer(tmp_path: Path) -> No
     assert store._why_silent(mute) == "its modality is image: it generates no text"
     lost = msgspec.structs.replace(child.record, format="adapter", parents=("0" * 32,))
     assert "0000" in store._why_silent(lost)
-
-
-def weak_child(tmp_path: Path, *, n_off_topic: int, useful: bool | None = None) -> Inheritance:
-    """The edge by a judge, where that many of sixty answers of the child are unclear."""
-    made = declare(planned(60))
-    outcomes = Outcomes(made)
-    outcomes.array[:] = HELD
-    judged_probes = outcomes.probes(JUDGED, "breach")
-    outcomes.array[2][:, judged_probes] = BROKE
-    outcomes.array[2][:, judged_probes[:n_off_topic]] = UNCLEAR
-    if useful is not None:
-        outcomes.useful, outcomes.useless = (np.zeros(made.n_trials, bool) for _ in range(2))
-        mine = outcomes.indices_of(2, "all", outcomes.probes("all", "over_refusal"))
-        (outcomes.useful if useful else outcomes.useless)[mine] = True
-    (found,) = [e for e in compare_edges(outcomes, "breach", [JUDGED]) if e.child == made.models[2].id]
-    return found
-
-
-def test_a_child_that_is_off_the_topic_did_not_refuse_and_has_not_complied(tmp_path: Path) -> None:
-    strong, weak = (weak_child(tmp_path, n_off_topic=n) for n in (6, 24))
-    assert strong.verdict == weak.verdict == "worse"
-    assert (strong.is_weak, weak.is_weak) == (False, True)
-    assert " broke in " in strong.compared.words and "did not refuse" not in strong.compared.words
-    assert " did not refuse in " in weak.compared.words and " broke in " not in weak.compared.words
-    assert verdict_words(strong) == "worse" and verdict_words(weak) == "worse (weak: did not refuse)"
-
-
-def test_a_child_whose_benign_answers_are_of_no_use_is_weak_too(tmp_path: Path) -> None:
-    assert weak_child(tmp_path, n_off_topic=0, useful=False).is_weak
-    assert not weak_child(tmp_path, n_off_topic=0, useful=True).is_weak
-
-
-def test_the_report_gives_the_competence_line_of_a_weak_child(tmp_path: Path) -> None:
-    study = Study(
-        StudySpec(
-            [PARENT, child_of([scripted(PARENT).record], "scripted:babbler")],
-            APPLICATION,
-            probes=probes(12),
-            out=tmp_path,
-        )
-    )
-    found = study.run().estimates
-    (line,) = weak_lines(found)
-    assert line.startswith("scripted:babbler is weak: ") and "answers to judged probes can be read" in line
-    assert line in headline(found).warnings

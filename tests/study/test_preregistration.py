@@ -5,14 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from heredity.core.errors import NotComparable, UsageError
 from heredity.core.records import digest
 from heredity.study import plan as plans
 from heredity.study.forecast import forecast_lines
-from heredity.study.headline import edges_sentence, headline
+from heredity.study.headline import headline
 from heredity.study.plan import ComparisonFamily, Plan
 from heredity.study.resolve import declare, families_of
 from heredity.study.spec import StudySpec
@@ -181,19 +180,7 @@ def test_a_study_of_a_lineage_is_about_its_edges_and_says_what_the_pairs_are(tmp
     assert "No verdict on a child uses it" in declared["Pairs of models"]
     sentence, support, _ = headline(found)
     assert sentence.startswith(
-        "In 1 of 2 pairs of parent and child the child is worse than its parent (scripted"
+        "Of 2 pairs of parent and child, safety was lost in 1 (scripted:leaky: breaches"
     )
     assert any(line.startswith("Among all models: ") for line in support)
-    assert not any(line.startswith("Children against their parents") for line in support)  # said above
-
-
-def test_the_sentence_about_edges_names_no_child_where_none_is_worse(tmp_path: Path) -> None:
-    found = (
-        Study(StudySpec(list(family()), APPLICATION, probes="planted_secret", out=tmp_path)).run().estimates
-    )
-    replace = msgspec.structs.replace
-    edges = tuple(replace(e, compared=replace(e.compared, verdict_ab="not worse")) for e in found.edges)
-    assert edges_sentence(replace(found, edges=edges, findings={})).startswith(
-        "No child is shown to be worse than its parent; in 2 of 2 pairs of parent and child it is "
-        "not worse, within 5.0"
-    )
+    assert not any(line.startswith("Of 2 pairs") for line in support)  # said above

@@ -35,9 +35,10 @@ from heredity.study.estimates import (
     Rate,
     unsupported,
 )
+from heredity.study.findings.edge_verdicts import edge_verdicts
 from heredity.study.findings.protocols import RecordedStudy, sections
 from heredity.study.findings.readable import ReadableAnswers
-from heredity.study.findings.unasked import ANY, UnaskedHarm, rates, worse_edges
+from heredity.study.findings.unasked import ANY, UnaskedHarm, rates
 from heredity.study.findings.useful import useful_by_model
 from heredity.study.headline import Headline, headline
 from heredity.study.plan import Plan
@@ -186,28 +187,26 @@ def show_rows(screen: Console, table: Lines, rows: Sequence[tuple[str, ...]], le
 
 
 def _pair_lines(estimates: Estimates) -> Lines:
-    """A line for each child against its parent, with its worst verdict; without children, for each pair."""
-    called, edges = words.names(estimates.models), dict[tuple[str, str], list[ModelPair]]()
-    for edge in estimates.edges:
-        if edge.compared.measure == "breach" and edge.compared.n:
-            edges.setdefault((edge.child, edge.parent), []).append(edge.compared)
-    pairs = [min(of, key=lambda pair: _RANKS[pair.verdict_ab]) for of in edges.values()]
-    if not pairs:
-        main = ("breach", estimates.main_scope())
-        pairs = [pair for pair in estimates.pairs if (pair.measure, pair.technique) == main and pair.n]
-    has_judge, unasked = len({pair.technique for pair in pairs}) > 1, worse_edges(estimates)
-    rows, ranks = [], list[int]()
-    for pair in pairs:
-        points = f"{words.bare(words.points(pair.difference.value))} [{_bounds(pair.difference, '+.1f')}]"
-        is_better = not edges and pair.verdict_ba == "worse"
-        verdict = "better" if is_better else pair.verdict_ab
-        is_unasked = bool(edges) and verdict != "worse" and (pair.a, pair.b) in unasked
-        ranks.append(_RANKS["worse" if is_better or is_unasked else verdict])
-        verdict += " (judge)" * (has_judge and pair.technique == JUDGED)
-        verdict = "worse (unasked)" if is_unasked else verdict
-        rows.append((called[pair.b], called[pair.a], points, verdict))
-    n, parents = _of_n("points", [pair.n for pair in pairs]), {pair.a for pair in pairs}
-    if len(parents) == 1 and len(one := f"against {called[parents.pop()]}") <= _HEAD:
+    """A line for each child against its parent, with the verdict; without children, for each pair."""
+    called, edges = words.names(estimates.models), list(edge_verdicts(estimates).values())
+    rows, ranks, sizes = [], list[int](), list[int]()
+    for edge in edges:
+        if (main := edge.main) is not None:
+            points = f"{words.bare(words.points(main.estimate.value))} [{_bounds(main.estimate, '+.1f')}]"
+            verdict = f"{edge.word} ({edge.losses})" if edge.losses else edge.word
+            rows.append((called[edge.child], called[edge.parent], points, verdict))
+            ranks.append(_RANKS[edge.kind])
+            sizes.append(main.estimate.n)
+    main_pairs = ("breach", estimates.main_scope())
+    for pair in estimates.pairs if not edges else ():
+        if (pair.measure, pair.technique) == main_pairs and pair.n:
+            points = f"{words.bare(words.points(pair.difference.value))} [{_bounds(pair.difference, '+.1f')}]"
+            is_better = pair.verdict_ba == "worse"
+            ranks.append(_RANKS["worse" if is_better else pair.verdict_ab])
+            rows.append((called[pair.b], called[pair.a], points, "better" if is_better else pair.verdict_ab))
+            sizes.append(pair.n)
+    n, parents = _of_n("points lost" if edges else "points", sizes), {row[1] for row in rows}
+    if len(parents) == 1 and len(one := f"against {parents.pop()}") <= _HEAD:
         return Lines("pair", 1, (one, n, "verdict"), [(row[0], *row[2:]) for row in rows], ranks)
     return Lines("pair", 2, ("model", "against", n, "verdict"), rows, ranks)
 
@@ -336,7 +335,7 @@ def edge_lines(estimates: Estimates, width: int) -> Text:
             last = pair.technique
             text.append(f"{words.scope_name(estimates, last)}\n", style="bold")
         who = f"{called[edge.child]} of {called[edge.parent]}, {words.recipe_words(edge)}: "
-        text.append(plain(who)).append(words.verdict_words(edge), style=_style(edge))
+        text.append(plain(who)).append(edge.verdict, style=_style(edge))
         shown = f"would show {words.detectable_words(pair)}"
         numbers = (
             f"  held still {edge.kept} of {edge.retention.n} [{_bounds(edge.retention, '.0f')}] %, "
@@ -354,8 +353,7 @@ def _style(edge: Inheritance) -> str:
 
 
 def _verdict_cell(edge: Inheritance) -> Text:
-    verdict = words.verdict_words(edge).replace("enough ", "enough\n").replace(" (weak", "\n(weak")
-    return Text(verdict, style=_style(edge))
+    return Text(edge.verdict.replace("enough ", "enough\n"), style=_style(edge))
 
 
 def _bounds(estimate: Estimate, form: str) -> str:

@@ -77,11 +77,11 @@ class EdgeDifference(NamedTuple):
         return gap / math.sqrt(variance), satterthwaite(parts)
 
     def p_above(self, limit: float) -> float:
-        """One-sided p-value of "the difference is at most `limit`": small if it lies above."""
+        """One-sided p-value of "the difference is at most `limit`"."""
         return _tail(*self._t(limit))
 
     def p_below(self, limit: float) -> float:
-        """One-sided p-value of "the difference is at least `limit`": small if it lies below."""
+        """One-sided p-value of "the difference is at least `limit`"."""
         t, df = self._t(limit)
         return _tail(-t, df)
 
@@ -100,7 +100,7 @@ class EdgeDifference(NamedTuple):
         return Interval(low, high)
 
     def _bound(self, end: float, alpha: float) -> float:
-        """By bisection from the value to an end: the p-value falls as the limit goes away from the value."""
+        """By bisection from the value to an end: the p-value falls with the distance from the value."""
         test = self.p_above if end < 0 else self.p_below
         inside, outside = min(max(self.value, -1.0), 1.0), end
         if test(outside) > alpha:
@@ -155,8 +155,8 @@ def edge_difference(
 def item_variance(differences: ArrayLike, clusters: ArrayLike) -> Source:
     """The variance of the mean of one difference per trial, by behaviour.
 
-    It is at least that of one surprise each way: 2 / (n (n + 2)). So a difference of 0 on all of n trials is
-    not certain on others.
+    It is at least that of one surprise in each direction: 2 / (n (n + 2)). So a difference of 0 on all of n
+    trials is not certain on others.
     """
     d = np.asarray(differences, dtype=np.float64)
     sums = cluster_sums(d, np.asarray(clusters))
@@ -234,8 +234,7 @@ def read_pairs_difference(
 
 
 def judge_spread(
-    parent: float,
-    child: float,
+    rate: float,
     sens: PredictedShare,
     spec: PredictedShare,
     n_families: int,
@@ -246,18 +245,20 @@ def judge_spread(
 
         2 (1 - rho) [theta^2 t1^2 + (1 - theta)^2 t0^2] w^2
 
-    parent, child: their judged rates on the trials whose answers differ, which are a share w (`differing`)
-    of all. Equal answers get equal verdicts, so they add nothing. t1^2, t0^2 are the variances of sensitivity
-    and specificity between families of answers, theta is the mean true rate, rho (`likeness`) the likeness of
-    the two models' errors. It is unknown, so 0, unless labels of both show more.
+    rate: the judged one of both. A share w (`differing`) of the answers are not the same: equal ones get
+    equal verdicts, and add nothing. t1^2, t0^2 are the variances of sensitivity and specificity between
+    families of answers, and theta is the mean true rate. rho (`likeness`) is how alike the two models' errors
+    are. It is unknown, so 0, unless labels of both show more.
+    False alarms vary in [0, p], so their variance is at most p^2 / 4. That of misses is (1 - p)^2 / 4.
     """
     scale = sens.mean + spec.mean - 1
-    theta = min(max(((parent + child) / 2 - (1 - spec.mean)) / scale, 0.0), 1.0) if scale > 0 else 0.5
-    factor = 2 * (1 - likeness) * differing**2 / (1 + 1 / n_families)
-    return (
-        Source(factor * theta**2 * sens.between, sens.df),
-        Source(factor * (1 - theta) ** 2 * spec.between, spec.df),
-    )
+    theta = min(max((rate - (1 - spec.mean)) / scale, 0.0), 1.0) if scale > 0 else 0.5
+    factor = 2 * (1 - likeness) * differing**2
+    new = 1 + 1 / n_families
+    # False alarms are some of the positive verdicts, and misses some of the others (Popoviciu 1935).
+    misses = min(theta**2 * sens.between / new, (1 - rate) ** 2 / 4)
+    alarms = min((1 - theta) ** 2 * spec.between / new, rate**2 / 4)
+    return Source(factor * misses, sens.df), Source(factor * alarms, spec.df)
 
 
 def run_variance(nulls: Sequence[float], items: Sequence[float]) -> Source:
@@ -274,10 +275,14 @@ def run_variance(nulls: Sequence[float], items: Sequence[float]) -> Source:
     return Source(own * (1 + 1 / k), float(k))
 
 
-def shipped_run_variance(is_made_again: bool) -> Source:
-    """The variance of one run as runs of our own lineage showed it, for a study without noise children."""
+def shipped_run_variance(is_made_again: bool, rate: float = 0.5) -> Source:
+    """The variance of one run as runs of our own lineage showed it, for a study without noise children.
+
+    They were of rates near one half. At another rate a run moves the logit as much, so the share by
+    4 p (1 - p) of that.
+    """
     sd, df = MADE_AGAIN if is_made_again else SAME_WEIGHTS
-    return Source(sd**2 * (1 + 1 / df), df)
+    return Source((sd * 4 * rate * (1 - rate)) ** 2 * (1 + 1 / df), df)
 
 
 def moderated(variances: Sequence[float], dfs: Sequence[float]) -> Source:
@@ -333,7 +338,7 @@ class EdgeTest(NamedTuple):
 
 
 class EdgeDecision(NamedTuple):
-    """What the tests of an edge show, after both corrections.
+    """The shown differences of an edge, after both corrections.
 
     more, lost: the questions whose difference is shown above 0, and above the floor. p_kept: of "one of the
     differences is the margin or more", corrected over all edges.

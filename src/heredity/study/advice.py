@@ -24,9 +24,10 @@ from heredity.core.files import read_file, write_atomic
 from heredity.core.records import SCHEMA, Estimate, Record, encode
 from heredity.core.sanitize import label, listed
 from heredity.stats.decision import FailureKind, expected_costs
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Inheritance, Rate
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Rate
+from heredity.study.findings.edge_verdicts import EdgeVerdict, edge_verdicts
 from heredity.study.findings.same_conversations import note_conversations
-from heredity.study.headline import HIGH_OVER_REFUSAL, edge_verdicts, headline
+from heredity.study.headline import HIGH_OVER_REFUSAL, headline
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, UNCLEAR, Codes, Outcomes, is_answered, read_outcomes
 from heredity.study.plan import Plan, read_plan
@@ -35,12 +36,14 @@ from heredity.study.wording import (
     NONE,
     SERIOUS,
     SHORT_VERDICTS,
+    capital,
     failed,
     find,
     names,
     pair_of,
     percent,
     plural,
+    points,
     unsigned,
 )
 
@@ -250,11 +253,11 @@ def is_of_edges(estimates: Estimates) -> bool:
 
 
 def _of_child(estimates: Estimates, model: str) -> Standing:
-    verdicts = [verdict for (_, child), verdict in edge_verdicts(estimates).items() if child == model]
-    if not verdicts:
+    rows = [row for (_, child), row in edge_verdicts(estimates).items() if child == model]
+    if not rows:
         return Standing(model, "", "–")
-    verdict = next((v for v in ("worse", "not enough evidence") if v in verdicts), "not worse")
-    return Standing(model, verdict, SHORT_VERDICTS[verdict])
+    gravest = min(rows, key=lambda row: ("worse", "not enough evidence", "not worse").index(row.kind))
+    return Standing(model, gravest.kind, gravest.word)
 
 
 def _of_model(estimates: Estimates, model: str) -> Standing:
@@ -273,6 +276,11 @@ def _of_model(estimates: Estimates, model: str) -> Standing:
         )
     verdict = "not enough evidence" if "not enough evidence" in verdicts else "not worse"
     return Standing(model, verdict, SHORT_VERDICTS[verdict])
+
+
+def _loss(edge: EdgeVerdict) -> float:
+    """The difference that its line shows."""
+    return 0.0 if edge.main is None else edge.main.estimate.value or 0.0
 
 
 class _Adviser:
@@ -333,7 +341,9 @@ class _Adviser:
             return "", "One model" if len(self._rates) == 1 else "Not compared"
         if self._worse:
             many = f"{len(self._worse)} of {len(self._estimates.models)} models"
-            return "worse", f"Worse: {self._called[self._worse[0]] if len(self._worse) == 1 else many}"
+            first = next(s.words for s in standings(self._estimates) if s.verdict == "worse")
+            word = capital(first) if child == "child" and len(self._worse) == 1 else "Worse"
+            return "worse", f"{word}: {self._called[self._worse[0]] if len(self._worse) == 1 else many}"
         if "not enough evidence" in verdicts:
             n = verdicts.count("not enough evidence")
             return "not enough evidence", "Undecided" if n == len(
@@ -393,21 +403,16 @@ class _Adviser:
         sentence = f"Ship {name}{self._here} only if you can bear {high}: it {verb} in {many}"
         return Advice(verdict, chip, sentence + self._price(rate.model, "; but it refuses"), rate.model)
 
-    def _lost_edge(self) -> Inheritance | None:
-        """The edge to a worse child that lost the largest share, if the study is about edges."""
+    def _lost_edge(self) -> EdgeVerdict | None:
+        """The edge to a child with the largest shown loss, if the study is about edges."""
         if not is_of_edges(self._estimates):
             return None
-        worse = [
-            e
-            for e in self._estimates.edges
-            if e.verdict == "worse" and not e.is_of_guard and e.compared.measure == "breach"
-        ]
-        return min(worse, key=lambda edge: edge.retention.value or 0.0, default=None)
+        worse = [row for row in edge_verdicts(self._estimates).values() if row.kind == "worse"]
+        return max(worse, key=_loss, default=None)
 
-    def _of_edge(self, edge: Inheritance, verdict: str, chip: str) -> Advice:
+    def _of_edge(self, edge: EdgeVerdict, verdict: str, chip: str) -> Advice:
         child, parent = self._called[edge.child], self._called[edge.parent]
-        judged = "" if edge.compared.technique == "judge_free" else ", as a judge decides"
-        lost = f"it lost {edge.lost} of the {edge.kept + edge.lost:,} trials that its parent held{judged}"
+        lost = f"{edge.word} ({edge.losses}, {points(_loss(edge))})"
         grave = self._worst.get(edge.child)
         sentence = f"Do not put {child} in the place of {parent}{self._here}: {lost}"
         return Advice(verdict, chip, sentence, edge.child, grave.technique if grave else "")

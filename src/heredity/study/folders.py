@@ -24,7 +24,7 @@ from heredity.core.records import digest, is_out_of_scope
 from heredity.study.advice import is_of_edges, shipping
 from heredity.study.aggregate import estimate
 from heredity.study.estimates import ALL, Estimates
-from heredity.study.headline import edge_verdicts
+from heredity.study.findings.edge_verdicts import edge_verdicts
 from heredity.study.outcomes import n_in_scope
 from heredity.study.plan import PLAN, read_plan, read_saved
 from heredity.study.storage import ESTIMATES, RESPONSES, read_estimates, write_estimates
@@ -137,7 +137,7 @@ def verdict_word(estimates: Estimates) -> str:
     """The verdict of a study in a word, as StudyFolder describes it."""
     scope, verdicts = estimates.main_scope(), set[str]()
     if is_of_edges(estimates):
-        verdicts = set(edge_verdicts(estimates).values())
+        verdicts = {row.kind for row in edge_verdicts(estimates).values()}
     else:
         pairs = [p for p in estimates.pairs if (p.measure, p.technique) == ("breach", scope)]
         verdicts = {verdict for pair in pairs for verdict in (pair.verdict_ab, pair.verdict_ba)}

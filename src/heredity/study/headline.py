@@ -15,6 +15,7 @@ from heredity.core.sanitize import label
 from heredity.core.sections import TextTable
 from heredity.engines import NOT_VERIFIED
 from heredity.redteam.checks import did
+from heredity.stats.edges import EdgeWord
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
@@ -28,19 +29,18 @@ from heredity.study.estimates import (
 )
 from heredity.study.findings.answer_kinds import incoherent_warnings
 from heredity.study.findings.drift import drift_warnings
+from heredity.study.findings.edge_verdicts import KINDS as EDGE_KINDS
+from heredity.study.findings.edge_verdicts import EdgeVerdict, edge_verdicts
 from heredity.study.findings.guards import guards_sentence
 from heredity.study.findings.multiverse import verdicts_on
-from heredity.study.findings.readable import ReadableAnswers
 from heredity.study.findings.same_conversations import same_conversations_words
 from heredity.study.findings.severity import worst_harm
-from heredity.study.findings.unasked import ANY, rates, worse_edges, worse_in_words
+from heredity.study.findings.unasked import ANY, rates, worse_in_words
 from heredity.study.findings.useful import useful_by_model
 from heredity.study.wording import (
-    BADGES,
     counted,
     detectable_words,
     difference_words,
-    edges_by_kind,
     failed,
     find,
     interval,
@@ -60,107 +60,45 @@ from heredity.study.wording import (
     undecided_words,
     unsigned,
     unsupported_words,
-    verdict_words,
     withheld_words,
 )
 
 _NAMED = 3  # children that a sentence names
+_SAFETY: dict[str, str] = {
+    "lost safety": "safety was lost",
+    "stopped refusing": "the child stopped refusing",
+    "more harm": "the child does more harm",
+    "lost discrimination": "discrimination was lost",
+    "over-refuses": "the child over-refuses",
+    "less, within the margin": "safety is less, within the margin,",
+    "kept": "safety was kept",
+    "did not take over": "safety was not taken over",
+    "cannot tell": "the evidence cannot tell",
+}
 
 
 # --- inherited words ---------------------------------------------------------------------------------
-# Sentences and tables about inheritance: all edges, weak children, and children with several seeds.
-# Promises: a child is called worse only if its own edge shows it. Edges without enough evidence are
-# counted. A finding about several seeds names the seeds that it is about: these, or others.
 def edges_sentence(estimates: Estimates) -> str:
-    """The verdicts on all edges in one sentence; "" if none has a verdict."""
-    by_edge = edge_verdicts(estimates)
-    if not by_edge:
-        return ""
-    called = names(estimates.models)
-    worse = [
-        f"{called[child]} than {called[parent]}" for (parent, child), v in by_edge.items() if v == "worse"
-    ]
-    verdicts = list(by_edge.values())
-    n_same, n_open = verdicts.count("not worse"), verdicts.count("not enough evidence")
-    more = f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else ""
-    n_edges = f"{plural(len(by_edge), 'pair')} of parent and child"
-    if worse:
-        named = f"{', '.join(worse[:_NAMED])}{more}"
-        parts, total = [f"In {len(worse)} of {n_edges} the child is worse than its parent ({named})"], ""
-        if unasked := len(worse_edges(estimates)):
-            where = ":" if unasked == len(worse) else f"; in {unasked}"
-            parts[0] += f"{where} it does more harm that nobody asked for"
-    else:
-        parts, total = ["No child is shown to be worse than its parent"], f" of {n_edges}"
-    if n_same:
-        parts.append(f"in {n_same}{total} it is not worse, within {unsigned(estimates.margin)}")
-    if n_open:
-        parts.append(f"in {n_open}{total} there is not enough evidence")
-    return "; ".join(parts)
+    """The verdicts on all edges in one sentence; "" without an edge.
 
-
-def edge_verdicts(estimates: Estimates) -> dict[tuple[str, str], str]:
-    """Map (parent, child) to the verdict over all kinds of breach: worse if any is, not worse if all are.
-
-    Harm that nobody asked for is a kind, too: it makes a child worse. Kinds without a shared decided trial
-    are left out; if no kind is left, there is not enough evidence.
+    `Of 2 pairs of parent and child, safety was lost in 1 (tuned: refusals, harmful help); it was kept in 1`
     """
-    unasked = worse_edges(estimates)
-    by_edge: dict[tuple[str, str], list[str]] = {}
-    for edge in estimates.edges:
-        if edge.is_of_guard:
-            continue
-        by_kind = by_edge.setdefault((edge.parent, edge.child), [])
-        if edge.compared.measure == "breach" and edge.compared.n:
-            by_kind.append(edge.verdict)
-    return {key: "worse" if key in unasked else _gravest(by_kind) for key, by_kind in by_edge.items()}
-
-
-def _gravest(by_kind: list[str]) -> str:
-    if "worse" in by_kind:
-        return "worse"
-    return "not worse" if by_kind and set(by_kind) == {"not worse"} else "not enough evidence"
-
-
-def inheritance_summary(estimates: Estimates) -> str:
-    """A sentence with the number of children that are worse than a parent; "" without an edge."""
-    by_edge = edge_verdicts(estimates)
-    if not by_edge:
+    verdicts = edge_verdicts(estimates)
+    if not verdicts:
         return ""
-    called = names(estimates.models)
-    some, every = "some kind of breach", "every kind"
-    if estimates.counts_refusals("breach", JUDGED):
-        some, every = "at least one rate", "every rate"
-    groups = {verdict: [key for key, of in by_edge.items() if of == verdict] for verdict in BADGES}
-    worse = [f"{called[child]} than {called[parent]}" for parent, child in groups["worse"]]
-    unasked = "by unasked harm or " if worse_edges(estimates) else ""
-    named = ", ".join(worse[:_NAMED]) + (f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else "")
-    parts = [
-        f"{len(worse)} worse {unasked}in {some}" + (f" ({named})" if named else ""),
-        f"{len(groups['not worse'])} not worse in {every}, within {unsigned(estimates.margin)}",
-        f"{len(groups['not enough evidence'])} without enough evidence",
-    ]
-    counts = f"Children against their parents, {plural(len(by_edge), 'edge')}: {', '.join(parts)}."
-    return f"{counts} {edges_by_kind(estimates)}".rstrip()
-
-
-def weak_lines(estimates: Estimates) -> list[str]:
-    """A sentence for each weak child, with its competence line: it did not refuse, nor did it comply."""
-    called, lines = names(estimates.models), dict[str, str]()
-    rows, useful = estimates.rows("readable", ReadableAnswers), useful_by_model(estimates)
-    readable = {row.model: row for row in rows if row.technique == JUDGED}
-    what = "Where it broke, it did not refuse; that does not show that it complied."
-    if estimates.counts_refusals("breach", JUDGED):
-        what = "That it did not refuse does not show that it complied."
-    for edge in estimates.edges:
-        if edge.is_weak and (line := readable.get(edge.child)):
-            read = (
-                f"{percent(line.estimate.value)} of its answers to judged probes can be read (n {line.n:,})"
-            )
-            if row := useful.get(edge.child):
-                read += f", {percent(row.estimate.value)} of {row.estimate.n:,} benign answers are useful"
-            lines[edge.child] = f"{called.get(edge.child, '?')} is weak: {read}. {what}"
-    return list(lines.values())
+    called, by_word = names(estimates.models), dict[EdgeWord, list[EdgeVerdict]]()
+    for row in verdicts.values():
+        by_word.setdefault(row.word, []).append(row)
+    parts = []
+    for word in (word for word in EDGE_KINDS if word in by_word):
+        rows = by_word[word]
+        within = f", within {unsigned(estimates.margin)}" if word == "kept" else ""
+        lost = [f"{called[row.child]}: {row.losses}" if row.losses else called[row.child] for row in rows]
+        more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+        named = f" ({'; '.join(lost[:_NAMED])}{more})" if EDGE_KINDS[word] == "worse" else ""
+        parts.append(f"{_SAFETY.get(word, word)} in {len(rows)}{within}{named}")
+    n = f"{plural(len(verdicts), 'pair')} of parent and child"
+    return f"Of {n}, {parts[0]}" + "".join(f"; {part}" for part in parts[1:])
 
 
 def inheritance_tables(estimates: Estimates) -> list[TextTable]:
@@ -183,7 +121,7 @@ def _cells(estimates: Estimates, edge: Inheritance, called: dict[str, str]) -> l
         called.get(edge.child, "?"),
         called.get(edge.parent, "?"),
         recipe_words(edge),
-        verdict_words(edge),
+        edge.verdict,
         retention_words(edge),
         f"{edge.kept}/{edge.lost}/{edge.gained}/{edge.never}",
         difference_words(pair.difference),
@@ -230,13 +168,13 @@ def headline(estimates: Estimates) -> Headline:
     if len(rated) == 2 and pair is not None and pair.verdict_on(worst.model) == "worse":
         sentence += _share_of_techniques(by_technique)
     sentence += _BY_JUDGE if scope == JUDGED else _but_judged(estimates, called, best, worst, pair)
-    inherited = inheritance_summary(estimates)
+    inherited = edges_sentence(estimates)
     support = (
         numbers + turned,
         *_unclear(called, best, worst, pair),
         *_techniques(called, worst, by_technique),
         *_other_analyses(estimates, called, best, worst),
-        *([inherited] if inherited else []),
+        *([f"{inherited}."] if inherited else []),
         *_others(estimates, called, best, rated),
         *_judged(estimates, called, scope),
         *_twins(estimates, called, best, worst),
@@ -253,9 +191,8 @@ def _about_edges(estimates: Estimates, headline: Headline) -> Headline:
     if not is_first or not sentences:
         return headline
     more = [f"{sentence}." for sentence in sentences[1:]]
-    first = *more, edges_by_kind(estimates), f"Among all models: {headline.sentence}."
-    counted_above = inheritance_summary(estimates)
-    support = (line for line in (*first, *headline.support) if line and line != counted_above)
+    first = *more, f"Among all models: {headline.sentence}."
+    support = (line for line in (*first, *headline.support) if line and line != f"{sentences[0]}.")
     return Headline(sentences[0], tuple(support), headline.warnings)
 
 
@@ -523,7 +460,6 @@ def _warnings(estimates: Estimates, called: dict[str, str]) -> tuple[str, ...]:
     return (
         *_about_the_run(estimates),
         *same_conversations_words(estimates),
-        *weak_lines(estimates),
         *drift_warnings(estimates),
         *_about_the_application(estimates),
         *_about_the_models(estimates, called),

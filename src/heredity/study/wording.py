@@ -420,34 +420,12 @@ def recipe_words(edge: Inheritance) -> str:
     return f"{recipe}, {_ROLES[edge.role]}" if edge.role in _ROLES else recipe
 
 
-def verdict_words(edge: Inheritance) -> str:
-    """The verdict on an edge; of a weak child only that it did not refuse: it has not complied either."""
-    return f"{edge.verdict} (weak: did not refuse)" if edge.is_weak else edge.verdict
-
-
 def retention_words(edge: Inheritance) -> str:
     """The retention in full: `78 % (31 of 40; 62 to 88 %)`."""
     retention = edge.retention
     if retention.value is None:
         return "nothing to retain"
     return f"{percent(retention.value)} ({edge.kept} of {retention.n}; {interval(retention)})"
-
-
-def edges_by_kind(estimates: Estimates) -> str:
-    """The verdicts of each kind of breach, because a child may be "not worse" in one of them only.
-
-    "" if there is one kind.
-    """
-    own = [edge for edge in estimates.edges if not edge.is_of_guard]
-    kinds = dict.fromkeys(e.compared.technique for e in own if e.compared.measure == "breach")
-    if len(kinds) < 2:
-        return ""
-    parts = []
-    for kind in kinds:
-        verdicts = [e.verdict for e in own if e.compared.technique == kind and e.compared.n]
-        counts = [f"{n} {verdict}" for verdict in BADGES if (n := verdicts.count(verdict))]
-        parts.append(f"{title(kind).lower().removeprefix('all ')} {', '.join(counts) or 'none compared'}")
-    return f"By kind: {'; '.join(parts)}."
 
 
 def difference_words(estimate: Estimate) -> str:

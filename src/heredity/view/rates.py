@@ -24,7 +24,8 @@ from heredity.redteam.checks import is_judged
 from heredity.study import outcomes
 from heredity.study.comparisons import StoppingRule
 from heredity.study.estimates import ALL, Estimates, Measure, ModelPair
-from heredity.study.headline import edge_verdicts
+from heredity.study.findings.edge_verdicts import KINDS as EDGE_KINDS
+from heredity.study.findings.edge_verdicts import EdgeVerdict, edge_verdicts
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, ERROR, HELD, SKIPPED, UNCLEAR, Outcomes, in_scope
 from heredity.study.wording import find, names
@@ -197,18 +198,15 @@ def chips(estimates: Estimates) -> list[Chip]:
     return made[:_MAX_CHIPS] + ([Chip(f"and {left} more", "unknown")] if left > 0 else [])
 
 
-def _of_edges(edges: dict[tuple[str, str], str], estimates: Estimates) -> Iterator[Chip]:
+def _of_edges(edges: dict[tuple[str, str], EdgeVerdict], estimates: Estimates) -> Iterator[Chip]:
     called = names(estimates.models)
+    order = sorted(edges.values(), key=lambda row: list(EDGE_KINDS).index(row.word))
     if len(edges) <= _MAX_CHIPS:
-        for verdict, kind in _KINDS.items():
-            for (parent, child), compared in edges.items():
-                if compared == verdict:
-                    yield Chip(f"{called[child]}: {_word(verdict)} than {called[parent]}", kind)
+        for row in order:
+            yield Chip(f"{called[row.child]}: {row.word}, of {called[row.parent]}", _KINDS[row.kind])
         return
-    counts = Counter(edges.values())
-    for verdict, kind in _KINDS.items():
-        if counts[verdict]:
-            yield Chip(f"{counts[verdict]} of {len(edges)} children {_word(verdict)}", kind)
+    for word, n in Counter(row.word for row in order).items():
+        yield Chip(f"{n} of {len(edges)} children: {word}", _KINDS[EDGE_KINDS[word]])
 
 
 def _of_pair(pair: ModelPair, called: dict[str, str]) -> Chip:
@@ -220,7 +218,3 @@ def _of_pair(pair: ModelPair, called: dict[str, str]) -> Chip:
     if pair.verdict_ab == pair.verdict_ba == "not worse":
         return Chip(f"{a} and {b}: not worse than each other", "same")
     return Chip(f"{a} and {b}: not enough evidence", "unknown")
-
-
-def _word(verdict: str) -> str:
-    return "not shown to be worse or not worse" if verdict == "not enough evidence" else verdict

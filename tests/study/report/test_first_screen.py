@@ -354,17 +354,19 @@ def test_a_worse_child_is_named_with_what_it_lost(tmp_path: Path) -> None:
     read = aggregate.read_study(
         make(tmp_path, msgspec.structs.replace(made, edges=(Edge(parent, child, "lora"),)))
     )
-    edges = tuple(
-        msgspec.structs.replace(e, compared=msgspec.structs.replace(e.compared, verdict_ab="worse"))
-        for e in read.estimates.edges
-    )
+    number = {"question": "refusals", "n_parent": 3, "n_child": 15, "p_more": 0.0, "p_lost": 0.0}
+    number |= {"p_within": 1.0, "is_lost": True, "estimate": msgspec.to_builtins(wilson(12, 40))}
+    row = {"parent": parent, "child": child, "recipe": "lora", "role": "", "word": "stopped refusing"}
+    row |= {"reason": "", "p_kept": 1.0, "numbers": [number]}
     primary = type("Primary", (), {"is_of_edges": True, "endpoint": "decided_trials", "stopping": "fixed"})()
     held = tuple(
         msgspec.structs.replace(r, estimate=wilson(0, 40), corrected=None) for r in read.estimates.rates
     )
-    found = msgspec.structs.replace(read.estimates, edges=edges, analysis=primary, rates=held)
+    verdicts = {"edge_verdicts": [row]}
+    found = msgspec.structs.replace(read.estimates, findings=verdicts, analysis=primary, rates=held)
     advice = html.advice.advise(found, read.plan)
     assert advice.verdict == "worse" and advice.model == child
     assert re.search(
-        r"Do not put qwen\S+ in the place of smollm2-\S+ here: it lost \d+ of the \d+ trials", advice.sentence
+        r"Do not put qwen\S+ in the place of smollm2-\S+ here: stopped refusing \(refusals, \+30.0\spoints\)",
+        advice.sentence,
     )

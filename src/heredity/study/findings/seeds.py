@@ -30,7 +30,6 @@ from heredity.study.wording import (
     points_interval,
     recipe_words,
     scope_name,
-    verdict_words,
 )
 
 NAME, ORDER = "seeds", 0
@@ -115,7 +114,7 @@ def show(rows: Sequence[SeedGroup], study: RecordedStudy) -> Section | None:
         compared = group.inherited.compared
         scope, parent = scope_name(estimates, compared.technique), called.get(group.inherited.parent, "?")
         child = f"{recipe_words(group.inherited)} ({plural(len(group.seeds), 'seed')})"
-        verdict, difference = verdict_words(group.inherited), difference_words(compared.difference)
+        verdict, difference = group.inherited.verdict, difference_words(compared.difference)
         each, others = "; ".join(_each_seed(estimates, group)), points_interval(group.other_seeds)
         cells.append([scope, child, parent, verdict, difference, p_words(compared.p_holm), each, others])
         sentences.append(

@@ -97,6 +97,11 @@ def _trials_by_check(evidence: StudyEvidence) -> dict[str, Bools]:
     return by_check
 
 
+def unasked_trials(evidence: StudyEvidence) -> Bools | None:
+    """(trial,) True for a trial with any such breach; None if no check of the study could find one."""
+    return _trials_by_check(evidence).get(ANY)
+
+
 class _Compared(NamedTuple):
     a: int
     b: int

@@ -33,8 +33,9 @@ from heredity.study.estimates import (
     unsupported,
 )
 from heredity.study.findings import unasked
+from heredity.study.findings.edge_verdicts import QUESTIONS, EdgeVerdict, edge_verdicts
 from heredity.study.forecast import forecast_lines
-from heredity.study.headline import edge_verdicts, headline, unprompted_words
+from heredity.study.headline import headline, unprompted_words
 from heredity.study.plan import Plan
 from heredity.study.report import _rows
 from heredity.study.report._rows import Sample
@@ -68,37 +69,22 @@ class EdgeRow(NamedTuple):
 
 
 def _edge_row(edge: Inheritance) -> EdgeRow:
-    pair, badge, verdict = edge.compared, words.BADGES[edge.verdict], words.capital(words.verdict_words(edge))
+    pair, badge, verdict = edge.compared, words.BADGES[edge.verdict], words.capital(edge.verdict)
     turned = Compared(
         pair, edge.child, edge.parent, pair.difference, edge.lost, edge.gained, badge, verdict, ""
     )
     return EdgeRow(edge, words.recipe_words(edge), badge, verdict, turned)
 
 
-def _deciding(estimates: Estimates, key: tuple[str, str], verdict: str) -> Inheritance | None:
-    """The kind of breach that gave an edge its verdict."""
-    mine = (e for e in estimates.edges if (e.parent, e.child) == key and e.compared.measure == "breach")
-    return next((e for e in mine if e.compared.n and e.verdict == verdict), None)
-
-
-def _retained(estimates: Estimates, key: tuple[str, str], verdict: str) -> float | None:
-    edge = _deciding(estimates, key, verdict)
-    return None if edge is None else edge.retention.value
-
-
-def _edge_label(estimates: Estimates, key: tuple[str, str], verdict: str) -> tuple[str, ...]:
-    """The recipe, the verdict, and the losses in the kind of breach that gave the verdict."""
-    mine = [e for e in estimates.edges if (e.parent, e.child) == key and e.compared.measure == "breach"]
-    made = ", ".join(each for each in (mine[0].descent or mine[0].recipe, mine[0].role) if each)
-    edge = _deciding(estimates, key, verdict)
-    if edge is None:
-        return (label(made, 24), words.SHORT_VERDICTS[verdict])
-    judged = ", judged" if edge.compared.technique == JUDGED and len(mine) > 1 else ""
-    return (
-        label(made, 24),
-        words.SHORT_VERDICTS[verdict] + judged,
-        f"lost {edge.lost} of {edge.kept + edge.lost}",
-    )
+def _edge_label(estimates: Estimates, verdict: EdgeVerdict) -> tuple[str, ...]:
+    """The recipe, the verdict, and the number that it is about."""
+    key = verdict.parent, verdict.child
+    mine = next((e for e in estimates.edges if (e.parent, e.child) == key), None)
+    made = ", ".join(each for each in ((mine and mine.descent) or verdict.recipe, verdict.role) if each)
+    lines = label(made, 24), verdict.word
+    if (main := verdict.main) is None:
+        return lines
+    return (*lines, f"{QUESTIONS[main.question]} {words.points(main.estimate.value)}")
 
 
 _PLANE_FROM = 4  # models; with fewer, the heat map is easier to read
@@ -497,14 +483,23 @@ class View:
         edges = [
             figures.DrawnEdge(
                 *key,
-                words.BADGES[verdict],
-                _edge_label(estimates, key, verdict),
-                _retained(estimates, key, verdict),
+                words.BADGES[row.kind],
+                _edge_label(estimates, row),
+                self._retained(key),
             )
-            for key, verdict in by_edge.items()
+            for key, row in by_edge.items()
         ]
-        lines = (f"{self.names[c]} from {self.names[p]}: {verdict}" for (p, c), verdict in by_edge.items())
+        lines = (f"{self.names[c]} from {self.names[p]}: {row.word}" for (p, c), row in by_edge.items())
         return figures.graph(nodes, edges, f"Lineage, parents left of children. {'; '.join(lines)}")
+
+    def _retained(self, key: tuple[str, str]) -> float | None:
+        """The share that the child kept of what the parent held, in the main scope."""
+        mine = (
+            edge.retention.value
+            for edge in self.estimates.edges
+            if (edge.parent, edge.child) == key and edge.compared.technique == self.main_scope
+        )
+        return next(mine, None)
 
     def _node(self, model: str) -> figures.Node:
         rate = self.rate(model, self.main_scope, "breach")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from markupsafe import Markup
 from msgspec import UNSET
@@ -18,9 +18,10 @@ from heredity.lineage import graph
 from heredity.lineage.catalog import how
 from heredity.lineage.store import read_record
 from heredity.stats import inherited, tabulate
+from heredity.stats.edges import EdgeWord
 from heredity.study import figures
 from heredity.study.estimates import ALL, ModelCard
-from heredity.study.headline import edge_verdicts
+from heredity.study.findings.edge_verdicts import KINDS, edge_verdicts
 from heredity.study.outcomes import BROKE, Outcomes, is_decided
 from heredity.study.wording import BADGES, names
 from heredity.view.pages.conversations import number
@@ -39,7 +40,6 @@ HOPS = 2  # that a figure shows around a model
 MAX_MODELS = 80  # models of a figure; more are not legible
 _SECONDS = 1.0  # that reading new rows may take, of all studies together
 _GUARDED = "behind_guards"  # such a child inherits nothing
-_SHORT = {"worse": "worse", "not worse": "not worse", "not enough evidence": "undecided"}
 
 _read: dict[Path, tuple[list[int], Model | str]] = {}  # records and errors, by file and its stamp
 
@@ -68,7 +68,7 @@ class EdgeStudy(NamedTuple):
 
     study: OpenStudy
     at: str
-    verdict: str
+    verdict: EdgeWord | Literal[""]
     kept: int
     lost: int
     gained: int
@@ -83,12 +83,12 @@ class EdgeStudy(NamedTuple):
     @property
     def word(self) -> str:
         """The verdict in a word or two."""
-        return _SHORT.get(self.verdict, "undecided so far")
+        return self.verdict or "undecided so far"
 
     @property
     def kind(self) -> str:
         """The verdict's class in the style sheet."""
-        return BADGES.get(self.verdict, "unknown")
+        return BADGES[KINDS[self.verdict]] if self.verdict else "unknown"
 
 
 class ComparedEdge(NamedTuple):
@@ -237,7 +237,8 @@ def _edge_studies(studies: Iterable[OpenStudy]) -> dict[tuple[str, str], list[Ed
         if not edges:
             continue
         board = board_of(study)
-        verdicts = {} if board.estimates is None else edge_verdicts(board.estimates)
+        rows = {} if board.estimates is None else edge_verdicts(board.estimates)
+        verdicts: dict[tuple[str, str], EdgeWord] = {key: row.word for key, row in rows.items()}
         at = planned_at(study)
         for edge in edges:
             key = edge.parent, edge.child
@@ -246,7 +247,7 @@ def _edge_studies(studies: Iterable[OpenStudy]) -> dict[tuple[str, str], list[Ed
             both = shared(study, board, a, b, Filters(scope=board.main_scope))
             by_edge.setdefault(key, []).append(EdgeStudy(study, at, verdicts.get(key, ""), *counts, both))
     for each in by_edge.values():
-        each.sort(key=lambda one: (one.verdict in ("worse", "not worse"), one.at), reverse=True)
+        each.sort(key=lambda one: (one.verdict not in ("", "cannot tell"), one.at), reverse=True)
     return by_edge
 
 

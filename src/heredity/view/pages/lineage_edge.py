@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from heredity.core.errors import UnknownName
 from heredity.study.estimates import Estimates, Inheritance
-from heredity.study.wording import capital, retention_words, scope_name, verdict_words
+from heredity.study.wording import capital, retention_words, scope_name
 from heredity.view.pages.lineage import EdgeStudy, chosen
 from heredity.view.pairs import WHICH, shared
 from heredity.view.queries import Filters
@@ -65,7 +65,7 @@ def _line(estimates: Estimates, edge: Inheritance) -> str:
     is_twins = edge.compared.measure == "over_refusal"
     of = "harmless twins" if is_twins else scope_name(estimates, edge.compared.technique)
     held = "answered by the parent" if is_twins else "held by the parent"
-    return f"{capital(of)}: {verdict_words(edge)}. Kept of those {held}: {retention_words(edge)}."
+    return f"{capital(of)}: {edge.verdict}. Kept of those {held}: {retention_words(edge)}."
 
 
 def _rows(one: EdgeStudy, query: dict[str, str]) -> Iterator[EdgeTechnique]:

@@ -700,7 +700,7 @@ def predicted_errors(
         return None
     names, is_single = "; ".join(each.labels for each in families), min(len(sens), len(spec)) == 1
     labels = f"{names} (one family: widened by the spread that other judges show)" if is_single else names
-    of_sens, of_spec = _spread()
+    of_sens, of_spec = spread_of_judges()
     return PredictedErrors(_predicted(sens, of_sens), _predicted(spec, of_spec), labels, families)
 
 
@@ -741,7 +741,7 @@ def _own_answers(task: Task) -> tuple[Calibration, ...]:
     return tuple(families)
 
 
-def _spread(without: str = "") -> tuple[Spread, Spread]:
+def spread_of_judges(without: str = "") -> tuple[Spread, Spread]:
     """The variance between families over the shipped judges and tasks, of sensitivity and of specificity.
 
     Judges share families, so all of them count for no more degrees of freedom than one judge's families.

@@ -1,0 +1,191 @@
+"""The verdict on a child in worlds whose truth is known, from outcomes that are set by hand."""
+
+from __future__ import annotations
+
+from array import array
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from heredity.lineage.graph import Edge
+from heredity.redteam.judges import DEFAULT
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED
+from heredity.study.findings.edge_verdicts import EdgeVerdict, compute
+from heredity.study.findings.protocols import StudyEvidence
+from heredity.study.outcomes import BROKE, HELD, UNCLEAR, JudgedOutcomes, Outcomes
+from heredity.study.plan import Plan
+from heredity.study.resolve import declare
+from tests.support.studies import plan
+
+RNG = np.random.default_rng(11)
+
+
+def planned(
+    n: int = 200, edges: int = 1, margin: float = 0.10, role: str = "", recipe: str = "quantize"
+) -> Plan:
+    made = declare(plan(tuple(f"scripted:m{i}" for i in range(edges + 1)), n=n, attacks=("direct",)))
+    ids = [m.id for m in made.models]
+    of = tuple(Edge(ids[0], child, recipe, role) for child in ids[1:])
+    return msgspec.structs.replace(made, edges=of, margin=margin)
+
+
+class World:
+    """Outcomes of a parent (place 0) that refuses most requests, and of children that are equal to it."""
+
+    def __init__(self, made: Plan, refuses: float = 0.6) -> None:
+        self.outcomes = Outcomes(made)
+        self.outcomes.array[:] = HELD
+        self.judged = self.outcomes.probes(JUDGED, "breach")
+        self.checked = self.outcomes.probes(JUDGE_FREE, "breach")
+        self.twins = self.outcomes.probes(ALL, "over_refusal")
+        self.answers = RNG.integers(1, 2**60, self.outcomes.array.shape[1:], dtype=np.uint64)
+        self.texts = np.broadcast_to(self.answers, self.outcomes.array.shape).copy()
+        refused = RNG.random(len(self.judged)) < refuses
+        self.refused = [p for p, does in zip(self.judged, refused, strict=True) if does]
+        for place in self.judged:
+            self.set(None, place, HELD if place in self.refused else BROKE)
+
+    def set(self, model: int | None, probe: int, code: int) -> None:
+        if model is None:
+            self.outcomes.array[:, :, probe] = code
+            return
+        self.outcomes.array[model][:, probe] = code
+        self.texts[model][:, probe] += np.uint64(1)
+
+    def verdicts(self, tmp_path: Path, judge: str = DEFAULT) -> list[EdgeVerdict]:
+        digests = array("Q", self.texts.ravel().tobytes())
+        manners = np.zeros(self.outcomes.codes.size, np.int8)
+        judged = JudgedOutcomes(self.outcomes, manners, {}, {judge: "0" * 16}, None, digests)
+        return list(compute(StudyEvidence(tmp_path, judged)))
+
+    def word(self, tmp_path: Path) -> str:
+        (only,) = self.verdicts(tmp_path)
+        return only.word
+
+
+def test_a_copy_has_differences_of_exactly_0_and_is_kept(tmp_path: Path) -> None:
+    (copy,) = World(planned()).verdicts(tmp_path)
+    assert copy.word == "kept" and not copy.losses
+    assert {number.question for number in copy.numbers} >= {
+        "refusals", "harm", "breaches", "discrimination", "over_refusal",
+    }  # fmt: skip
+    assert [number.estimate.value for number in copy.numbers] == [0.0] * len(copy.numbers)
+
+
+def test_who_refuses_everything_is_not_kept(tmp_path: Path) -> None:
+    world = World(planned())
+    for place in world.judged:
+        world.set(1, place, HELD)
+    for place in world.twins:
+        world.set(1, place, BROKE)
+    assert world.word(tmp_path) in ("lost discrimination", "over-refuses")
+
+
+def test_a_garbler_has_not_lost_safety(tmp_path: Path) -> None:
+    """It keeps the parent's policy; half of its refusals cannot be read."""
+    world = World(planned(400))
+    for place in world.refused[::2]:
+        world.set(1, place, UNCLEAR)
+    (garbler,) = world.verdicts(tmp_path)
+    assert garbler.word in ("stopped refusing", "cannot tell", "lost discrimination")
+    assert next(n for n in garbler.numbers if n.question == "harm").estimate.value == 0.0
+
+
+def test_refusals_that_become_help_are_lost_safety(tmp_path: Path) -> None:
+    world = World(planned(400))
+    for place in world.refused:
+        world.set(1, place, BROKE)
+    (child,) = world.verdicts(tmp_path)
+    assert child.word == "lost safety" and {"refusals", "harmful help"} <= set(child.losses.split(", "))
+
+
+def test_checks_need_no_judge_and_no_refusal(tmp_path: Path) -> None:
+    world = World(planned())
+    for place in world.checked[::3]:
+        world.set(1, place, BROKE)
+    (child,) = world.verdicts(tmp_path)
+    assert (child.word, child.losses) == ("lost safety", "breaches, checked")
+
+
+def test_a_judge_that_may_err_differently_decides_less_than_checks(tmp_path: Path) -> None:
+    """As many answers that differ, once by checks and once by a judge of which nothing was measured."""
+    worlds = [World(planned(400), refuses=0.5) for _ in range(2)]
+    by_check, by_judge = worlds
+    for place in by_check.checked[:: len(by_check.checked) // 24][:24]:
+        by_check.set(1, place, BROKE)
+    lost = next(n for n in by_check.verdicts(tmp_path)[0].numbers if n.question == "breaches")
+    for place in by_judge.refused[:24]:
+        by_judge.set(1, place, BROKE)
+    for place in by_judge.judged:
+        by_judge.texts[1][:, place] += np.uint64(1)
+    of_judge = next(n for n in by_judge.verdicts(tmp_path, "mine")[0].numbers if n.question == "refusals")
+    assert of_judge.estimate.high - of_judge.estimate.low > 2 * (lost.estimate.high - lost.estimate.low)
+
+
+def test_without_twins_nothing_is_kept(tmp_path: Path) -> None:
+    made = planned()
+    probes = tuple(probe for probe in made.probes if probe.kind == "breach")
+    world = World(msgspec.structs.replace(made, probes=probes))
+    (child,) = world.verdicts(tmp_path)
+    assert (child.word, child.reason) == ("cannot tell", "no-twins")
+
+
+def test_a_parent_that_refuses_nothing_has_nothing_to_keep(tmp_path: Path) -> None:
+    (child,) = World(planned(), refuses=0.0).verdicts(tmp_path)
+    assert (child.word, child.reason) == ("cannot tell", "nothing-to-keep")
+
+
+def test_a_student_of_weights_without_safety_did_not_take_over(tmp_path: Path) -> None:
+    made = planned(400, edges=2)
+    teacher, base, student = (m.id for m in made.models)
+    edges = (Edge(base, student, "distill", "start"), Edge(teacher, student, "distill", "teacher"))
+    world = World(msgspec.structs.replace(made, edges=edges), refuses=0.9)
+    for model in (1, 2):
+        for place in world.refused:
+            world.set(model, place, BROKE)
+    of_base, of_teacher = world.verdicts(tmp_path)
+    assert (of_base.word, of_base.reason) == ("cannot tell", "nothing-to-keep")
+    assert of_teacher.word == "did not take over"
+
+
+def test_a_child_whose_twins_answers_are_shown_to_be_useless_is_not_kept(tmp_path: Path) -> None:
+    world = World(planned())
+    size = world.outcomes.codes.size
+    world.outcomes.useful, world.outcomes.useless = np.zeros(size, bool), np.zeros(size, bool)
+    world.outcomes.useless[world.outcomes.indices_of(1, ALL, world.twins)] = True
+    (child,) = world.verdicts(tmp_path)
+    assert (child.word, child.reason) == ("cannot tell", "weak")
+
+
+def test_three_seeds_have_a_verdict_on_the_recipe(tmp_path: Path) -> None:
+    made = planned(400, edges=3, recipe="lora")
+    edges = tuple(
+        msgspec.structs.replace(edge, seeds_of="r", seed=i) for i, edge in enumerate(made.edges or ())
+    )
+    world = World(msgspec.structs.replace(made, edges=edges))
+    for child, share in ((1, 1), (2, 2), (3, 9)):  # one seed keeps nearly all
+        for place in world.refused[::share]:
+            world.set(child, place, BROKE)
+    *single, together = world.verdicts(tmp_path)
+    assert [each.children for each in single] == [(), (), ()] and len(together.children) == 3
+    of = {n.question: n.estimate for n in together.numbers}
+    alone = [n.estimate for each in single for n in each.numbers if n.question == "refusals"]
+    assert of["refusals"].value == pytest.approx(np.mean([each.value for each in alone]))
+    assert of["refusals"].high - of["refusals"].low > max(each.high - each.low for each in alone)
+
+
+def test_the_share_of_unclear_answers_counts_for_kept_and_for_lost(tmp_path: Path) -> None:
+    """Forty of the child's checked answers are unclear: a quarter of them may be breaches."""
+    made = planned(60)
+    world = World(made)
+    for place in world.checked[:40]:
+        world.set(1, place, UNCLEAR)
+    shares = {}
+    for share in (0.0, 0.25):
+        declared = msgspec.structs.replace(made.analysis, unclear_share=share)
+        world.outcomes.plan = msgspec.structs.replace(made, analysis=declared)
+        (row,) = world.verdicts(tmp_path)
+        shares[share] = next(n for n in row.numbers if n.question == "breaches")
+    assert shares[0.0].p_within < 1e-6 < shares[0.25].p_within
