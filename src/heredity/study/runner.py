@@ -733,9 +733,8 @@ def _note_outcomes(conversation: Conversation) -> None:
 
 def _too_early(limit: Limit | None) -> tuple[str, str]:
     """The error, and its code, of a conversation that a limit ended before the probe's demand."""
-    if limit in ("tokens", "seconds"):
-        return LIMIT_TOO_LOW.format(limit), CONVERSATION_LIMIT
-    return DEMAND_NOT_MADE, TURN_LIMIT
+    is_low = limit in ("tokens", "seconds")
+    return (LIMIT_TOO_LOW.format(limit), CONVERSATION_LIMIT) if is_low else (DEMAND_NOT_MADE, TURN_LIMIT)
 
 
 def shared_prefix(engine: Engine, application: Application) -> PromptPrefix:

@@ -49,6 +49,7 @@ __all__ = [
 
 FOLDER = "redteam.checks"
 _SHARED = frozenset(Check.__struct_fields__) - {"kind", "settings"}
+_fields = cache(msgspec.structs.fields)
 
 
 def kinds() -> list[str]:
@@ -107,7 +108,7 @@ def parse_check(table: dict[str, Any]) -> Check:
     # A setting at its default is not stored, so that a probe keeps its digest when a kind gains a setting.
     own = {
         field.name: value
-        for field in msgspec.structs.fields(kind)
+        for field in _fields(kind)
         if field.name not in _SHARED and (value := getattr(check, field.name)) != field.default
     }
     stored = {"kind": name, **shared} | ({"settings": json.decode(json.encode(own))} if own else {})
