@@ -18,7 +18,6 @@ from heredity.study.estimates import SCOPES, Estimates, Rate
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Intervals, per_breach
 from heredity.study.outcomes import BROKE, SKIPPED, Outcomes, is_answered, is_part
-from heredity.study.plan import Plan
 from heredity.study.storage import RawResponse
 from heredity.study.wording import attack_name, names, scope_title
 
@@ -94,22 +93,28 @@ class _CostSums:
     """(model, attack, scope, _SUMS) over the trials that have a verdict and were asked."""
 
     def __init__(self, outcomes: Outcomes) -> None:
-        plan = self._plan = outcomes.plan
+        plan, self._samples = outcomes.plan, outcomes.plan.samples
         self._codes = memoryview(outcomes.codes.data)
         self._shape = (len(plan.models), len(plan.attacks), len(_SCOPES), _SUMS)
         self._sums = [0] * int(np.prod(self._shape))
-        scopes = {place: _scope(plan, place) for place in range(len(plan.probes))}
-        self.scopes = {place: scope for place, scope in scopes.items() if scope is not None}
+        breaches = [place for place, probe in enumerate(plan.probes) if probe.kind == "breach"]
+        self.scopes = {  # by place; a baseline has none
+            place: i
+            for place in breaches
+            for i, scope in enumerate(_SCOPES)
+            if is_part(plan.probes[place], scope)
+        }
+        cells = (divmod(cell, len(plan.probes)) for cell in range(plan.n_trials // plan.samples))
+        self._at = [_SUMS * (rest * len(_SCOPES) + self.scopes.get(place, 0)) for rest, place in cells]
 
     @property
     def array(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
         return np.array(self._sums, np.int64).reshape(self._shape)
 
     def see(self, row: RawResponse) -> None:
-        rest, place = divmod(row.index // self._plan.samples, len(self._plan.probes))
         if self._codes[row.index] in (0, SKIPPED):
             return
-        at, sums = _SUMS * (rest * len(_SCOPES) + self.scopes[place]), self._sums
+        at, sums = self._at[row.index // self._samples], self._sums
         sums[at] += 1
         sums[at + 1] += len(row.exchanges)
         for exchange in row.exchanges:
@@ -118,14 +123,6 @@ class _CostSums:
         sums[at + 4] += len(row.consulted)
         for question in row.consulted:
             sums[at + 5] += question.n_prompt_tokens + question.n_tokens
-
-
-def _scope(plan: Plan, place: int) -> int | None:
-    """The scope that a probe counts for; None for a twin and for a baseline."""
-    probe = plan.probes[place]
-    if probe.kind != "breach":
-        return None
-    return next((i for i, scope in enumerate(_SCOPES) if is_part(probe, scope)), None)
 
 
 def _cost(
