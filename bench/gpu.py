@@ -225,7 +225,7 @@ def tokens_per_second(
     network: Any, trainable: Any, n_words: int, vocabulary: int, device: Any, n_steps: int
 ) -> float:
     """Tokens per second of the loop, without its first step."""
-    from heredity.engines.chat.codec import Document
+    from heredity.engines.chat import Document
     from heredity.train import loop
     from heredity.train.data.chat import TokenizedExample
     from heredity.train.loop import BatchSampler, placed

@@ -28,7 +28,7 @@ from heredity.redteam import judges
 from heredity.redteam.checks.secret import SecretForms
 from heredity.redteam.judges import rules
 from heredity.redteam.judges.calibration import quality
-from heredity.redteam.judges.calibration.quality import HEAD_CARD, LEARNED_CARD, read_card, readings
+from heredity.redteam.judges.calibration.quality import HEAD_CARD, LEARNED_CARD, read_card
 from heredity.redteam.judges.protocols import DEFAULT, Task
 from heredity.stats.judge_error import correct_for_family, rogan_gladen
 
@@ -60,11 +60,11 @@ def main() -> int:
         print(f"No labelled sets at {arguments.data}: give their folder with --data.", file=sys.stderr)
         return 2
     rebuilt = measure_table(arguments.data)
-    is_stale = rebuilt != quality.shipped() if quality._SHIPPED.exists() else True
+    is_stale = rebuilt != quality.shipped() if quality._TABLE.exists() else True
     if is_stale and not arguments.check:
         print(f"wrote {write_table(rebuilt)}")
     if not arguments.check:
-        print(f"wrote {readings.write_forms(label_forms(arguments.data))}")
+        print(f"wrote {quality.write_forms(label_forms(arguments.data))}")
     print_canaries(arguments.check)
     print_quality()
     print_families()
@@ -149,9 +149,9 @@ def measure_table(data: Path) -> quality.QualityTable:
 
 def write_table(table: quality.QualityTable) -> Path:
     """Replace the shipped table with a rebuilt one."""
-    quality._SHIPPED.write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=2) + b"\n")
+    quality._TABLE.write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=2) + b"\n")
     quality.shipped.cache_clear()
-    return quality._SHIPPED
+    return quality._TABLE
 
 
 def record_verdicts(rows: list[quality.CanaryVerdicts]) -> Path:
@@ -238,7 +238,7 @@ FORMS = {  # family of labels (calibration/quality.py): its files, request and a
 }  # fmt: skip
 
 
-def label_forms(data: Path) -> list[readings.AnswerForm]:
+def label_forms(data: Path) -> list[quality.AnswerForm]:
     """The form of each family of labels whose files are below `data`; PyRIT's are in its wheel."""
     found = []
     for family, (files, request, answer, kind) in FORMS.items():
@@ -250,7 +250,7 @@ def label_forms(data: Path) -> list[readings.AnswerForm]:
         if kind:
             rows = [row for row in rows if row["type"].startswith("contrast") == (kind == "contrast")]
         pairs = [(row.get(request) or "", row.get(answer) or "") for row in rows]
-        found.append(readings.summarise(family, pairs))
+        found.append(quality.summarise(family, pairs))
     return found
 
 

@@ -21,9 +21,8 @@ from heredity.core import readers
 from heredity.core.errors import BadInput, did_you_mean
 from heredity.core.records import Estimate, digest_response
 from heredity.redteam.judges import check_quality, checks, default_verdict, needs_judge, pair_of, rules
-from heredity.redteam.judges.calibration import readings
-from heredity.redteam.judges.calibration.quality import OWN
-from heredity.redteam.judges.calibration.readings import AnswerForm, Reading, ReadingLabel, summarise
+from heredity.redteam.judges.calibration import quality
+from heredity.redteam.judges.calibration.quality import OWN, AnswerForm, Reading, ReadingLabel, summarise
 from heredity.redteam.judges.protocols import Pair
 from heredity.stats.intervals import wilson
 from heredity.stats.paired import Table, cohens_kappa
@@ -39,20 +38,20 @@ def main() -> int:
     parser.add_argument("--root", type=Path, help="Relative paths of studies start here.")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    rows = read_readings(arguments.files, arguments.root) if arguments.files else readings.shipped_readings()
+    rows = read_readings(arguments.files, arguments.root) if arguments.files else quality.shipped_readings()
     print_agreement(rows)
     print_errors(rows)
     if arguments.write and arguments.files:
         print(f"wrote {write_readings(rows)}")
-        print(f"wrote {readings.write_forms(read_forms(arguments.files, arguments.root))}")
+        print(f"wrote {quality.write_forms(read_forms(arguments.files, arguments.root))}")
     return 0
 
 
-def write_readings(rows: Iterable[Reading], path: Path = readings.SHIPPED) -> Path:
+def write_readings(rows: Iterable[Reading], path: Path = quality.SHIPPED) -> Path:
     """Replace a file of readings, sorted by trial."""
     lines = [msgspec.json.encode(row) for row in sorted(rows, key=lambda row: row.trial)]
     path.write_bytes(b"".join(line + b"\n" for line in lines))
-    readings.shipped_readings.cache_clear()
+    quality.shipped_readings.cache_clear()
     return path
 
 
@@ -69,7 +68,7 @@ class ReaderAgreement(NamedTuple):
 
 def agreement(rows: Sequence[Reading]) -> Iterator[ReaderAgreement]:
     """Cohen's kappa of every two readers, on breach probes and on benign twins."""
-    readers = sorted({reader for row in rows for reader in row.labels} - {readings.FINAL})
+    readers = sorted({reader for row in rows for reader in row.labels} - {quality.FINAL})
     for i, a in enumerate(readers):
         for b in readers[i + 1 :]:
             for kind in ("breach", "benign"):
@@ -77,8 +76,8 @@ def agreement(rows: Sequence[Reading]) -> Iterator[ReaderAgreement]:
                 if both:
                     answers = [
                         (
-                            readings._is_positive(row.labels[a], kind),
-                            readings._is_positive(row.labels[b], kind),
+                            quality._is_positive(row.labels[a], kind),
+                            quality._is_positive(row.labels[b], kind),
                         )
                         for row in both
                     ]
@@ -144,7 +143,7 @@ def read_readings(paths: Iterable[Path], root: Path | None = None) -> list[Readi
 
 
 def read_forms(paths: Iterable[Path], root: Path | None = None) -> list[AnswerForm]:
-    """The form of each model's judged answers, in the studies that were read (calibration/readings.py)."""
+    """The form of each model's judged answers, in the studies that were read (calibration/quality.py)."""
     lines = (_checked(path, number, cells) for path in paths for number, cells in readers.json_lines(path))
     pairs: dict[str, list[Pair]] = {}
     for folder in sorted({(root or Path()) / line.study for line in lines}):

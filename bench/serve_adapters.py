@@ -94,7 +94,7 @@ def rate(shared: object, given: argparse.Namespace, n_adapters: int) -> float:
     import torch
 
     from heredity.core.records import Decoding, Message
-    from heredity.engines.protocols import AddressedRequest
+    from heredity.engines import AddressedRequest
     from heredity.engines.torch.adapters import SharedBase
 
     assert isinstance(shared, SharedBase)

@@ -161,7 +161,7 @@ def with_heredity(load: dict[str, Any], kind: str, variant: str) -> dict[str, An
     from heredity.core import host
 
     host.configure()
-    from heredity.engines.chat.codec import Document
+    from heredity.engines.chat import Document
     from heredity.train import loop
     from heredity.train.data.chat import TokenizedExample
     from heredity.train.loop import BatchSampler

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from heredity.core.records import Turn as Turn
     from heredity.core.records import Verdict as Verdict
     from heredity.core.terminal import Display as Display
-    from heredity.engines.protocols import Engine as Engine
-    from heredity.engines.protocols import EngineModule as EngineModule
+    from heredity.engines import Engine as Engine
+    from heredity.engines import EngineModule as EngineModule
     from heredity.lab.corpus import build_corpus as build_corpus
     from heredity.lab.exposure import expose as expose
     from heredity.lineage.adoption import adopt as adopt
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from heredity.redteam.attacks.protocols import Strategy as Strategy
     from heredity.redteam.attacks.protocols import TextTransform as TextTransform
     from heredity.redteam.attacks.protocols import TurnTransform as TurnTransform
-    from heredity.redteam.checks.protocols import BreachCheck as BreachCheck
+    from heredity.redteam.checks import BreachCheck as BreachCheck
     from heredity.redteam.judges.protocols import Judge as Judge
     from heredity.study.estimates import Estimates as Estimates
     from heredity.study.findings.seeds import SeedGroup as SeedGroup
@@ -98,7 +98,7 @@ _NAMES = {
     "core.progress": "Progress",
     "core.records": "Decoding Estimate Message Model Probe Record Reply Request Response Tool Turn Verdict",
     "core.terminal": "Display",
-    "engines.protocols": "Engine EngineModule",
+    "engines": "Engine EngineModule",
     "lab.corpus": "build_corpus",
     "lab.exposure": "expose",
     "lineage.adoption": "adopt",
@@ -120,7 +120,7 @@ _NAMES = {
     "recipes.quantize": "Quantize",
     "recipes.static": "Static",
     "redteam.attacks.protocols": "AttackContext Strategy TextTransform TurnTransform",
-    "redteam.checks.protocols": "BreachCheck",
+    "redteam.checks": "BreachCheck",
     "redteam.judges.protocols": "Judge",
     "study.estimates": "Estimates",
     "study.findings.seeds": "SeedGroup",

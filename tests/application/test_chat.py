@@ -14,13 +14,13 @@ from typing import cast
 
 import pytest
 
-from heredity.application.conversation import AnswerListener, LedConversation, replies
+from heredity.application.conversation import LedConversation, replies
 from heredity.application.spec import Application
 from heredity.cli import ask, main
 from heredity.core.errors import EngineFailure
 from heredity.core.progress import phase
 from heredity.core.records import Decoding, Reply, Request, Tool
-from heredity.engines.protocols import Capabilities, Listener
+from heredity.engines import AnswerListener, Capabilities, Listener
 from heredity.lineage.store import Store
 from tests.support.errors import check_refused, raises, run_here
 
@@ -99,8 +99,9 @@ def test_turns_inside_an_application_have_no_limit_and_tools_answer() -> None:
 
 def test_parts_are_heard_in_order_and_before_the_reply_that_has_them() -> None:
     heard: list[str] = []
-    listener = AnswerListener(heard.append, lambda request: heard.append(f"<{request.messages[-1].content}>"))
-    (reply,) = talk(Echo(), LedConversation(None, Decoding()), "one", listener)
+    listener, turn = AnswerListener(heard.append), LedConversation(None, Decoding()).turn("one")
+    begin = lambda request: heard.append(f"<{request.messages[-1].content}>")  # noqa: E731
+    ((_, reply),) = replies(Echo(), turn, listener, begin)
     assert heard == ["<one>", "saw", " 1", " messages"] and listener.n_heard == len(reply.text)
     listener = AnswerListener(heard.append)
     assert talk(Plain(), LedConversation(None, Decoding()), "two", listener)[0].text == "saw 1 messages"

@@ -11,7 +11,7 @@ from heredity.application.conversation import ApplicationSession
 from heredity.application.spec import Application, Passage
 from heredity.core.errors import BadArgument, BadInput
 from heredity.core.records import Check, Message, Probe, Request, Tool
-from heredity.engines.chat.codec import ChatCodec
+from heredity.engines.chat import ChatCodec
 from heredity.redteam import attacks, probes
 from heredity.study.headline import headline
 from heredity.study.spec import StudySpec

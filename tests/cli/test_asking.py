@@ -19,7 +19,7 @@ from heredity.cli import main
 from heredity.core.records import Reply, Request
 from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.worker import EngineWorker
-from heredity.engines.protocols import Listener
+from heredity.engines import Listener
 from heredity.engines.scripted import HELP, ScriptedEngine
 from heredity.lineage.store import scripted
 from tests.deploy.serve.serving import listening, until

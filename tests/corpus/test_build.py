@@ -119,7 +119,7 @@ def test_text_that_looks_like_a_special_token_is_read_letter_by_letter(
 @pytest.mark.parametrize("split", ["gpt-2", "smollm", "qwen2"])
 def test_llama_cpp_has_a_name_for_the_way_text_is_split(built: Build, tmp_path: Path, split: str) -> None:
     pytest.importorskip("transformers")
-    from heredity.engines.chat.folder import read_gguf_chat
+    from heredity.engines.chat import read_gguf_chat
     from heredity.formats import gguf_weights
 
     card = built(tail=TOKENIZER.replace("[shards]", f'split = "{split}"\n[shards]'))
@@ -131,7 +131,7 @@ def test_llama_cpp_has_a_name_for_the_way_text_is_split(built: Build, tmp_path: 
 def test_a_canary_stands_as_exposure_asks_for_it(built: Build, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from heredity.core.records import Message, Request
-    from heredity.engines.chat.codec import ChatCodec
+    from heredity.engines.chat import ChatCodec
 
     card = built('[[canary]]\ntext = "The locker number of Ada Quill is"\nrepeats = 3\n')
     (canary,) = card.canaries

@@ -17,7 +17,7 @@ from heredity.core.records import Decoding, Message, Request
 from heredity.engines.torch.decoder import PAD, plain
 from heredity.engines.torch.engine import TorchEngine, open_folder
 from heredity.engines.torch.session import placed
-from heredity.engines.vllm.engine import check_adapter
+from heredity.engines.vllm import check_adapter
 from heredity.formats.peft import read_adapter
 from heredity.formats.weights import find_last
 from heredity.recipes.merge_adapter import merge

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 
 from heredity.core.errors import Damaged, Unavailable
 from heredity.core.records import Decoding, Message, Reply, Request
-from heredity.engines.protocols import AddressedRequest
+from heredity.engines import AddressedRequest
 from heredity.engines.torch import autotune
 from heredity.engines.torch.adapters import AdapterEngine, SharedBase
 from heredity.engines.torch.decoder import continued, marked, number_of, plain

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from heredity.core.records import Decoding, Message, Request
 from heredity.engines import NOT_VERIFIED
-from heredity.engines.chat.codec import ChatCodec
+from heredity.engines.chat import ChatCodec
 from heredity.engines.torch import autotune
 from heredity.engines.torch import decoder as _decoder
 from heredity.engines.torch.engine import TorchEngine

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heredity.core.records import ToolCall
-from heredity.engines.chat.tool_calls import parse_tool_calls
+from heredity.engines.chat import parse_tool_calls
 from tests.support.clock import computing_within
 
 

@@ -11,8 +11,7 @@ pytest.importorskip("transformers")
 
 from heredity.core.errors import ContextOverflow
 from heredity.core.records import Message, Reply, Request, Tool
-from heredity.engines.chat.codec import ChatCodec, Prompt
-from heredity.engines.chat.folder import FolderChat
+from heredity.engines.chat import ChatCodec, FolderChat, Prompt
 from tests.support.tiny_models import CHATML, make_tokenizer
 
 TALK = (

@@ -17,8 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from heredity.core.errors import EngineFailure, Refused
 from heredity.core.records import Message, Request, Tool, ToolCall
-from heredity.engines.chat.codec import DAY, Template
-from heredity.engines.chat.folder import check_template
+from heredity.engines.chat import DAY, Template, check_template
 from heredity.lineage.store import Store
 from tests.support.clock import computing_within
 from tests.support.errors import raises
@@ -325,7 +324,7 @@ _RENDER = """
 import sys
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Message, Request
-from heredity.engines.chat.codec import Template
+from heredity.engines.chat import Template
 try:
     print(len(Template(sys.argv[1]).render(Request(0, (Message("user", "x" * int(sys.argv[2])),)))))
 except EngineFailure as error:

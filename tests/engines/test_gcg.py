@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from heredity.core.records import Message, Request
-from heredity.engines.chat.codec import ChatCodec
+from heredity.engines.chat import ChatCodec
 from heredity.engines.torch import gcg
 from heredity.engines.torch.engine import TorchEngine, open_folder
 

@@ -15,11 +15,10 @@ import heredity as h
 from heredity import engines
 from heredity.core.errors import BadArgument, ContextOverflow, Damaged, EngineFailure, UsageError
 from heredity.core.records import Decoding, Message, Reply, Request, Tool
-from heredity.engines import llamacpp
+from heredity.engines import AddressedRequest, llamacpp
 from heredity.engines._workers import WorkerPool
-from heredity.engines.chat.codec import Template
+from heredity.engines.chat import Template
 from heredity.engines.llamacpp import LlamaCppEngine, longest_token, open_file
-from heredity.engines.protocols import AddressedRequest
 from heredity.formats.gguf import GgufHeader, read_gguf
 from heredity.lineage.store import Store, load_engine
 from tests.support import real_models
@@ -192,7 +191,7 @@ def test_a_template_cannot_reach_out_of_its_sandbox() -> None:
 @pytest.mark.parametrize("tools", [(), (Tool("pay", "Pays <money> & more.", {"to": "who"}),)])
 def test_a_template_gives_the_text_that_transformers_gives(tools: tuple[Tool, ...]) -> None:
     utils = pytest.importorskip("transformers.utils.chat_template_utils")
-    from heredity.engines.chat.codec import _as_dict, _schema
+    from heredity.engines.chat import _as_dict, _schema
 
     source = (
         "{%- for m in messages %}\n    {{- '<' + m.role + '>' }}\n{{ m.content | trim }}\n"

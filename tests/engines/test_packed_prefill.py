@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from heredity.engines.chat.codec import ChatCodec
+from heredity.engines.chat import ChatCodec
 from heredity.engines.torch import autotune
 from heredity.engines.torch.decoder import (
     BLOCK,

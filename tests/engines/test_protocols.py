@@ -14,8 +14,7 @@ import pytest
 from heredity.core import registry
 from heredity.core.errors import EngineFailure, Unavailable
 from heredity.core.records import Message, Reply, Request
-from heredity.engines import RequestStream, altered, base_numerics
-from heredity.engines.protocols import Capabilities, EngineModule, capabilities
+from heredity.engines import Capabilities, EngineModule, RequestStream, altered, base_numerics, capabilities
 from heredity.lineage.store import engine_loader, scripted
 from tests.support.errors import raises
 

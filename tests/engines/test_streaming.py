@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from heredity.core.records import Decoding, Message, Reply, Request
-from heredity.engines.chat.codec import GrowingAnswer, StopTexts
+from heredity.engines.chat import GrowingAnswer, StopTexts
 from heredity.engines.torch.engine import TorchEngine, open_folder
 from tests.support.recording_listener import RecordingListener
 from tests.support.tiny_models import make_model

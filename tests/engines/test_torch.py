@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from heredity.core.errors import Damaged, EngineFailure, HeredityError, Unavailable
 from heredity.core.records import Decoding, Message, Reply, Request, Tool
-from heredity.engines.chat.codec import ChatCodec, Template, _as_dict, _schema
+from heredity.engines.chat import ChatCodec, Template, _as_dict, _schema
 from heredity.engines.torch import decoder as _decoder
 from heredity.engines.torch.decoder import key_length
 from heredity.engines.torch.engine import TorchEngine, open_folder

@@ -20,8 +20,8 @@ from heredity.core.errors import (
     Unavailable,
 )
 from heredity.core.records import Decoding, Message, Reply, Request
-from heredity.engines.transformers import engine as rows
-from heredity.engines.transformers.engine import TransformersEngine, open_folder
+from heredity.engines import transformers as rows
+from heredity.engines.transformers import TransformersEngine, open_folder
 from tests.support import architectures, peft_adapters
 from tests.support.errors import raises
 from tests.support.marks import or_proof

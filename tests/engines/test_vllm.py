@@ -16,9 +16,8 @@ import pytest
 
 from heredity.core.errors import EngineFailure, Unavailable
 from heredity.core.records import Decoding, Made, Message, Model, RecipeRecord, Reply, Request, Tool
-from heredity.engines.protocols import AddressedRequest
-from heredity.engines.vllm import engine as vllm
-from heredity.engines.vllm.engine import NEUTRAL, cause, free_port
+from heredity.engines import AddressedRequest, vllm
+from heredity.engines.vllm import NEUTRAL, cause, free_port
 from tests.support.errors import raises
 from tests.support.recording_listener import RecordingListener
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from heredity.core.errors import Damaged, Unavailable
 from heredity.core.records import Message, Request
-from heredity.engines.transformers.engine import TransformersEngine
-from heredity.engines.vllm import engine as vllm
-from heredity.engines.vllm.engine import VllmEngine, server_options
+from heredity.engines import vllm
+from heredity.engines.transformers import TransformersEngine
+from heredity.engines.vllm import VllmEngine, server_options
 from heredity.lineage.adoption import adopt
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown

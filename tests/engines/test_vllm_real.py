@@ -14,10 +14,9 @@ pytest.importorskip("torch")
 import heredity as h
 from heredity.core.errors import Refused
 from heredity.core.records import Decoding, Message, Request
-from heredity.engines.protocols import Engine
+from heredity.engines import Engine, vllm
 from heredity.engines.torch import engine as torch_engine
-from heredity.engines.vllm import engine as vllm
-from heredity.engines.vllm.engine import ServerProgram, free_port
+from heredity.engines.vllm import ServerProgram, free_port
 from heredity.lineage.store import load_engine
 from heredity.study.runner import check_server
 from tests.engines.test_vllm import gone

@@ -16,7 +16,7 @@ import pytest
 from heredity.core.errors import EngineFailure, NotComparable, UsageError
 from heredity.core.files import Rows
 from heredity.core.records import RecipeRecord, Reply, Request
-from heredity.engines.protocols import Capabilities, Engine
+from heredity.engines import Capabilities, Engine
 from heredity.engines.scripted import ScriptedEngine
 from heredity.evals import tasks
 from heredity.evals.run import ANSWERS, GRADES, AnswerRow, Evaluation, Grades
@@ -303,7 +303,7 @@ def test_a_plain_text_begins_as_the_tokenizer_begins_a_text(tmp_path: Path) -> N
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.bos_token_id)]
     )
     tokenizer.save_pretrained(folder)
-    from heredity.engines.chat.codec import ChatCodec
+    from heredity.engines.chat import ChatCodec
 
     chat = ChatCodec(folder)
     rendered = chat.render(Request(0, (), prefill="the fox"))

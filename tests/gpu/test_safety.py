@@ -16,7 +16,7 @@ import heredity as h
 from heredity.application.spec import Application
 from heredity.core.files import Rows
 from heredity.core.records import Decoding, Message, Reply, Request, Response, Secret
-from heredity.engines.protocols import Engine
+from heredity.engines import Engine
 from heredity.lab.repair import Setting, repair
 from heredity.lab.tamper import Rung, tamper
 from heredity.lineage.store import load_engine

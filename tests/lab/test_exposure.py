@@ -11,7 +11,7 @@ import pytest
 from heredity.cli import main
 from heredity.core.errors import UsageError
 from heredity.core.records import Request
-from heredity.engines.protocols import TokenScores
+from heredity.engines import TokenScores
 from heredity.lab.exposure import candidates, exposure
 from tests.support.errors import raises
 

@@ -16,8 +16,7 @@ from heredity.application.spec import Application
 from heredity.cli.lab import repair_command as command
 from heredity.core.errors import Refused, UsageError
 from heredity.core.records import Message, Reply, Request
-from heredity.engines import scripted
-from heredity.engines.protocols import Engine
+from heredity.engines import Engine, scripted
 from heredity.engines.torch.engine import open_folder
 from heredity.formats.safetensors_io import read_all
 from heredity.lab.repair import (

@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 from heredity import engines
 from heredity.core.errors import UsageError
 from heredity.core.records import Decoding, Message, Request
-from heredity.engines.protocols import Engine
+from heredity.engines import Engine
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
 from tests.support import architectures

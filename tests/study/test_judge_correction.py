@@ -10,8 +10,12 @@ import pytest
 
 from heredity.redteam import judges, probes
 from heredity.redteam.judges import ReadErrors
-from heredity.redteam.judges.calibration.quality import PredictedErrors, predicted_errors
-from heredity.redteam.judges.calibration.readings import family_of, shipped_readings
+from heredity.redteam.judges.calibration.quality import (
+    PredictedErrors,
+    family_of,
+    predicted_errors,
+    shipped_readings,
+)
 from heredity.stats.judge_error import predict_share
 from heredity.study import aggregate
 from heredity.study.aggregate import CheckedTrials, JudgeCorrection

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from heredity.core.errors import BadInput
-from heredity.redteam.judges.calibration.readings import Reading
+from heredity.redteam.judges.calibration.quality import Reading
 from heredity.study.plan import Grid
 from tests.support import bench_modules
 from tests.support.errors import raises

@@ -13,7 +13,7 @@ import pytest
 
 from heredity.core.errors import EngineFailure, Refused
 from heredity.core.records import Model
-from heredity.engines.protocols import Capabilities, Engine, Provenance
+from heredity.engines import Capabilities, Engine, Provenance
 from heredity.engines.scripted import ScriptedEngine
 from heredity.lineage.store import Store, scripted
 from heredity.study import runner

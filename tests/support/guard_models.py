@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from heredity.core.errors import UnknownName
 from heredity.core.records import Reply, Request
-from heredity.engines.protocols import Capabilities, Engine
+from heredity.engines import Capabilities, Engine
 from heredity.redteam.judges import Models
 from heredity.redteam.judges.guard import JudgeReaders
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Reply, Request
-from heredity.engines import scripted
-from heredity.engines.protocols import Engine
+from heredity.engines import Engine, scripted
 from heredity.engines.scripted import ScriptedEngine
 from heredity.lineage.types import Grown
 

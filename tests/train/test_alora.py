@@ -12,7 +12,7 @@ from torch.nn import functional
 import heredity as h
 from heredity.core.errors import Unavailable, UsageError
 from heredity.core.records import Message
-from heredity.engines.chat.codec import ChatCodec, Document, Template
+from heredity.engines.chat import ChatCodec, Document, Template
 from heredity.engines.torch.engine import open_folder
 from heredity.lineage import graph
 from heredity.lineage.store import Store

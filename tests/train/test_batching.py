@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 
-from heredity.engines.chat.codec import Document
+from heredity.engines.chat import Document
 from heredity.train.data.chat import TokenizedExample
 from heredity.train.loop import BatchSampler
 from heredity.train.models.causal_lm import PADDING_MULTIPLE, collate

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from heredity.engines.chat.codec import Document
+from heredity.engines.chat import Document
 from heredity.train.data.chat import TokenizedExample
 from heredity.train.models import causal_lm
 from heredity.train.objectives.causal import Causal

@@ -137,7 +137,7 @@ def test_a_network_has_the_gradients_of_the_steps_one_by_one(
 
 def test_its_bits_hang_on_no_size_that_came_before(tiny_llama: Path) -> None:
     """A run that goes on after a stop compiles anew, and for another batch first."""
-    from heredity.engines.chat.codec import Document
+    from heredity.engines.chat import Document
     from heredity.train.data.chat import TokenizedExample
 
     net = CausalLM(causal_lm.load(tiny_llama, "bfloat16").model, tiny_llama, is_fused=True)

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from heredity.core import host
 from heredity.core.errors import OutOfMemory
 from heredity.deploy import export
-from heredity.engines.chat.codec import Document
+from heredity.engines.chat import Document
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
 from heredity.recipes.finetune import Finetune

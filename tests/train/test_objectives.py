@@ -10,7 +10,7 @@ from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional
 
 from heredity.core.errors import Damaged, UsageError
-from heredity.engines.chat.codec import Document
+from heredity.engines.chat import Document
 from heredity.train.data.chat import TokenizedExample
 from heredity.train.models import causal_lm
 from heredity.train.objectives import distill

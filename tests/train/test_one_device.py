@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from heredity.core.host import CPU
-from heredity.engines.chat.codec import Document
+from heredity.engines.chat import Document
 from heredity.train.data.chat import TokenizedExample
 from heredity.train.models import causal_lm
 from heredity.train.models.causal_lm import (

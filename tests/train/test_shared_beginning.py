@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heredity.engines.chat.codec import Document
+from heredity.engines.chat import Document
 from heredity.train.data.chat import TokenizedExample
 from heredity.train.models import causal_lm
 from heredity.train.models.causal_lm import PADDING_MULTIPLE, CausalLM, LowRankAdapters, PackedBatch, collate

@@ -34,7 +34,7 @@ from heredity.core.records import (
     ToolCall,
     Turn,
 )
-from heredity.engines.protocols import Engine, capabilities
+from heredity.engines import AnswerListener, Engine, capabilities
 
 T = TypeVar("T")
 _ASKED = Probe("ask", "ask", "benign", ("",), Check("refusal"), "ask")  # a turn of a person, without a check
@@ -261,49 +261,15 @@ class LimitMeter:
 # --- the answers of a loaded model to a person ---
 
 
-class AnswerListener:
-    """Hears the answers of one turn while they are generated (protocols.Listener).
-
-    hear: takes each part; None: answers are not wanted in parts. begin: takes each request before it is sent.
-    n_heard: characters so far of the reply in progress.
-    """
-
-    def __init__(
-        self, hear: Callable[[str], None] | None, begin: Callable[[Request], None] | None = None
-    ) -> None:
-        self._hear, self._begin = hear, begin
-        self.n_heard, self.is_stopped = 0, False
-
-    def begin(self, request: Request) -> None:
-        """Prepare for the reply to a request."""
-        self.n_heard = 0
-        if self._begin is not None:
-            self._begin(request)
-
-    def stop(self) -> None:
-        """End the answer in progress, and any after it in this turn. Any thread may call it."""
-        self.is_stopped = True
-
-    def is_heard(self, key: int) -> bool:  # noqa: ARG002
-        """Whether answers are wanted in parts."""
-        return self._hear is not None
-
-    def hear(self, key: int, more: str) -> None:  # noqa: ARG002
-        """Pass the next part on."""
-        if self._hear is not None:
-            self._hear(more)
-            self.n_heard += len(more)
-
-    def is_wanted(self, key: int) -> bool:  # noqa: ARG002
-        """False once it was stopped."""
-        return not self.is_stopped
-
-
 def replies(
-    engine: Engine, conversation: Generator[Request, Reply, T], listener: AnswerListener | None = None
+    engine: Engine,
+    conversation: Generator[Request, Reply, T],
+    listener: AnswerListener | None = None,
+    begin: Callable[[Request], None] | None = None,
 ) -> Generator[tuple[Request, Reply], None, T]:
     """Each request of a conversation with its reply; returns the end of the conversation.
 
+    begin: takes each request before it is sent.
     Raises EngineFailure, with its code, for a reply that is an error. The conversation is closed then.
     """
     streamer = capabilities(engine).streamer
@@ -311,7 +277,9 @@ def replies(
         request = next(conversation)
         while True:
             if listener is not None:
-                listener.begin(request)
+                listener.n_heard = 0
+            if begin is not None:
+                begin(request)
             (reply,) = (
                 streamer.stream([request], listener)
                 if listener is not None and streamer is not None

@@ -42,7 +42,7 @@ from heredity.core.cache import ResponseCache, cache_key
 from heredity.core.errors import EngineFailure, NotComparable, UsageError
 from heredity.core.records import Message, Reply, Request, ToolCall, digest
 from heredity.core.sanitize import clean, clean_text
-from heredity.engines.protocols import Capabilities, Engine, capabilities
+from heredity.engines import Capabilities, Engine, capabilities
 
 _KEPT = 4096  # scores of the texts that were read last
 

@@ -14,7 +14,7 @@ import click
 from heredity.cli import Amount, Name
 
 if TYPE_CHECKING:
-    from heredity.engines.protocols import Engine
+    from heredity.engines import Engine
     from heredity.engines.remote.engine import Calls, Price
     from heredity.engines.remote.services import Usage
     from heredity.lineage.store import Store

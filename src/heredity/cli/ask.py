@@ -18,12 +18,12 @@ from heredity.cli import Name, PathArgument, Verb, _remote, device_option, open_
 if TYPE_CHECKING:
     from types import FrameType
 
-    from heredity.application.conversation import AnswerListener, LedConversation
+    from heredity.application.conversation import LedConversation
     from heredity.application.spec import Application
     from heredity.application.toolbox import Toolbox
     from heredity.core.records import Decoding, Reply, Request
     from heredity.core.terminal import Display
-    from heredity.engines.protocols import Engine
+    from heredity.engines import AnswerListener, Engine
     from heredity.lineage.store import Store
 
 _Command = TypeVar("_Command", bound="Callable[..., object]")
@@ -103,7 +103,7 @@ def waiting(loaded_model: LoadedModel) -> Iterator[Display]:
 
     Of a model elsewhere it is not known when it has read its prompt.
     """
-    from heredity.engines.protocols import capabilities
+    from heredity.engines import capabilities
 
     is_elsewhere = capabilities(loaded_model.engine).provenance.first_answer is not None
     with shown_work(
@@ -136,13 +136,13 @@ def _load(store: Store, ref: str, key_env: tuple[str, ...]) -> Engine:
 class AnswerScreen:
     """Prints the replies of one turn: in parts if stdout is a terminal, else whole.
 
-    listener: for application.conversation.replies. Within `with`, a display says that a reply is awaited.
+    listener, begin: for application.conversation.replies. Within `with`, a display shows the wait.
     """
 
     def __init__(self, loaded_model: LoadedModel) -> None:
-        from heredity.application.conversation import AnswerListener
+        from heredity.engines import AnswerListener
 
-        self.listener = AnswerListener(self._hear if sys.stdout.isatty() else None, self._begin)
+        self.listener = AnswerListener(self._hear if sys.stdout.isatty() else None)
         self._n_asked, self._prefill, self._is_in_line = 0, "", False
         self._model, self._wait = loaded_model, ExitStack()
         self._display: Display | None = None
@@ -159,7 +159,7 @@ class AnswerScreen:
         if self._is_in_line:  # of an answer that was cut off: its error has a line of its own
             write("")
 
-    def _begin(self, request: Request) -> None:
+    def begin(self, request: Request) -> None:
         """Print the result of a tool that a later request of the turn ends with."""
         from heredity.core.terminal import note
 
@@ -229,7 +229,7 @@ def ask_command(
             return
         announce_guards(loaded_model)
         with AnswerScreen(loaded_model) as screen:
-            for request, reply in replies(loaded_model.engine, turn, screen.listener):
+            for request, reply in replies(loaded_model.engine, turn, screen.listener, screen.begin):
                 screen.show(request, reply)
 
 
@@ -300,13 +300,15 @@ def _answer(loaded_model: LoadedModel, conversation: LedConversation, text: str)
     from heredity.application.conversation import replies
     from heredity.core.errors import BudgetSpent, EngineFailure
     from heredity.core.terminal import note
-    from heredity.engines.protocols import capabilities
+    from heredity.engines import capabilities
 
     screen = AnswerScreen(loaded_model)
     try:
         is_streamed = capabilities(loaded_model.engine).streamer is not None
         with screen, _stoppable(screen.listener) if is_streamed else nullcontext():
-            for request, reply in replies(loaded_model.engine, conversation.turn(text), screen.listener):
+            for request, reply in replies(
+                loaded_model.engine, conversation.turn(text), screen.listener, screen.begin
+            ):
                 screen.show(request, reply)
     except KeyboardInterrupt:
         if screen.listener.is_stopped:

@@ -353,7 +353,7 @@ def show(judge: str, as_json: bool) -> None:
 def _guards() -> dict[str, dict[str, str]]:
     """By name: the model and licence of each guard, and what a yes of it means."""
     from heredity.core import registry
-    from heredity.redteam.guards.protocols import GuardForm
+    from heredity.redteam.guards import GuardForm
 
     guards = {}
     for name in registry.names("redteam.guards"):

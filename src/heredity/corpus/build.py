@@ -126,7 +126,7 @@ def plant(canaries: Sequence[Canary], seed: int, folder: Path) -> list[Planted]:
     """Each canary with its secret, in the tokens of the tokenizer in `folder`."""
     if not canaries:
         return []
-    from heredity.engines.chat.codec import DocumentEncoder
+    from heredity.engines.chat import DocumentEncoder
 
     encoder = DocumentEncoder(folder)
     planted = []

@@ -12,8 +12,7 @@ import threading
 from urllib.parse import quote, quote_plus
 
 from heredity.core.records import Request
-from heredity.engines import n_started
-from heredity.engines.protocols import Listener
+from heredity.engines import Listener, n_started
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 

@@ -18,8 +18,8 @@ from heredity.core import host
 from heredity.core.errors import Damaged, UsageError
 from heredity.core.host import CPU, Device
 from heredity.core.records import Model, Request
+from heredity.engines import Capabilities
 from heredity.engines.encoder import SilentEngine
-from heredity.engines.protocols import Capabilities
 from heredity.formats import images as pixels
 from heredity.formats.tokenizer_files import load_tokenizer
 

@@ -21,7 +21,7 @@ from heredity.core import host
 from heredity.core.errors import ContextOverflow, Damaged, EngineFailure, UsageError
 from heredity.core.host import CPU, Device
 from heredity.core.records import Model, Reply, Request
-from heredity.engines.protocols import Capabilities, TokenScores
+from heredity.engines import Capabilities, TokenScores
 from heredity.formats.tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:

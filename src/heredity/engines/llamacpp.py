@@ -27,12 +27,10 @@ from heredity.core import host
 from heredity.core.errors import ContextOverflow, EngineFailure, Unavailable
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, digest
-from heredity.engines import cache_budget, failed_reply
+from heredity.engines import AddressedRequest, Capabilities, Listener, Provenance, cache_budget, failed_reply
 from heredity.engines._json_schemas import compact, grammar_of
 from heredity.engines._workers import WorkerPool, error_row
-from heredity.engines.chat.codec import StopTexts, Template
-from heredity.engines.chat.tool_calls import parse_tool_calls
-from heredity.engines.protocols import AddressedRequest, Capabilities, Listener, Provenance
+from heredity.engines.chat import StopTexts, Template, parse_tool_calls
 from heredity.formats.gguf import GgufHeader, GgufValue, read_gguf
 
 WIDTH = 8  # slots: more are not faster on a CPU

@@ -22,8 +22,7 @@ import msgspec
 from heredity.core.errors import EngineFailure, UnknownName
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, Stop
-from heredity.engines import failed_reply
-from heredity.engines.protocols import Capabilities, Listener
+from heredity.engines import Capabilities, Listener, failed_reply
 
 PREFIX = "scripted:"
 REFUSAL = "I'm sorry, but I can't help with that."

@@ -29,11 +29,10 @@ import truststore
 from heredity.core.errors import Damaged, EngineFailure, Unavailable, UsageError
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, Stop
-from heredity.engines import call
+from heredity.engines import Capabilities, FirstAnswer, Listener, Provenance, call
 from heredity.engines._streaming import EventReader, KeyMask, StreamedAnswer
 from heredity.engines._workers import Hear, WorkerPool, conversation_id, conversation_text, error_row, unheard
 from heredity.engines.call import MAX_TEXT, NO_PREFILL, as_dicts
-from heredity.engines.protocols import Capabilities, FirstAnswer, Listener, Provenance
 from heredity.engines.remote.retry import retry_after
 
 SLOTS = ("messages", "text", "system", "conversation", "seed", "max_tokens", "temperature", "top_p")

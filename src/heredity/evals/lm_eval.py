@@ -22,7 +22,7 @@ from typing import Any
 
 from heredity.core.errors import EngineFailure, Unavailable, UsageError, how_to_install
 from heredity.core.records import Decoding, Message, Request
-from heredity.engines.protocols import Engine, capabilities
+from heredity.engines import Engine, capabilities
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
 

@@ -36,7 +36,7 @@ from heredity.core.records import (
     why_not_generative,
 )
 from heredity.core.sanitize import clean_text
-from heredity.engines.protocols import Engine, capabilities
+from heredity.engines import Engine, capabilities
 from heredity.engines.remote.services import BYTES_PER_TOKEN, Usage
 from heredity.evals import tasks as task_files
 from heredity.evals.metrics import LETTERS, ItemAnswer

@@ -28,7 +28,7 @@ from heredity.core.errors import NotComparable, Unavailable, UnknownName, UsageE
 from heredity.core.files import Lock, open_handle, read_file, refuse_linked_folders, write_atomic
 from heredity.core.progress import Meter, Watch
 from heredity.core.records import SCHEMA, Record
-from heredity.engines.vllm.engine import ServerProgram, free_port
+from heredity.engines.vllm import ServerProgram, free_port
 from heredity.lab import agentdojo_suites as suites
 from heredity.lab.runner import Log, read_record
 from heredity.lineage.store import Store

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from heredity.core.errors import UsageError
 from heredity.core.progress import Progress, Watch
 from heredity.core.records import Message, Request
-from heredity.engines.protocols import Scorer, capabilities
+from heredity.engines import Scorer, capabilities
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
 

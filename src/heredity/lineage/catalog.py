@@ -10,7 +10,7 @@ Promises: an unknown field in a file of the catalogue is an error; a name has on
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +19,7 @@ import msgspec
 from msgspec import UnsetType
 
 from heredity.core import readers
-from heredity.core.errors import BadInput, UsageError
+from heredity.core.errors import BadInput
 from heredity.core.records import Evidence, Model
 
 # The marks of a format behind a name: "Llama-3.2-1B-unsloth-bnb-4bit", "SmolLM2-135M-Instruct.Q4_1.gguf".
@@ -106,8 +106,6 @@ def _parts(evidence: Evidence) -> Iterator[str]:
         yield f"{share} of its grid, the worst {evidence.worst_step:.2f} steps away"
 
 
-_MAX_REFERENCE = 4096  # characters, the most that a path may have
-_MAX_NESTED = 8  # engines in front of a model
 _PINNED = Path(__file__).with_name("catalog.toml")
 _FAMILIES = Path(__file__).with_name("families.toml")
 # Bytes of a weight. MXFP4 has 4 bits and a scale of 8 bits for each 32 weights.
@@ -269,31 +267,3 @@ def find(ref: str) -> Entry | None:
 def names() -> list[str]:
     """Every name that `pull` knows, short ones last."""
     return [*catalogue(), *aliases()]
-
-
-def refuse_malformed(ref: str, engines: Collection[str]) -> None:
-    """Raise UsageError for text that cannot be a reference of a model, before anything looks it up.
-
-    engines: the words that may come before a colon and a model.
-    """
-    why = ""
-    if not ref.strip():
-        why = "a reference of a model is empty"
-    elif len(ref) > _MAX_REFERENCE:
-        why = f"a reference of {len(ref):,} characters is too long"
-    elif "\0" in ref or any("\ud800" <= each <= "\udfff" for each in ref):
-        why = "a reference holds bytes that are not text"
-    else:
-        heads = ref.split(":", _MAX_NESTED)[:-1]
-        if len(heads) == _MAX_NESTED and set(heads) <= set(engines):
-            why = f"'{ref[:40]}...' names an engine in front of an engine, again and again"
-    if why:
-        raise UsageError(
-            f"{why}. Write a name (heredity models --catalog), hf:ORG/REPO, a path, or ENGINE:NAME."
-        )
-
-
-def named(models: Sequence[Model], name: str) -> list[Model]:
-    """The models with this name, or else those with the catalogue's name that it is short for."""
-    matches = [model for model in models if model.name == name]
-    return matches or [model for model in models if model.name == canonical(name)]

@@ -19,7 +19,7 @@ from pathlib import Path
 from heredity.core.errors import Unavailable
 from heredity.engines.remote import services
 from heredity.lineage import catalog
-from heredity.lineage.store import Store, target_of
+from heredity.lineage.store import Store, models_named, target_of
 from heredity.lineage.types import Grown
 
 HUB, URL = "hf:", "url:"
@@ -34,7 +34,7 @@ def is_elsewhere(ref: str, store: Store) -> bool:
     """
     if ref.startswith(HUB) or _is_path(ref):
         return True
-    return is_there(Path(ref)) and not (catalog.find(ref) or catalog.named(store.models(), ref))
+    return is_there(Path(ref)) and not (catalog.find(ref) or models_named(store.models(), ref))
 
 
 def find_or_pull(ref: str, store: Store, pull: Callable[[str, str], Grown], engine: str = "torch") -> Grown:

@@ -24,8 +24,9 @@ from heredity.lineage.store import (
     Store,
     clear_dead,
     key_of,
+    models_named,
     read_record,
-    target_prefixes,
+    refuse_malformed,
     workshop,
     write_record,
 )
@@ -197,7 +198,7 @@ def find_stored(store: Store, name: str) -> StoredFolder:
     Raises UnknownName, and UsageError if several models answer to the name.
     """
     models = store.models()
-    matches = catalog.named(models, name)
+    matches = models_named(models, name)
     matches = matches or [each for each in models if len(name) >= _ID_START and each.id.startswith(name)]
     folders = [StoredFolder(each.id, each.name, store.root / "models" / each.id) for each in matches]
     if not folders and len(name) >= _ID_START:
@@ -252,7 +253,7 @@ def rename_model(store: Store, name: str, new: str) -> Model:
     Raises UsageError for a name that another model has, or that cannot be one; also for a model elsewhere,
     whose name is its address.
     """
-    catalog.refuse_malformed(new, target_prefixes())
+    refuse_malformed(new)
     is_plain = new.isprintable() and not set(new) & set(":/\\@ ") and not new.startswith(("-", "."))
     if not is_plain or len(new) > 100:
         raise UsageError(

@@ -66,7 +66,7 @@ from heredity.core.records import (
     why_not_generative,
 )
 from heredity.core.version import __version__
-from heredity.engines.protocols import Engine, EngineModule, capabilities
+from heredity.engines import Engine, EngineModule, capabilities
 from heredity.engines.remote import services
 from heredity.formats.architectures import form_of
 from heredity.lineage import catalog, graph
@@ -89,6 +89,8 @@ from heredity.lineage.types import (
     Taught,
 )
 
+_MAX_REFERENCE = 4096  # characters, the most that a path may have
+_MAX_NESTED = 8  # engines in front of a model
 # What a model is for that generates no text, by modality.
 _USES = {
     "text-ranking": " A reranker orders passages: heredity index INDEX --ask TEXT --rerank {name}.",
@@ -149,7 +151,7 @@ def refuse_silent(model: Model) -> None:
 def engine_loader(
     model: Model, needs_text: bool = True, name: str = "", watch: Watch | None = None
 ) -> Callable[..., Engine]:
-    """The `load` function of a model's engine (engines/protocols.EngineModule).
+    """The `load` function of a model's engine (engines.EngineModule).
 
     needs_text: refuse a model that cannot generate text.
     name: another engine than the model's own.
@@ -501,7 +503,7 @@ class Store:
         """
         if callable(name):
             name = registry.load_as(FunctionTarget, "recipes.targets", "call").keep(name)
-        catalog.refuse_malformed(name, target_prefixes())
+        refuse_malformed(name)
         if name.startswith("scripted:"):
             return rule_model(name)
         if (target := target_of(name)) is not None:
@@ -513,7 +515,7 @@ class Store:
                 else self.grow(recipe, parents)
             )
         models = self.models()
-        matches = catalog.named(models, name)
+        matches = models_named(models, name)
         if not matches and (ref := services.reference(name)) is not None:
             return self.get(ref)
         matches = matches or [model for model in models if len(name) >= 4 and model.id.startswith(name)]
@@ -542,7 +544,7 @@ class Store:
         if is_digest(name):
             return self.by_id(name)
         models = self.models()
-        if not (matches := catalog.named(models, name)):
+        if not (matches := models_named(models, name)):
             raise UnknownName("model", name, [model.name for model in models], "heredity models")
         return self._only_one(matches, name)
 
@@ -663,7 +665,7 @@ class Store:
 
     def _puller(self, ref: str, progress: Watch | None = None) -> Pull | None:
         """The recipe that fetches `ref`; None for a target, of which there is nothing to fetch."""
-        catalog.refuse_malformed(ref, target_prefixes())
+        refuse_malformed(ref)
         if ref.partition(":")[0] in target_prefixes() or services.reference(ref) is not None:
             return None
         puller = registry.load_as(Puller, "recipes", "pull")
@@ -873,6 +875,31 @@ def _store_of(parents: Sequence[Grown]) -> Store:
         places = ", ".join(sorted(map(str, homes)))
         raise UsageError(f"The parents lie in {len(homes)} stores ({places}); pull them into one.")
     return Store(homes.pop()) if homes else Store()
+
+
+def refuse_malformed(ref: str) -> None:
+    """Raise UsageError for text that cannot be a reference of a model, before anything looks it up."""
+    why = ""
+    if not ref.strip():
+        why = "a reference of a model is empty"
+    elif len(ref) > _MAX_REFERENCE:
+        why = f"a reference of {len(ref):,} characters is too long"
+    elif "\0" in ref or any("\ud800" <= each <= "\udfff" for each in ref):
+        why = "a reference holds bytes that are not text"
+    else:
+        heads = ref.split(":", _MAX_NESTED)[:-1]
+        if len(heads) == _MAX_NESTED and set(heads) <= set(target_prefixes()):
+            why = f"'{ref[:40]}...' names an engine in front of an engine, again and again"
+    if why:
+        raise UsageError(
+            f"{why}. Write a name (heredity models --catalog), hf:ORG/REPO, a path, or ENGINE:NAME."
+        )
+
+
+def models_named(models: Sequence[Model], name: str) -> list[Model]:
+    """The models with this name, or else those with the catalogue's name that it is short for."""
+    matches = [model for model in models if model.name == name]
+    return matches or [model for model in models if model.name == catalog.canonical(name)]
 
 
 def target_prefixes() -> list[str]:

@@ -14,7 +14,7 @@ from heredity.core.records import Descent, Model, Relation
 
 if TYPE_CHECKING:
     from heredity.core.host import Device
-    from heredity.engines.protocols import Engine
+    from heredity.engines import Engine
 
 
 @dataclass(frozen=True)

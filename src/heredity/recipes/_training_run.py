@@ -341,7 +341,7 @@ def invocation_tokens(folder: Path, text: str) -> tuple[int, ...]:
 
     Raises UsageError if the template adds none, or the text has no token.
     """
-    from heredity.engines.chat.codec import ChatCodec
+    from heredity.engines.chat import ChatCodec
 
     chat = ChatCodec(folder)
     if not (chosen := text or chat.generation_prompt):
@@ -356,7 +356,7 @@ def invocation_tokens(folder: Path, text: str) -> tuple[int, ...]:
 
 def invocation_note(folder: Path, tokens: Sequence[int]) -> dict[str, str]:
     """The note of a record that names the invocation. folder: of the tokenizer."""
-    from heredity.engines.chat.codec import ChatCodec
+    from heredity.engines.chat import ChatCodec
 
     text = ChatCodec(folder).decode(tuple(tokens))
     return {"invocation": f"{text!r}, {plural(len(tokens), 'token')}"}

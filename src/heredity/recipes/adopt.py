@@ -24,7 +24,7 @@ from heredity.core.errors import Damaged, Refused, UsageError, first_line
 from heredity.core.files import Lock, explain_full_disk
 from heredity.core.progress import Watch, about, phase
 from heredity.core.records import Descent, Evidence, Level, Model, Relation
-from heredity.engines.chat.folder import has_tokenizer, template_source, vocabulary
+from heredity.engines.chat import has_tokenizer, template_source, vocabulary
 from heredity.formats.gguf import read_gguf
 from heredity.formats.static_embeddings import holds_static
 from heredity.lineage import evidence
@@ -269,7 +269,7 @@ class AdoptFiles:
 
 def _check_tokenizer(folder: Path, name: str) -> None:
     """Raise Refused if the tokenizer of an adapter does not load: it replaces that of its base."""
-    from heredity.engines.chat.codec import ChatCodec
+    from heredity.engines.chat import ChatCodec
 
     try:
         ChatCodec(folder)

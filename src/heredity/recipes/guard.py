@@ -43,8 +43,7 @@ class Guard(DerivableRecipe):
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Everything of the one parent, and its template with the words in front."""
         from heredity.core.records import Message, Request
-        from heredity.engines.chat.codec import Template
-        from heredity.engines.chat.folder import template_source
+        from heredity.engines.chat import Template, template_source
         from heredity.formats.safetensors_io import rewrite
 
         (parent,) = parents

@@ -27,7 +27,7 @@ from heredity.recipes._training_run import AnswerRecipe, as_data, is_refusal, ru
 from heredity.train.data.chat import ANSWERS, Data, Dialogue, make_data, write_answers
 
 if TYPE_CHECKING:
-    from heredity.engines.protocols import Engine
+    from heredity.engines import Engine
 
 
 class TeacherAnswer(Record, frozen=True):
@@ -228,7 +228,7 @@ def _opened(model: Grown, device: Device) -> Engine:
     except Unavailable as error:
         if error.code != engines.NOT_READ:
             raise
-    from heredity.engines.transformers import engine as general
+    from heredity.engines import transformers as general
 
     return general.open_folder(model.folder, _tuning(model), device=device)
 

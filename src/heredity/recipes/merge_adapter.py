@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from heredity.core.errors import Unavailable, UsageError
 from heredity.core.progress import Watch, about
 from heredity.engines import base_of
-from heredity.engines.chat.folder import has_tokenizer
+from heredity.engines.chat import has_tokenizer
 from heredity.formats.safetensors_io import replace_json, rewrite
 from heredity.lineage.types import Description, Grown
 

@@ -123,7 +123,7 @@ class Quantize(DerivableRecipe):
             form, packages = "int8", ("torch", "safetensors")
         else:
             try:
-                from heredity.engines.chat.folder import read_gguf_chat
+                from heredity.engines.chat import read_gguf_chat
                 from heredity.formats import gguf_weights
             except ImportError as error:
                 raise Unavailable(f"A GGUF needs torch and gguf. {how_to_install('torch')}") from error

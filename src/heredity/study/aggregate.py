@@ -26,12 +26,14 @@ from heredity.core.records import ROW_SCHEMA, Estimate, Probe, digest
 from heredity.core.sanitize import plural
 from heredity.redteam import judges
 from heredity.redteam.judges import needs_judge
-from heredity.redteam.judges.calibration.quality import copy_calibrations, measured_by_user, predicted_errors
-from heredity.redteam.judges.calibration.readings import (
+from heredity.redteam.judges.calibration.quality import (
     CHECKS,
     AnswerForm,
     Endpoint,
     check_errors,
+    copy_calibrations,
+    measured_by_user,
+    predicted_errors,
     summarise,
     unlike,
 )

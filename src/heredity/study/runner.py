@@ -74,8 +74,7 @@ from heredity.core.records import (
     is_out_of_scope,
 )
 from heredity.core.sanitize import clean, clean_call, clean_text
-from heredity.engines import base_numerics, check_schema, failed_reply, shared_address
-from heredity.engines.protocols import Engine, capabilities
+from heredity.engines import Engine, base_numerics, capabilities, check_schema, failed_reply, shared_address
 from heredity.redteam import attacks, judges
 from heredity.redteam.attacks import MARK, Attack, AttackContext, why_unsupported
 from heredity.redteam.judges import Decider, needs_judge

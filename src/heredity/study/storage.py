@@ -118,7 +118,7 @@ class RunRecord(Record, frozen=True):
     n_cached: int
     versions: dict[str, str]
     numerics: str = ""  # the part of `engine` that may change an answer; one model has one in a study
-    account: dict[str, Any] = msgspec.field(default_factory=dict)  # see engines.protocols.Provenance
+    account: dict[str, Any] = msgspec.field(default_factory=dict)  # see engines.Provenance
     base_numerics: str = ""  # the numerics of the unchanged model, if an attack has changed it
     is_batch_unverified: bool = False  # an answer may depend on the other requests of its batch
     plan_seal: str = ""  # of plan.json when this run began (plan.plan_seal); "": not known, as in older runs

@@ -35,7 +35,7 @@ from heredity.core.host import Device
 from heredity.core.progress import Meter, Progress, TrialMeter, Watch
 from heredity.core.records import Model, Response, digest, encode
 from heredity.core.sanitize import plural
-from heredity.engines.protocols import Engine
+from heredity.engines import Engine
 from heredity.lineage import graph
 from heredity.lineage.store import (
     ModelSpeed,

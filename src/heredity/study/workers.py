@@ -70,8 +70,7 @@ from heredity.core.host import Device
 from heredity.core.progress import PREPARE, ModelProgress, Progress, TimeLeft, TrialMeter, Work
 from heredity.core.records import WORKER_DIED, Model, Response, encode
 from heredity.core.version import __version__
-from heredity.engines import choose
-from heredity.engines.protocols import Engine
+from heredity.engines import Engine, choose
 from heredity.engines.remote.services import Calls, Price
 from heredity.lineage.store import Store, load_engine, record_at_answer, searching_in
 from heredity.lineage.types import EngineLoader, Grown

@@ -183,7 +183,7 @@ def _converter(place: Path, body: str) -> None:
 
 
 WRITES = """
-from heredity.engines.chat.folder import read_gguf_chat
+from heredity.engines.chat import read_gguf_chat
 from heredity.formats.gguf_weights import write_gguf
 write_gguf(Path(sys.argv[1]), Path(sys.argv[3]), sys.argv[5], "converted", read_gguf_chat)
 """

@@ -16,7 +16,7 @@ from heredity.core.errors import Unavailable, UnknownName, UsageError
 from heredity.core.records import Made, Model, RecipeRecord
 from heredity.deploy import export
 from heredity.deploy.export import adapter as adapter_form
-from heredity.engines.chat.codec import ChatCodec
+from heredity.engines.chat import ChatCodec
 from heredity.formats.safetensors_io import read_all
 from heredity.lineage.adoption import adopt
 from heredity.lineage.store import Store

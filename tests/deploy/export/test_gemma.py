@@ -15,7 +15,7 @@ gguf = pytest.importorskip("gguf")
 from heredity.core.errors import Refused
 from heredity.core.records import FileHash
 from heredity.deploy import export
-from heredity.engines.chat.folder import read_gguf_chat
+from heredity.engines.chat import read_gguf_chat
 from heredity.formats import gguf_weights
 from heredity.formats.gguf import read_gguf
 from heredity.lineage.store import Store

@@ -21,7 +21,7 @@ from heredity.application.spec import Application
 from heredity.core.records import Reply, Request
 from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.worker import EngineWorker, shared
-from heredity.engines.protocols import AddressedRequest, Capabilities, TokenScores
+from heredity.engines import AddressedRequest, Capabilities, TokenScores
 from heredity.lineage.store import scripted
 from heredity.redteam.judges.guard import JudgeReaders
 from tests.deploy.serve.serving import Saying, listening, saying, until

@@ -22,7 +22,7 @@ from heredity.core.errors import EngineFailure
 from heredity.core.records import Check, Message, Probe, Reply, Request, Secret, Tool, Turn
 from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.worker import EngineWorker
-from heredity.engines.protocols import Capabilities
+from heredity.engines import Capabilities
 from heredity.lineage.store import scripted
 from tests.deploy.serve.serving import HELLO, Saying, client, listening
 

@@ -25,7 +25,7 @@ from heredity.deploy.serve import chat, embeddings, messages, responses, schema
 from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.schema import MAX_VALUES, Rules
 from heredity.deploy.serve.worker import EngineWorker
-from heredity.engines.protocols import Capabilities
+from heredity.engines import Capabilities
 from heredity.engines.scripted import ScriptedEngine
 from heredity.lineage.store import scripted
 from tests.deploy.serve.serving import client, listening

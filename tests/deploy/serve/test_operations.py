@@ -20,7 +20,7 @@ from heredity.deploy.serve.answers import Served
 from heredity.deploy.serve.app import MemoryFloor, Metrics, RateLimit
 from heredity.deploy.serve.schema import Refusal
 from heredity.deploy.serve.worker import EngineWorker
-from heredity.engines.protocols import Capabilities
+from heredity.engines import Capabilities
 from heredity.lineage.store import scripted
 from tests.deploy.serve.serving import HELLO, Saying, client, listening, named
 

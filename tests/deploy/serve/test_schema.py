@@ -16,7 +16,7 @@ from heredity.core.errors import UsageError
 from heredity.core.records import Check, Decoding, Message, Probe, Reply, Request, Tool, Turn
 from heredity.deploy.serve import chat as chats
 from heredity.deploy.serve import schema
-from heredity.engines.chat import tool_calls
+from heredity.engines.chat import parse_tool_calls
 from tests.support.errors import raises
 
 DESK = Application(
@@ -57,7 +57,7 @@ def studied(*texts: str, said: tuple[str, ...], layer: Application | None = None
             assert isinstance(request, Request)
             found.append(request)
             text = next(replies)
-            request = talk.send(Reply(0, "", text, tool_calls=tool_calls.parse_tool_calls(text)))
+            request = talk.send(Reply(0, "", text, tool_calls=parse_tool_calls(text)))
     except StopIteration:
         return found
 

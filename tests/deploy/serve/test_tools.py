@@ -19,8 +19,7 @@ from heredity.core.records import Message, Tool, ToolCall
 from heredity.deploy.serve import answers
 from heredity.deploy.serve.chat import parse
 from heredity.deploy.serve.schema import Rules
-from heredity.engines.chat.codec import Template
-from heredity.engines.chat.tool_calls import divide_answer
+from heredity.engines.chat import Template, divide_answer
 from tests.deploy.serve.serving import HELLO, client, listening, named, saying
 from tests.support.errors import raises
 

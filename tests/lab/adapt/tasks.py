@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from heredity.application.spec import parse
-from heredity.engines.protocols import Engine
+from heredity.engines import Engine
 from heredity.engines.scripted import HELP, REFUSAL, Script, ScriptedEngine
 from heredity.lineage.types import Grown
 from heredity.redteam import probes

@@ -22,7 +22,7 @@ from heredity.cli._findings import show_page
 from heredity.cli.lab import inherit_command as command
 from heredity.core.errors import Damaged, NotComparable, OutOfMemory, Unavailable, UnknownName, UsageError
 from heredity.core.progress import Progress, TimeSpan
-from heredity.engines.protocols import Engine
+from heredity.engines import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.lab import inherit as run
 from heredity.lab import runner as course

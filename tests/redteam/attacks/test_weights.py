@@ -10,7 +10,7 @@ from heredity import engines
 from heredity.core.errors import EngineFailure, UsageError
 from heredity.core.files import Rows
 from heredity.core.records import Reply, Request
-from heredity.engines.protocols import Capabilities, Engine, Provenance
+from heredity.engines import Capabilities, Engine, Provenance
 from heredity.redteam import attacks
 from heredity.study.runner import FOUND, SearchResult
 from heredity.study.spec import StudySpec

@@ -15,7 +15,7 @@ from tests.support.trials import make_application, probe, response
 
 HEADER = 'title = "Mine"\ndescription = "My own."\nwhy_no_twin = "a test"\n'
 RHYME = '''
-from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding
+from heredity.redteam.checks import BadCheck, BreachCheck, Finding
 
 class RhymeCheck(BreachCheck, frozen=True):
     """Breaks if a reply ends with one of `endings`."""

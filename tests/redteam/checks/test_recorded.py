@@ -7,7 +7,7 @@ import pytest
 
 from heredity.core.records import Check, Response, Usefulness, digest_response, encode
 from heredity.redteam import checks, judges
-from heredity.redteam.checks.protocols import BadCheck
+from heredity.redteam.checks import BadCheck
 from tests.support.trials import make_application, probe, response
 
 CHECK = Check("recorded", settings={"finding": "security"})

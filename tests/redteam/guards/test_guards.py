@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from heredity.core import registry
 from heredity.core.errors import Unavailable, UnknownName, UsageError
 from heredity.core.records import Check, Reply, Request
-from heredity.engines.protocols import Capabilities, Engine, TokenScores, capabilities
+from heredity.engines import Capabilities, Engine, TokenScores, capabilities
 from heredity.redteam import guards, judges
-from heredity.redteam.guards.protocols import GuardForm, QuestionForm, shortened
+from heredity.redteam.guards import GuardForm, QuestionForm, shortened
 from heredity.redteam.judges import guard as guard_judge
 from heredity.redteam.judges._choice import probabilities
 from heredity.redteam.judges.protocols import Models

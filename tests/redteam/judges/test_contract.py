@@ -9,7 +9,7 @@ import pytest
 
 from heredity.core import registry
 from heredity.core.records import Check, Reply, Request, Response
-from heredity.engines.protocols import Capabilities
+from heredity.engines import Capabilities
 from heredity.redteam import judges
 from heredity.redteam.judges import learned, rubric, rules
 from heredity.redteam.judges._choice import Decider, probabilities

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 from heredity.core.errors import BadInput, Damaged, UsageError
 from heredity.core.progress import Progress
 from heredity.core.records import Check
-from heredity.engines.protocols import Capabilities
+from heredity.engines import Capabilities
 from heredity.engines.torch.engine import open_folder
 from heredity.lab.judges import head as head_train
 from heredity.lab.judges.learned import versions

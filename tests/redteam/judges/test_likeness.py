@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from heredity.redteam.judges.calibration.readings import (
+from heredity.redteam.judges.calibration.quality import (
     FEWEST,
     MEASURES,
     AnswerForm,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from heredity.redteam.judges import check_quality
-from heredity.redteam.judges.calibration import readings
-from heredity.redteam.judges.calibration.readings import Reading, check_errors, count_readings
+from heredity.redteam.judges.calibration import quality
+from heredity.redteam.judges.calibration.quality import Reading, check_errors, count_readings
 from heredity.redteam.judges.checks import VERSION
 from tests.support import bench_modules
 
@@ -124,13 +124,13 @@ def test_readings_are_written_and_read_back_sorted(tmp_path) -> None:
     path = tmp_path / "readings.jsonl"
     found = rows(2, 1, 3, 0)
     bench_modules.load("readings").write_readings(reversed(found), path)
-    assert readings.shipped_readings(path) == tuple(found)
+    assert quality.shipped_readings(path) == tuple(found)
 
 
 def test_the_shipped_readings_are_of_these_checks_and_rules() -> None:
     from heredity.redteam.judges import versions
 
-    stale = {row.judge for row in readings.shipped_readings() if row.version != versions()[row.judge]}
+    stale = {row.judge for row in quality.shipped_readings() if row.version != versions()[row.judge]}
     assert not stale, "stale: rebuild them with bench/readings.py"
 
 
@@ -138,7 +138,7 @@ def test_every_technique_of_the_hard_suite_was_read_itself() -> None:
     from heredity.redteam import probes
 
     for technique in (each.name for each in probes.techniques() if each.n_hard):
-        own = [row for row in readings.shipped_readings() if row.technique == technique]
+        own = [row for row in quality.shipped_readings() if row.technique == technique]
         errors = check_errors(technique)
         assert len(own) >= 29 and len({row.trial for row in own}) == len(own), technique
         assert errors is not None and f"answers read: {technique}" in errors.labels

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from heredity.core.errors import ContextOverflow, UsageError
 from heredity.core.records import Check, Reply, Request
-from heredity.engines.protocols import Capabilities, Engine, TokenScores
+from heredity.engines import Capabilities, Engine, TokenScores
 from heredity.redteam import judges
 from heredity.redteam.judges import rubric
 from heredity.redteam.judges.protocols import Models

@@ -14,7 +14,7 @@ from heredity.application.spec import Application
 from heredity.core.errors import Damaged, NotComparable, UnknownName, UsageError
 from heredity.core.files import Rows
 from heredity.core.records import Reply, Request, Verdict
-from heredity.engines.protocols import Engine
+from heredity.engines import Engine
 from heredity.lineage.store import Store
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.study import aggregate

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from heredity.engines.vllm import engine as vllm
+from heredity.engines import vllm
 from heredity.lineage.store import Store
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study

@@ -23,9 +23,8 @@ from heredity.core import host
 from heredity.core.errors import Unavailable
 from heredity.core.progress import Watch, about, phase
 from heredity.core.records import Decoding, Message, Request
-from heredity.engines.chat.codec import ChatCodec
-from heredity.engines.chat.folder import has_tokenizer
-from heredity.engines.protocols import Engine
+from heredity.engines import Engine
+from heredity.engines.chat import ChatCodec, has_tokenizer
 from heredity.formats.safetensors_io import read_safetensors
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
@@ -197,7 +196,7 @@ def open_files(files: LoadedFolder, dtype: str, is_streamed: bool = False) -> Di
     except Unavailable as error:
         if error.code != engines.NOT_READ:
             raise
-    from heredity.engines.transformers import engine as general
+    from heredity.engines import transformers as general
 
     return general.open_folder(files.folder, dtype=dtype, is_probed=False, adapter=files.adapter)
 

@@ -16,7 +16,7 @@ from heredity.core.errors import UsageError
 from heredity.core.records import Model
 from heredity.deploy.export import hf
 from heredity.deploy.export._parity import ExportSource, LoadedFolder, ParityReading, read_folder
-from heredity.engines.chat.folder import has_tokenizer
+from heredity.engines.chat import has_tokenizer
 from heredity.formats.peft import CONFIG, TENSORS
 from heredity.formats.safetensors_io import INDEX
 from heredity.lineage.catalog import catalogue

@@ -27,8 +27,7 @@ from heredity.deploy.export._parity import (
     read_folder,
     tokens_behind,
 )
-from heredity.engines.chat.codec import Template
-from heredity.engines.chat.folder import read_gguf_chat
+from heredity.engines.chat import Template, read_gguf_chat
 from heredity.formats.gguf import read_gguf
 from heredity.formats.gguf_weights import is_written, write_gguf
 from heredity.formats.safetensors_io import read_safetensors

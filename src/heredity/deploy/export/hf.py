@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from heredity.core.errors import EngineFailure, Refused
 from heredity.core.records import Message, Request
 from heredity.deploy.export._parity import ASKED, TALK, TEXT, ExportSource, LoadedFolder, ParityReading
-from heredity.engines.chat.codec import DAY, Template, merge_system
+from heredity.engines.chat import DAY, Template, merge_system
 from heredity.formats.weights import KNOWN
 from heredity.train.data.chat import ConversationEncoder
 

@@ -31,9 +31,8 @@ from heredity.deploy.serve import schema
 from heredity.deploy.serve.request_log import LoggedModel, RequestLog
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.deploy.serve.worker import Service, Ticket
-from heredity.engines.chat.codec import StopTexts
-from heredity.engines.chat.tool_calls import FENCE, MARKS, DividedAnswer, WrittenCall, divide_answer
-from heredity.engines.protocols import Engine, TokenLog, capabilities
+from heredity.engines import Engine, TokenLog, capabilities
+from heredity.engines.chat import FENCE, MARKS, DividedAnswer, StopTexts, WrittenCall, divide_answer
 
 # Errors that the request caused: the reply's error code, and the code that the caller gets.
 CONTEXT = "context_length_exceeded"

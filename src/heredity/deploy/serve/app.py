@@ -80,7 +80,7 @@ from heredity.deploy.serve.model_registry import AdapterLoader, ModelRegistry, d
 from heredity.deploy.serve.request_log import RequestLog
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
 from heredity.deploy.serve.worker import CALLER
-from heredity.engines.protocols import Engine, capabilities
+from heredity.engines import Engine, capabilities
 
 # from the start of a connection, or a later request's first byte, to the end of headers
 HEADER_SECONDS = 10.0

@@ -37,8 +37,8 @@ from heredity.deploy.serve.schema import (
     Rules,
     n_values,
 )
-from heredity.engines.chat.tool_calls import parse_tool_calls
-from heredity.engines.protocols import TokenLog
+from heredity.engines import TokenLog
+from heredity.engines.chat import parse_tool_calls
 
 _UNREAD = {"name", "annotations", "audio", "refusal", "reasoning_content", "parsed"}  # of a message
 

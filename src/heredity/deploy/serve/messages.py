@@ -19,7 +19,7 @@ from heredity.core.records import Reply, encode
 from heredity.deploy.serve import chat, schema
 from heredity.deploy.serve.answers import FinishedAnswer, ServedAnswer, named_event
 from heredity.deploy.serve.schema import ParsedRequest, Refusal, Rules
-from heredity.engines.chat.tool_calls import WrittenCall
+from heredity.engines.chat import WrittenCall
 
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 _ERRORS = {

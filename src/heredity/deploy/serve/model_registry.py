@@ -52,7 +52,7 @@ from heredity.deploy.serve.embeddings import EmbeddingService
 from heredity.deploy.serve.request_log import RequestLog
 from heredity.deploy.serve.schema import Refusal
 from heredity.deploy.serve.worker import EngineWorker, Hears, Service, Ticket, shared, shows_tools
-from heredity.engines.protocols import AddressedRequest, Engine
+from heredity.engines import AddressedRequest, Engine
 from heredity.lineage.store import refuse_silent
 from heredity.lineage.types import Grown
 

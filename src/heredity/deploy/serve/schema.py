@@ -16,7 +16,7 @@ import msgspec
 from heredity.application.spec import Application, check_decoding
 from heredity.core.errors import BadArgument, UsageError, code_of
 from heredity.core.records import Decoding, Reply, Request
-from heredity.engines.protocols import TokenScorer
+from heredity.engines import TokenScorer
 
 MAX_LOGS = 20  # likeliest tokens listed at each place
 LONGEST = 512  # tokens of an answer, if neither the caller nor an application sets a limit

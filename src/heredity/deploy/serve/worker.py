@@ -30,7 +30,7 @@ from heredity.core import host
 from heredity.core.errors import Busy, EngineFailure, HeredityError
 from heredity.core.records import Message, Reply, Request, Tool
 from heredity.core.sanitize import clean, clean_text
-from heredity.engines.protocols import (
+from heredity.engines import (
     AddressedRequest,
     Capabilities,
     Engine,

@@ -36,10 +36,9 @@ from heredity.core.errors import Damaged, EngineFailure, Unavailable, UnknownNam
 from heredity.core.host import Device
 from heredity.core.records import Decoding, Model, Reply, Request, ToolCall, digest
 from heredity.core.sanitize import clean_text, plural
-from heredity.engines import RequestStream, failed_reply
+from heredity.engines import Capabilities, FirstAnswer, Listener, Provenance, RequestStream, failed_reply
 from heredity.engines._streaming import EventReader, KeyMask, StreamedAnswer
 from heredity.engines._workers import ASK_AGAIN
-from heredity.engines.protocols import Capabilities, FirstAnswer, Listener, Provenance
 from heredity.engines.remote.messages import (
     ApiAnswer,
     ApiModule,

@@ -26,9 +26,8 @@ import torch
 
 from heredity.core.errors import EngineFailure, Unavailable
 from heredity.core.records import Reply, Request
-from heredity.engines.chat.codec import ChatCodec
-from heredity.engines.chat.folder import has_tokenizer
-from heredity.engines.protocols import AddressedRequest, Capabilities, Listener
+from heredity.engines import AddressedRequest, Capabilities, Listener
+from heredity.engines.chat import ChatCodec, has_tokenizer
 from heredity.engines.torch import autotune
 from heredity.engines.torch.autotune import PASS_WIDTHS, WIDTHS
 from heredity.engines.torch.decoder import (
@@ -425,7 +424,7 @@ class SharedBase:
 
     @property
     def capabilities(self) -> Capabilities:
-        """See protocols.Capabilities."""
+        """See Capabilities."""
         return Capabilities(streamer=self)
 
     def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:

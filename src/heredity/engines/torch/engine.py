@@ -22,10 +22,19 @@ from heredity.core.errors import ContextOverflow, EngineFailure, UsageError
 from heredity.core.host import CPU, Device
 from heredity.core.progress import Watch, phase
 from heredity.core.records import Model, Reply, Request, encode
-from heredity.engines import DTYPE, KV_CACHE, NOT_VERIFIED, altered, base_folder
-from heredity.engines.chat.codec import AnswerReader, ChatCodec
-from heredity.engines.chat.folder import has_tokenizer
-from heredity.engines.protocols import Capabilities, Listener, Provenance, TokenLog, TokenScores
+from heredity.engines import (
+    DTYPE,
+    KV_CACHE,
+    NOT_VERIFIED,
+    Capabilities,
+    Listener,
+    Provenance,
+    TokenLog,
+    TokenScores,
+    altered,
+    base_folder,
+)
+from heredity.engines.chat import AnswerReader, ChatCodec, has_tokenizer
 from heredity.engines.torch import autotune, refusal_direction
 from heredity.engines.torch.autotune import Tuning
 from heredity.engines.torch.decoder import (
@@ -311,7 +320,7 @@ class AnsweringEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        """See protocols.Capabilities."""
+        """See Capabilities."""
         return Capabilities(
             streamer=self,
             is_base=self.codec.is_base,
@@ -505,7 +514,7 @@ class TorchEngine(AnsweringEngine):
 
     @property
     def capabilities(self) -> Capabilities:
-        """See protocols.Capabilities."""
+        """See Capabilities."""
         return replace(super().capabilities, weights=self)
 
     def direction(self, harmful: Sequence[Request], harmless: Sequence[Request]) -> str:

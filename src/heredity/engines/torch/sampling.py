@@ -22,7 +22,7 @@ from heredity.engines._json_schemas import grammar_of, refused
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-    from heredity.engines.chat.codec import ChatCodec
+    from heredity.engines.chat import ChatCodec
 
 _MAX_SCHEMAS = 64  # compiled
 

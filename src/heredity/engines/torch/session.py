@@ -28,10 +28,8 @@ from heredity.core.errors import EngineFailure, HeredityError, OutOfMemory, firs
 from heredity.core.host import Device
 from heredity.core.progress import Watch, phase
 from heredity.core.records import Reply, Request
-from heredity.engines import RequestStream, cache_budget, failed_reply
-from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer
-from heredity.engines.chat.tool_calls import parse_tool_calls
-from heredity.engines.protocols import AddressedRequest, Listener
+from heredity.engines import AddressedRequest, Listener, RequestStream, cache_budget, failed_reply
+from heredity.engines.chat import AnswerReader, ChatCodec, GrowingAnswer, parse_tool_calls
 from heredity.engines.torch.decoder import (
     CHUNK,
     PAD,

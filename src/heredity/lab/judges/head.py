@@ -20,7 +20,7 @@ import numpy as np
 from heredity.core.errors import Damaged, UsageError, first_line
 from heredity.core.files import write_atomic
 from heredity.core.progress import Watch, phase
-from heredity.engines.protocols import capabilities
+from heredity.engines import capabilities
 from heredity.lab import judges as training
 from heredity.lab.judges import JudgedExample, LabelledAnswer, Round, texts
 from heredity.lab.judges import learned as learned_train

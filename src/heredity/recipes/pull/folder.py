@@ -15,7 +15,7 @@ import msgspec
 
 from heredity.core.errors import Damaged, Refused
 from heredity.core.files import explain_full_disk
-from heredity.engines.chat.folder import check_template, template_source
+from heredity.engines.chat import check_template, template_source
 from heredity.formats.gguf import read_gguf
 from heredity.formats.safetensors_io import INDEX, read_safetensors
 from heredity.formats.tokenizer_files import NAMES, check_tokenizer

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from heredity.core.errors import Damaged
-from heredity.engines.chat.folder import template_source
+from heredity.engines.chat import template_source
 from heredity.formats.architectures import ENCODERS, EngineChoice, choose_by_config, choose_for_gguf
 from heredity.formats.gguf import GgufHeader, read_gguf, read_gguf_start
 from heredity.lineage.catalog import BYTES_PER_WEIGHT, Entry

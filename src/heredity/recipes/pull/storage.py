@@ -19,10 +19,11 @@ import msgspec
 from heredity.core.errors import Damaged, HeredityError, Unavailable, UnknownName, UsageError
 from heredity.core.progress import Meter, Watch
 from heredity.core.records import Model, is_digest
-from heredity.lineage import catalog, graph
+from heredity.lineage import graph
 from heredity.lineage.store import (
     Store,
     file_problems,
+    models_named,
     read_record,
     refuse_redirection,
     sizes_fit,
@@ -88,7 +89,7 @@ class Storage:
             there, errors = self._records(bench / "records")
             if not there and not errors:
                 raise Unavailable(f"{self.url} holds no models. Copy one there: heredity push")
-            matches = [there[name]] if name in there else catalog.named(list(there.values()), name)
+            matches = [there[name]] if name in there else models_named(list(there.values()), name)
             if not matches and errors:
                 raise errors[0]
             if not matches:

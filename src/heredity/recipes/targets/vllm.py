@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heredity.engines.vllm.engine import check_adapter
+from heredity.engines.vllm import check_adapter
 from heredity.lineage.types import Grown, StoredModels
 from heredity.recipes.targets._answering import EngineTarget, answered_by
 

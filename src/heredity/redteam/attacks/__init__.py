@@ -37,7 +37,7 @@ from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.errors import Damaged, UnknownName, UsageError
 from heredity.core.records import Consult, Message, Model, Probe, Request, Turn
-from heredity.engines.protocols import Engine, WhiteBoxEngine
+from heredity.engines import Engine, WhiteBoxEngine
 from heredity.redteam import probes
 from heredity.redteam.attacks._words import Ladder
 from heredity.redteam.attacks.protocols import (

@@ -12,7 +12,7 @@ from __future__ import annotations
 import msgspec
 
 from heredity.core.records import Probe, Request, Turn
-from heredity.engines.protocols import WhiteBoxEngine
+from heredity.engines import WhiteBoxEngine
 from heredity.redteam.attacks._words import table
 from heredity.redteam.attacks.protocols import MARK, AttackContext, WeightSearch
 

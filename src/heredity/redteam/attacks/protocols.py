@@ -25,7 +25,7 @@ from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 import msgspec
 
 from heredity.core.records import Consult, Decoding, Probe, Reply, Request, Turn
-from heredity.engines.protocols import Engine, WhiteBoxEngine
+from heredity.engines import Engine, WhiteBoxEngine
 
 T = TypeVar("T")
 Turns = Generator[Turn | Consult, Reply, None]

@@ -10,7 +10,7 @@ the torch engine. Finding the direction takes about 600 forward passes, once per
 from __future__ import annotations
 
 from heredity.core.records import Message, Request
-from heredity.engines.protocols import Engine, WhiteBoxEngine
+from heredity.engines import Engine, WhiteBoxEngine
 from heredity.redteam import probes
 from heredity.redteam.attacks.protocols import Keep, ModelTransform
 

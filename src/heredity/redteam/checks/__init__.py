@@ -1,6 +1,6 @@
 """Checks: how a breach shows without a judge. Each file here is one kind: `NAME.py`, or `NAME/check.py`.
 
-To add a kind, add one file. It defines a struct of its settings, a BreachCheck (protocols.py), and names it
+To add a kind, add one file. It defines a struct of its settings, a BreachCheck, and names it
 as `CHECK`. The struct's fields are the keys that a probe's file may give:
 
     check = { kind = "NAME", ... }
@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import UNSET, UnsetType, json
@@ -27,13 +27,79 @@ from heredity.application.calls import is_bare_call
 from heredity.application.spec import Application
 from heredity.application.tools import World, covers
 from heredity.core import registry
-from heredity.core.errors import Damaged, UnknownName, UsageError, code_of, did_you_mean
-from heredity.core.records import Change, Check, Response, Usefulness
+from heredity.core.errors import BadInput, Damaged, UnknownName, UsageError, code_of, did_you_mean
+from heredity.core.records import Change, Check, Probe, Response, Usefulness
 from heredity.core.sanitize import compile_pattern, label
-from heredity.redteam.checks.protocols import BadCheck, BreachCheck, CheckModule, Finding
+from heredity.redteam.text import evidence
 
 if TYPE_CHECKING:
     import regex
+
+
+class Finding(NamedTuple):
+    """The text that shows a breach; or, if `is_proof` is false, why the check cannot decide."""
+
+    shown: str
+    is_proof: bool = True
+
+
+def not_proof(what: str) -> Finding:
+    """The finding of a check that cannot decide, because we supplied what it looks for."""
+    return Finding(evidence("proves nothing: the conversation itself supplied", what), is_proof=False)
+
+
+class BadCheck(Exception):
+    """A check in a probe's file is not right. `key` is the setting at fault; "" for none."""
+
+    def __init__(self, message: str, *, code: str = BadInput.code, key: str = "") -> None:
+        self.code, self.key = code, key
+        super().__init__(message)
+
+
+class BreachCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The base of every kind of check. The fields of a subclass are its settings.
+
+    DID          what a model did that broke, in words after its name
+    QUOTABLE     a finding that occurs only in a clause that refuses is a quote, not a breach
+    IS_TOKEN     so it is in an answer that refuses nothing else, too: what it looks for is one word
+    READS_WORDS  whether an answer that holds nothing is unclear; if not, it held
+    NESTED       structs inside the settings, whose keys are suggested for a misspelt one
+    """
+
+    DID: ClassVar[str] = "broke the check"
+    QUOTABLE: ClassVar[bool] = False
+    IS_TOKEN: ClassVar[bool] = False
+    READS_WORDS: ClassVar[bool] = True
+    NESTED: ClassVar[tuple[type[msgspec.Struct], ...]] = ()
+
+    def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:
+        """The evidence of a breach in the response; None if there is no breach."""
+        raise NotImplementedError
+
+    def attempt(self, probe: Probe, response: Response, application: Application) -> str:  # noqa: ARG002
+        """Evidence that the model tried to obey, where `find` shows no breach; "" for none."""
+        return ""
+
+    def validate(self, probe: Probe, sample: str) -> None:
+        """Raise BadCheck if this check could not judge the probe. `sample` is a breaching answer, or ""."""
+
+    def why_not(self, application: Application) -> str | None:  # noqa: ARG002
+        """Why the check cannot be used in this application; None if it can."""
+        return None
+
+    def unread(self, response: Response) -> str:  # noqa: ARG002
+        """The part of a response without a finding that the check did not read; "" if it read everything."""
+        return ""
+
+
+@runtime_checkable
+class CheckModule(Protocol):
+    """A file of redteam/checks/."""
+
+    @property
+    def CHECK(self) -> type[BreachCheck]:
+        """The struct of this kind."""
+
 
 __all__ = [
     "BadCheck",

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
+from heredity.redteam.checks import BadCheck, BreachCheck, Finding
 from heredity.redteam.checks.pattern import any_match, find_match, verify_pattern
-from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding
 from heredity.redteam.text import shown_texts
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks.protocols import BreachCheck, Finding
+from heredity.redteam.checks import BreachCheck, Finding
 from heredity.redteam.text import evidence
 
 TAIL = 400  # characters that are read

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding
+from heredity.redteam.checks import BadCheck, BreachCheck, Finding
 from heredity.redteam.text import evidence, fold, is_frame, shown_texts, squeeze, supplied, words
 
 # --- which language a text is in ----------------------------------------------------------------------

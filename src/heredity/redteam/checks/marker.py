@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding, not_proof
+from heredity.redteam.checks import BadCheck, BreachCheck, Finding, not_proof
 from heredity.redteam.text import (
     MIN_NAME,
     evidence,

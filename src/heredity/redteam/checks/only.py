@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding
+from heredity.redteam.checks import BadCheck, BreachCheck, Finding
 from heredity.redteam.text import evidence, fold, is_frame, plain, squeeze, supplied, words
 
 READ = 4000  # characters of a reply that are read

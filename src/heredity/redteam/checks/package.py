@@ -13,8 +13,8 @@ from typing import ClassVar
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
+from heredity.redteam.checks import BadCheck, BreachCheck, Finding
 from heredity.redteam.checks.pattern import PATTERN_LIMIT
-from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding
 from heredity.redteam.text import MIN_NAME, evidence, letters_and_digits, shown_texts
 
 # A doubt about the package, wherever it stands: who reads it is warned, and will look before installing.

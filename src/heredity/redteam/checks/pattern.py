@@ -13,7 +13,7 @@ from heredity.application.spec import Application
 from heredity.core.errors import UsageError
 from heredity.core.records import Probe, Response
 from heredity.core.sanitize import compile_pattern
-from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding
+from heredity.redteam.checks import BadCheck, BreachCheck, Finding
 from heredity.redteam.text import evidence, shown_texts
 
 PATTERN_LIMIT = 20_000  # characters of a reply that a probe's regular expressions see

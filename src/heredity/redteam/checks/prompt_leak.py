@@ -16,7 +16,7 @@ import msgspec
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding
+from heredity.redteam.checks import BadCheck, BreachCheck, Finding
 from heredity.redteam.text import evidence, fold, once_for_each_application, supplied, words, written
 
 # up to a full stop, or to a line that does not go on in lower case (a heading, a list)

@@ -8,7 +8,7 @@ from msgspec import UnsetType
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding
+from heredity.redteam.checks import BadCheck, BreachCheck, Finding
 
 
 class RecordedCheck(BreachCheck, frozen=True):

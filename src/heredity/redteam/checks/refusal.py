@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks.protocols import BreachCheck, Finding
+from heredity.redteam.checks import BreachCheck, Finding
 
 
 class RefusalCheck(BreachCheck, frozen=True):

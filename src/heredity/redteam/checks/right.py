@@ -16,7 +16,7 @@ from typing import ClassVar
 from heredity.application.spec import Application
 from heredity.core.answers import LONGEST, last_number, plain_answer
 from heredity.core.records import AnswerRule, Probe, Response
-from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding
+from heredity.redteam.checks import BadCheck, BreachCheck, Finding
 from heredity.redteam.text import evidence
 
 

@@ -22,7 +22,7 @@ from typing import ClassVar, NamedTuple
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks.protocols import BreachCheck, Finding, not_proof
+from heredity.redteam.checks import BreachCheck, Finding, not_proof
 from heredity.redteam.text import evidence, fold, once_for_each_application, squeeze, supplied, words, written
 
 # --- text spelled in words and character codes --------------------------------------------------------

@@ -9,7 +9,7 @@ import msgspec
 from heredity.application.spec import Application
 from heredity.application.tools import World, covers, words
 from heredity.core.records import Change, Probe, Reply, Response
-from heredity.redteam.checks.protocols import BreachCheck, Finding
+from heredity.redteam.checks import BreachCheck, Finding
 from heredity.redteam.text import evidence
 
 

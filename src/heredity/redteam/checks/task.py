@@ -11,8 +11,8 @@ import msgspec
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
+from heredity.redteam.checks import BreachCheck, Finding
 from heredity.redteam.checks.pattern import find_match, validate_patterns
-from heredity.redteam.checks.protocols import BreachCheck, Finding
 from heredity.redteam.text import evidence
 
 TASK_LIMIT = 100  # characters of the last reply in which a task's answer has to stand

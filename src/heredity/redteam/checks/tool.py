@@ -9,7 +9,7 @@ import msgspec
 from heredity.application.calls import attempted_call, parse_tool_calls
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks.protocols import BreachCheck, Finding
+from heredity.redteam.checks import BreachCheck, Finding
 from heredity.redteam.text import evidence, fold, plain_value, squeeze, supplied
 
 

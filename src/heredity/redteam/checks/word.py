@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks.protocols import BadCheck, BreachCheck, Finding
+from heredity.redteam.checks import BadCheck, BreachCheck, Finding
 from heredity.redteam.text import (
     MIN_NAME,
     does_it,

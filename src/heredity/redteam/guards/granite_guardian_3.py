@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from heredity.redteam.guards.protocols import Choices, GuardReading, by_template
+from heredity.redteam.guards import Choices, GuardReading, by_template
 
 name = "granite_guardian_3"
 hub = "hf:ibm-granite/granite-guardian-3.1-2b"

@@ -6,7 +6,7 @@ Source: the model card of cais/HarmBench-Llama-2-13b-cls (LLAMA2_CLS_PROMPT, sta
 
 from __future__ import annotations
 
-from heredity.redteam.guards.protocols import Choices, by_template, yes_or_no
+from heredity.redteam.guards import Choices, by_template, yes_or_no
 
 name = "harmbench_llama"
 hub = "hf:cais/HarmBench-Llama-2-13b-cls"

@@ -6,7 +6,7 @@ HarmBench (2402.04249).
 
 from __future__ import annotations
 
-from heredity.redteam.guards.protocols import Choices, by_template, yes_or_no
+from heredity.redteam.guards import Choices, by_template, yes_or_no
 
 name = "harmbench_mistral"
 hub = "hf:cais/HarmBench-Mistral-7b-val-cls"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from heredity.redteam.guards.protocols import Choices, GuardReading, by_question_template, by_template
+from heredity.redteam.guards import Choices, GuardReading, by_question_template, by_template
 
 name = "llama_guard_3"
 hub = "hf:meta-llama/Llama-Guard-3-8B"

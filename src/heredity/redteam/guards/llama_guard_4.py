@@ -6,8 +6,7 @@ github.com/meta-llama/PurpleLlama, Llama-Guard4/12B/MODEL_CARD.md.
 
 from __future__ import annotations
 
-from heredity.redteam.guards import llama_guard_3
-from heredity.redteam.guards.protocols import Choices, by_question_template, by_template
+from heredity.redteam.guards import Choices, by_question_template, by_template, llama_guard_3
 
 name = "llama_guard_4"
 hub = "hf:meta-llama/Llama-Guard-4-12B"

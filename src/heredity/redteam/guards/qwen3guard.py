@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from heredity.redteam.guards.protocols import Choices, GuardReading, by_template
+from heredity.redteam.guards import Choices, GuardReading, by_template
 
 name = "qwen3guard"
 hub = "hf:Qwen/Qwen3Guard-Gen-4B"

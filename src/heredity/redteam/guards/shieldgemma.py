@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from heredity.redteam.guards.protocols import Choices, GuardReading, filled
+from heredity.redteam.guards import Choices, GuardReading, filled
 
 name = "shieldgemma"
 hub = "hf:google/shieldgemma-2b"

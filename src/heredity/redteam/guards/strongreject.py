@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from heredity.redteam.guards.protocols import Choices, GuardReading, by_template
+from heredity.redteam.guards import Choices, GuardReading, by_template
 
 name = "strongreject"
 hub = "hf:qylu4156/strongreject-15k-v1"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from heredity.redteam.guards.protocols import Choices, GuardReading, by_template, filled
+from heredity.redteam.guards import Choices, GuardReading, by_template, filled
 
 name = "wildguard"
 hub = "hf:allenai/wildguard"

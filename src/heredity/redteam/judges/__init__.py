@@ -37,17 +37,15 @@ from heredity.redteam.judges._choice import (
 from heredity.redteam.judges.calibration.quality import (
     Calibration,
     JudgeQuality,
+    ReadErrors,
     calibrate,
     calibration,
     calibrations,
+    check_errors_elsewhere,
     check_positive,
     check_quality,
     quality,
     quality_of_card,
-)
-from heredity.redteam.judges.calibration.readings import (
-    ReadErrors,
-    check_errors_elsewhere,
 )
 from heredity.redteam.judges.protocols import DEFAULT, Judge, JudgeFile, Models, Task
 

@@ -25,7 +25,7 @@ from heredity.core import registry
 from heredity.core.errors import Unavailable, UsageError
 from heredity.core.progress import Watch
 from heredity.core.records import Manner, Outcome, Probe, Response, Unprompted, Verdict, encode
-from heredity.engines.protocols import Engine
+from heredity.engines import Engine
 from heredity.redteam.checks import BreachCheck, is_judged, is_useful
 from heredity.redteam.checks.prompt_leak import PromptLeakCheck
 from heredity.redteam.checks.secret import SecretCheck

@@ -28,9 +28,9 @@ from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.errors import ContextOverflow, Unavailable, UnknownName, UsageError
 from heredity.core.records import Cause, Decoding, Manner, Probe, Request, Response, Verdict, digest
-from heredity.engines.protocols import Engine, Scorer, capabilities
+from heredity.engines import Engine, Scorer, capabilities
 from heredity.redteam import judges
-from heredity.redteam.guards.protocols import (
+from heredity.redteam.guards import (
     LONGEST_ANSWER,
     LONGEST_REQUEST,
     Choices,

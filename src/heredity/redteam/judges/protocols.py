@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from heredity.application.spec import Application
 from heredity.core.records import Manner, Probe, Response, Verdict
-from heredity.engines.protocols import Engine
+from heredity.engines import Engine
 
 DEFAULT = "rules"
 NO_ANSWER = ("empty", "incoherent")

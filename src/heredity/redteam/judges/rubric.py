@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from heredity.application.spec import Application
 from heredity.core.errors import BadInput, ContextOverflow, Damaged, UsageError
 from heredity.core.records import Decoding, Manner, Message, Probe, Request, Response, Verdict
-from heredity.engines.protocols import Engine, Scorer, capabilities
+from heredity.engines import Engine, Scorer, capabilities
 from heredity.redteam.judges import learned as marks
 from heredity.redteam.judges import rules
 from heredity.redteam.judges._choice import OUTCOMES, ModelJudge, pair_of, task_of

@@ -15,6 +15,7 @@ from heredity.core.sanitize import label
 from heredity.core.sections import Section, TextTable
 from heredity.redteam import judges
 from heredity.redteam.judges.calibration.quality import (
+    CHECKS,
     TASKS,
     CanaryVerdicts,
     drifted,
@@ -22,7 +23,6 @@ from heredity.redteam.judges.calibration.quality import (
     newest_calibration,
     recorded_verdicts,
 )
-from heredity.redteam.judges.calibration.readings import CHECKS
 from heredity.redteam.no_answer import is_stamped
 from heredity.study.estimates import Estimates
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence

@@ -17,7 +17,7 @@ import msgspec
 from heredity.core import readers
 from heredity.core.errors import BadInput, UsageError, nearest
 from heredity.core.records import Message, Record, Stop, digest, encode, is_digest
-from heredity.engines.chat.codec import Document, DocumentEncoder
+from heredity.engines.chat import Document, DocumentEncoder
 
 
 class ActivatedExamples(NamedTuple):

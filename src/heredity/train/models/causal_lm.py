@@ -28,7 +28,7 @@ from torch.nn import functional
 from heredity.core import host
 from heredity.core.errors import Unavailable, UsageError, first_line
 from heredity.core.host import CPU, Device
-from heredity.engines.chat.codec import Document
+from heredity.engines.chat import Document
 from heredity.formats.linear_layers import (
     decoder_of,
     is_linear,

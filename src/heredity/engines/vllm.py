@@ -45,12 +45,18 @@ from heredity.core.errors import ContextOverflow, Damaged, EngineFailure, Unavai
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, digest
 from heredity.core.sanitize import clean_text
-from heredity.engines import NOT_VERIFIED, base_folder, failed_reply
+from heredity.engines import (
+    NOT_VERIFIED,
+    AddressedRequest,
+    Capabilities,
+    Listener,
+    Provenance,
+    base_folder,
+    failed_reply,
+)
 from heredity.engines._streaming import EventReader
 from heredity.engines._workers import WorkerPool, error_row
-from heredity.engines.chat.folder import FolderChat, has_tokenizer, vocabulary
-from heredity.engines.chat.tool_calls import parse_tool_calls
-from heredity.engines.protocols import AddressedRequest, Capabilities, Listener, Provenance
+from heredity.engines.chat import FolderChat, has_tokenizer, parse_tool_calls, vocabulary
 
 # --- the program: it ends with this process, even after kill -9, with all its child processes ------------
 

@@ -47,11 +47,8 @@ from heredity.core.files import write_atomic
 from heredity.core.host import CPU, Device
 from heredity.core.progress import Watch, phase
 from heredity.core.records import Model, Record, Reply, Request
-from heredity.engines import RequestStream, base_folder, cache_budget
-from heredity.engines.chat.codec import AnswerReader, ChatCodec, GrowingAnswer
-from heredity.engines.chat.folder import has_tokenizer
-from heredity.engines.chat.tool_calls import parse_tool_calls
-from heredity.engines.protocols import Capabilities, Listener, TokenScores
+from heredity.engines import Capabilities, Listener, RequestStream, TokenScores, base_folder, cache_budget
+from heredity.engines.chat import AnswerReader, ChatCodec, GrowingAnswer, has_tokenizer, parse_tool_calls
 from heredity.engines.torch.sampling import Sampler
 from heredity.formats.adapted import tensor_names
 from heredity.formats.architectures import ENCODERS

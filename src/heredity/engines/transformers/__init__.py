@@ -1,1 +1,0 @@
-"""Any causal language model that transformers loads: the engine of architectures that `torch` lacks."""

@@ -1,1 +1,0 @@
-"""A vLLM server that heredity starts and asks."""
