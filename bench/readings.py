@@ -47,7 +47,7 @@ def main() -> int:
     return 0
 
 
-def write_readings(rows: Iterable[Reading], path: Path = quality.SHIPPED) -> Path:
+def write_readings(rows: Iterable[Reading], path: Path = quality.SHIPPED_READINGS) -> Path:
     """Replace a file of readings, sorted by trial."""
     lines = [msgspec.json.encode(row) for row in sorted(rows, key=lambda row: row.trial)]
     path.write_bytes(b"".join(line + b"\n" for line in lines))
