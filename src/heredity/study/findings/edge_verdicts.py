@@ -25,8 +25,12 @@ from heredity.core.sections import Badge, Cell, ModelName, Section, TextTable
 from heredity.engines import KV_CACHE
 from heredity.lineage.graph import FORMS, Edge
 from heredity.redteam.judges import Task
-from heredity.redteam.judges.calibration.quality import PredictedErrors, predicted_errors, spread_of_judges
-from heredity.redteam.judges.calibration.readings import CHECKS
+from heredity.redteam.judges.calibration.quality import (
+    CHECKS,
+    PredictedErrors,
+    predicted_errors,
+    spread_of_judges,
+)
 from heredity.stats.edges import (
     EdgeDecision,
     EdgeDifference,
