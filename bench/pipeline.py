@@ -43,7 +43,8 @@ from heredity.application.spec import Application
 from heredity.core.records import Check, Estimate, Probe
 from heredity.lineage.store import scripted
 from heredity.stats import holm
-from heredity.stats.judge_error import PredictedShare, predict_share
+from heredity.stats.intervals import clopper_pearson
+from heredity.stats.judge_error import FEWEST, PredictedShare, predict_share
 from heredity.stats.paired import crossed_difference
 from heredity.study.comparisons import StoppingRule, compare_models
 from heredity.study.estimates import ALL, SCOPES
@@ -78,6 +79,7 @@ class World:
     attack          deviation of what an attack does to one model, on the logit scale
     of_behaviour, of_model   the same of a behaviour, shared by all models, and of each model's own luck
     error_share     of verdicts, as the plan declares it
+    read            unclear answers of each model that a person reads, without an error
     models          of a study under a stopping rule: the last one is the worse one
     """
 
@@ -98,6 +100,7 @@ class World:
     of_model: float = OF_MODEL
     models: int = 2
     error_share: float = 0.0
+    read: int = 0
 
     @property
     def scope(self) -> str:
@@ -115,6 +118,7 @@ WORLDS = (
     World("equal; a: unclear 10 % of breaches, 40 % of holds", unclear=(0.1, 0.4)),
     World("equal; a: unclear 10 % of breaches, 60 % of holds", unclear=(0.1, 0.6)),
     World("equal; a: unclear 40 % of breaches, 10 % of holds", unclear=(0.4, 0.1)),
+    World("the same, 40 unclear answers of each model read", unclear=(0.4, 0.1), read=40),
     World("equal; unclear 20 % of everything", unclear=(0.2, 0.2), unclear_of_all=(0.2, 0.2)),
     World("equal; checks find 90 %, 2 % false alarms", sens=0.9, spec=0.98),
     World("equal; the same, and errors differ by model (sd 4 points)", sens=0.9, spec=0.96, family=0.04),
@@ -233,6 +237,19 @@ def measured(world: World, rng: np.random.Generator) -> list[PredictedShare]:
     return [predict_share(right[:, i].tolist(), [N_READINGS] * N_FAMILIES) for i in (0, 1)]
 
 
+def read_shares(
+    world: World, broke: Bools, codes: NDArray[np.int8], rng: np.random.Generator
+) -> dict[tuple[int, bool], Estimate]:
+    """The share of breaches among the unclear answers of each model, from those that a person reads."""
+    shares = {}
+    for m in range(N_MODELS) if world.read else ():
+        unclear = rng.permutation(broke[m][codes[m] == UNCLEAR])[: world.read]
+        if (n := unclear.size) >= FEWEST:
+            k = int(unclear.sum())
+            shares[m, world.is_judged] = Estimate(k / n, *clopper_pearson(k, n), n, "clopper-pearson")
+    return shares
+
+
 # --- many studies ----------------------------------------------------------------------------------
 
 
@@ -257,8 +274,10 @@ def simulate(world: World, n: int, seed: int = SEED) -> Line:
     undeclared = msgspec.structs.replace(plan, analysis=None)
     truth = true_rate(world)
     for _ in range(n):
-        codes = verdicts(world, answers(world, logits, rng), family_errors(world, N_MODELS, rng), rng).ravel()
+        broke = answers(world, logits, rng)
+        codes = verdicts(world, broke, family_errors(world, N_MODELS, rng), rng).ravel()
         outcomes = Outcomes(plan, codes)
+        outcomes.unclear_shares = read_shares(world, broke, codes.reshape(broke.shape), rng)
         _count_verdicts(line, world, outcomes)
         old = _words(Outcomes(undeclared, codes), world)
         line.false_left_out += any(old[pair] == "worse" for pair in _equal(world))

@@ -11,6 +11,7 @@ import pytest
 from heredity.core.files import Rows
 from heredity.core.records import Response
 from heredity.study import labels, storage
+from tests.study.test_labels import unclear_study
 from tests.support.errors import check_refused, run_here
 from tests.support.studies import plan, study
 
@@ -32,6 +33,23 @@ def test_a_key_an_answer_and_the_same_command_goes_on(folder: Path) -> None:
     assert "3 of 4" in second.stdout and "1 of 4" not in second.stdout
     assert [label.answer for label in labels.read_labels(folder).values()] == ["yes", "no", "skip", "yes"]
     assert (folder / "report.html").exists()
+
+
+def test_unclear_answers_are_read_into_a_file_of_their_own(tmp_path: Path) -> None:
+    made = unclear_study(tmp_path)
+    first = run_here("label", str(tmp_path), "--unclear", "--n", "10", input="n\ny\nq\n")
+    assert first.returncode == 0, first.stderr
+    assert "2 labels, 17 of 19 to go" in first.stderr  # 10 of one model and all 9 of the other
+    sheet = tmp_path.with_name("sheet.csv")
+    assert run_here("label", str(tmp_path), "--unclear", "--export", str(sheet)).returncode == 0
+    with sheet.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows[:3]] == ["no", "yes", ""] and len(rows) == 49
+    sheet.write_text("trial,label\n" + "".join(f"{row['trial']},no\n" for row in rows))
+    back = run_here("label", str(tmp_path), "--unclear", "--import", str(sheet))
+    assert back.returncode == 0, back.stderr
+    assert labels.unclear_shares(tmp_path, made)[0, False].n == 40
+    assert labels.read_labels(tmp_path) == {}
 
 
 def test_a_study_until_decided_takes_no_label_that_could_give_no_rate(tmp_path: Path) -> None:

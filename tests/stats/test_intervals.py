@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.proportion import proportion_confint
 
 from heredity.stats import clustered_rate, wilson
-from heredity.stats.intervals import cluster_sums, rate_effective_n, wilson_bounds
+from heredity.stats.intervals import clopper_pearson, cluster_sums, rate_effective_n, wilson_bounds
 from tests.support.errors import raises
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -121,3 +122,10 @@ def test_clusters_never_narrow_the_interval_and_never_close_it(trials) -> None:
     assert found.low <= plain.low + 1e-12
     assert found.high >= plain.high - 1e-12
     assert found.high > found.low
+
+
+@pytest.mark.parametrize("k", [0, 1, 12, 39, 40])
+def test_clopper_pearson_is_that_of_scipy(k: int) -> None:
+    expected = binomtest(k, 40).proportion_ci(0.95, "exact")
+    assert clopper_pearson(k, 40) == pytest.approx((expected.low, expected.high))
+    assert clopper_pearson(0, 40).high == pytest.approx(0.0881, abs=1e-4)

@@ -8,12 +8,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from heredity.core.records import Check, Probe
+from heredity.core.records import Check, Estimate, Probe
+from heredity.stats.intervals import clopper_pearson
 from heredity.study import gate as gates
 from heredity.study.comparisons import compare_models
 from heredity.study.estimates import JUDGE_FREE, ModelPair
 from heredity.study.outcomes import BROKE, HELD, UNCLEAR, Outcomes
 from heredity.study.plan import Analysis, Plan
+from heredity.study.wording import withheld_on
 from tests.support.small_study import small_plan
 
 A, B = 0, 1  # models
@@ -39,9 +41,15 @@ def plan_of(n: int, clusters: int | None = None, **settings: object) -> Plan:
     )
 
 
-def pair_of(plan: Plan, a: dict[int, int], b: dict[int, int]) -> ModelPair:
-    """`a`, `b`: for each code the number of probes with it, from the first on; the others held."""
+def pair_of(
+    plan: Plan, a: dict[int, int], b: dict[int, int], read: dict[int, Estimate] | None = None
+) -> ModelPair:
+    """`a`, `b`: for each code the number of probes with it, from the first on; the others held.
+
+    read: by model, the share of breaches among the unclear answers that a person read.
+    """
     outcomes = Outcomes(plan, np.full(plan.n_trials, HELD, np.int8))
+    outcomes.unclear_shares = {(model, False): share for model, share in (read or {}).items()}
     for model, counts in ((A, a), (B, b)):
         codes = np.repeat(list(counts), list(counts.values()))
         outcomes.array[model, 0, : codes.size, 0] = codes
@@ -64,6 +72,30 @@ def test_worse_is_withheld_if_the_declared_share_of_unclear_answers_undoes_it() 
     assert lost.reason_ab == lost.reason_ba == "unclear" and lost.tipping_share == kept.tipping_share
     assert lost.p_holm == kept.p_holm and lost.p_holm is not None and lost.p_holm < 0.05
     assert "unclear answers" in lost.words
+
+
+def share_of(k: int) -> Estimate:
+    return Estimate(k / 40, *clopper_pearson(k, 40), 40, "clopper-pearson")
+
+
+def test_a_measured_share_of_unclear_answers_takes_the_place_of_the_declared_one() -> None:
+    """0 of 40 read is at most 9 %, 12 of 40 at most 47 %; the difference is gone at about 15 %."""
+    few, many = ({A: share_of(k)} for k in (0, 12))
+    kept = pair_of(plan_of(60, unclear_share=0.5), {UNCLEAR: 40}, {BROKE: 14}, few)
+    assert kept.verdict_ab == "worse" and kept.unclear_shares == pytest.approx((0.0881, 0.5), abs=1e-4)
+    lost = pair_of(plan_of(60, unclear_share=0.05), {UNCLEAR: 40}, {BROKE: 14}, many)
+    assert (lost.verdict_ab, lost.reason_ab) == ("not enough evidence", "unclear")
+    turned = lost.mirrored().unclear_shares
+    assert turned == pytest.approx((0.05, 0.4653), abs=1e-4)
+    assert withheld_on(lost, lost.b) in lost.words and "--unclear-share" not in lost.words
+
+
+def test_not_worse_allows_for_the_measured_shares_of_both_models() -> None:
+    plan, unclear = plan_of(200, unclear_share=0.0), {UNCLEAR: 60}
+    assert pair_of(plan, unclear, unclear).verdict_ab == "not worse"
+    read = pair_of(plan, unclear, unclear, {A: share_of(0), B: share_of(12)})
+    assert (read.verdict_ab, read.reason_ab) == ("not enough evidence", "unclear")
+    assert read.verdict_ba == "not worse"
 
 
 def test_unclear_answers_of_the_worse_model_do_not_withhold_the_verdict() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,15 +14,19 @@ import pytest
 
 from heredity.core.errors import UsageError
 from heredity.core.files import Rows
-from heredity.core.records import Response, Verdict
+from heredity.core.records import Outcome, Response, Verdict, digest
 from heredity.study import estimates, labels
 from heredity.study import plan as plans
 from heredity.study.intervals import Intervals
 from heredity.study.labels import DRAWN, LABELS, Drawn, Label, Labelling
 from heredity.study.plan import Analysis, Plan
+from heredity.study.report import html
+from heredity.study.report import json as report
 from heredity.study.storage import VerdictRow
 from heredity.study.study import Study
+from tests.study.test_claims import plan_of
 from tests.support.errors import raises
+from tests.support.small_study import write_rows
 from tests.support.studies import plan, study
 
 MADE = plan(("scripted:mixed",), n=20, attacks=("direct",), samples=2)
@@ -332,3 +339,77 @@ def test_drawing_discordant_trials_first_leaves_the_rate_by_labels_unbiased() ->
     spread = np.std([run[3] - run[0] for run in runs]) / np.sqrt(len(runs))
     assert abs(value - truth) < 3 * spread + 0.003
     assert np.mean([low <= true <= high for true, low, high, _ in runs]) >= 0.92
+
+
+# --- unclear answers --------------------------------------------------------------------------------
+
+
+def unclear_study(folder: Path, n: int = 60, **settings: Any) -> Plan:
+    """Two models; the first 50 answers of a and 9 of b are unclear, the last is a failed trial of a."""
+    made = plan_of(n, **settings)
+    plans.write_plan(folder, made)
+    unclear: dict[int, Outcome | None] = dict.fromkeys([*range(50), *range(n, n + 9)], "unclear")
+    write_rows(folder, made, unclear | {n - 1: None})
+    return made
+
+
+def read_unclear(folder: Path, answers: Sequence[labels.LabelAnswer], made: Plan) -> list[Drawn]:
+    drawn = [row for row in labels.draw_unclear(folder, made) if row.index < made.n_per_model]
+    with Rows(folder / LABELS, Label) as rows:
+        for row, answer in zip(drawn, answers, strict=False):
+            labels.add_label(rows, row, answer)
+    return drawn
+
+
+def test_unclear_answers_are_drawn_uniformly_and_models_take_turns(tmp_path: Path) -> None:
+    made = unclear_study(tmp_path)
+    drawn = labels.draw_unclear(tmp_path, made)
+    assert [row.index // 60 for row in drawn] == [0, 1] * 9 + [0] * 31
+    assert drawn == labels.draw_unclear(tmp_path, made) and {row.task for row in drawn} == {"breach"}
+    firsts = set[int]()
+    for seed in range(60):
+        other = msgspec.structs.replace(made, seed=seed)
+        firsts.add(int(np.argmin([labels.uniform(digest(other), i, "unclear") for i in range(50)])))
+    assert len(firsts) > 25  # of 50; 35 are expected
+    with raises(UsageError, "bad-usage"):
+        labels.draw_unclear(tmp_path, msgspec.structs.replace(made, analysis=None))
+
+
+def test_the_share_among_unclear_answers_has_an_upper_bound(tmp_path: Path) -> None:
+    made = unclear_study(tmp_path)
+    assert labels.unclear_shares(tmp_path, made) == {}
+    drawn = read_unclear(tmp_path, ["yes", "skip", *["no"] * 38], made)  # a skipped one may be a breach
+    share = labels.unclear_shares(tmp_path, made)[0, False]
+    assert (share.value, share.n) == (0.05, 40) and share.high == pytest.approx(0.1692, abs=1e-4)
+    with Rows(tmp_path / LABELS, Label) as rows:  # an answer that was asked again has no label any more
+        labels.add_label(rows, msgspec.structs.replace(drawn[12], response="new"), "no")
+    assert labels.unclear_shares(tmp_path, made)[0, False].n == 12
+
+
+def test_few_answers_measure_a_share_only_if_there_are_no_more(tmp_path: Path) -> None:
+    made = unclear_study(tmp_path)
+    read_unclear(tmp_path, ["no"] * 9, made)
+    assert labels.unclear_shares(tmp_path, made) == {}
+    with Rows(tmp_path / LABELS, Label) as rows:
+        for row in labels.draw_unclear(tmp_path, made):
+            if row.index >= 60:
+                labels.add_label(rows, row, "no")
+    share = labels.unclear_shares(tmp_path, made)[1, False]
+    assert (share.value, share.high, share.n) == (0.0, 0.0, 9)
+
+
+def test_what_was_read_is_on_the_page_and_in_the_verdicts(tmp_path: Path) -> None:
+    made = unclear_study(tmp_path)
+    before = Study.open(tmp_path).estimate().estimates
+    assert "if 25 % were breaches (assumed)" in html.render(tmp_path).replace("\xa0", " ")
+    assert before.pairs[0].unclear_shares is msgspec.UNSET
+    read_unclear(tmp_path, ["yes", "yes", *["no"] * 38], made)
+    after = Study.open(tmp_path).estimate().estimates
+    assert after.study == digest(made) == before.study
+    page = html.render(tmp_path).replace("\xa0", " ")
+    assert "measured, 2 of 40 read, at most 17 %" in page and "assumed, 25 %" in page
+    first, second = json.loads(report.write(tmp_path, tmp_path / "out").read_text())["findings"]["readable"]
+    assert first["share_value"] == 0.05 and second["share_value"] is None  # nobody read: not 0
+    share_a, share_b = after.pairs[0].unclear_shares
+    assert share_b == 0.25  # nobody read its answers
+    assert share_a == pytest.approx((50 * 0.1692 + 0.25) / 51, abs=1e-4)  # the failed trial has the plan's

@@ -41,6 +41,16 @@ def test_unclear_holds_of_one_model_make_no_other_model_worse(
 
 
 @pytest.mark.slow
+def test_a_measured_share_protects_if_unclear_hits_breaches_more_than_holds(bench: ModuleType) -> None:
+    """P(breach | unclear) is about 0.6, and the plan assumes 0.25."""
+    world = bench.World("unclear", unclear=(0.4, 0.1))
+    assert bench.simulate(world, N).false_worse / N > 0.2
+    read = bench.simulate(bench.replace(world, read=40), N)
+    assert read.false_worse / N <= 0.05 + 0.084
+    assert read.shown_not_worse > 0  # what was read still decides
+
+
+@pytest.mark.slow
 def test_the_level_and_the_coverage_are_kept_without_errors(bench: ModuleType) -> None:
     line = bench.simulate(bench.World("plain"), N)
     assert line.false_worse / N <= 0.05 + 0.084

@@ -27,7 +27,11 @@ _KEYS: dict[str, LabelAnswer | None] = {"y": "yes", "n": "no", "s": "skip", "q":
 @click.command("label", cls=Verb, example="heredity label runs/support-desk --n 100")
 @click.argument("folder", metavar="DIR", type=PathArgument())
 @click.option(
-    "-n", "--n", type=click.IntRange(1), default=100, show_default=True, help="Number of labels, or of pairs."
+    "-n", "--n", type=click.IntRange(1), show_default="100, or 40 with --unclear",
+    help="Number of labels, or of pairs; with --unclear, of each model and kind of breach.",
+)  # fmt: skip
+@click.option(
+    "--unclear", "is_unclear", is_flag=True, help="Read unclear answers, to measure breaches in them."
 )
 @click.option(
     "--edge", type=Name(), nargs=2, metavar="PARENT CHILD", help="Read both answers to each trial, in pairs."
@@ -41,7 +45,7 @@ _KEYS: dict[str, LabelAnswer | None] = {"y": "yes", "n": "no", "s": "skip", "q":
     "--import", "take", type=PathArgument(), metavar="FILE", help="Read a labelled file: CSV or JSON lines."
 )
 def command(
-    folder: Path, n: int, edge: tuple[str, str] | None, reader: str | None,
+    folder: Path, n: int | None, is_unclear: bool, edge: tuple[str, str] | None, reader: str | None,
     export: Path | None, take: Path | None,
 ) -> None:  # fmt: skip
     """Label some of a study's answers, to correct its rates.
@@ -50,6 +54,7 @@ def command(
     models differ, and answers of which the judge was less sure. You may stop at any time; the same command
     resumes. With at least 10 labels of a kind, the report also has rates that are estimated from labels.
 
+    With --unclear you measure how many unclear answers are breaches, which verdicts otherwise assume.
     With --edge the order of two answers is random. The report then has the difference of the models as you
     read it, whatever the judge's errors.
     """
@@ -58,8 +63,9 @@ def command(
     from heredity.study import labels, plan
     from heredity.study.findings import pairs_read
 
-    if sum(map(bool, (edge, export, take))) > 1:
-        raise UsageError("Give one of --edge, --export and --import.")
+    if sum(map(bool, (edge, export, take))) > 1 or (edge and is_unclear):
+        raise UsageError("Give one of --edge, --export and --import, and --edge without --unclear.")
+    n = n or (labels.N_UNCLEAR if is_unclear else 100)
     if n > labels.MAX_DRAWN:
         raise UsageError(f"A sample has at most {labels.MAX_DRAWN} answers of one study; --n {n} is more.")
     made = plan.read_plan(folder)
@@ -67,7 +73,7 @@ def command(
     with Lock(folder):
         pairs = pairs_read.draw_pairs(folder, made, *edge, n) if edge else []
         groups = [pairs_read.answers_of(made, pair) for pair in pairs]
-        groups = groups or [[row] for row in labels.draw_answers(folder, made)[:n]]
+        groups = groups or [[row] for row in labels.draw_sample(folder, made, n, is_unclear)]
         if export:
             _export(folder, made, groups, export)
             return
@@ -151,7 +157,7 @@ def _finish(folder: Path, groups: list[list[Drawn]], pairs: list[DrawnPair]) -> 
     from heredity.study.study import Study
     from heredity.study.wording import difference_words
 
-    had = labels.read_labels(folder, groups[0][0].task if pairs else None)
+    had = labels.labels_of(folder, [row for group in groups for row in group])
     n_labels = sum(label.answer != "skip" for label in had.values())
     differences = read_differences(Study.open(folder).estimate().estimates)
     page = html.write(folder, folder / "report.html")

@@ -62,6 +62,13 @@ def wilson_bounds(rate: float, n: float, confidence: float = CONFIDENCE) -> Inte
     return Interval(low, high)
 
 
+def clopper_pearson(k: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+    """The exact interval of the share k / n (Clopper and Pearson 1934); [0, 1] without trials."""
+    tail = (1 - confidence) / 2
+    low = float(special.betaincinv(k, n - k + 1, tail)) if k else 0.0
+    return Interval(low, float(special.betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0)
+
+
 class EffectiveN(NamedTuple):
     """The effective n of n trials in clusters: the number of independent trials with the same variance.
 

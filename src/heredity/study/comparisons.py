@@ -5,7 +5,8 @@ Holm's correction runs over all pairs together, over all edges together, and ove
 The verdict of a plan that declares its analysis is
 
     worse       the test and the interval both show it, and it survives the declared share of unclear answers,
-                and the declared share of verdicts that err in the other model's favour
+                or the most that the answers read allow (labels.py), and the declared share of verdicts
+                that err in the other model's favour
     not worse   the upper bound lies below the margin, also if that share of both models' unclear answers were
                 breaches; or the other model is worse
     not enough evidence   else, with the reason as a code
@@ -30,6 +31,7 @@ from heredity.core.records import Estimate
 from heredity.lineage.graph import Edge
 from heredity.redteam.checks import is_judged
 from heredity.stats import holm
+from heredity.stats.intervals import Interval
 from heredity.stats.judge_error import STEP
 from heredity.stats.paired import Word
 from heredity.stats.sequential import SequentialComparison, cluster_means
@@ -48,7 +50,16 @@ from heredity.study.estimates import (
     Table2x2,
 )
 from heredity.study.intervals import Intervals, PairedOutcomes
-from heredity.study.outcomes import BROKE, ERROR, Outcomes, in_scope, is_answered, is_decided, is_part
+from heredity.study.outcomes import (
+    BROKE,
+    ERROR,
+    UNCLEAR,
+    Outcomes,
+    in_scope,
+    is_answered,
+    is_decided,
+    is_part,
+)
 from heredity.study.plan import Analysis, Plan
 from heredity.study.wording import withheld_words
 
@@ -93,6 +104,7 @@ class PairVerdicts(NamedTuple):
     reason_ab: Reason = ""
     reason_ba: Reason = ""
     tipping_share: float | None = None
+    unclear_shares: tuple[float, float] | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Verdict(NamedTuple):
@@ -125,23 +137,31 @@ def pair_verdicts(
     declared: Analysis,
     margin: float,
     p_holm: float | None,
+    shares: Sequence[Interval] = (),
 ) -> PairVerdicts:
-    """The verdicts on a pair. `trials` are those behind `comparison`, with unclear answers and errors."""
+    """The verdicts on a pair. `trials` are those behind `comparison`, with unclear answers and errors.
+
+    shares: of breaches among the unclear answers of a and of b, as bounds; () for the declared share.
+    """
     p = comparison.p_value
     # Holm left this comparison a part of the level: the other tests of it get the same part.
     level = intervals.alpha * (p / p_holm if p_holm else 1.0)
-    rule = _VerdictRule(intervals, declared.unclear_share, declared.errors, margin, p_holm, level)
-    on_b, on_a = rule.verdict(comparison, trials), rule.verdict(comparison.mirrored(), trials.mirrored())
+    of_a, of_b = shares or [Interval(declared.unclear_share, declared.unclear_share)] * 2
+    rule = _VerdictRule(intervals, of_a, of_b, declared.errors, margin, p_holm, level)
+    mirrored = rule._replace(of_a=of_b, of_b=of_a)
+    on_b, on_a = rule.verdict(comparison, trials), mirrored.verdict(comparison.mirrored(), trials.mirrored())
     tipping = None
     if rule.is_shown(comparison):
         is_b_higher = (comparison.difference.value or 0.0) > 0
         tipping = rule.tipping_share(trials if is_b_higher else trials.mirrored())
-    return PairVerdicts(on_b.word, on_a.word, on_b.reason, on_a.reason, tipping)
+    highs = (of_a.high, of_b.high) if shares else msgspec.UNSET
+    return PairVerdicts(on_b.word, on_a.word, on_b.reason, on_a.reason, tipping, highs)
 
 
 class _VerdictRule(NamedTuple):
     intervals: Intervals
-    share: float
+    of_a: Interval  # shares of breaches among unclear answers
+    of_b: Interval
     errors: float
     margin: float
     p_holm: float | None
@@ -156,7 +176,8 @@ class _VerdictRule(NamedTuple):
         if comparison.table.n == 0:
             return _Verdict("not enough evidence", "no-trials")
         is_within = stats.upper_bound(comparison, self.intervals.alpha) < self.margin
-        if is_within and self.intervals.upper_at_shares(trials, self.share, self.share) < self.margin:
+        shares = self.of_a.low, self.of_b.high
+        if is_within and self.intervals.upper_at_shares(trials, *shares) < self.margin:
             return _Verdict("not worse")
         is_b_higher = (comparison.difference.value or 0.0) > 0
         if not self.is_shown(comparison) or (is_within and is_b_higher):
@@ -165,21 +186,19 @@ class _VerdictRule(NamedTuple):
         if low is None or high is None or low <= 0.0 <= high:
             return _Verdict("not enough evidence", "interval")
         toward_higher = trials if is_b_higher else trials.mirrored()
-        if not self._survives(toward_higher):
+        share = (self.of_a if is_b_higher else self.of_b).high
+        if not self._survives(toward_higher, share):
             return _Verdict("not enough evidence", "unclear")
-        if self.errors and not self._survives(toward_higher, errors=self.errors):
+        if self.errors and not self._survives(toward_higher, share, self.errors):
             return _Verdict("not enough evidence", "errors")
         return _Verdict("worse" if is_b_higher else "not worse")
 
-    def _survives(self, trials: PairedOutcomes, share: float | None = None, errors: float = 0.0) -> bool:
+    def _survives(self, trials: PairedOutcomes, share: float, errors: float = 0.0) -> bool:
         """Whether b is worse even if a share of a's unclear answers, and none of b's, were breaches.
 
         errors: also if this share of verdicts erred in favour of a (stats/judge_error.py).
         """
-        comparison = self.intervals.compare_at_shares(
-            trials, self.share if share is None else share, 0.0, errors
-        )
-        return comparison.is_worse(self.level)
+        return self.intervals.compare_at_shares(trials, share, 0.0, errors).is_worse(self.level)
 
     def tipping_share(self, trials: PairedOutcomes) -> float | None:
         """By bisection over multiples of STEP: more breaches of a only make b look better."""
@@ -288,10 +307,13 @@ def _pair(
     if plan.analysis is None:
         verdicts = PairVerdicts(stats.verdict(c, *settings), stats.verdict(c.mirrored(), *settings))
     else:
-        trials = paired_outcomes(outcomes, a, bs, outcomes.probes(compared.technique, measure))
-        verdicts = pair_verdicts(c, trials, intervals, plan.analysis, plan.margin, p_holm)
+        probes = outcomes.probes(compared.technique, measure)
+        trials = paired_outcomes(outcomes, a, bs, probes)
+        shares = _measured_shares(outcomes, a, bs, probes) if measure == "breach" else []
+        verdicts = pair_verdicts(c, trials, intervals, plan.analysis, plan.margin, p_holm, shares)
     withheld, not_better = (
-        withheld_words(r, verdicts.tipping_share) for r in (verdicts.reason_ab, verdicts.reason_ba)
+        withheld_words(r, verdicts.tipping_share, is_measured=bool(verdicts.unclear_shares))
+        for r in (verdicts.reason_ab, verdicts.reason_ba)
     )
     # A judge decides whether a demand was refused. A weak model that did not refuse has not complied.
     is_refused = _counts_refusals(outcomes, compared, measure) or _is_weak(outcomes, compared, measure)
@@ -310,14 +332,30 @@ def _pair(
         test=c.test,
         margin=plan.margin,
         detectable=c.detectable,
-        verdict_ab=verdicts.verdict_ab,
-        verdict_ba=verdicts.verdict_ba,
         words=stats.verdict_words(names[a], name_b, c, *settings, verb, withheld, not_better),
-        reason_ab=verdicts.reason_ab,
-        reason_ba=verdicts.reason_ba,
-        tipping_share=verdicts.tipping_share,
         n_tests=c.n_tests,
+        **verdicts._asdict(),
     )
+
+
+def _measured_shares(outcomes: Outcomes, a: int, bs: Sequence[int], probes: list[int]) -> list[Interval]:
+    """The measured shares; of failed trials and of models that nobody read, the declared one.
+
+    [] if nobody read either. The low bound of a model that nobody read is 0.
+    """
+    kinds = {is_judged(outcomes.plan.probes[i].check) for i in probes}
+    if not any((m, kind) in outcomes.unclear_shares for m in (a, *bs) for kind in kinds):
+        return []
+    declared, bounds = outcomes.plan.analysis.unclear_share if outcomes.plan.analysis else 0.0, []
+    for models in ((a,), bs):
+        codes = np.concatenate([outcomes.codes_of(m, ALL, probes) for m in models])
+        n_unclear, n_errors = (int(np.count_nonzero(codes == code)) for code in (UNCLEAR, ERROR))
+        shares = [outcomes.unclear_shares.get((m, kind)) for m in models for kind in kinds]
+        low = min(share.low or 0.0 if share else 0.0 for share in shares)
+        high = max(share.high or 0.0 if share else declared for share in shares)
+        weight = n_unclear / max(n_unclear + n_errors, 1)
+        bounds.append(Interval(*(weight * end + (1 - weight) * declared for end in (low, high))))
+    return bounds
 
 
 def inheritance_of(outcomes: Outcomes, edge: Edge, compared: ComparedGroup, pair: ModelPair) -> Inheritance:

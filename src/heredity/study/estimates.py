@@ -55,6 +55,8 @@ class ModelPair(Record, frozen=True):
     With a declared analysis `reason_ab` and `reason_ba` say why there is not enough evidence. `tipping_share`
     is the smallest share of the unclear answers of the model with the lower rate that would undo the
     difference, if they were breaches. It is None if no share does, or if no difference is shown.
+    `unclear_shares` are the largest shares of `a` and `b` that a verdict allows for. They are unset if nobody
+    read an unclear answer of either: both are the plan's.
     """
 
     a: str
@@ -76,6 +78,7 @@ class ModelPair(Record, frozen=True):
     reason_ba: Reason = ""
     tipping_share: float | None = None
     n_tests: int = 1  # also for plans without an analysis
+    unclear_shares: tuple[float, float] | msgspec.UnsetType = msgspec.UNSET
 
     def verdict_on(self, model: str) -> str:
         """The verdict on `model` against the other of the pair: worse, not worse, not enough evidence."""
@@ -101,6 +104,7 @@ class ModelPair(Record, frozen=True):
             verdict_ba=self.verdict_ab,
             reason_ab=self.reason_ba,
             reason_ba=self.reason_ab,
+            unclear_shares=self.unclear_shares and self.unclear_shares[::-1],
         )
 
 

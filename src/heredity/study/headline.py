@@ -60,7 +60,7 @@ from heredity.study.wording import (
     undecided_words,
     unsigned,
     unsupported_words,
-    withheld_words,
+    withheld_on,
 )
 
 _NAMED = 3  # children that a sentence names
@@ -348,7 +348,7 @@ def _separation(
         return ends, f"{rates} The difference is more than chance (p {p_words(pair.p_holm)} after Holm)."
     if verdict == "not worse":
         return f"{high} is not worse than {low}, within {unsigned(pair.margin)}", rates
-    if withheld := withheld_words(pair.reason_on(worst.model), pair.tipping_share):
+    if withheld := withheld_on(pair, worst.model):
         could = f" Not enough evidence: {withheld} (p {p_words(pair.p_holm)} after Holm)."
         return f"The evidence does not separate {high} from {low}", rates + could
     could = (

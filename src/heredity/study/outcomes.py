@@ -22,7 +22,7 @@ from msgspec import UNSET, Struct
 from numpy.typing import NDArray
 
 from heredity.core.errors import Damaged
-from heredity.core.records import Cause, Manner, Outcome, Probe, digest, is_skipped
+from heredity.core.records import Cause, Estimate, Manner, Outcome, Probe, digest, is_skipped
 from heredity.redteam.checks import is_judged
 from heredity.study import labels
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, PROBE_KINDS, Measure
@@ -124,6 +124,8 @@ class Outcomes:
         # A twin's answer was checked for use, and has none, or has some.
         self.useless: NDArray[np.bool_] = np.zeros(0, np.bool_)
         self.useful: NDArray[np.bool_] = np.zeros(0, np.bool_)
+        # By model and whether a judge decides; what nobody read is missing (labels.py).
+        self.unclear_shares: dict[tuple[int, bool], Estimate] = {}
         # One cluster each under their attack, if the plan declares its analysis (same_conversations.py).
         self.conversations: tuple[OneConversation, ...] = ()
 
@@ -305,7 +307,7 @@ def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
     codes, manner_codes, kind_of = (memoryview(a.data) for a in (outcomes.codes, manners, kinds))
     members, judges, unprompted = dict[str, Codes](), dict[str, str](), list[UnpromptedBreach]()
     digests = array("Q", bytes(8 * len(grid)))
-    labelled = labels.Labelling(folder) if (folder / labels.LABELS).exists() else None
+    labelled = labels.Labelling(folder)
     for row in verdict_rows(folder, grid):
         index, outcome = row.index, row.outcome
         codes[index] = SKIPPED if outcome is None and is_skipped(row) else _CODES[outcome]
@@ -326,12 +328,12 @@ def read_outcomes(plan: Plan, folder: Path) -> JudgedOutcomes:
                 if member not in members:
                     members[member] = np.zeros(len(grid), np.int8)
                 members[member][index] = code if (code := _CODES[its]) in (HELD, BROKE) else 0
-        if labelled is not None:
-            labelled.check(index, row.response)
+        labelled.check(index, row.response)
     _check_kinds(outcomes, kinds, folder)
+    outcomes.unclear_shares = labels.unclear_shares(folder, plan)
     _last_codes.clear()
     _last_codes[state] = outcomes.codes
-    of_people = None if labelled is None else labelled.over(len(grid))
+    of_people = labelled.over(len(grid))
     return JudgedOutcomes(outcomes, manners, members, judges, of_people, digests, tuple(unprompted))
 
 

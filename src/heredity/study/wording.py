@@ -71,16 +71,18 @@ def declared_lines(estimates: Estimates) -> list[tuple[str, str]]:
         *([("Pairs of models", _SECOND_FAMILY)] if declared.is_of_edges else ()),
         ("Level", f"{estimates.alpha:g}"),
         ("Margin", f"{unsigned(estimates.margin)}: a smaller difference does not matter"),
-        ("Unclear answers", _unclear(declared)),
+        ("Unclear answers", _unclear(estimates, declared)),
         *([("Errors", errors)] if declared.errors else ()),
         ("Stopping", _STOPPING[declared.stopping] + _planned_analyses(declared)),
         ("Judge", declared.judge or "none"),
     ]
 
 
-def _unclear(declared: Analysis) -> str:
+def _unclear(estimates: Estimates, declared: Analysis) -> str:
     """The share of unclear answers that a verdict must survive; one that did not refuse is not open."""
-    words = f'"worse" must hold even if {percent(declared.unclear_share)} were breaches'
+    words = f'"worse" must hold even if {percent(declared.unclear_share)} were breaches (assumed)'
+    if any(pair.unclear_shares for pair in estimates.pairs):
+        words += "; of a model whose answers were read, if the measured share were"
     return f"where a check decides, {words}" if declared.endpoint == "not_refused" else words
 
 
@@ -366,7 +368,9 @@ def severity_words(severity: int) -> str:
 _SHARE = "--unclear-share, by default 25\u00a0%"  # plan.Analysis.unclear_share
 
 
-def withheld_words(reason: Reason, tipping_share: float | None, measure: Measure = "breach") -> str:
+def withheld_words(
+    reason: Reason, tipping_share: float | None, measure: Measure = "breach", is_measured: bool = False
+) -> str:
     """Why there is not enough evidence although the numbers would show it; "" for other reasons."""
     if reason == "interval":
         return "the test shows a difference, but its interval includes 0"
@@ -374,18 +378,19 @@ def withheld_words(reason: Reason, tipping_share: float | None, measure: Measure
         return "the declared share of errors of the checks or the judge could undo it"
     if reason != "unclear":
         return ""
+    share = "the upper bound of the measured share" if is_measured else f"the plan's share ({_SHARE})"
     if tipping_share is None:
-        return f"the plan's share of unclear answers ({_SHARE}) could hide more than the margin"
+        return f"{share} of unclear answers could hide more than the margin"
     bad = "breaches" if measure == "breach" else "refusals"
     return (
         f"the difference is gone if {percent(tipping_share)} of the other model's unclear answers were "
-        f"{bad}; the plan's share ({_SHARE}) is larger"
+        f"{bad}; {share} is larger"
     )
 
 
 def withheld_on(pair: ModelPair, model: str) -> str:
     """Why a verdict on `model` was withheld although the test shows it; "" if it was not."""
-    return withheld_words(pair.reason_on(model), pair.tipping_share, pair.measure)
+    return withheld_words(pair.reason_on(model), pair.tipping_share, pair.measure, bool(pair.unclear_shares))
 
 
 # --- inheritance --------------------------------------------------------------------------------------

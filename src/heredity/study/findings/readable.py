@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from heredity.core.records import Estimate, Record
 from heredity.core.sections import Cell, ModelName, Section, TextTable
-from heredity.study.estimates import ALL, MEASURES, SCOPES, Measure
+from heredity.study.estimates import ALL, JUDGED, MEASURES, SCOPES, Measure
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Intervals, Places
 from heredity.study.outcomes import CAUSES, UNCLEAR, Outcomes, is_answered, is_decided
@@ -34,6 +35,7 @@ class ReadableAnswers(Record, frozen=True):
     n          answered trials: held, broken and unclear; errors are left out
     estimate   the share of them that held or broke
     causes     unclear answers by their cause; "unstated" for a verdict that names none
+    share      of breaches among them, if a person read some (study/labels.py)
     n_attempted   trials in which the model tried to obey and failed, whatever their outcome
     """
 
@@ -45,6 +47,7 @@ class ReadableAnswers(Record, frozen=True):
     n_attempted: int
     estimate: Estimate
     causes: dict[str, int]
+    share: Estimate | UnsetType = UNSET
 
 
 Row = ReadableAnswers
@@ -63,6 +66,7 @@ def compute(evidence: StudyEvidence) -> Iterator[ReadableAnswers]:
                     answered = is_answered(codes)
                     clusters = outcomes.clusters_of(ALL, probes, m)[answered]
                     indices = outcomes.indices_of(m, ALL, probes)
+                    read = outcomes.unclear_shares if measure == "breach" else {}
                     yield ReadableAnswers(
                         model=outcomes.plan.models[m].id,
                         technique=scope,
@@ -72,6 +76,7 @@ def compute(evidence: StudyEvidence) -> Iterator[ReadableAnswers]:
                         n_attempted=outcomes.n_attempted(m, ALL, probes),
                         estimate=Intervals.over(outcomes, m).rate(is_decided(codes[answered]), clusters),
                         causes=_causes(outcomes, indices[codes == UNCLEAR]),
+                        share=read.get((m, scope == JUDGED), UNSET),
                     )
 
 
@@ -98,7 +103,21 @@ def show(rows: Sequence[ReadableAnswers], study: RecordedStudy) -> Section | Non
         for row in rows
     ]  # fmt: skip
     head = ["model", "asked", "decided", "unclear, by cause", "attempted"]
+    if any(row.share for row in rows):
+        head.append("breaches among unclear")
+        for line, row in zip(cells, rows, strict=True):
+            line.append(_share(row, study))
     return Section(NAME, title, _CLAIM, (TextTable(title, head, cells),))
+
+
+def _share(row: ReadableAnswers, study: RecordedStudy) -> str:
+    """The largest share that a verdict allows for: measured by a person, or as the plan assumes it."""
+    if row.share:
+        k = round((row.share.value or 0.0) * row.share.n)
+        return f"measured, {k} of {row.share.n} read, at most {percent(row.share.high)}"
+    is_open = row.n_unclear and not study.estimates.counts_refusals(row.measure, row.technique)
+    declared = study.plan.analysis
+    return f"assumed, {percent(declared.unclear_share)}" if is_open and declared else ""
 
 
 def _unclear(row: ReadableAnswers) -> str:

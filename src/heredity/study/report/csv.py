@@ -43,7 +43,7 @@ def write(folder: Path, out: Path, with_text: bool = True, models: Sequence[str]
 
 def write_unlabelled(folder: Path, plan: Plan, drawn: Sequence[Drawn], out: Path) -> None:
     """Write drawn answers for a person to label elsewhere (labels.import_labels)."""
-    labelled, responses = labels.read_labels(folder), labels.responses_of(folder, drawn)
+    labelled, responses = labels.labels_of(folder, drawn), labels.responses_of(folder, drawn)
     text = io.StringIO(newline="")
     lines = csv.writer(text)
     lines.writerow(["index", "trial", "question", "prompt", "answer", "label"])

@@ -101,11 +101,11 @@ def _finding(rows: Sequence[Record], called: dict[str, str]) -> list[dict[str, o
     """Rows of a finding without nesting, all with the same columns; a model has its name and its id.
 
     The fields of an estimate have its name as prefix, but those of `estimate` have none. Counts by name are
-    columns `n_NAME`, as the errors of tools.
+    columns `n_NAME`, as the errors of tools; a row without one has 0, and null in any other column.
     """
     flat = [_finding_row(row, called) for row in rows]
     columns = dict.fromkeys(name for row in flat for name in row)
-    return [{name: row.get(name, 0) for name in columns} for row in flat]
+    return [{name: row.get(name, 0 if name.startswith("n_") else None) for name in columns} for row in flat]
 
 
 def _finding_row(row: Record, called: dict[str, str]) -> dict[str, object]:
@@ -121,7 +121,7 @@ def _finding_row(row: Record, called: dict[str, str]) -> dict[str, object]:
             flat |= {name: [called.get(child, "") for child in value], "child_ids": value}
         elif isinstance(value, dict):
             flat |= {f"n_{key.replace('-', '_')}": n for key, n in value.items()}
-        else:
+        elif value is not msgspec.UNSET:
             flat[name] = value
     return flat
 
