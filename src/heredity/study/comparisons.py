@@ -309,7 +309,7 @@ def _pair(
     else:
         probes = outcomes.probes(compared.technique, measure)
         trials = paired_outcomes(outcomes, a, bs, probes)
-        shares = _measured_shares(outcomes, a, bs, probes) if measure == "breach" else []
+        shares = measured_shares(outcomes, a, bs, probes) if measure == "breach" else []
         verdicts = pair_verdicts(c, trials, intervals, plan.analysis, plan.margin, p_holm, shares)
     withheld, not_better = (
         withheld_words(r, verdicts.tipping_share, is_measured=bool(verdicts.unclear_shares))
@@ -338,7 +338,7 @@ def _pair(
     )
 
 
-def _measured_shares(outcomes: Outcomes, a: int, bs: Sequence[int], probes: list[int]) -> list[Interval]:
+def measured_shares(outcomes: Outcomes, a: int, bs: Sequence[int], probes: list[int]) -> list[Interval]:
     """The measured shares; of failed trials and of models that nobody read, the declared one.
 
     [] if nobody read either. The low bound of a model that nobody read is 0.

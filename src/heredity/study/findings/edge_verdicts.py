@@ -45,11 +45,11 @@ from heredity.stats.edges import (
     moderated,
     shipped_run_variance,
 )
-from heredity.stats.intervals import cluster_sums
+from heredity.stats.intervals import Interval, cluster_sums
 from heredity.stats.judge_error import PredictedShare, flip_whole
 from heredity.stats.paired import Word
 from heredity.stats.sequential import SequentialComparison, cluster_means
-from heredity.study.comparisons import places_of
+from heredity.study.comparisons import measured_shares, places_of
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.findings.unasked import unasked_trials
@@ -188,6 +188,7 @@ class _Trials(NamedTuple):
     clusters: Places
     blocks: Places | None
     rate: float  # of all these models
+    unclear: tuple[Interval, Interval]  # the share of breaches among unclear answers, of parent and children
     variance: list[Source]  # by the judge's errors
     shares: tuple[PredictedShare, ...]  # that the judge gets right
 
@@ -198,7 +199,8 @@ class _Edges:
     def __init__(self, evidence: StudyEvidence) -> None:
         self.evidence, self.outcomes, self.plan = evidence, evidence.outcomes, evidence.plan
         declared = self.plan.analysis
-        self.share = 0.0 if declared is None else declared.unclear_share
+        share = 0.0 if declared is None else declared.unclear_share
+        self.unclear = Interval(share, share)
         self.errors = 0.0 if declared is None else declared.errors
         self.alpha, self.margin = Intervals.of(self.plan).alpha, self.plan.margin
         self.judged = self.outcomes.probes(JUDGED, "breach")
@@ -303,7 +305,9 @@ class _Edges:
         variance = [source for sources, _ in parts for source in sources]
         rate = judged[0][1] if judged else float(np.nanmean(failed)) if np.isfinite(failed).any() else 0.0
         clusters = self.outcomes.clusters_of(ALL, probes, *models)[asked]
-        return _Trials(failed, clusters, blocks, rate, variance, parts[0][1] if parts else ())
+        shares = measured_shares(self.outcomes, models[0], models[1:], list(probes))
+        unclear = (shares[0], shares[1]) if shares else (self.unclear, self.unclear)
+        return _Trials(failed, clusters, blocks, rate, unclear, variance, parts[0][1] if parts else ())
 
     def _failures(
         self, models: Sequence[int], probes: Sequence[int], code: int, task: Task | None = None
@@ -377,9 +381,13 @@ class _Edges:
         base = np.nan_to_num(trials.failed, nan=0.0)
         number, test = tested(base)
         if np.isnan(trials.failed).any() or self.errors:
+            of_parent, of_child = trials.unclear
             against, for_child = (
                 tested(_filled(trials.failed, *shares))[1]
-                for shares in ((self.share, 0.0, self.errors), (self.share, self.share, -self.errors))
+                for shares in (
+                    (of_parent.high, 0.0, self.errors),
+                    (of_parent.low, of_child.high, -self.errors),
+                )
             )
             test = EdgeTest(
                 question, max(test.more, against.more), max(test.lost, against.lost),
