@@ -18,16 +18,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 import heredity as h
 from heredity.core import registry
 from heredity.core.errors import EngineFailure, NotComparable, Unavailable, UnknownName, UsageError
-from heredity.core.records import digest
+from heredity.core.records import Record, digest
+from heredity.core.sections import Section, TextTable
 from heredity.redteam import attacks, judges
-from heredity.study.findings.protocols import every_finding
+from heredity.study.findings.protocols import RecordedStudy, every_finding, sections
 from heredity.study.plan import Grid, PlanFile, read_plan
-from heredity.study.storage import RESPONSES, verdict_rows
+from heredity.study.storage import RESPONSES, read_estimates, verdict_rows
 from tests.support.documents import blocks
 from tests.support.errors import check_refused, raises, run_here
 from tests.support.tiny_models import make_model
@@ -858,6 +860,59 @@ def test_a_finding_that_is_broken_is_reported_before_anything_is_asked(
     with raises(Unavailable, "plugin-broken", ["zap"]):
         asked(tmp_path).run()
     assert not (tmp_path / RESPONSES).exists()
+
+
+class Counted(Record, frozen=True):
+    """A row of `Statistic`."""
+
+    n: int
+
+
+class Statistic:
+    """A statistic whose rows and section a test chooses."""
+
+    NAME, ORDER, Row = "counted", 1000, Counted
+    rows: Any = (Counted(1),)
+    section: Any = None
+
+    def compute(self, evidence: Any) -> Any:
+        return self.rows
+
+    def show(self, rows: Any, study: Any) -> Any:
+        return self.section if rows else None
+
+
+def tabled(*rows: Any) -> Section:
+    return Section("counted", "Counted", "A claim.", (TextTable("Of two", ["a", "b"], rows),))
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "words"),
+    [
+        ("rows", None, ["`compute`", "None", "Counted"]),
+        ("rows", [h.Record()], ["`compute`", "Record", "Counted"]),
+        ("rows", [Counted(np.int64(1))], ["`compute`", "int64", "Counted"]),
+        ("rows", [Counted("1")], ["`compute`", "'1'", "Counted"]),  # type: ignore[arg-type]
+        ("section", "text", ["`show`", "text", "Section"]),
+        ("section", tabled()._replace(tables=(1,)), ["`show`", "1", "TextTable"]),  # type: ignore[arg-type]
+        ("section", tabled(("a", 7)), ["`show`", "7", "2 cells"]),
+        ("section", tabled(("a", "b"), ("a",)), ["`show`", "('a',)", "2 cells"]),
+        ("section", tabled(7), ["`show`", "7", "2 cells"]),
+    ],
+)
+def test_what_a_statistic_returns_is_checked(
+    tmp_path: Path,
+    packages: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    member: str,
+    value: Any,
+    words: list[str],
+) -> None:
+    packages.append(entry("zap", f"{__name__}:Statistic", group="findings"))
+    monkeypatch.setattr(Statistic, member, value)
+    with raises(Unavailable, "plugin-broken", ["zap", "alpha 1", "Uninstall alpha", *words]):
+        asked(tmp_path).run()
+        sections(RecordedStudy(read_plan(tmp_path), read_estimates(tmp_path)))
 
 
 def test_a_study_without_its_package_names_it(tmp_path: Path, packages: list[Any], bomb: Path) -> None:

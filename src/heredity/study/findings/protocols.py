@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -27,7 +26,7 @@ import msgspec
 from heredity.core import registry
 from heredity.core.errors import Unavailable
 from heredity.core.records import Record
-from heredity.core.sections import Section
+from heredity.core.sections import Cell, Section, TextTable
 from heredity.study.estimates import Estimates, Rate
 from heredity.study.outcomes import JudgedOutcomes, Outcomes
 from heredity.study.plan import Plan
@@ -121,21 +120,54 @@ def begin(evidence: StudyEvidence) -> dict[str, Iterable[Record]]:
 
 
 def take(rows: dict[str, Iterable[Record]]) -> dict[str, list[object]]:
-    """The rows of `begin` as estimates.json has them; a finding without rows has no key."""
-    taken = {name: [msgspec.to_builtins(row) for row in each] for name, each in rows.items()}
-    return {name: each for name, each in taken.items() if each}
+    """The rows of `begin` as estimates.json has them; a finding without rows has no key.
+
+    Raises Unavailable for rows that its Row does not read.
+    """
+    kinds = {each.NAME: each.Row for each in every_finding()}
+    taken: dict[str, list[object]] = {}
+    for key, each in rows.items():
+        if not isinstance(each, Iterable):
+            raise _returned(key, "compute", each, f"rows of {kinds[key].__name__} are expected")
+        for row in each:
+            if not isinstance(row, kinds[key]):
+                raise _returned(key, "compute", row, f"{kinds[key].__name__} is expected")
+            try:
+                plain = msgspec.to_builtins(row)
+                msgspec.convert(plain, kinds[key])
+            except (TypeError, msgspec.ValidationError) as error:
+                wanted = f"{kinds[key].__name__} is expected: {error}"
+                raise _returned(key, "compute", row, wanted) from error
+            taken.setdefault(key, []).append(plain)
+    return taken
 
 
 def sections(study: RecordedStudy) -> list[Section]:
     """The sections of a study, in their order.
 
-    Raises Damaged for rows of another type, and ValueError for a table whose rows have not a cell per head.
+    Raises Damaged for rows of another type, and Unavailable for a section whose tables no format can show.
     """
-    shown = (each.show(study.estimates.rows(each.NAME, each.Row), study) for each in every_finding())
-    made = [section for section in shown if section is not None]
-    for table in chain.from_iterable(section.tables for section in made):
-        if wrong := {len(row) for row in table.rows} - {len(table.head)}:
-            raise ValueError(
-                f"The table '{table.title}' has {len(table.head)} heads and a row of {min(wrong)}."
-            )
+    made = []
+    for each in every_finding():
+        section = each.show(study.estimates.rows(each.NAME, each.Row), study)
+        if section is None:
+            continue
+        if not isinstance(section, Section):
+            raise _returned(each.NAME, "show", section, "Section is expected")
+        for table in section.tables:
+            if not isinstance(table, TextTable):
+                raise _returned(each.NAME, "show", table, "TextTable is expected")
+            wanted = f"a row of {len(table.head)} cells for '{table.title}' is expected"
+            for row in table.rows:
+                cells = row if isinstance(row, Sequence) else ()
+                if len(cells) != len(table.head) or not all(isinstance(cell, Cell) for cell in cells):
+                    raise _returned(each.NAME, "show", row, wanted)
+        made.append(section)
     return made
+
+
+def _returned(key: str, member: str, value: object, wanted: str) -> Unavailable:
+    """The error for a finding that returned another type."""
+    named = (name for name in registry.names(FOLDER) if key == registry.load(FOLDER, name).NAME)
+    words = f"returned {value!r:.80} from `{member}`, where {wanted}"
+    return registry.broken(FOLDER, next(named, key), words)
