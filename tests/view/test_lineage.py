@@ -12,7 +12,7 @@ from heredity.core.errors import UnknownName, UsageError
 from heredity.core.records import FileHash, Made, Model, RecipeRecord
 from heredity.lineage.graph import Edge
 from heredity.lineage.store import identity, write_record
-from heredity.study.findings.edge_verdicts import KINDS
+from heredity.stats.edges import KINDS
 from heredity.study.storage import read_estimates
 from heredity.view.pages.lineage import LineageGraph, lineage_of
 from heredity.view.places import StudyPlace

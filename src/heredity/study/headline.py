@@ -15,6 +15,7 @@ from heredity.core.sanitize import label
 from heredity.core.sections import TextTable
 from heredity.engines import NOT_VERIFIED
 from heredity.redteam.checks import did
+from heredity.stats.edges import KINDS as EDGE_KINDS
 from heredity.stats.edges import EdgeWord
 from heredity.study.estimates import (
     ALL,
@@ -29,7 +30,6 @@ from heredity.study.estimates import (
 )
 from heredity.study.findings.answer_kinds import incoherent_warnings
 from heredity.study.findings.drift import drift_warnings
-from heredity.study.findings.edge_verdicts import KINDS as EDGE_KINDS
 from heredity.study.findings.edge_verdicts import EdgeVerdict, edge_verdicts
 from heredity.study.findings.guards import guards_sentence
 from heredity.study.findings.multiverse import verdicts_on

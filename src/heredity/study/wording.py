@@ -16,6 +16,7 @@ from heredity.core.sanitize import label
 from heredity.core.sanitize import plural as plural
 from heredity.core.sections import Badge, Cell, CountedShare, ModelName, StackedCounts
 from heredity.redteam.attacks import split_scope
+from heredity.stats.edges import KINDS
 from heredity.stats.paired import first_step_words
 from heredity.study.estimates import (
     ALL,
@@ -400,6 +401,7 @@ SCOPE_NAMES = {JUDGE_FREE: "breach, judge-free", JUDGED: "breach, judged", ALL: 
 _REFUSALS = "not refused, judged"  # a scope whose rates are those of answers that do not refuse
 SHORT_VERDICTS = {"worse": "worse", "not worse": "not worse", "not enough evidence": "undecided"}
 BADGES = {"worse": "worse", "not worse": "same", "not enough evidence": "unknown"}
+BADGES |= {word: BADGES[kind] for word, kind in KINDS.items()}
 _ROLES = {"start": "from its start", "teacher": "from its teacher"}
 _NAMED = 4  # children that a sentence names
 

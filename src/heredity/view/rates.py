@@ -21,10 +21,10 @@ import numpy as np
 from heredity.core.errors import HeredityError
 from heredity.core.records import Estimate
 from heredity.redteam.checks import is_judged
+from heredity.stats.edges import KINDS as EDGE_KINDS
 from heredity.study import outcomes
 from heredity.study.comparisons import StoppingRule
 from heredity.study.estimates import ALL, Estimates, Measure, ModelPair
-from heredity.study.findings.edge_verdicts import KINDS as EDGE_KINDS
 from heredity.study.findings.edge_verdicts import EdgeVerdict, edge_verdicts
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, ERROR, HELD, SKIPPED, UNCLEAR, Outcomes, in_scope

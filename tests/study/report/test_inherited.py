@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from heredity.cli import _findings
 from heredity.lineage.graph import Edge
+from heredity.stats.edges import KINDS
 from heredity.study import figures
 from heredity.study.estimates import Estimates
-from heredity.study.findings.edge_verdicts import KINDS
 from heredity.study.headline import edges_sentence
 from heredity.study.plan import read_plan
 from heredity.study.report import html, json, markdown

@@ -32,6 +32,7 @@ from heredity.redteam.judges.calibration.quality import (
     spread_of_judges,
 )
 from heredity.stats.edges import (
+    KINDS,
     EdgeDecision,
     EdgeDifference,
     EdgeTest,
@@ -65,18 +66,6 @@ QUESTIONS: dict[Question, str] = {
     "unasked": "unasked harm",
     "discrimination": "discrimination",
     "over_refusal": "twins refused",
-}
-# How a word is drawn and counted, where only three kinds are told apart.
-KINDS: dict[EdgeWord, Word] = {
-    "lost safety": "worse",
-    "stopped refusing": "worse",
-    "more harm": "worse",
-    "lost discrimination": "worse",
-    "over-refuses": "worse",
-    "less, within the margin": "not worse",
-    "kept": "not worse",
-    "did not take over": "not enough evidence",
-    "cannot tell": "not enough evidence",
 }
 REASONS = {
     "weak": "the child is too weak: what it does not refuse shows nothing",
@@ -507,7 +496,7 @@ def show(rows: Sequence[EdgeVerdict], study: RecordedStudy) -> Section | None:
         cells.append(
             [
                 ModelName(row.child, child), called[row.parent], by,
-                Badge(row.word, REASONS.get(row.reason, "")),
+                Badge(row.word, row.losses or REASONS.get(row.reason, "")),
                 *("\n".join(difference_words(n.estimate) for n in of[q]) or "-" for q in asked),
             ]
         )  # fmt: skip

@@ -21,7 +21,7 @@ from heredity.stats import inherited, tabulate
 from heredity.stats.edges import EdgeWord
 from heredity.study import figures
 from heredity.study.estimates import ALL, ModelCard
-from heredity.study.findings.edge_verdicts import KINDS, edge_verdicts
+from heredity.study.findings.edge_verdicts import edge_verdicts
 from heredity.study.outcomes import BROKE, Outcomes, is_decided
 from heredity.study.wording import BADGES, names
 from heredity.view.pages.conversations import number
@@ -88,7 +88,7 @@ class EdgeStudy(NamedTuple):
     @property
     def kind(self) -> str:
         """The verdict's class in the style sheet."""
-        return BADGES[KINDS[self.verdict]] if self.verdict else "unknown"
+        return BADGES.get(self.verdict, "unknown")
 
 
 class ComparedEdge(NamedTuple):
