@@ -149,6 +149,22 @@ def test_a_torn_last_line_is_ignored_and_dropped_by_the_next_append(tmp_path: Pa
     assert list(Rows(path, Verdict)) == [verdict(0), verdict(7)]
 
 
+def test_a_line_that_is_finished_while_rows_are_read_is_left_to_the_next_reading(tmp_path: Path) -> None:
+    """Workers write while their driver reads: the rest of a torn line is no row of its own."""
+    path = tmp_path / "verdicts.jsonl"
+    with Rows(path, Verdict) as writer:
+        writer.extend([verdict(0), verdict(1)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    rows = Rows(path, Verdict)
+    reading = iter(rows)
+    assert next(reading) == verdict(0)
+    path.write_bytes(whole)
+    assert list(reading) == []
+    rows.skip_read()
+    assert list(rows) == [verdict(1)]
+
+
 def test_a_torn_line_longer_than_a_block_is_dropped_whole(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.jsonl"
     with Rows(path, Verdict) as rows:

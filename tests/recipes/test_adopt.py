@@ -740,12 +740,12 @@ def test_a_tokenizer_that_does_not_load_is_refused(store: Store, base: Grown, ad
 def test_too_little_memory_for_a_tokenizer_is_no_fault_of_its_files(
     store: Store, base: Grown, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from heredity.engines.chat import codec
+    from heredity.engines import chat
 
     def full(folder: Path) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(codec, "ChatCodec", full)
+    monkeypatch.setattr(chat, "ChatCodec", full)
     with raises(OutOfMemory, "out-of-memory"):
         adopt(str(adapter), base, store)
 

@@ -25,7 +25,7 @@ from heredity.study.report import html
 from heredity.study.spec import StudySpec
 from heredity.study.storage import read_estimates
 from heredity.study.study import Study
-from heredity.study.wording import BADGES, find, title
+from heredity.study.wording import find, title
 from heredity.view.export import export
 from heredity.view.pairs import WHICH, beside, pairs, shared
 from heredity.view.places import OpenStudy, StudyPlace
@@ -604,9 +604,8 @@ def test_the_findings_are_those_of_the_report(tmp_path: Path) -> None:
 def test_each_table_of_a_section_has_its_title_and_each_verdict_its_colour(
     finished: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verdicts = [
-        TextTable(f"T{i}", ["m"], [[Badge(each, "n 9")]]) for i, each in enumerate((*BADGES, "better"))
-    ]
+    words = "worse", "not worse", "not enough evidence", "better"
+    verdicts = [TextTable(f"T{i}", ["m"], [[Badge(word, "n 9")]]) for i, word in enumerate(words)]
     section = Section("own", "Own", "", (*verdicts, TextTable("Folded", [], [], summary="More")))
     monkeypatch.setattr("heredity.view.pages.findings.sections", lambda _: [section])
     page = finished.render(f"/s/{key(finished)}/findings")

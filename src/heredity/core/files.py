@@ -420,6 +420,8 @@ class Rows(Closable, Generic[T]):
                 self.line += 1
                 yield record
             self._end += len(whole)
+            if len(whole) < len(block):
+                return  # a block that is read now would begin within that line
 
     def _decoded(self, lines: bytes) -> Iterable[T]:
         with suppress(msgspec.DecodeError, UnicodeDecodeError):  # `_one_by_one` says in which line
