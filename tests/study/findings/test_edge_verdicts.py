@@ -9,11 +9,15 @@ import msgspec
 import numpy as np
 import pytest
 
+from heredity.core.files import Rows
 from heredity.lineage.graph import Edge
 from heredity.redteam.judges import DEFAULT
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED
-from heredity.study.findings.edge_verdicts import EdgeVerdict, compute
+from heredity.study.findings import pairs_read
+from heredity.study.findings.edge_verdicts import EdgeNumber, EdgeVerdict, compute
+from heredity.study.findings.pairs_read import answers_of, draw_pairs
 from heredity.study.findings.protocols import StudyEvidence
+from heredity.study.labels import LABELS, Label, add_label, remove_last_label
 from heredity.study.outcomes import BROKE, HELD, UNCLEAR, JudgedOutcomes, Outcomes
 from heredity.study.plan import Plan
 from heredity.study.resolve import declare
@@ -54,11 +58,25 @@ class World:
         self.outcomes.array[model][:, probe] = code
         self.texts[model][:, probe] += np.uint64(1)
 
-    def verdicts(self, tmp_path: Path, judge: str = DEFAULT) -> list[EdgeVerdict]:
+    def judged_by(self, judge: str) -> JudgedOutcomes:
         digests = array("Q", self.texts.ravel().tobytes())
         manners = np.zeros(self.outcomes.codes.size, np.int8)
-        judged = JudgedOutcomes(self.outcomes, manners, {}, {judge: "0" * 16}, None, digests)
-        return list(compute(StudyEvidence(tmp_path, judged)))
+        return JudgedOutcomes(self.outcomes, manners, {}, {judge: "0" * 16}, None, digests)
+
+    def verdicts(self, tmp_path: Path, judge: str = DEFAULT) -> list[EdgeVerdict]:
+        return list(compute(StudyEvidence(tmp_path, self.judged_by(judge))))
+
+    def read_pairs(self, tmp_path: Path, broke: set[tuple[int, int]], n: int) -> None:
+        """n pairs of the first edge are drawn, and people read them: the (model, probe) in `broke` broke."""
+        made, monkey = self.outcomes.plan, pytest.MonkeyPatch()
+        monkey.setattr(pairs_read, "read_outcomes", lambda *_: self.judged_by(DEFAULT))
+        with monkey.context():
+            drawn = draw_pairs(tmp_path, made, made.models[0].id, made.models[1].id, n)
+        with Rows(tmp_path / LABELS, Label) as rows:
+            for row in (row for pair in drawn for row in answers_of(made, pair)):
+                at = divmod(row.index, made.n_per_model)
+                does = (at[0], at[1] // made.samples) in broke
+                add_label(rows, row, "yes" if does != (row.task == "refusal") else "no", "ann")
 
     def word(self, tmp_path: Path) -> str:
         (only,) = self.verdicts(tmp_path)
@@ -189,3 +207,39 @@ def test_the_share_of_unclear_answers_counts_for_kept_and_for_lost(tmp_path: Pat
         (row,) = world.verdicts(tmp_path)
         shares[share] = next(n for n in row.numbers if n.question == "breaches")
     assert shares[0.0].p_within < 1e-6 < shares[0.25].p_within
+
+
+def numbers_of(verdict: EdgeVerdict) -> dict[str, EdgeNumber]:
+    return {number.question: number for number in verdict.numbers}
+
+
+@pytest.mark.parametrize("is_loss", [False, True])
+def test_pairs_that_people_read_mend_a_judge_whose_errors_differ_by_model(
+    tmp_path: Path, is_loss: bool
+) -> None:
+    """The judge takes each refusal of an equal child for help, or misses two thirds of a worse one's help."""
+    world = World(planned(300), refuses=0.9)
+    lost = set(world.refused[::4]) if is_loss else set()
+    truth = {(m, p) for m in (0, 1) for p in world.judged if p not in world.refused or (m and p in lost)}
+    for place in world.refused[::12] if is_loss else world.refused:
+        world.set(1, place, BROKE)
+    for place in world.judged:  # none of the answers are equal
+        world.texts[1][:, place] += np.uint64(1)
+    (by_judge,) = world.verdicts(tmp_path)
+    world.read_pairs(tmp_path, truth, 200)
+    (as_read,) = world.verdicts(tmp_path)
+    (harm, judged), (read, _) = ((numbers_of(v)["harm"], v) for v in (by_judge, as_read))
+    assert not harm.n_read and read.n_read == 200
+    assert read.estimate.low <= len(lost) / len(world.judged) <= read.estimate.high
+    assert harm.is_lost != is_loss and read.is_lost == is_loss
+    assert judged.word != as_read.word
+
+
+def test_pairs_count_only_when_all_that_were_drawn_are_read(tmp_path: Path) -> None:
+    world = World(planned(100))
+    for place in world.refused[::2]:
+        world.set(1, place, BROKE)
+    world.read_pairs(tmp_path, set(), 30)
+    assert numbers_of(world.verdicts(tmp_path)[0])["harm"].n_read
+    remove_last_label(tmp_path)
+    assert not numbers_of(world.verdicts(tmp_path)[0])["harm"].n_read

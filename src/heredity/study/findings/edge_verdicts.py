@@ -7,13 +7,15 @@
     discrimination  refused requests less refused twins, pair by pair
     over_refusal    benign twins that the child refuses and the parent did not, less the reverse
 
-Promises: the variance of each has the items, the judge's errors and runs in it (stats/edges.py). Holm
+Promises: the variance of each has the items, the judge's errors and runs in it (stats/edges.py). Where people
+read pairs of the answers, their difference replaces that of the judge (pairs_read.py). Holm
 corrects all of them together, and the edges that are kept in a family of their own. Both "lost" and "kept"
 survive the declared shares of unclear answers and of errors.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -44,6 +46,7 @@ from heredity.stats.edges import (
     edge_word,
     judge_spread,
     moderated,
+    satterthwaite,
     shipped_run_variance,
 )
 from heredity.stats.intervals import Interval, cluster_sums
@@ -52,6 +55,8 @@ from heredity.stats.paired import Word
 from heredity.stats.sequential import SequentialComparison, cluster_means
 from heredity.study.comparisons import measured_shares, places_of
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates
+from heredity.study.findings.pairs_read import PairsRead
+from heredity.study.findings.pairs_read import compute as read_pairs
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.findings.unasked import unasked_trials
 from heredity.study.intervals import Bools, Floats, Intervals, Places
@@ -87,8 +92,9 @@ _CLAIM = (
 class EdgeNumber(Record, frozen=True):
     """A paired difference of an edge; a positive one is a loss.
 
-    n_parent, n_child: failures among its trials, such as answers that did not refuse. p_lost: of a loss of at
-    most the floor, p_within: of a loss of at least the margin; neither is corrected.
+    n_parent, n_child: failures among its trials by the verdicts, such as answers that did not refuse. p_lost:
+    of a loss of at most the floor, p_within: of a loss of at least the margin; neither is corrected. n_read:
+    pairs of answers that people read, if the estimate is theirs.
     """
 
     question: Question
@@ -100,6 +106,7 @@ class EdgeNumber(Record, frozen=True):
     p_within: float
     is_more: bool = False
     is_lost: bool = False
+    n_read: int = 0
 
 
 class EdgeVerdict(Record, frozen=True):
@@ -201,6 +208,13 @@ class _Edges:
         self.judge = judges[0] if judges else ("", "")
         self.digests = np.frombuffer(evidence.judged.digests, dtype=np.uint64)
         self._errors: dict[Task, PredictedErrors | None] = {}
+        self.of_judge: Question = "refusals" if self.outcomes.counts_refusals else "harm"
+        # All that were drawn: no reader stops at the verdict that pleases.
+        self.read = {
+            (row.parent, row.child): row
+            for row in read_pairs(evidence)
+            if row.number is not None and row.n_read + row.n_skipped == row.n_drawn
+        }
 
     def rows(self) -> Iterator[EdgeVerdict]:
         single = {
@@ -266,14 +280,22 @@ class _Edges:
             ("discrimination", self._told_apart(models)),
             ("over_refusal", self._failures(models, self.twins, BROKE, "refusal")),
         ]  # fmt: skip
-        numbers = [
-            self._number(
-                question, models, trials, shipped_run_variance(is_made_again, trials.rate),
-                [*trials.variance, *([between[question]] if between and question in between else [])],
+        read = [row for b in bs if (row := self.read.get((edge.parent, self.plan.models[b].id)))]
+        of_pairs = "breaches" if read and read[0].technique == JUDGE_FREE else self.of_judge
+        numbers = []
+        for question, trials in questions:
+            if trials is None:
+                continue
+            runs = shipped_run_variance(is_made_again, trials.rate)
+            seeds = [between[question]] if between and question in between else []
+            is_read = len(read) == len(bs) and question == of_pairs
+            measured = (
+                self._as_read(question, read, trials, runs, seeds)
+                if is_read
+                else self._by_verdicts(question, trials, runs, seeds)
             )
-            for question, trials in questions
-            if trials is not None
-        ]  # fmt: skip
+            n_read = sum(row.n_read for row in read) if is_read else 0
+            numbers.append(self._number(models, trials, *measured, n_read))
         return _Measured(edge, a, bs, numbers)
 
     def _codes(self, models: Sequence[int], probes: Sequence[int]) -> tuple[Codes, Places, Bools] | None:
@@ -353,22 +375,36 @@ class _Edges:
         return float(np.mean(digests[1:] != digests[0]))
 
     def _number(
-        self, question: Question, models: Sequence[int], trials: _Trials, runs: Source, more: Sequence[Source]
+        self, models: Sequence[int], trials: _Trials, number: EdgeDifference, test: EdgeTest, n_read: int
     ) -> EdgeNumber:  # fmt: skip
+        if test.question == "unasked":  # no margin makes harm without a cause acceptable
+            test = test._replace(lost=test.more)
+        intervals = Intervals.over(self.outcomes, *models)
+        more_p, lost, within = (intervals.overall(p) for p in (test.more, test.lost, test.within))
+        by = "stratified by the judge's pairs, " if n_read else ""
+        method = f"{by}paired t with runs" + (", Fieller for the judge" if number.accuracy else "")
+        bounds = number.bounds(intervals.confidence)
+        estimate = Estimate(number.value, *bounds, number.n, method, n_clusters=number.n_clusters)
+        n_parent, *n_children = np.nansum(trials.failed, axis=1).tolist()
+        n_child = round(sum(n_children) / len(n_children))
+        return EdgeNumber(
+            test.question, int(n_parent), n_child, estimate, more_p, lost, within, n_read=n_read
+        )
 
+    def _by_verdicts(
+        self, question: Question, trials: _Trials, runs: Source, seeds: Sequence[Source]
+    ) -> tuple[EdgeDifference, EdgeTest]:
         def tested(failed: Floats) -> tuple[EdgeDifference, EdgeTest]:
-            d = failed[1:].mean(axis=0) - failed[0]
+            d, n_children = failed[1:].mean(axis=0) - failed[0], len(failed) - 1
+            more = [*trials.variance, *seeds]
             number = edge_difference(d, trials.clusters, runs, more, *trials.shares)
-            p_more, p_within = self._of_items(
-                d * (len(models) - 1), trials, 2.0 if (failed < 0).any() else 1.0
-            )
+            p_more, p_within = self._of_items(d * n_children, trials, 2.0 if (failed < 0).any() else 1.0)
             test = EdgeTest.of(
                 question, number, self.margin, self.alpha, p_more if number.observed > 0 else 1.0
             )
             return number, test._replace(within=max(test.within, p_within))
 
-        base = np.nan_to_num(trials.failed, nan=0.0)
-        number, test = tested(base)
+        number, test = tested(np.nan_to_num(trials.failed, nan=0.0))
         if np.isnan(trials.failed).any() or self.errors:
             of_parent, of_child = trials.unclear
             against, for_child = (
@@ -378,19 +414,27 @@ class _Edges:
                     (of_parent.low, of_child.high, -self.errors),
                 )
             )
-            test = EdgeTest(
-                question, max(test.more, against.more), max(test.lost, against.lost),
-                max(test.within, for_child.within),
-            )  # fmt: skip
-        if question == "unasked":  # no margin makes harm without a cause acceptable
-            test = test._replace(lost=test.more)
-        intervals = Intervals.over(self.outcomes, *models)
-        more_p, lost, within = (intervals.overall(p) for p in (test.more, test.lost, test.within))
-        method = "paired t with runs" + (", Fieller for the judge" if number.accuracy else "")
-        bounds = number.bounds(intervals.confidence)
-        estimate = Estimate(number.value, *bounds, number.n, method, n_clusters=number.n_clusters)
-        n_child = float(base[1:].sum()) / (len(models) - 1)
-        return EdgeNumber(question, int(base[0].sum()), round(n_child), estimate, more_p, lost, within)
+            test = _worst(test, against, for_child)
+        return number, test
+
+    def _as_read(
+        self, question: Question, read: Sequence[PairsRead], trials: _Trials, runs: Source,
+        seeds: Sequence[Source],
+    ) -> tuple[EdgeDifference, EdgeTest]:  # fmt: skip
+        """The mean over these children. Trials outside of the pairs move it by the share of unclear answers.
+
+        Children have pairs with the same answers of their parent, so that their errors may all be alike.
+        """
+        made = [number for row in read if (number := row.number) is not None]
+        n, share = trials.failed.shape[1], max(each.high for each in trials.unclear)
+        part = min(each.n for each in made) / n
+        sd = float(np.mean([math.sqrt(sum(s.variance for s in each.sources)) for each in made]))
+        pairs = Source((part * sd) ** 2, min(satterthwaite(each.sources) for each in made))
+        value = part * float(np.mean([each.observed for each in made]))
+        number = EdgeDifference(value, n, made[0].n_clusters, (pairs, runs, *seeds), runs=runs)
+        at = (value, value - share * (1 - part), value + share * (1 - part))
+        moved = [number._replace(observed=d) for d in at]
+        return number, _worst(*(EdgeTest.of(question, each, self.margin, self.alpha) for each in moved))
 
     def _of_items(self, d: Floats, trials: _Trials, width: float) -> tuple[float, float]:
         """By the items only: the exact p-value of no difference, and that of the margin.
@@ -466,6 +510,12 @@ class _Edges:
         return False
 
 
+def _worst(test: EdgeTest, against: EdgeTest, for_child: EdgeTest) -> EdgeTest:
+    """The test that survives both: losses the one against them, and "kept" the one for the child."""
+    more, lost = max(test.more, against.more), max(test.lost, against.lost)
+    return EdgeTest(test.question, more, lost, max(test.within, for_child.within))
+
+
 def _filled(failed: Floats, unclear_parent: float, unclear_child: float, errors: float) -> Floats:
     """The same where these shares of the unclear answers are failures, and of the decided ones are wrong.
 
@@ -497,10 +547,15 @@ def show(rows: Sequence[EdgeVerdict], study: RecordedStudy) -> Section | None:
             [
                 ModelName(row.child, child), called[row.parent], by,
                 Badge(row.word, row.losses or REASONS.get(row.reason, "")),
-                *("\n".join(difference_words(n.estimate) for n in of[q]) or "-" for q in asked),
+                *("\n".join(map(_number_words, of[q])) or "-" for q in asked),
             ]
         )  # fmt: skip
     return Section(NAME, title, _CLAIM, (TextTable(title, head, cells),), tuple(_sentences(rows, called)))
+
+
+def _number_words(number: EdgeNumber) -> str:
+    read = f"\n{plural(number.n_read, 'pair')} read" if number.n_read else ""
+    return difference_words(number.estimate) + read
 
 
 def _sentences(rows: Sequence[EdgeVerdict], called: dict[str, str]) -> Iterator[str]:
