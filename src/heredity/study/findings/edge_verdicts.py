@@ -92,9 +92,8 @@ _CLAIM = (
 class EdgeNumber(Record, frozen=True):
     """A paired difference of an edge; a positive one is a loss.
 
-    n_parent, n_child: failures among its trials by the verdicts, such as answers that did not refuse. p_lost:
-    of a loss of at most the floor, p_within: of a loss of at least the margin; neither is corrected. n_read:
-    pairs of answers that people read, if the estimate is theirs.
+    n_parent, n_child: failures among its trials, such as answers that did not refuse. p_lost: of a loss of at
+    most the floor, p_within: of a loss of at least the margin; neither is corrected. n_read: read pairs.
     """
 
     question: Question
