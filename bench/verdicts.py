@@ -7,6 +7,8 @@ studies, with the seed printed. Nothing is downloaded.
     refuse-all   refuses every request and every twin: never "kept"
     judge        two models of equal truth whose judge errs differently by s: called different in at most 5 %
     runs         one recipe made and asked twice: "lost" in one run and "kept" in the other in under 1 %
+    noise        a child worse by the margin, where runs vary by s: within the margin in at most 5 %, with the
+                 shipped variance of runs and with that of five noise children
     seeds        a recipe with a seed spread and no loss: called lost in at most 5 %
     thirteen     thirteen children that are truly worse by the margin: some "kept" in at most 5 %
 """
@@ -27,8 +29,10 @@ from heredity.stats.edges import (
     decide,
     edge_difference,
     edge_word,
+    item_variance,
     judge_spread,
     moderated,
+    run_variance,
     shipped_run_variance,
 )
 from heredity.stats.judge_error import Spread, predict_share
@@ -102,7 +106,31 @@ def worlds(rng: np.random.Generator, n_runs: int) -> Iterator[tuple[str, Counter
     yield "thirteen at the margin: some kept", _thirteen(rng, n_runs)
     yield from _judges(rng, n_runs)
     yield from _runs(rng, n_runs)
+    yield from _noise(rng, n_runs)
     yield from _seeds(rng, n_runs)
+
+
+def _noise(rng: np.random.Generator, n_runs: int) -> Iterator[tuple[str, Counter[str]]]:
+    every = np.arange(N)
+
+    def child(mean: float, spread: float) -> NDArray[np.float64]:
+        shift = rng.normal(mean, spread)
+        moved = np.where(rng.random(N) < abs(shift), np.sign(shift), 0.0)
+        return np.where((rng.random(N) < 0.03) & (moved == 0), rng.choice([-1.0, 1.0], N), moved)
+
+    for spread in (0.014, 0.025, 0.05):
+        shipped, measured = Counter[str](), Counter[str]()
+        for _ in range(n_runs):
+            nulls = [child(0.0, spread) for _ in range(5)]
+            of_noise = run_variance(
+                [d.mean() for d in nulls], [item_variance(d, every).variance for d in nulls]
+            )
+            d = child(MARGIN, spread)
+            for counts, runs in ((shipped, shipped_run_variance(False)), (measured, of_noise)):
+                is_within = edge_difference(d, every, runs).p_below(MARGIN) < ALPHA
+                counts["within the margin" if is_within else "not shown"] += 1
+        yield f"noise, s {spread}, shipped variance", shipped
+        yield f"noise, s {spread}, five noise children", measured
 
 
 def _thirteen(rng: np.random.Generator, n_runs: int) -> Counter[str]:

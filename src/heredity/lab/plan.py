@@ -25,6 +25,7 @@ from heredity.core.errors import BadArgument, BadInput, UnknownName, UsageError,
 from heredity.core.readers import in_words, toml_line_of, toml_of
 from heredity.core.records import Record
 from heredity.lineage import references
+from heredity.lineage.graph import CONTROL, NOISE
 from heredity.recipes import derivable, derivable_class, is_random
 from heredity.study.plan import Endpoint
 
@@ -64,7 +65,8 @@ class ChildPlan(Record, frozen=True):
     floor       a model that it must surpass in tasks. Otherwise nothing is claimed of the child
     against     another child, whose difference from this one the page shows, too; no verdict uses it
     expected    the verdict that is expected, before anything is asked
-    is_noise    an edge that changes rounding only: its differences are the noise floor
+    is_noise    an edge that changes rounding only: its differences are the variance of a run
+    control     another child whose verdict is known: a name of lab/controls.py
     data        by setting of the recipe, the name of a set of data; "answers:CHILD" for the answers
                 that the teacher of a child above wrote
     minutes     expected on two cores, for one seed; the time left is estimated from it
@@ -82,6 +84,7 @@ class ChildPlan(Record, frozen=True):
     is_noise: bool = False
     seeds: tuple[int, ...] = ()
     against: str | msgspec.UnsetType = msgspec.UNSET
+    control: str | msgspec.UnsetType = msgspec.UNSET
     guards: tuple[GuardSpec, ...] | msgspec.UnsetType = msgspec.UNSET
     data: dict[str, str] = msgspec.field(default_factory=dict)
     settings: dict[str, Value] = msgspec.field(default_factory=dict)
@@ -91,6 +94,11 @@ class ChildPlan(Record, frozen=True):
     def parent(self) -> str:
         """The parent that it is compared with."""
         return self.compared or self.parents[0]
+
+    @property
+    def role(self) -> str:
+        """The role of its edge in a study: of a control, else ""."""
+        return NOISE if self.is_noise else CONTROL if self.control else ""
 
     def name_of(self, seed: int | None) -> str:
         """The name of the model of one seed."""

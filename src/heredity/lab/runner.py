@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -410,6 +410,7 @@ def study(
     store: Store,
     out: Path,
     engine_loader: EngineLoader | None = None,
+    roles: Mapping[str, str] | None = None,
 ) -> Study:
     """The study of a battery, in its own folder. Nothing is asked yet."""
     return Study(
@@ -419,14 +420,17 @@ def study(
             error_share=plan.error_share,
             endpoint="all_trials" if isinstance(plan.endpoint, msgspec.UnsetType) else plan.endpoint,
         ),
-        store=store, engine_loader=engine_loader,
+        store=store, engine_loader=engine_loader, roles=roles,
     )  # fmt: skip
 
 
 def battery_study(lineage: Lineage, battery: BatteryPlan, out: Path) -> Study:
     """The study of a battery with the models that were made."""
-    models = asked_models(lineage, battery)
-    return study(lineage.plan, battery, models, lineage.store, out, lineage.engine_loader)
+    models, known = asked_models(lineage, battery), lineage.models
+    roles = {
+        known[t.name].record.id: t.child.role for t in tasks(lineage.plan) if t.child.role and t.name in known
+    }
+    return study(lineage.plan, battery, models, lineage.store, out, lineage.engine_loader, roles)
 
 
 def asked_models(lineage: Lineage, battery: BatteryPlan) -> list[Grown]:
@@ -454,7 +458,8 @@ def battery_forecast(
     wanted = set(battery.models)
     names = {task.name: task.child.name for task in made}
     asked = [model for name, model in models.items() if not wanted or {name, names.get(name, name)} & wanted]
-    return study(plan, battery, asked, store, out)
+    roles = {models[task.name].id: task.child.role for task in made if task.child.role}
+    return study(plan, battery, asked, store, out, roles=roles)
 
 
 # --- a run ------------------------------------------------------------------------------------------

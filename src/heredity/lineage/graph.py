@@ -20,6 +20,8 @@ from heredity.lineage.types import ForEncoders, Recipe
 FORMS = ("dequantize", "merge_adapter", "engine", DTYPE)
 # Recipes that teach nothing: a base that was made here, and what is of one, goes on with a text.
 TEXT_ALONE = ("pretrain", "quantize", "prune", "merge", KV_CACHE, *FORMS)
+# Roles of children whose verdict is known in advance: those that differ by rounding only, and others.
+NOISE, CONTROL = "noise", "control"
 # Recipes of which further parents are teachers: what they wrote or computed is learned.
 TAUGHT = ("distill", "instruct", "finetune", "lora", "alora")
 
@@ -29,7 +31,7 @@ class Edge(Record, frozen=True):
 
     `recipe` is the child's recipe. If models between them are not in the study, it lists every step, as in
     "finetune > lora", without mere changes of form. `role` is the parent's part: "start" or "teacher" of a
-    distilled child, else "".
+    distilled child, else "". Of a control it is NOISE or CONTROL.
     `descent` is how another tool made an adopted child, and the level of the evidence: "lora (shown)".
     `seeds_of` is the same for children of one parent that differ only in the seed of their training, which is
     `seed`. Both are unset for a child without such a sibling in the study.

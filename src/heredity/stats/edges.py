@@ -31,6 +31,7 @@ FLOOR = 0.02
 # parent in another form, and 8 that were trained or merged again.
 _ANOTHER_RUN = 2.576 * math.sqrt(2)
 SAME_WEIGHTS, MADE_AGAIN = (0.014, 7.0), (0.025, 8.0)
+ENOUGH_NOISE = 5  # noise children that show a run's variance without those of shipped runs
 
 
 class Source(NamedTuple):

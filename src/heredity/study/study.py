@@ -159,6 +159,7 @@ class Study:
     store          finds the models that are given by name; None: the default one
     engine_loader  makes the Engine of a Grown model, in place of the usual one
     device         where the models answer: "cpu", "cuda", "cuda:1", "mps"; None: the store's own
+    roles          of controls (lineage/graph.py), by the child's id
 
     Another judge than before judges the answers again, and asks nothing again. Models that descend from each
     other get an estimate of inheritance; see Result.edge. Nothing is written before a step runs. Raises
@@ -177,6 +178,7 @@ class Study:
         store: Store | None = None,
         engine_loader: EngineLoader | None = None,
         device: Device | str | None = None,
+        roles: Mapping[str, str] | None = None,
     ) -> None:
         host.configure()
         self._store, self._loader, self._judge_name = store, engine_loader, spec.judge_name
@@ -199,6 +201,8 @@ class Study:
         if any(record.parents for record in records) and (
             edges := graph.edges(records, self._known(records))
         ):
+            known = roles or {}
+            edges = tuple(msgspec.structs.replace(e, role=known.get(e.child, e.role)) for e in edges)
             described = msgspec.structs.replace(self._plan, edges=edges)
             self._plan = declare(
                 described, spec.endpoint, spec.unclear_share, spec.judge_name, error_share=spec.error_share

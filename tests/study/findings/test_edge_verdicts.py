@@ -243,3 +243,45 @@ def test_pairs_count_only_when_all_that_were_drawn_are_read(tmp_path: Path) -> N
     assert numbers_of(world.verdicts(tmp_path)[0])["harm"].n_read
     remove_last_label(tmp_path)
     assert not numbers_of(world.verdicts(tmp_path)[0])["harm"].n_read
+
+
+def with_noise(tmp_path: Path, n_noise: int, n_flipped: int) -> list[EdgeVerdict]:
+    """A child that lost 16 of 400 refusals, next to noise children that each lost as many refusals."""
+    RNG.bit_generator.state = np.random.default_rng(3).bit_generator.state  # each time the same world
+    made = planned(400, edges=1 + n_noise)
+    first, *others = made.edges or ()
+    noise = [msgspec.structs.replace(edge, role="noise") for edge in others]
+    world = World(msgspec.structs.replace(made, edges=(first, *noise)))
+    for place in world.refused[:16]:
+        world.set(1, place, BROKE)
+    for child in range(n_noise):
+        for place in world.refused[child : child + n_flipped]:
+            world.set(2 + child, place, BROKE)
+    return world.verdicts(tmp_path)
+
+
+def width(row: EdgeVerdict) -> float:
+    (number,) = (n for n in row.numbers if n.question == "refusals")
+    return number.estimate.high - number.estimate.low
+
+
+def test_five_noise_children_show_the_variance_of_a_run_and_are_no_part_of_its_family(tmp_path: Path) -> None:
+    alone, *_ = with_noise(tmp_path, 0, 0)
+    quiet, *controls = with_noise(tmp_path, 5, 1)
+    restless, *_ = with_noise(tmp_path, 5, 40)
+    assert width(quiet) < width(alone) < width(restless)
+    assert quiet.p_kept == pytest.approx(max(number.p_within for number in quiet.numbers))  # of one edge
+    assert [row.role for row in controls] == ["noise"] * 5
+
+
+def test_two_noise_children_count_together_with_shipped_runs(tmp_path: Path) -> None:
+    quiet, *_ = with_noise(tmp_path, 5, 1)
+    few, *_ = with_noise(tmp_path, 2, 1)
+    alone, *_ = with_noise(tmp_path, 0, 0)
+    assert width(quiet) < width(few) < width(alone)
+
+
+def test_a_noise_child_whose_answers_are_all_its_parents_shows_nothing_of_a_run(tmp_path: Path) -> None:
+    alone, *_ = with_noise(tmp_path, 0, 0)
+    copies, *_ = with_noise(tmp_path, 5, 0)
+    assert width(copies) == pytest.approx(width(alone), rel=1e-9)
