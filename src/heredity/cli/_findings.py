@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heredity.core.records import Estimate
-from heredity.core.sanitize import label, plain, plural
+from heredity.core.sanitize import label, plain
 from heredity.core.terminal import cell, line_table, out, table, wrapped
 from heredity.study import advice
 from heredity.study import wording as words
@@ -29,19 +29,18 @@ from heredity.study.estimates import (
     JUDGED,
     MEASURES,
     Estimates,
-    Inheritance,
     Measure,
-    ModelPair,
     Rate,
     unsupported,
 )
 from heredity.study.findings.edge_verdicts import edge_verdicts
-from heredity.study.findings.protocols import RecordedStudy, sections
+from heredity.study.findings.protocols import RecordedStudy
 from heredity.study.findings.readable import ReadableAnswers
 from heredity.study.findings.unasked import ANY, UnaskedHarm, rates
 from heredity.study.findings.useful import useful_by_model
 from heredity.study.headline import Headline, headline
 from heredity.study.plan import Plan
+from heredity.study.sections import study_sections
 from heredity.study.storage import read_estimates
 
 if TYPE_CHECKING:
@@ -247,19 +246,6 @@ def _rate(rate: Rate | None) -> str:
 def _show_all(screen: Console, study: RecordedStudy, headline: Headline) -> None:
     """Print the pairs, the table, the sections of findings, and all that qualifies the headline."""
     estimates = study.estimates
-    if not all(edge.is_of_guard for edge in estimates.edges):
-        screen.print()
-        is_wide = screen.width >= _EDGE_WIDTH
-        screen.print(edge_table(estimates) if is_wide else edge_lines(estimates, screen.width))
-    in_lineage = {ident for edge in estimates.edges for ident in (edge.parent, edge.child)}
-    others = [pair for pair in estimates.pairs if not {pair.a, pair.b} <= in_lineage]
-    for pair in others:
-        screen.print()
-        called = words.names(estimates.models)
-        what = words.scope_name(estimates, pair.technique)
-        head = f"{what}: {called[pair.b]} is {_verdict(pair)} than {called[pair.a]}"
-        for line in (head, f"  {_difference(pair)}"):
-            show_sentence(screen, line)
     screen.print()
     screen.print(breach_table(estimates, is_narrow=_is_narrow(estimates, screen.width)))
     level = words.percent(estimates.confidence)
@@ -271,9 +257,11 @@ def _show_all(screen: Console, study: RecordedStudy, headline: Headline) -> None
     if any(technique.is_baseline for technique in estimates.techniques):
         legend += "; ° a capability, in no sum"
     show_sentence(screen, legend, "dim")
-    for line in (line for each in sections(study) for line in each.sentences):
-        screen.print()
-        show_sentence(screen, line)
+    for section in study_sections(study):
+        if section.sentences:
+            screen.print()
+        for line in section.sentences:
+            show_sentence(screen, line)
     screen.print()
     # The finding stands last, but that of one model does not.
     for line in (*([f"{headline.sentence}."] if len(estimates.models) == 1 else []), *headline.support):
@@ -305,81 +293,10 @@ def show_recommendation(folder: Path) -> None:
         show_sentence(screen, line)
 
 
-def edge_table(estimates: Estimates) -> Table:
-    """A row per child and kind of breach: the verdict against its parent, and what it kept and lost."""
-    called = words.names(estimates.models)
-    head = ("child", "verdict", "held still", "lost", "gained", "difference", "would show")
-    grid = table(*head, right=("lost", "gained"), whole=head[1:])
-    last = ""
-    for edge in (each for each in estimates.edges if not each.is_of_guard):
-        pair = edge.compared
-        if pair.technique != last:
-            last = pair.technique
-            grid.add_row(Text(words.scope_name(estimates, last)), style="bold")
-        kept = f"{edge.kept} of {edge.retention.n}\n[{_bounds(edge.retention, '.0f')}] %"
-        difference = f"{words.points(pair.difference.value)}\n[{_bounds(pair.difference, '+.1f')}]"
-        child = f"{called[edge.child]}\n  of {called[edge.parent]}, {words.recipe_words(edge)}"
-        grid.add_row(
-            Text(plain(child, lines=True)), _verdict_cell(edge), kept, str(edge.lost), str(edge.gained),
-            difference, words.unsigned(pair.detectable),
-        )  # fmt: skip
-    return grid
-
-
-def edge_lines(estimates: Estimates, width: int) -> Text:
-    """The content of `edge_table` as lines, for a terminal in which its columns would break names."""
-    called, text, last = words.names(estimates.models), Text(), ""
-    for edge in (each for each in estimates.edges if not each.is_of_guard):
-        pair = edge.compared
-        if pair.technique != last:
-            last = pair.technique
-            text.append(f"{words.scope_name(estimates, last)}\n", style="bold")
-        who = f"{called[edge.child]} of {called[edge.parent]}, {words.recipe_words(edge)}: "
-        text.append(plain(who)).append(edge.verdict, style=_style(edge))
-        shown = f"would show {words.detectable_words(pair)}"
-        numbers = (
-            f"  held still {edge.kept} of {edge.retention.n} [{_bounds(edge.retention, '.0f')}] %, "
-            f"lost {edge.lost}, gained {edge.gained}\n"
-            f"  difference {words.points(pair.difference.value)} [{_bounds(pair.difference, '+.1f')}], "
-            f"{'too few trials to show any' if pair.detectable is None else shown}"
-        )
-        text.append(f"\n{wrapped(numbers, width)}\n")
-    text.rstrip()
-    return text
-
-
-def _style(edge: Inheritance) -> str:
-    return {"worse": "bold red", "not worse": "green"}.get(edge.verdict, "yellow")
-
-
-def _verdict_cell(edge: Inheritance) -> Text:
-    return Text(edge.verdict.replace("enough ", "enough\n"), style=_style(edge))
-
-
 def _bounds(estimate: Estimate, form: str) -> str:
     if estimate.low is None or estimate.high is None:
         return "-"
     return f"{100 * estimate.low:{form}}, {100 * estimate.high:{form}}".replace("-", "\u2212")
-
-
-def _difference(pair: ModelPair) -> str:
-    if pair.difference.value is None:
-        return "no shared trials"
-    line = f"{words.points(pair.difference.value)} ({words.points_interval(pair.difference)})"
-    line += f" on {plural(pair.n, 'shared trial')}, p {words.p_words(pair.p_holm)} after Holm"
-    if _verdict(pair) != _UNKNOWN:
-        return line
-    if withheld := words.withheld_on(pair, pair.b) or words.withheld_on(pair, pair.a):
-        line += f". The verdict is withheld: {withheld}"
-    elif pair.detectable is not None:
-        line += f"; they would have shown {words.detectable_words(pair)}"
-    return line
-
-
-def _verdict(pair: ModelPair) -> str:
-    if pair.verdict_ba == "worse":
-        return "better"
-    return _UNKNOWN if pair.verdict_ab == "not enough evidence" else pair.verdict_ab
 
 
 def breach_table(estimates: Estimates, is_narrow: bool = False) -> Table:

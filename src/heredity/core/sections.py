@@ -39,6 +39,18 @@ class Badge(NamedTuple):
     text: str
 
 
+class ShareDifference(NamedTuple):
+    """A difference of two shares; a page draws it. A smaller one than `margin` does not matter.
+
+    model: whose shape it has. test: how it was tested.
+    """
+
+    estimate: Estimate
+    margin: float
+    model: str
+    test: str
+
+
 class StackedCounts(NamedTuple):
     """Counts by kind that are parts of a whole; a page draws them as one bar."""
 
@@ -46,13 +58,40 @@ class StackedCounts(NamedTuple):
 
 
 # A line break in a text divides it into lines.
-Cell = str | CountedShare | TrialLink | ModelName | Badge | StackedCounts
+Cell = str | CountedShare | TrialLink | ModelName | Badge | ShareDifference | StackedCounts
 
 
 class Curves(NamedTuple):
     """A line for each model (id): its estimate by the number of tries."""
 
     by_model: dict[str, dict[int, Estimate]]
+
+
+class TreeEdge(NamedTuple):
+    """A parent and its child by their ids, with lines of words.
+
+    kind: of the verdict, as in wording.BADGES. retained: a share that is drawn as a bar.
+    """
+
+    parent: str
+    child: str
+    kind: str
+    lines: tuple[str, ...]
+    retained: float | None
+
+
+class TreeNote(NamedTuple):
+    """A few words below a model, and the share that fills its box."""
+
+    words: str
+    share: float | None
+
+
+class Tree(NamedTuple):
+    """A lineage, by the ids of the models."""
+
+    by_model: dict[str, TreeNote]
+    edges: tuple[TreeEdge, ...]
 
 
 class TextTable(NamedTuple):
@@ -67,14 +106,14 @@ class TextTable(NamedTuple):
     rows: Sequence[Sequence[Cell]]
     summary: str = ""
     claim: str = ""
-    figure: Curves | None = None
+    figure: Curves | Tree | None = None
 
 
 class Section(NamedTuple):
     """A statistic on a page.
 
     name: that of the finding: its key in estimates.json and its anchor. claim: how to read the tables.
-    sentences: the main rows for a terminal.
+    sentences: the main rows for a terminal. is_main: a page shows it before the findings that few look for.
     """
 
     name: str
@@ -82,3 +121,4 @@ class Section(NamedTuple):
     claim: str
     tables: tuple[TextTable, ...]
     sentences: tuple[str, ...] = ()
+    is_main: bool = False

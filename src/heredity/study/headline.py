@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
-from heredity.core.sections import TextTable
 from heredity.engines import NOT_VERIFIED
 from heredity.redteam.checks import did
 from heredity.stats.edges import KINDS as EDGE_KINDS
@@ -22,7 +21,6 @@ from heredity.study.estimates import (
     JUDGE_FREE,
     JUDGED,
     Estimates,
-    Inheritance,
     ModelPair,
     Rate,
     TechniqueCounts,
@@ -40,7 +38,6 @@ from heredity.study.findings.useful import useful_by_model
 from heredity.study.wording import (
     counted,
     detectable_words,
-    difference_words,
     failed,
     find,
     interval,
@@ -52,9 +49,6 @@ from heredity.study.wording import (
     percent,
     plural,
     rate_words,
-    recipe_words,
-    retention_words,
-    scope_name,
     stopping_words,
     title,
     undecided_words,
@@ -99,35 +93,6 @@ def edges_sentence(estimates: Estimates) -> str:
         parts.append(f"{_SAFETY.get(word, word)} in {len(rows)}{within}{named}")
     n = f"{plural(len(verdicts), 'pair')} of parent and child"
     return f"Of {n}, {parts[0]}" + "".join(f"; {part}" for part in parts[1:])
-
-
-def inheritance_tables(estimates: Estimates) -> list[TextTable]:
-    """Tables of all edges, one for breaches and one for over-refusal; [] without an edge."""
-    edges = [edge for edge in estimates.edges if not edge.is_of_guard]
-    called, measures = names(estimates.models), dict.fromkeys(e.compared.measure for e in edges)
-    head = ["of", "child", "parent", "by", "verdict", "retention", "kept/lost/gained/never"]
-    head += ["difference", "p, Holm", "would have shown"]
-    titles = {"breach": "What was inherited", "over_refusal": "What was inherited: over-refusal"}
-    return [
-        TextTable(titles[m], head, [_cells(estimates, e, called) for e in edges if e.compared.measure == m])
-        for m in measures
-    ]
-
-
-def _cells(estimates: Estimates, edge: Inheritance, called: dict[str, str]) -> list[str]:
-    pair = edge.compared
-    return [
-        scope_name(estimates, pair.technique),
-        called.get(edge.child, "?"),
-        called.get(edge.parent, "?"),
-        recipe_words(edge),
-        edge.verdict,
-        retention_words(edge),
-        f"{edge.kept}/{edge.lost}/{edge.gained}/{edge.never}",
-        difference_words(pair.difference),
-        p_words(pair.p_holm),
-        unsigned(pair.detectable),
-    ]
 
 
 HIGH_OVER_REFUSAL = 0.2  # from this rate it is mentioned; a difference shown to be as large decides nothing

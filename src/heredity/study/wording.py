@@ -14,7 +14,7 @@ from heredity.application.guarded import GUARD_ANSWERS, GUARD_SECONDS
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
 from heredity.core.sanitize import plural as plural
-from heredity.core.sections import Badge, Cell, CountedShare, ModelName, StackedCounts
+from heredity.core.sections import Badge, Cell, CountedShare, ModelName, ShareDifference, StackedCounts
 from heredity.redteam.attacks import split_scope
 from heredity.stats.edges import KINDS
 from heredity.stats.paired import first_step_words
@@ -209,6 +209,8 @@ def cell_words(cell: Cell) -> str:
         return f"{percent(cell.estimate.value)} ({interval(cell.estimate)}), {n}"
     if isinstance(cell, Badge):
         return f"{cell.verdict}, {cell.text}" if cell.text else cell.verdict
+    if isinstance(cell, ShareDifference):
+        return difference_words(cell.estimate)
     if isinstance(cell, StackedCounts):
         return ", ".join(f"{n:,} {kind}" for kind, n in cell.by_kind.items() if n)
     return cell.name if isinstance(cell, ModelName) else str(cell.trial)

@@ -225,7 +225,7 @@ def test_rows_without_an_unprompted_breach_are_folded(tmp_path: Path) -> None:
     words = f"<summary>{n_zero} more row{'s' if n_zero > 1 else ''} without such a breach</summary>"
     _, _, shown = html.render(tmp_path).partition("Breaches that no probe asked for</h3>")
     before, folded, inside = shown.partition(words)
-    assert folded and "<td>1 of " in before and "<td>0 of " not in before and "<td>0 of " in inside
+    assert folded and ">1 of " in before and ">0 of " not in before and ">0 of " in inside
 
 
 # --- what helps -------------------------------------------------------------------------------------

@@ -17,9 +17,11 @@ from heredity.lineage.graph import Edge
 from heredity.stats.edges import KINDS
 from heredity.study import figures
 from heredity.study.estimates import Estimates
+from heredity.study.findings.protocols import RecordedStudy
 from heredity.study.headline import edges_sentence
 from heredity.study.plan import read_plan
 from heredity.study.report import html, json, markdown
+from heredity.study.sections import study_sections
 from heredity.study.storage import read_estimates
 from tests.study.report.test_html import assert_is_clean
 from tests.support.hostile_text import NASTY
@@ -47,8 +49,8 @@ def estimates(study: Path) -> Estimates:
 def test_the_page_draws_the_lineage_and_says_each_verdict_in_words(study: Path) -> None:
     page = html.render(study)
     assert_is_clean(page)
-    assert 'id="inherited">What was inherited' in page and 'href="#inherited"' in page
-    drawn = re.search(r'<svg class="lineage[ "].*?</svg>(?=</div>)', page, re.DOTALL)
+    assert 'id="edges">What was inherited' in page and 'href="#edges"' in page
+    drawn = re.search(r'<svg class="lineage[ "].*?</svg>(?=</figure>)', page, re.DOTALL)
     assert drawn is not None
     words = [text.text for text in ElementTree.fromstring(drawn[0]).iter("text")]
     assert {"lora", "distill, start", "distill, teacher"} <= set(words)
@@ -74,14 +76,15 @@ def test_a_narrow_terminal_cuts_no_name_of_an_edge(
     assert f"{long}-1 of {long}-0, lora: " in printed and "held still" in printed
 
 
-def test_an_edge_without_the_trials_to_show_any_difference_says_so(
-    estimates: Estimates, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_edge_without_the_trials_to_show_any_difference_says_so(study: Path, estimates: Estimates) -> None:
     edges = tuple(
         msgspec.structs.replace(e, compared=msgspec.structs.replace(e.compared, detectable=None))
         for e in estimates.edges
     )
-    text = str(_findings.edge_lines(msgspec.structs.replace(estimates, edges=edges), 80))
+    (section, *_) = study_sections(
+        RecordedStudy(read_plan(study), msgspec.structs.replace(estimates, edges=edges))
+    )
+    text = " ".join(section.sentences)
     assert "too few trials to show any" in text and "would show" not in text
 
 

@@ -12,25 +12,29 @@ from pathlib import Path
 
 from heredity.core import files
 from heredity.core.sanitize import label, plural
-from heredity.core.sections import Badge, Cell, ModelName, Section, StackedCounts, TextTable, TrialLink
+from heredity.core.sections import (
+    Badge,
+    Cell,
+    ModelName,
+    Section,
+    ShareDifference,
+    StackedCounts,
+    TextTable,
+    TrialLink,
+)
 from heredity.study import advice, aggregate, importers, wording
 from heredity.study.advice import cost_words
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Measure, Rate
-from heredity.study.findings.protocols import sections
-from heredity.study.headline import inheritance_tables
 from heredity.study.importers import agentdojo
 from heredity.study.plan import ForecastRow
-from heredity.study.report._view import View
+from heredity.study.report.html import View
+from heredity.study.sections import study_sections
 from heredity.study.wording import (
     attack_name,
     cell_words,
     declared_lines,
     interval,
-    p_words,
     percent,
-    points,
-    points_interval,
-    scope_name,
     uncorrected_words,
     unsigned,
 )
@@ -48,10 +52,7 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
 def render(folder: Path) -> str:
     """The summary itself."""
     study = aggregate.read_study(folder)
-    grids = [
-        *(table for section in sections(study) for table in section.tables if not table.summary),
-        *inheritance_tables(study.estimates),
-    ]
+    grids = [t for section in study_sections(study) for t in section.tables if not t.summary]
     if study.estimates.is_recorded:
         grids += [*importers.judge_tables(folder, study.estimates), *agentdojo.tables(folder)]
     return (
@@ -81,10 +82,6 @@ def _lines(view: View, grids: Sequence[TextTable]) -> Iterator[str]:
     if view.attacks():
         yield "\n### By attack\n"
         yield from _by_attack(view)
-    pairs = view.pairs("breach") + view.pairs("over_refusal")
-    if pairs:
-        yield "\n### Model against model\n"
-        yield from _pairs(view)
     for grid in grids:
         yield f"\n### {plain(grid.title, 120)}\n"
         yield from _table(grid)
@@ -120,7 +117,7 @@ def _table(table: TextTable) -> Iterator[str]:
 
 def _text(cell: Cell) -> str:
     """A cell of a section's table as Markdown."""
-    if isinstance(cell, str | ModelName | TrialLink | StackedCounts):
+    if isinstance(cell, str | ModelName | TrialLink | ShareDifference | StackedCounts):
         return plain(cell_words(cell).replace("\n", ", "), 300)
     if isinstance(cell, Badge):
         return f"**{plain(cell.verdict)}**{f', {plain(cell.text, 120)}' if cell.text else ''}"
@@ -208,26 +205,6 @@ def _cell(view: View, rate: Rate | None) -> str:
     errors = [plural(rate.n_error, "error")] if rate.n_error else []
     rest = [f"{n} {what}" for n, what in ((rate.n_unclear, "unclear"), (n_unsupported, "not supported")) if n]
     return ", ".join([words, *rest[:1], *errors, *rest[1:]])
-
-
-def _pairs(view: View) -> Iterator[str]:
-    yield from _head(["measure", "higher", "lower", "verdict", "difference", "p, Holm", "would have shown"])
-    measures: tuple[Measure, ...] = ("breach", "over_refusal")
-    for measure in measures:
-        for row in view.pairs(measure):
-            difference = f"{points(row.difference.value)} ({points_interval(row.difference)})"
-            names = [plain(view.names.get(model, "?")) for model in (row.high, row.low)]
-            numbers = [p_words(row.pair.p_holm), unsigned(row.pair.detectable)]
-            is_scope = row.pair.technique in (JUDGE_FREE, JUDGED)
-            yield _row(
-                [
-                    scope_name(view.estimates, row.pair.technique) if is_scope else "over-refusal",
-                    *names,
-                    f"**{row.verdict}**" + (f", {row.aside}" if row.aside else ""),
-                    difference,
-                    *numbers,
-                ]
-            )
 
 
 def _decision_lines(view: View) -> Iterator[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from heredity.core.errors import HeredityError
 from heredity.core.sections import Badge, TrialLink
-from heredity.study.findings.protocols import RecordedStudy, sections
+from heredity.study.findings.protocols import RecordedStudy
+from heredity.study.sections import study_sections
 from heredity.study.wording import BADGES, cell_words
 from heredity.view.site import Asked, Site
 
@@ -20,7 +21,7 @@ def render(site: Site, asked: Asked) -> str:
         raise estimates
     return site.html(
         "findings.html.jinja", asked, study,
-        sections=[] if estimates is None else sections(RecordedStudy(study.plan, estimates)),
+        sections=[] if estimates is None else study_sections(RecordedStudy(study.plan, estimates)),
         has_estimates=estimates is not None, cell_words=cell_words, badges=BADGES,
         is_trial=lambda cell: isinstance(cell, TrialLink), is_badge=lambda cell: isinstance(cell, Badge),
     )  # fmt: skip
