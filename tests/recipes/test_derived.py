@@ -21,8 +21,9 @@ from heredity.engines import NOT_VERIFIED
 from heredity.engines.torch.engine import TorchEngine, open_folder
 from heredity.formats.safetensors_io import read_all
 from heredity.lineage.store import Store
-from heredity.lineage.types import Grown
+from heredity.lineage.types import Adoption, Grown, KnownParent
 from heredity.recipes import merge as merging
+from heredity.recipes.adopt import find_descent
 from heredity.recipes.distill import Distill
 from heredity.recipes.finetune import Finetune
 from heredity.recipes.instruct import Instruct, TeacherAnswer
@@ -211,6 +212,29 @@ def test_an_ablated_model_computes_what_the_parent_does_without_the_direction(
         )
     theirs = __import__("transformers").AutoModelForCausalLM.from_pretrained(child.folder)
     assert theirs.config.tie_word_embeddings is False
+    adoption = Adoption(None, (KnownParent(frozenset(), is_from_hub=False),))
+    for made, is_abliterated in ((child.folder, True), (_tuned(parent, tmp_path), False)):
+        (evidence,) = find_descent(made, [parent], adoption, "finetune", "made").evidence
+        assert evidence.is_abliterated is is_abliterated and evidence.n_written > 1, evidence
+
+
+def _tuned(parent: Grown, tmp_path: Path) -> Path:
+    """The parent with a change of low rank in every matrix, as a merged adapter leaves it."""
+    import torch
+
+    from heredity.formats.safetensors_io import rewrite
+
+    torch.manual_seed(0)
+
+    def changed(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim != 2:
+            return tensor
+        low = torch.outer(torch.randn(len(tensor)), torch.randn(tensor.shape[1]))
+        return tensor + (0.1 * tensor.norm() / low.norm() * low).to(tensor.dtype)
+
+    (tmp_path / "tuned").mkdir()
+    rewrite(parent.folder, tmp_path / "tuned", changed)
+    return tmp_path / "tuned"
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,13 @@ class Evidence(Record, frozen=True, omit_defaults=True):
     sizes: tuple[int, ...] = ()  # of the same: all singular values
     worst_step: float | None = None  # largest distance of a parent's weight from its quantized one, in steps
     within_step: float | None = None  # share of these weights that are at most one step away
+    n_written: int = 0  # matrices whose outputs are added to the residual stream, as compared
+    n_lost: int = 0  # of them: they lost a direction in which the parent wrote, as abliteration does
+
+    @property
+    def is_abliterated(self) -> bool:
+        """Whether a tenth of the output matrices, and at least two, lost a direction."""
+        return self.n_lost >= max(2, 0.1 * self.n_written)
 
 
 class Descent(Record, frozen=True):

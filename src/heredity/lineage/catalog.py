@@ -83,6 +83,12 @@ def facts(model: Model) -> Iterator[tuple[str, str]]:
     for number, each in enumerate(model.descent.evidence, 1):
         label = "descent" if len(model.descent.evidence) == 1 else f"descent from parent {number}"
         yield label, f"{each.level}: {'; '.join(_parts(each))}"
+        if each.is_abliterated:
+            how_many = f"{each.n_lost} of {each.n_written} output matrices lost a direction"
+            yield (
+                "abliterated",
+                f"{how_many} in which the parent wrote, as the removal of refusals leaves them",
+            )
 
 
 def _parts(evidence: Evidence) -> Iterator[str]:

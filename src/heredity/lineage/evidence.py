@@ -8,6 +8,10 @@ Leaves to others: claims of its files, tokens, settings and refusing
 Models that were trained apart share no direction in the space of weights. The cosine of their matrices is
 near zero; tuning, merging and quantizing keep it near one (HuRef, Zeng et al. 2023, 2312.04828). Its mean
 counts every matrix once: some hold a pattern of large numbers from the start, such as A_log of a Mamba.
+
+An abliterated model has lost one direction of what its layers write (Arditi et al. 2024, 2406.11717). The
+largest change of such a matrix lies in that direction, and of the parent's energy in it little is left.
+Tuning, merging and rounding leave nearly all of it (bench/abliteration.py).
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,12 +40,17 @@ RELATED = 0.5  # the smallest cosine of a descendant's matrices with its ancesto
 # unrelated layers, too. Between the two numbers they show nothing.
 _UNRELATED, _MAGNITUDES = 0.1, 0.9
 _CHUNK = 1 << 20  # numbers that are compared at once
+_WHOLE = 1 << 24  # numbers of a quantized matrix of `WRITES` that are unpacked at most
 _SAMPLES = 4  # matrices whose change is decomposed
 _SAMPLE = 512  # rows and columns of such a matrix
 _HELD = 0.99  # share of the change that the counted singular values hold
 _LAYER = re.compile(r"(?:layers?|h|blocks|block)\.(\d+)\.")
 # Masks and position codes that older versions of transformers saved with the weights.
 _BUFFER, _MASK = re.compile(r"\.(?:inv_freq|masked_bias)$"), re.compile(r"\.(?:attn|attention)\.bias$")
+# Matrices whose outputs are added to the residual stream, of experts too.
+WRITES = re.compile(r".*\.(self_attn\.o_proj|down_proj|experts\.\d+\.w2)\.weight")
+_COLUMNS = 64  # of such a matrix that are compared
+_LOST = 0.25  # share of the parent's energy along a direction, below which the direction is lost
 _COARSE = {"F64": 0, "F32": 1, "F16": 2, "BF16": 2}  # of two types, the rounder one decides equality
 
 
@@ -64,6 +73,20 @@ class Findings:
     sizes: list[int] = field(default_factory=list)
     worst_step: float | None = None
     within_step: float | None = None
+    n_written: int = 0
+    n_lost: int = 0
+
+    def compare_writes(self, child: torch.Tensor, parent: torch.Tensor) -> None:
+        """Count a matrix of `WRITES`, and whether it lost the direction of its largest change."""
+        import torch
+
+        a, b = child[:, :_COLUMNS].float(), parent[:, :_COLUMNS].float()
+        if not bool(torch.isfinite(a - b).all()):
+            raise Damaged("A matrix holds values that are no numbers.")
+        direction = torch.linalg.svd(a - b, full_matrices=False).U[:, 0]
+        left, before = ((direction @ each).square().sum() for each in (a, b))
+        self.n_written += 1
+        self.n_lost += bool(left < _LOST * before)
 
     def counted(self, names: Iterable[str]) -> Iterator[str]:
         """Yield the names of the tensors that are compared, in order, and report their count."""
@@ -138,6 +161,8 @@ def compare_whole(child: Path, parent: Path, findings: Findings) -> None:
         if ours[name][1].shape != theirs[name][1].shape:
             continue  # the vocabulary grew
         is_equal = _compare(name, ours, theirs, findings, sums, own[name])
+        if WRITES.fullmatch(name):
+            findings.compare_writes(_columns(ours[name][0], own[name]), _columns(theirs[name][0], name))
         if is_equal is False and _is_layer_matrix(name, theirs[name][1]):
             changed.append(name)
     if not sums.n:
@@ -242,6 +267,14 @@ def _chunks(path: Path, entry: SafeTensor, name: str) -> Iterator[torch.Tensor]:
             yield part[start : start + n]
 
 
+def _columns(path: Path, name: str) -> torch.Tensor:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        columns: torch.Tensor = file.get_slice(name)[:, :_COLUMNS]
+    return columns
+
+
 def _corner(path: Path, name: str) -> torch.Tensor:
     from safetensors import safe_open
 
@@ -308,22 +341,29 @@ def _compare_folder(child: Path, parent: Path, findings: Findings, sums: _Sums, 
     if odd:
         return f"other layers: {odd[0][:80]} is in one of the two"
     for name in findings.counted(readers):
-        grid, shape = _read_grid(name, readers[name]), theirs[name][1].shape
+        shape = theirs[name][1].shape
+        is_written = _is_written(name, shape)
+        grid = _read_grid(name, readers[name], math.prod(shape) if is_written else _CHUNK)
         if grid.values.shape[1] != shape[-1]:
             return (
                 f"other shapes: {name[:80]} has {grid.values.shape[1]} inputs, and {shape[-1]} in the parent"
             )
-        _add(grid, _rows(theirs, name, len(grid.values)), findings, sums, steps)
+        _add(grid, _rows(theirs, name, len(grid.values)), findings, sums, steps, is_written)
     for name in sorted((ours.keys() & theirs.keys()) - readers.keys()):
         if ours[name][1].shape == theirs[name][1].shape:
             _compare(name, ours, theirs, findings, sums)
     return ""
 
 
-def _read_grid(name: str, read: Reader) -> QuantizedRows:
+def _is_written(name: str, shape: Sequence[int]) -> bool:
+    """Whether a quantized matrix is unpacked whole, to see if it lost a direction."""
+    return WRITES.fullmatch(name) is not None and math.prod(shape) <= _WHOLE
+
+
+def _read_grid(name: str, read: Reader, most: int) -> QuantizedRows:
     """The first rows of a packed matrix. Raises Damaged for tensors that do not fit each other."""
     try:
-        return read(_CHUNK)
+        return read(most)
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError, ArithmeticError) as error:
         raise Damaged(f"The matrix {name[:80]!r} does not read as packed: {str(error)[:200]}.") from None
 
@@ -350,9 +390,11 @@ def _compare_gguf(path: Path, parent: Path, findings: Findings, sums: _Sums, ste
         if own[1:] != shape[1:] or (_LAYER.search(name) and own != shape):
             return f"other shapes: {name[:80]} is {own}, and {shape} in the parent"
         is_turned = is_llama and (".q_proj." in name or ".k_proj." in name)
-        grid = read_gguf_grid(path, tensor, math.prod(shape) if is_turned else _CHUNK)
+        is_written = _is_written(name, shape)
+        grid = read_gguf_grid(path, tensor, math.prod(shape) if is_turned or is_written else _CHUNK)
         rows = _rows(theirs, name, len(grid.values))
-        _add(grid, _turned(name, rows, config) if is_turned else rows, findings, sums, steps)
+        rows = _turned(name, rows, config) if is_turned else rows
+        _add(grid, rows, findings, sums, steps, is_written)
     return ""
 
 
@@ -369,13 +411,17 @@ def _turned(name: str, rows: torch.Tensor, config: Mapping[str, object]) -> torc
     return torch.from_numpy(in_gguf_order(rows.numpy(), n_heads))
 
 
-def _add(grid: QuantizedRows, rows: torch.Tensor, findings: Findings, sums: _Sums, steps: _Steps) -> None:
+def _add(
+    grid: QuantizedRows, rows: torch.Tensor, findings: Findings, sums: _Sums, steps: _Steps, is_written: bool
+) -> None:
     import torch
 
     n = min(len(rows), len(grid.values))
     values = grid.values[:n]
     findings.n_tensors += 1
     findings.n_equal += torch.equal(values, rows[:n])
+    if is_written:
+        findings.compare_writes(values, rows[:n])
     sums.add(values, rows[:n])
     steps.add(grid._replace(values=values, steps=grid.steps[:n] if grid.steps.ndim else grid.steps), rows[:n])
 
@@ -421,7 +467,7 @@ def compare_adapter(child: Path, parent: Path, findings: Findings) -> None:
     why = ""
     for module, low in adapter.low_rank.items():
         name = f"{module}.weight"
-        why = why or _compare_update(name if name in theirs else embedding, low, theirs, lengths)
+        why = why or _compare_update(name if name in theirs else embedding, low, theirs, findings, lengths)
     for name, tensor in adapter.whole.items():
         why = why or _compare_saved(name if name in theirs else embedding, tensor, theirs, findings, sums)
     if why:
@@ -432,13 +478,16 @@ def compare_adapter(child: Path, parent: Path, findings: Findings) -> None:
     sums.put(findings)
 
 
-def _compare_update(name: str, low: LowRank, theirs: Places, magnitudes: _Sums) -> str:
+def _compare_update(name: str, low: LowRank, theirs: Places, findings: Findings, magnitudes: _Sums) -> str:
     """Compare an update with the matrix that it is added to; returns how the shapes differ."""
     import torch
 
     shape, own = theirs[name][1].shape, [low.b.shape[0], low.a.shape[1]]
     if shape != (own[::-1] if low.is_transposed else own):
         return f"other shapes: {name[:80]} is {shape} in the parent, and its adapter is for {own}"
+    if WRITES.fullmatch(name) and not low.is_transposed:
+        before = _columns(theirs[name][0], name).float()
+        findings.compare_writes(before + low.delta()[:, :_COLUMNS], before)
     if low.magnitude is not None:
         updated = _rows(theirs, name, shape[0]) + low.delta()
         lengths = torch.linalg.norm(updated.T if low.is_transposed else updated, dim=1)

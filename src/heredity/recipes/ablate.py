@@ -10,7 +10,6 @@ Source: Arditi et al. 2024 (2406.11717, section 4.1).
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from heredity.core.errors import Refused, UsageError
 from heredity.core.progress import Watch, phase
 from heredity.core.records import Message, Request
 from heredity.formats.architectures import ARCHITECTURES
+from heredity.lineage.evidence import WRITES
 from heredity.lineage.types import Description, Grown
 from heredity.recipes import ComputingRecipe, setting
 from heredity.recipes._training_run import as_data, read_examples
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig
 
-# Matrices whose outputs are added to the residual stream, of experts too.
-_WRITES = re.compile(r".*\.(self_attn\.o_proj|down_proj|experts\.\d+\.w2)\.weight")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -87,7 +85,7 @@ class Ablate(ComputingRecipe):
             wide = tensor.float()
             if name == _EMBEDDING:
                 return (wide - torch.outer(wide @ direction, direction)).to(tensor.dtype)
-            if _WRITES.fullmatch(name):
+            if WRITES.fullmatch(name):
                 return (wide - torch.outer(direction, direction @ wide)).to(tensor.dtype)
             return tensor
 

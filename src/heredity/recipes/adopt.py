@@ -381,7 +381,7 @@ def _evidence(findings: Findings, claims: dict[str, str], made: Relation) -> Evi
     return Evidence(
         level, claims, tuple(findings.agrees), tuple(findings.differs), findings.n_tensors, findings.n_equal,
         findings.cosine, findings.distance, tuple(findings.ranks), tuple(findings.sizes), findings.worst_step,
-        findings.within_step,
+        findings.within_step, findings.n_written, findings.n_lost,
     )  # fmt: skip
 
 
