@@ -201,8 +201,7 @@ class Study:
         if any(record.parents for record in records) and (
             edges := graph.edges(records, self._known(records))
         ):
-            known = roles or {}
-            edges = tuple(msgspec.structs.replace(e, role=known.get(e.child, e.role)) for e in edges)
+            edges = tuple(msgspec.structs.replace(e, role=(roles or {}).get(e.child, e.role)) for e in edges)
             described = msgspec.structs.replace(self._plan, edges=edges)
             self._plan = declare(
                 described, spec.endpoint, spec.unclear_share, spec.judge_name, error_share=spec.error_share
