@@ -14,11 +14,14 @@ import msgspec
 import pytest
 
 from heredity.cli import _findings, main
+from heredity.core.sections import CountedShare, TextTable
+from heredity.core.terminal import out
 from heredity.lineage.graph import Edge
 from heredity.stats.intervals import refused, wilson
 from heredity.study import aggregate
 from heredity.study.advice import MIN_N
 from heredity.study.plan import Plan
+from heredity.study.wording import uncorrected_words
 from tests.support import report_studies
 from tests.support.report_studies import make, plan
 
@@ -96,15 +99,22 @@ def test_no_model_that_is_not_to_be_shipped_is_left_unnamed(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("not-measured", "not measured"),
+        ("not-measured", "errors not measured"),
         ("unlike-labels", "not corrected"),
-        ("uninformative", "uninformative"),
+        ("uninformative", "correction uninformative"),
     ],
 )
 def test_a_correction_without_a_value_does_not_read_as_if_the_model_refused(code: str, said: str) -> None:
-    assert _findings._estimate(refused(40, "a reason", code), False).plain == said
+    assert uncorrected_words(refused(40, "a reason", code)) == said
 
 
-def test_a_correction_has_its_interval_and_a_missing_one_is_a_dash() -> None:
-    assert _findings._estimate(wilson(10, 40), False).plain.split() == ["25", "%", "[14,", "40]"]
-    assert _findings._estimate(None, False).plain == "-"
+@pytest.mark.parametrize("width", [80, 24])
+def test_a_rate_has_its_interval_and_its_note_and_one_without_trials_is_a_dash(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screen := out(), "_width", width)
+    rates = [CountedShare(wilson(10, 40), 10, "corrected; 1 error"), CountedShare(refused(0, "no trial"), 0)]
+    _findings.show_table(screen, TextTable("T", ["of", "a", "b"], [["secrets", *rates]]))
+    lines = capsys.readouterr().out.replace("\u00a0", " ").splitlines()
+    assert any("25 %" in line and "[14, 40] n 40" in line for line in lines) is (width == 80)
+    assert any(line.endswith("-") for line in lines) and any("1 error" in line for line in lines)

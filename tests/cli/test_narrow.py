@@ -54,12 +54,12 @@ def test_a_study_shows_each_cell_of_two_models_on_one_line(tmp_path: Path) -> No
     models = ("--model", "scripted:careful", "--model", "scripted:leaky")
     asked = ("study", *models, "--application", DESK, "--probes", "quick", "--full")
     found = lines(run_here(*asked, "--attack", "direct", "--attack", "prefill@planted_secret", cwd=tmp_path))
-    (row,) = (line for line in found if line.startswith("planted_secret"))
+    row = next(line for line in found if line.startswith("Planted secret"))
     assert len(re.findall(r"\d % +\[\d+, \d+\] n \d+", row.replace("\u00a0", " "))) == 2
     assert not any(line.startswith("%") for line in found), "no number is cut from its unit"
-    over = next(n for n, line in enumerate(found) if line.startswith("over-refusal *"))
-    assert not any(line.startswith("  direct") for line in found[over:]), (
-        "one attack has the rates of the sum"
+    assert any("prefill" in line for line in found)
+    assert not any(line.startswith("over-refusal, direct") for line in found), (
+        "one attack has the sum's rates"
     )
 
 

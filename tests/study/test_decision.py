@@ -120,11 +120,11 @@ def test_without_twins_a_cost_of_refusals_recommends_nothing() -> None:
 def test_a_report_has_the_recommendation_or_says_how_to_get_one(tmp_path: Path) -> None:
     folder = make(tmp_path / "study")
     page = write_report(folder).read_text(encoding="utf-8")
-    assert "--cost" in page and "Probability" not in page.split('id="decision"')[1]
+    assert "--cost" in page and "probability of being" not in page.split('id="decision"')[1]
     assert "recommendation" not in json.loads(write_report(folder, "json").read_bytes())
     advice.save_costs(folder, parse_costs("breach=100,refusal=5,useless=1"))
     once, again = (write_report(folder).read_text(encoding="utf-8") for _ in range(2))
-    assert once == again and once.count('<section aria-labelledby="decision-title"') == 1
+    assert once == again and "probability of being" in once
     rows = json.loads(write_report(folder, "json").read_bytes())["recommendation"]
     assert rows["costs"]["breach"] == 100.0 and len(rows["models"]) == 2
     assert all(0 <= row["low"] <= row["value"] <= row["high"] for row in rows["models"])

@@ -8,7 +8,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from heredity.cli._findings import breach_table
 from heredity.core.files import Rows
 from heredity.core.records import Unprompted, Verdict, digest, encode
 from heredity.redteam import judges
@@ -205,9 +204,7 @@ def test_useful_answers_are_a_rate_of_the_twins_that_were_checked_and_stand_in_e
     assert "33\u00a0% (1 of 3; " in line and "not better for refusing little" in html.render(tmp_path)
     pages = [markdown.render(tmp_path)]
     pages += [w.write(tmp_path, tmp_path / "out").read_text() for w in (html, json)]
-    assert "**33\u00a0%** 1/3" in pages[0] and "1 of 3 <small>(" in pages[1] and '"n_useful": 1' in pages[2]
-    table = breach_table(found)
-    assert "usefully answered" in [str(cell) for cell in table.columns[0].cells]
+    assert "**33\u00a0%** 1/3" in pages[0] and "1 of 3</span>" in pages[1] and '"n_useful": 1' in pages[2]
 
 
 def test_an_older_plan_has_no_competence_line(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from heredity.cli._findings import breach_table
 from heredity.core.records import Check, Outcome, Probe, digest, encode
 from heredity.redteam import judges
 from heredity.redteam.judges import Calibration
@@ -263,11 +262,8 @@ def test_reports_say_did_not_refuse(tmp_path: Path) -> None:
     pages = markdown.render(tmp_path), html.write(tmp_path, tmp_path / "out").read_text()
     for page in pages:
         assert "answers that do not refuse" in page and "did not refuse in 100" in page
-    assert "did not refuse in 60 of 60 trials" in pages[1]
     assert "**100\u00a0%** 60/60" in pages[0] and "not refused, judged" in pages[0]
     assert '"n_not_refused": 60' in json.write(tmp_path, tmp_path / "out.json").read_text()
-    rows = [str(cell) for cell in breach_table(found).columns[0].cells]
-    assert "judged, not refused *" in rows
     (words,) = (words for title, words in declared_lines(found) if title == "Endpoint")
     assert "answers that do not refuse" in words
     assert found.corrected_by.get("harm") is None

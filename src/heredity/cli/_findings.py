@@ -14,33 +14,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label, plain
+from heredity.core.sections import Cell, CountedShare, TextTable
 from heredity.core.terminal import cell, line_table, out, table, wrapped
-from heredity.study import advice
 from heredity.study import wording as words
 from heredity.study.advice import conclusions
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
     JUDGED,
-    MEASURES,
     Estimates,
     Measure,
     Rate,
-    unsupported,
 )
 from heredity.study.findings.edge_verdicts import edge_verdicts
 from heredity.study.findings.protocols import RecordedStudy
-from heredity.study.findings.readable import ReadableAnswers
 from heredity.study.findings.unasked import ANY, UnaskedHarm, rates
-from heredity.study.findings.useful import useful_by_model
 from heredity.study.headline import Headline, headline
 from heredity.study.plan import Plan
-from heredity.study.sections import study_sections
+from heredity.study.sections import decision, study_sections
 from heredity.study.storage import read_estimates
 
 if TYPE_CHECKING:
@@ -246,22 +241,14 @@ def _rate(rate: Rate | None) -> str:
 def _show_all(screen: Console, study: RecordedStudy, headline: Headline) -> None:
     """Print the pairs, the table, the sections of findings, and all that qualifies the headline."""
     estimates = study.estimates
-    screen.print()
-    screen.print(breach_table(estimates, is_narrow=_is_narrow(estimates, screen.width)))
-    level = words.percent(estimates.confidence)
-    legend = f"rate [{level} interval] of n {words.counted(estimates)} trials; * decided by a judge"
-    legend += ", the others by checks (judge-free)"
-    legend += "; corrected: for the measured errors of the checks or the judge"
-    if estimates.is_per_attempt:
-        legend += "; decided: the share that is not unclear"
-    if any(technique.is_baseline for technique in estimates.techniques):
-        legend += "; ° a capability, in no sum"
-    show_sentence(screen, legend, "dim")
     for section in study_sections(study):
-        if section.sentences:
-            screen.print()
+        screen.print()
         for line in section.sentences:
             show_sentence(screen, line)
+        if section.is_main and not section.sentences:
+            for each in section.tables:
+                if not each.summary:
+                    show_table(screen, each)
     screen.print()
     # The finding stands last, but that of one model does not.
     for line in (*([f"{headline.sentence}."] if len(estimates.models) == 1 else []), *headline.support):
@@ -278,139 +265,51 @@ def show_sentence(screen: Console, line: str, style: str = "") -> None:
 
 def show_recommendation(folder: Path) -> None:
     """Print the recommendation by the costs in the folder, and each model's expected cost."""
-    screen, recommendation = out(), advice.recommendation(folder)
-    called = words.names(read_estimates(folder).models)
+    section = decision(folder, words.names(read_estimates(folder).models))
+    out().print()
+    for each in section.tables:
+        show_table(out(), each)
+    if not section.tables:
+        show_sentence(out(), section.claim)
+
+
+def show_table(screen: Console, shown: TextTable) -> None:
+    """Print a table of a section, with its claim below. If it is too wide, a rate has two lines."""
+    heads = [Text(plain(words.cell_words(head))) for head in shown.head]
+    for is_narrow in (False, True):
+        rows = [[_cell(value, is_narrow) for value in row] for row in shown.rows]
+        columns = zip(heads, *rows, strict=True)
+        if (
+            sum(2 + max(len(text.plain.partition("\n")[0]) for text in each) for each in columns)
+            <= screen.width
+        ):
+            break
+    grid = table()
+    for head in heads:
+        grid.add_column(head, overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    screen.print(grid)
     screen.print()
-    if recommendation is not None and not recommendation.note:
-        grid = table("model", *(numbers := ("cost per 1,000 requests", "best", "rank")), right=numbers)
-        for row in recommendation.models:
-            ranks = str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low}-{row.rank_high}"
-            cells = (advice.cost_words(row), words.percent(row.p_best), ranks)
-            grid.add_row(Text(called.get(row.model, "?")), *map(Text, cells))
-        screen.print(grid)
-        screen.print()
-    for line in advice.recommendation_words(recommendation, called):
-        show_sentence(screen, line)
+    if shown.claim:
+        show_sentence(screen, shown.claim, "dim")
+
+
+def _cell(value: Cell, is_narrow: bool) -> Text:
+    if not isinstance(value, CountedShare):
+        return Text(plain(words.cell_words(value), lines=True))
+    share = value.estimate
+    if share.value is None:
+        return Text("-", style="dim")
+    colour = "green" if share.value < 0.1 else "yellow" if share.value < 0.4 else "red"
+    bounds = f"[{_bounds(share, '.0f')}]".replace("[-]", "")
+    text = Text(f"{words.percent(share.value):>6}", style=colour)
+    text.append(f"\n{bounds:<9}" if is_narrow else f"  {bounds:>9}", "default not bold")
+    text.append(f" n {share.n}", "default not bold")
+    return text.append("\n" + value.note.replace("; ", "\n"), "dim") if value.note else text
 
 
 def _bounds(estimate: Estimate, form: str) -> str:
     if estimate.low is None or estimate.high is None:
         return "-"
     return f"{100 * estimate.low:{form}}, {100 * estimate.high:{form}}".replace("-", "\u2212")
-
-
-def breach_table(estimates: Estimates, is_narrow: bool = False) -> Table:
-    """Technique x model, then the sums, then over-refusal and the undecided trials."""
-    called = words.names(estimates.models)
-    grid = table("breach rate")
-    for card in estimates.models:
-        grid.add_column(Text(called[card.id]), overflow="fold")
-    for scope in estimates.breach_scopes:
-        for technique in estimates.techniques:
-            if technique.n_probes and technique.is_judge_free == (scope == JUDGE_FREE):
-                name = technique.name + " *" * (scope == JUDGED) + " °" * technique.is_baseline
-                grid.add_row(Text(name), *_cells(estimates, technique.name, "breach", is_narrow))
-        _add_sum(grid, estimates, scope, "breach", is_narrow)
-    if JUDGE_FREE not in estimates.breach_scopes:
-        for technique in estimates.techniques:
-            if technique.n_probes and technique.is_baseline:
-                cells = _cells(estimates, technique.name, "breach", is_narrow)
-                grid.add_row(Text(f"{technique.name} °"), *cells)
-    if any(t.n_twins for t in estimates.techniques):
-        _add_sum(grid, estimates, ALL, "over_refusal", is_narrow)
-    if shares := {model: row.estimate for model, row in useful_by_model(estimates).items()}:
-        cells = [_share(shares.get(card.id), is_narrow) for card in estimates.models]
-        grid.add_row(Text("usefully answered"), *cells)
-    if estimates.n_unclear:
-        grid.add_row(Text("unclear trials"), *_counts(estimates, "n_unclear"), style="dim")
-    if gaps := unsupported(estimates):
-        own = [t.name for t in estimates.techniques]
-        n_gaps = (
-            sum(gaps[card.id, name, ALL, measure] for name in own for measure in MEASURES)
-            for card in estimates.models
-        )
-        grid.add_row(Text("not supported"), *(Text(f"{n:>6}") for n in n_gaps), style="dim")
-    if estimates.n_errors:
-        grid.add_row(Text("errors"), *_counts(estimates, "n_error"), style="red")
-    return grid
-
-
-def _add_sum(grid: Table, estimates: Estimates, scope: str, measure: Measure, is_narrow: bool) -> None:
-    """All techniques of a scope together, raw and corrected; then each attack, if there are several."""
-    name, models = _NAMES[scope], [card.id for card in estimates.models]
-    name = "judged, not refused *" if estimates.counts_refusals(measure, scope) else name
-    grid.add_row(Text(name), *_cells(estimates, scope, measure, is_narrow), style="bold")
-    rates = [words.find(estimates, model, scope, ALL, measure) for model in models]
-    if any(rate and rate.corrected for rate in rates):
-        corrected = (_estimate(rate.corrected if rate else None, is_narrow) for rate in rates)
-        grid.add_row(Text("  corrected"), *corrected, style="dim")
-    if estimates.is_per_attempt:
-        lines = {
-            line.model: line
-            for line in estimates.rows("readable", ReadableAnswers)
-            if line.technique == scope
-        }
-        shares = [words.percent(lines[m].estimate.value) if m in lines else "-" for m in models]
-        grid.add_row(Text("  decided"), *(Text(f"{share:>6}") for share in shares), style="dim")
-    by_attack = {a: [words.find(estimates, m, scope, a, measure) for m in models] for a in estimates.attacks}
-    asked = [a for a, rates in by_attack.items() if any(rate and rate.estimate.n for rate in rates)]
-    for attack in asked if len(asked) > 1 else ():  # the only one has the rates of the sum
-        shown = words.attack_name(attack, estimates.attacks)
-        grid.add_row(Text(f"  {shown}"), *(_cell(rate, is_narrow) for rate in by_attack[attack]))
-
-
-def _estimate(estimate: Estimate | None, is_narrow: bool) -> Text:
-    """A corrected rate with its interval; its n is that of the raw one above it."""
-    if estimate is None or estimate.value is None or estimate.low is None or estimate.high is None:
-        codes = {"not-measured": "not measured", "uninformative": "uninformative"}
-        why = "-" if estimate is None else codes.get(estimate.code, "not corrected")
-        return Text(f"{why}\n-" if is_narrow else why)
-    return Text(f"{words.percent(estimate.value):>6}{_interval(estimate, is_narrow)}")
-
-
-def _interval(estimate: Estimate, is_narrow: bool) -> str:
-    """An interval in brackets: after its rate, or at the left of the next line if the table is narrow."""
-    if estimate.low is None or estimate.high is None:
-        bounds = ""
-    else:
-        bounds = f"[{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
-    return f"\n{bounds:<9}" if is_narrow else f"  {bounds:>9}"
-
-
-def _is_narrow(estimates: Estimates, width: int) -> bool:
-    """Whether the table is too wide if each cell is on one line."""
-    marks = len(" * °")
-    first = max((len(technique.name) + marks for technique in estimates.techniques), default=0)
-    names = words.names(estimates.models).values()
-    return first + sum(2 + max(len(name), _CELL) for name in names) > width
-
-
-def _cells(estimates: Estimates, technique: str, measure: Measure, is_narrow: bool) -> list[Text]:
-    rates = [words.find(estimates, card.id, technique, ALL, measure) for card in estimates.models]
-    return [_cell(rate, is_narrow) for rate in rates]
-
-
-def _cell(rate: Rate | None, is_narrow: bool) -> Text:
-    if rate is None or rate.estimate.value is None:
-        return Text("-\n-" if is_narrow else "-", style="dim")
-    estimate = rate.estimate
-    colour = "green" if rate.estimate.value < 0.1 else "yellow" if rate.estimate.value < 0.4 else "red"
-    shown = Text(f"{words.percent(estimate.value):>6}", style=colour)
-    return shown.append(f"{_interval(estimate, is_narrow)} n {estimate.n}", style="default not bold")
-
-
-def _share(estimate: Estimate | None, is_narrow: bool) -> Text:
-    """A share of which more is better, so without the colours of a rate."""
-    if estimate is None or estimate.value is None:
-        return Text("-\n-" if is_narrow else "-", style="dim")
-    return Text(f"{words.percent(estimate.value):>6}{_interval(estimate, is_narrow)} n {estimate.n}")
-
-
-def _counts(estimates: Estimates, field: str) -> list[Text]:
-    """Trials of every technique and both measures, so that no trial is left out of the table."""
-    counts, own = [], [t.name for t in estimates.techniques]
-    for card in estimates.models:
-        rates = [r for r in estimates.rates if (r.model, r.attack) == (card.id, ALL) and r.technique in own]
-        n_asked = sum(r.n_held + r.n_broke + r.n_unclear + r.n_error for r in rates)
-        counts.append(Text(f"{sum(getattr(rate, field) for rate in rates):>6,} of {n_asked:,}"))
-    return counts

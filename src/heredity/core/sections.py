@@ -67,6 +67,12 @@ class Curves(NamedTuple):
     by_model: dict[str, dict[int, Estimate]]
 
 
+class HeatMap(NamedTuple):
+    """Rates of one measure, technique by model; a page colours the cells."""
+
+    measure: str
+
+
 class TreeEdge(NamedTuple):
     """A parent and its child by their ids, with lines of words.
 
@@ -106,7 +112,7 @@ class TextTable(NamedTuple):
     rows: Sequence[Sequence[Cell]]
     summary: str = ""
     claim: str = ""
-    figure: Curves | Tree | None = None
+    figure: Curves | HeatMap | Tree | None = None
 
 
 class Section(NamedTuple):

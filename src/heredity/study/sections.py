@@ -1,4 +1,5 @@
-"""The sections of a study: what was inherited, models against each other, and then those of the findings.
+"""The sections of a study: rates, what was inherited, models against each other, those of the findings, the
+judges that others brought, the recommendation, and what was declared.
 
 Promises: every format renders these sections and knows no statistic. A rate has its interval and n, and a
 comparison its verdict, its difference with interval, its p-value and its counts.
@@ -8,12 +9,15 @@ Leaves to others: the numbers (estimates.py), words (wording.py), and the looks 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 from heredity.core.sanitize import label, plural
 from heredity.core.sections import (
     Badge,
     Cell,
     CountedShare,
+    HeatMap,
     ModelName,
     Section,
     ShareDifference,
@@ -22,23 +26,50 @@ from heredity.core.sections import (
     TreeEdge,
     TreeNote,
 )
-from heredity.study.estimates import ALL, Estimates, Inheritance, ModelPair
+from heredity.study import importers
+from heredity.study.advice import REQUESTS, amount, cost_words, recommendation, recommendation_words
+from heredity.study.estimates import (
+    ALL,
+    JUDGE_FREE,
+    JUDGED,
+    SCOPES,
+    Estimates,
+    Inheritance,
+    Measure,
+    ModelPair,
+    Rate,
+    TechniqueCard,
+    is_planned,
+    unsupported,
+)
+from heredity.study.findings import unasked
 from heredity.study.findings.edge_verdicts import QUESTIONS, edge_verdicts
 from heredity.study.findings.protocols import RecordedStudy, sections
+from heredity.study.forecast import forecast_lines
+from heredity.study.importers import agentdojo
+from heredity.study.plan import ForecastRow
 from heredity.study.wording import (
     BADGES,
     NBSP,
+    asked_attacks,
+    attack_name,
+    counted,
+    declared_lines,
     detectable_words,
     difference_words,
     failed,
     find,
+    interval,
     names,
     p_words,
     percent,
     points,
     recipe_words,
     retention_words,
+    scope_name,
     scope_or_title,
+    title,
+    uncorrected_words,
     unsigned,
     withheld_on,
 )
@@ -56,13 +87,30 @@ _PAIRED = (
     "together, and may differ between models."
 )
 _EXPLORATORY = "One technique at a time (exploratory: fewer trials each, and corrected among themselves)"
+_TWINS = (
+    "Benign twins of the probes, asked in the same run: how often each model refused what it should have "
+    "answered. A model that refuses everything has no breach, and no use."
+)
+_DECISION = "Which model to take"
+_DRAWS = (
+    "Intervals and probabilities are from draws of whole behaviours, the same for every model. They do not "
+    "cover how well these probes stand for your attacks."
+)
 _EDGE = "of\nchild\nparent\nby\nverdict\nretention\nthe same trials\ndifference\np, Holm\nwould have shown"
 _PAIR = "of\nhigher\nlower\nverdict\ndifference\nthe same trials\np\np, Holm\nwould have shown"
 
 
-def study_sections(study: RecordedStudy) -> list[Section]:
-    """Every section of a study, in the order in which a page shows them."""
-    return [*_inherited(study.estimates), *_compared(study.estimates), *sections(study)]
+def study_sections(study: RecordedStudy, folder: Path | None = None) -> list[Section]:
+    """Every section of a study, in the order of a page. folder: its own, for what only lies there."""
+    estimates = study.estimates
+    made = [*_rates(study), *_inherited(estimates), *_compared(estimates), *sections(study)]
+    if folder is not None:
+        if estimates.is_recorded and (tables := importers.judge_tables(folder, estimates)):
+            made.append(Section("beside", "Other judges on the same answers", importers.CLAIM, tuple(tables)))
+        if estimates.is_recorded and (tables := agentdojo.tables(folder)):
+            made.append(Section("agents", tables[0].title, agentdojo.CLAIM, tuple(tables)))
+        made.append(decision(folder, names(estimates.models)))
+    return [*made, *_declared(study)]
 
 
 def _tables(title: str, head: str, rows: list[list[Cell]], by_technique: list[list[Cell]]) -> list[TextTable]:
@@ -81,6 +129,122 @@ def _counts(**by_kind: int) -> str:
     return f"{first}, {second}\n{third}, {fourth}"
 
 
+# --- rates --------------------------------------------------------------------------------------------
+
+
+class Band(NamedTuple):
+    """Techniques that are decided in the same way: by a check, or by a judge that errs."""
+
+    scope: str  # all of them together
+    title: str
+    techniques: tuple[TechniqueCard, ...]
+
+
+def bands(estimates: Estimates, measure: Measure, attack: str = ALL) -> list[Band]:
+    """Techniques with this measure, judge-free ones first. Twins are always read by a judge: one band.
+
+    With an attack, only the techniques that it is for.
+    """
+    cards = sorted(estimates.techniques, key=lambda card: not card.is_judge_free)
+    if measure == "over_refusal":
+        parts = [(ALL, "Benign twins: a judge decides", [t for t in cards if t.n_twins])]
+    else:
+        asked = [t for t in cards if t.n_probes and is_planned(attack, t.name, measure)]
+        parts = [
+            (JUDGE_FREE, "Decided by checks", [t for t in asked if t.is_judge_free]),
+            (JUDGED, "Decided by a judge", [t for t in asked if not t.is_judge_free]),
+        ]
+    return [Band(scope, words, tuple(of)) for scope, words, of in parts if of]
+
+
+def ledger(estimates: Estimates, measure: Measure) -> list[str]:
+    """Techniques of one measure band by band, each band's sum at its end."""
+    parts = bands(estimates, measure)
+    return [name for band in parts for name in (*(t.name for t in band.techniques), band.scope)]
+
+
+class RateCells:
+    """The cells of tables of rates, with what belongs to each rate in words."""
+
+    def __init__(self, study: RecordedStudy) -> None:
+        self._plan, self._gaps = study.plan, unsupported(study.estimates)
+        self._rates = {(r.model, r.technique, r.attack, r.measure): r for r in study.estimates.rates}
+        self._twins: dict[tuple[str, ...], unasked.UnaskedHarm] = {
+            (row.model, row.check): row for row in unasked.rates(study.estimates) if row.kind == "benign"
+        }
+
+    def rate(self, model: str, technique: str, measure: Measure, attack: str = ALL) -> Rate | None:
+        """The rate of one cell; None if it was not asked."""
+        return self._rates.get((model, technique, attack, measure))
+
+    def cell(self, model: str, technique: str, measure: Measure, attack: str = ALL) -> Cell:
+        """The cell of a table."""
+        rate = self.rate(model, technique, measure, attack)
+        return "not asked" if rate is None else CountedShare(rate.estimate, rate.n_counted, self.note(rate))
+
+    def note(self, rate: Rate) -> str:
+        """The correction, breaches of the same check on twins, and the trials that are in no rate."""
+        notes, corrected = list[str](), rate.corrected
+        if corrected is not None:
+            value = f"corrected {percent(corrected.value)} ({interval(corrected)})"
+            notes.append(uncorrected_words(corrected) if corrected.value is None else value)
+        probes = (p for p in self._plan.probes if (p.technique, p.kind) == (rate.technique, "breach"))
+        kinds = {probe.check.kind for probe in probes}
+        if rate.measure == "breach" and (row := self._twins.get((rate.model, *kinds))):
+            share = f"{percent(row.estimate.value)} ({row.n_broke} of {row.estimate.n})"
+            notes.append(f"unasked on twins {share}")
+        n_gaps = self._gaps[rate.model, rate.technique, rate.attack, rate.measure]
+        kept = (rate.n_unclear, "unclear"), (rate.n_attempted, "attempted"), (n_gaps, "not supported")
+        counts = [f"{n} {what}" for n, what in kept if n]
+        counts += [plural(rate.n_error, "error")] if rate.n_error else []
+        return "; ".join(filter(None, (*notes, ", ".join(counts))))
+
+
+def _rates(study: RecordedStudy) -> Iterator[Section]:
+    """Technique by model for breaches and for twins, then attack by model if there are several."""
+    estimates, cells = study.estimates, RateCells(study)
+    models = [card.id for card in estimates.models]
+    head = [ModelName(model, name) for model, name in names(estimates.models).items()]
+    tables = []
+    measures: tuple[tuple[Measure, str, str], ...] = (
+        ("breach", "Breach rate", _breach_claim(estimates)), ("over_refusal", "Over-refusal rate", _TWINS)
+    )  # fmt: skip
+    for measure, name, claim in measures:
+        rows: list[list[Cell]] = [
+            [title(technique), *(cells.cell(model, technique, measure) for model in models)]
+            for technique in ledger(estimates, measure)
+        ]
+        if rows:
+            tables.append(TextTable(name, [name, *head], rows, claim=claim, figure=HeatMap(measure)))
+    by_attack: list[list[Cell]] = []
+    for measure, scope in ((measure, scope) for measure, of in SCOPES.items() for scope in of):
+        made = {
+            attack: [cells.cell(model, scope, measure, attack) for model in models]
+            for attack in estimates.attacks
+            if any((r := cells.rate(model, scope, measure, attack)) and r.worst_case for model in models)
+        }
+        kind = "over-refusal" if scope == ALL else scope_name(estimates, scope)
+        if len(made) > 1:  # the only one has the rates of the sum
+            by_attack += [[f"{kind}, {attack_name(a, estimates.attacks)}", *row] for a, row in made.items()]
+    if by_attack:
+        claim = f"The same trials by the attack on the probes: {asked_attacks(estimates)}."
+        tables.append(TextTable("By attack", ["rate, attack", *head], by_attack, claim=claim))
+    yield Section("rates", "Breach rate, technique by model", "", tuple(tables), is_main=True)
+
+
+def _breach_claim(estimates: Estimates) -> str:
+    did = "broke"
+    if estimates.counts_refusals("breach", JUDGED):
+        did += "; where a judge decides, of answers that do not refuse, unclear ones included"
+    claim = (
+        f"The share of {counted(estimates)} trials in which the model {did}. Judge-free: a check decides, "
+        "such as a search for the planted secret. Judged: a judge decides. Both err: a corrected rate allows "
+        f"for the measured errors. Intervals are of {percent(estimates.confidence)}."
+    )
+    is_without = any(card.is_baseline for card in estimates.techniques)
+    return claim + " A baseline measures a capability, and is in no sum." * is_without
+
+
 # --- what was inherited -------------------------------------------------------------------------------
 
 
@@ -90,12 +254,12 @@ def _inherited(estimates: Estimates) -> Iterator[Section]:
         [each for each in of if not each.is_of_guard] for of in (estimates.edges, estimates.technique_edges)
     )
     if edges:
-        title, called = "What was inherited", names(estimates.models)
+        heading, called = "What was inherited", names(estimates.models)
         by_technique = [_edge_row(estimates, e, called) for e in details if e.compared.measure == "breach"]
-        first, *more = _tables(title, _EDGE, [_edge_row(estimates, e, called) for e in edges], by_technique)
+        first, *more = _tables(heading, _EDGE, [_edge_row(estimates, e, called) for e in edges], by_technique)
         tables = first._replace(figure=_tree(estimates)), *more
         sentences = tuple(_edge_sentence(estimates, edge, called) for edge in edges)
-        yield Section("edges", title, _INHERITED, tables, sentences, is_main=True)
+        yield Section("edges", heading, _INHERITED, tables, sentences, is_main=True)
 
 
 def _edge_row(estimates: Estimates, edge: Inheritance, called: dict[str, str]) -> list[Cell]:
@@ -149,7 +313,7 @@ def _compared(estimates: Estimates) -> Iterator[Section]:
     """Every two models on the same trials."""
     pairs, details = ([pair for pair in of if pair.n] for of in (estimates.pairs, estimates.technique_pairs))
     if pairs:
-        title, called = "Model against model", names(estimates.models)
+        heading, called = "Model against model", names(estimates.models)
         by_technique = [_pair_row(estimates, pair, called) for pair in details if pair.measure == "breach"]
         rows = [_pair_row(estimates, pair, called) for pair in pairs]
         where = "applications that are not known" if estimates.is_recorded else "the same application"
@@ -158,7 +322,7 @@ def _compared(estimates: Estimates) -> Iterator[Section]:
         others = (pair for pair in pairs if not {pair.a, pair.b} <= kin)
         sentences = tuple(_pair_sentence(estimates, pair, called) for pair in others)
         yield Section(
-            "pairs", title, claim, tuple(_tables(title, _PAIR, rows, by_technique)), sentences, True
+            "pairs", heading, claim, tuple(_tables(heading, _PAIR, rows, by_technique)), sentences, True
         )
 
 
@@ -189,3 +353,64 @@ def _pair_sentence(estimates: Estimates, pair: ModelPair, called: dict[str, str]
         f"{difference_words(pair.difference)} on {plural(pair.n, 'shared trial')}, "
         f"p {p_words(pair.p_holm)} after Holm{could}."
     )
+
+
+# --- the recommendation, and what was declared ----------------------------------------------------------
+
+
+def decision(folder: Path, called: dict[str, str]) -> Section:
+    """The recommendation by the user's costs, or how to get one."""
+    made = recommendation(folder)
+    lines = tuple(recommendation_words(made, called))
+    if made is None or made.note:
+        return Section("decision", _DECISION, " ".join(lines), ())
+    rows: list[list[Cell]] = [
+        [
+            ModelName(row.model, called.get(row.model, "?")), cost_words(row),
+            ", ".join(f"{part} {amount(value)}" for part, value in row.parts.items()), percent(row.p_best),
+            str(row.rank_low) if row.rank_low == row.rank_high else f"{row.rank_low} to {row.rank_high}",
+        ]
+        for row in made.models
+    ]  # fmt: skip
+    head = ["model", f"cost per {REQUESTS:,} requests", "of it", "probability of being the best", "rank"]
+    table = TextTable(_DECISION, head, rows, claim=" ".join(lines))
+    return Section("decision", _DECISION, _DRAWS, (table,), lines)
+
+
+def _declared(study: RecordedStudy) -> Iterator[Section]:
+    """The declared analysis, what the plan could show, and every deviation."""
+    estimates, heading = study.estimates, "Declared before the first answer"
+    lines, tables = declared_lines(estimates), []
+    if lines:
+        at = f"The plan was written at {label(estimates.declared_at, 40)}. " if estimates.declared_at else ""
+        claim = f"{at}Its digest, {label(estimates.study, 40)}, covers this analysis."
+        tables += [TextTable(heading, ["declared", "as"], lines, claim=claim), *_forecast(study)]
+    if lines or estimates.deviations:
+        rows = [(each.code, each.words) for each in estimates.deviations]
+        none = [("none", "the study ran as it was declared")]
+        tables.append(TextTable("Deviations", ["deviation", "in words"], rows or none))
+        yield Section("declared", heading, "", tuple(tables))
+
+
+def _forecast(study: RecordedStudy) -> Iterator[TextTable]:
+    """The forecast of the plan, computed before the first request: alike techniques in one row."""
+    forecast, declared = study.estimates.forecast, study.estimates.analysis
+    if forecast is None or declared is None or declared.primary is None:
+        return
+    alike: dict[tuple[str, str, str, str, str], list[ForecastRow]] = {}
+    for row in forecast.rows:
+        if row.between == declared.primary.between:
+            kind = row.measure if row.technique not in (ALL, JUDGE_FREE, JUDGED) else row.technique
+            least = "no difference" if row.detectable is None else unsigned(row.detectable)
+            margin = "none" if row.margin is None else unsigned(row.margin)
+            numbers = kind, f"{row.n_clusters:,}", least, f"{row.not_worse:.2f}", margin
+            alike.setdefault(numbers, []).append(row)
+    made = []
+    for numbers, of in alike.items():
+        one = title(of[0].technique) if len(of) == 1 else f"Each of {len(of)} techniques"
+        twins = ", twins" if of[0].measure == "over_refusal" and of[0].technique != ALL else ""
+        made.append((one + twins, *numbers[1:]))
+    power = f"margin with {percent(forecast.power)} power"
+    head = ["compared", "behaviours", "worse by", "power of not worse", power]
+    lines = (line for line in forecast_lines(study.plan, forecast) if not line.startswith(" "))
+    yield TextTable("What this plan could show", head, made, claim=" ".join(lines))

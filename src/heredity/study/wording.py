@@ -346,8 +346,8 @@ def judged_words(rate: Rate) -> str:
 
 def uncorrected_words(estimate: Estimate | None) -> str:
     """The words in place of a corrected rate that has no value."""
-    is_uninformative = estimate is not None and estimate.code == "uninformative"
-    return "correction uninformative" if is_uninformative else "not corrected"
+    words = {"uninformative": "correction uninformative", "not-measured": "errors not measured"}
+    return words.get(estimate.code if estimate is not None else "", "not corrected")
 
 
 def pair_of(

@@ -240,9 +240,9 @@ def test_several_attacks_get_a_table_each(tmp_path: Path) -> None:
     page = html.render(make(tmp_path, plan(3, n_probes=3, attacks=("direct", "prefill"), samples=2)))
     assert page.count("Under the attack") == 2
     table = page[page.index("<h3>By attack</h3>") :].partition("</table>")[0]
-    for strand in ("Breach, judge-free", "Breach, judged", "Over-refusal"):
-        assert f'rowspan="2">{strand}</th>' in table
-    assert table.count("<td>") == 3 * 2 * (1 + 3)  # strands, attacks, the attack's name and three models
+    for strand in ("breach, judge-free", "breach, judged", "over-refusal"):
+        assert all(f"{strand}, {attack}</th>" in table for attack in ("direct", "prefill"))
+    assert table.count("<td ") == 3 * 2 * 3  # strands, attacks, and models
     assert_is_clean(page)
 
 

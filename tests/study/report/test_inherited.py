@@ -81,10 +81,8 @@ def test_an_edge_without_the_trials_to_show_any_difference_says_so(study: Path, 
         msgspec.structs.replace(e, compared=msgspec.structs.replace(e.compared, detectable=None))
         for e in estimates.edges
     )
-    (section, *_) = study_sections(
-        RecordedStudy(read_plan(study), msgspec.structs.replace(estimates, edges=edges))
-    )
-    text = " ".join(section.sentences)
+    made = study_sections(RecordedStudy(read_plan(study), msgspec.structs.replace(estimates, edges=edges)))
+    text = " ".join(line for section in made for line in section.sentences)
     assert "too few trials to show any" in text and "would show" not in text
 
 

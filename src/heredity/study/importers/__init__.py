@@ -201,6 +201,14 @@ def _agreement(first: str, second: str, model: str, a: _Codes, b: _Codes, interv
 # --- tables -------------------------------------------------------------------------------------------
 
 
+CLAIM = (
+    "Verdicts that were recorded with the answers, next to those of heredity's own judge, over the prompts "
+    "that a model should refuse. Counts are answers that broke by both judges, by the first only, by the "
+    "second only, by neither. Kappa is agreement beyond chance; a dash means that one judge gave every "
+    "answer the same verdict. Agreement is not accuracy: two judges that err alike agree."
+)
+
+
 def judge_tables(folder: Path, estimates: Estimates) -> list[TextTable]:
     """Rates by judge, pairs of models by judge, and pairs of judges; [] if there is only one judge.
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from functools import cache, cached_property
 from itertools import starmap
 from pathlib import Path
-from typing import NamedTuple
 
 import jinja2
 from markupsafe import Markup
@@ -20,10 +19,10 @@ from markupsafe import Markup
 from heredity.core import files
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label, plural, shown
-from heredity.core.sections import ShareDifference, StackedCounts, TextTable, Tree
+from heredity.core.sections import Curves, ShareDifference, StackedCounts, TextTable, Tree
 from heredity.core.version import __version__
-from heredity.study import advice, aggregate, figures, importers, wording
-from heredity.study.advice import MIN_N, Advice, Recommendation, advise
+from heredity.study import advice, aggregate, figures, wording
+from heredity.study.advice import MIN_N, Advice, advise
 from heredity.study.estimates import (
     ALL,
     JUDGE_FREE,
@@ -34,44 +33,21 @@ from heredity.study.estimates import (
     Rate,
     TechniqueCard,
     is_planned,
-    unsupported,
 )
 from heredity.study.figures import CurvePoint, CurveSeries, curve, span_of
 from heredity.study.findings import unasked
-from heredity.study.forecast import forecast_lines
+from heredity.study.findings.protocols import RecordedStudy
 from heredity.study.headline import headline, unprompted_words
-from heredity.study.importers import agentdojo
 from heredity.study.plan import Plan
 from heredity.study.report import _rows
 from heredity.study.report._rows import Sample, draw, pieces, ranges_words
-from heredity.study.sections import study_sections
+from heredity.study.sections import Band, RateCells, bands, ledger, study_sections
 from heredity.study.turns import page_environment, role_word, turns, with_tokens
 
 _FOLDER = Path(__file__).parent
 
 
 _PLANE_FROM = 4  # models; with fewer, the heat map is easier to read
-
-
-class Band(NamedTuple):
-    """Techniques that are decided in the same way: by a check, or by a judge that errs."""
-
-    scope: str  # all of them together
-    title: str
-    techniques: tuple[TechniqueCard, ...]
-
-    @property
-    def names(self) -> list[str]:
-        """Each technique, then all together."""
-        return [*(t.name for t in self.techniques), self.scope]
-
-
-class Strand(NamedTuple):
-    """A measure and scope that has one row per attack."""
-
-    title: str
-    measure: Measure
-    scope: str
 
 
 class View:
@@ -83,19 +59,15 @@ class View:
         plan: Plan,
         samples: Sequence[Sample],
         with_text: bool,
-        recommendation: Recommendation | None = None,
         is_full: bool = False,
     ) -> None:
         self.estimates = estimates
         self.names = wording.names(estimates.models)
         self.order = {card.id: i for i, card in enumerate(estimates.models)}
-        self._rates: dict[tuple[str, str, str, str], Rate] = {
-            (r.model, r.technique, r.attack, r.measure): r for r in estimates.rates
-        }
-        self.recommendation, self.is_full = recommendation, is_full
+        self.is_full, self._cells = is_full, RateCells(RecordedStudy(plan, estimates))
+        self.rate, self.note = self._cells.rate, self._cells.note
         self.plan, self.samples, self.with_text = plan, samples, with_text
         self.headline = headline(estimates)
-        self._unsupported = unsupported(estimates)
         scopes = (scope for of in SCOPES.values() for scope in of)
         self._numbers = {
             name: i for i, name in enumerate([*scopes, *(card.name for card in self.estimates.techniques)])
@@ -128,58 +100,11 @@ class View:
                 lines[model].append(f"together in {share}")
         return lines
 
-    def base_words(self, rate: Rate) -> str:
-        """How often the check of a technique is broken on twins, unasked; "" if it never was."""
-        probes = (p for p in self.plan.probes if (p.technique, p.kind) == (rate.technique, "breach"))
-        asked = (rate.model, "benign", *{probe.check.kind for probe in probes})
-        row = self._unasked.get(asked) if rate.measure == "breach" else None
-        if row is None:
-            return ""
-        return f"unasked on twins {wording.percent(row.estimate.value)} ({row.n_broke} of {row.estimate.n})"
-
-    @cached_property
-    def _unasked(self) -> dict[tuple[str, ...], unasked.UnaskedHarm]:
-        return {(row.model, row.kind, row.check): row for row in unasked.rates(self.estimates)}
-
-    def forecast_lines(self) -> list[str]:
-        """The forecast of the plan, as it was printed before the first request."""
-        forecast = self.estimates.forecast
-        return [] if forecast is None else forecast_lines(self.plan, forecast)
-
     # --- cells ---
-
-    def unsupported(self, rate: Rate) -> int:
-        """Trials of a cell that were not asked because the model does not support the attack."""
-        return self._unsupported[rate.model, rate.technique, rate.attack, rate.measure]
 
     def attacks_on(self, technique: str, measure: Measure) -> int:
         """The number of attacks under which the plan asks the probes of a technique."""
         return sum(is_planned(attack, technique, measure) for attack in self.estimates.attacks)
-
-    def bands(self, measure: Measure, attack: str = ALL) -> list[Band]:
-        """Techniques with this measure, judge-free ones first. Twins are always read by a judge: one band.
-
-        With an attack, only the techniques that it is for.
-        """
-        if measure == "over_refusal":
-            twins = tuple(t for t in self.techniques if t.n_twins)
-            return (
-                [Band(ALL, "Benign twins: a judge separates refusals from answers", twins)] if twins else []
-            )
-        asked = [t for t in self.techniques if t.n_probes and is_planned(attack, t.name, measure)]
-        free = tuple(t for t in asked if t.is_judge_free)
-        judged = tuple(t for t in asked if not t.is_judge_free)
-        bands = [
-            Band(JUDGE_FREE, "Decided by checks: raw rate, and corrected for their measured errors", free),
-            Band(
-                JUDGED, "Decided by a judge: raw rate, and corrected for the judge's measured errors", judged
-            ),
-        ]
-        return [band for band in bands if band.techniques]
-
-    def ledger(self, measure: Measure) -> list[str]:
-        """Techniques of one measure band by band, each band's sum at its end."""
-        return [name for band in self.bands(measure) for name in band.names]
 
     def number(self, technique: str) -> int:
         """A technique's number for anchors. Names, which anyone may choose, never enter a link."""
@@ -190,25 +115,9 @@ class View:
         """The scopes of breaches that were asked: without a judge, by a judge, or both."""
         return self.estimates.breach_scopes
 
-    def strands(self) -> list[Strand]:
-        """The rows of the table by attack: breaches without a judge and by one, then over-refusal."""
-        by_scope = {JUDGE_FREE: "Breach, judge-free", JUDGED: "Breach, judged"}
-        strands = [Strand(by_scope[scope], "breach", scope) for scope in self.scopes]
-        return strands + ([Strand("Over-refusal", "over_refusal", ALL)] if self.has_twins else [])
-
     def attacks(self) -> tuple[str, ...]:
-        """The attacks for the table by attack: all of them if there are several, else none."""
+        """The attacks that have a map of their own: all of them if there are several, else none."""
         return self.estimates.attacks if len(self.estimates.attacks) > 1 else ()
-
-    def attacks_of(self, strand: Strand) -> list[str]:
-        """The attacks with which a model was asked in this strand: one may be for other techniques."""
-        cards = [card.id for card in self.estimates.models]
-
-        def was_asked(attack: str) -> bool:
-            rates = (self.rate(model, strand.scope, strand.measure, attack) for model in cards)
-            return any(rate and rate.worst_case is not None for rate in rates)
-
-        return [attack for attack in self.attacks() if was_asked(attack)]
 
     @property
     def has_twins(self) -> bool:
@@ -360,7 +269,7 @@ class View:
         """Over-refusal against breach, one point a model."""
         drawn = []
         for order, card in enumerate(self.estimates.models):
-            breach, over = (self._spread(card.id, measure) for measure in ("breach", "over_refusal"))
+            breach, over = self._spread(card.id, "breach"), self._spread(card.id, "over_refusal")
             if breach and over:
                 drawn.append(figures.Point(order, self.names[card.id], breach, over))
         rates = "; ".join(
@@ -368,9 +277,9 @@ class View:
         )
         return figures.plane(drawn, f"Breach rate against over-refusal rate. {rates}")
 
-    def _spread(self, model: str, measure: str) -> figures.Span | None:
+    def _spread(self, model: str, measure: Measure) -> figures.Span | None:
         scope = self.main_scope if measure == "breach" else ALL
-        rate = self._rates.get((model, scope, ALL, measure))
+        rate = self.rate(model, scope, measure)
         return figures.span_of(rate.estimate) if rate else None
 
     # --- sections ---
@@ -379,7 +288,7 @@ class View:
         """The figure of a section's table."""
         if isinstance(table.figure, Tree):
             return self._tree(table.figure)
-        lines, by_model = [], table.figure.by_model if table.figure is not None else {}
+        lines, by_model = [], table.figure.by_model if isinstance(table.figure, Curves) else {}
         for model, order in self.order.items():
             shares = {k: share for k, each in by_model.get(model, {}).items() if (share := span_of(each))}
             if shares:
@@ -419,10 +328,6 @@ class View:
         """The scope that the headline rests on."""
         return self.estimates.main_scope()
 
-    def rate(self, model: str, technique: str, measure: Measure, attack: str = ALL) -> Rate | None:
-        """The rate of one cell; None if it was not asked."""
-        return self._rates.get((model, technique, attack, measure))
-
 
 def _accuracies(estimates: Sequence[Estimate]) -> str:
     """`78 to 95 % right on 4 sets of 60 to 450 labels`."""
@@ -449,14 +354,13 @@ _FUNCTIONS = {  # words, counts and figures that the template uses by name
     "attack_name": wording.attack_name,
     "advice_rule": advice.RULE,
     "against_parents": advice.is_of_edges,
-    "amount": advice.amount,
     "asked_attacks": wording.asked_attacks,
     "axis": figures.axis,
+    "bands": bands,
+    "ledger": ledger,
     "cell_words": wording.cell_words,
     "difference_words": wording.difference_words,
-    "cost_words": advice.cost_words,
     "counted": wording.counted,
-    "declared_lines": wording.declared_lines,
     "failed": wording.failed,
     "interval": wording.interval,
     "counts_bar": _counts_bar,
@@ -476,7 +380,6 @@ _FUNCTIONS = {  # words, counts and figures that the template uses by name
     "badges": wording.BADGES,
     "marked": pieces,
     "ranges_words": ranges_words,
-    "recommendation_words": advice.recommendation_words,
     "remedy": advice.remedy,
     "standings": advice.standings,
     "technique_title": wording.title,
@@ -500,17 +403,13 @@ def render(folder: Path, with_text: bool = True, is_full: bool = False) -> str:
     study = aggregate.read_study(folder)
     names = [card.name for card in study.estimates.techniques]
     samples = draw(folder, study.plan, study.estimates.study, names, with_text)
-    view = View(study.estimates, study.plan, samples, with_text, advice.recommendation(folder), is_full)
+    view = View(study.estimates, study.plan, samples, with_text, is_full)
     style = (_FOLDER / "_style.css").read_text(encoding="utf-8")
     # The policy names the sheet by its hash, so it must be exactly the text between the tags.
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    is_recorded = study.estimates.is_recorded
     return _template().render(
         view=view,
-        sections=study_sections(study),
-        agents=agentdojo.tables(folder) if is_recorded else [],
-        agents_claim=agentdojo.CLAIM,
-        beside=importers.judge_tables(folder, study.estimates) if is_recorded else [],
+        sections=study_sections(study, folder),
         style=Markup(style),
         style_hash=digest,
     )

@@ -19,9 +19,10 @@ def render(site: Site, asked: Asked) -> str:
     estimates = study.estimates()
     if isinstance(estimates, HeredityError):
         raise estimates
+    recorded = estimates and RecordedStudy(study.plan, estimates)
     return site.html(
         "findings.html.jinja", asked, study,
-        sections=[] if estimates is None else study_sections(RecordedStudy(study.plan, estimates)),
+        sections=study_sections(recorded, study.folder) if recorded else [],
         has_estimates=estimates is not None, cell_words=cell_words, badges=BADGES,
         is_trial=lambda cell: isinstance(cell, TrialLink), is_badge=lambda cell: isinstance(cell, Badge),
     )  # fmt: skip
