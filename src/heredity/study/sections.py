@@ -1,5 +1,4 @@
-"""The sections of a study: rates, what was inherited, models against each other, those of the findings, the
-judges that others brought, the recommendation, and what was declared.
+"""The sections of a study: the numbers of its estimates, those of its findings, and what was declared.
 
 Promises: every format renders these sections and knows no statistic. A rate has its interval and n, and a
 comparison its verdict, its difference with interval, its p-value and its counts.
@@ -101,7 +100,7 @@ _PAIR = "of\nhigher\nlower\nverdict\ndifference\nthe same trials\np\np, Holm\nwo
 
 
 def study_sections(study: RecordedStudy, folder: Path | None = None) -> list[Section]:
-    """Every section of a study, in the order of a page. folder: its own, for what only lies there."""
+    """Every section of a study, in the order of a page. folder: with what estimates.json does not have."""
     estimates = study.estimates
     made = [*_rates(study), *_inherited(estimates), *_compared(estimates), *sections(study)]
     if folder is not None:

@@ -194,9 +194,8 @@ class Study:
             application = identified(application, JudgeReaders(self._models(self._find)))
         grown = with_guards(grown, [*map(str, spec.guards)], application)
         records = [each.record for each in grown]
-        if application.rendering != "theirs":
-            for record in records:
-                engines.refuse_text_only(record)
+        for record in records if application.rendering != "theirs" else ():
+            engines.refuse_text_only(record)
         self._plan = resolve_plan(replace(spec, models=grown, attacker=attacker, application=application))
         if any(record.parents for record in records) and (
             edges := graph.edges(records, self._known(records))
