@@ -242,13 +242,13 @@ def _show_all(screen: Console, study: RecordedStudy, headline: Headline) -> None
     """Print the pairs, the table, the sections of findings, and all that qualifies the headline."""
     estimates = study.estimates
     for section in study_sections(study):
-        screen.print()
+        tables = section.tables if section.is_main and not section.sentences else ()
+        if section.sentences or tables:
+            screen.print()
         for line in section.sentences:
             show_sentence(screen, line)
-        if section.is_main and not section.sentences:
-            for each in section.tables:
-                if not each.summary:
-                    show_table(screen, each)
+        for each in (each for each in tables if not each.summary):
+            show_table(screen, each)
     screen.print()
     # The finding stands last, but that of one model does not.
     for line in (*([f"{headline.sentence}."] if len(estimates.models) == 1 else []), *headline.support):
