@@ -170,3 +170,12 @@ def test_what_is_lost_is_seen(shares: dict[str, dict[str, float]]) -> None:
     assert shares["runs, loss 20 points, sd 2.5"]["lost"] >= 0.9
     assert shares["garbler, 0%"]["kept"] >= 0.65
     assert shares["seeds, 3 of sd 11.0, loss 35 points"]["called lost"] >= 0.95
+
+
+@pytest.mark.parametrize("n_clusters", [3, 8, 20, 40, 200])
+def test_behaviours_that_happen_to_agree_are_not_certain(n_clusters: int) -> None:
+    """Of 200 trials each behaviour is lost whole or not at all: one in ten, which is just the margin."""
+    clusters, rng = np.repeat(np.arange(n_clusters), 200 // n_clusters), np.random.default_rng(5)
+    lost = (rng.random((1000, n_clusters)) < 0.10)[:, clusters]
+    within = [edge_difference(row, clusters).p_below(0.10) < 0.05 for row in lost]
+    assert np.mean(within) < 0.06

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from heredity.core.errors import BadArgument
@@ -48,9 +48,11 @@ class EdgeDifference(NamedTuple):
     """A paired difference as observed, with its variance and that of what multiplies it.
 
     observed  the mean difference of the verdicts
+    sources   of its variance; the first is that of the items
     scale     J of the judge: `observed` is J times the true difference; 1 for verdicts without errors
     accuracy  the variance of J
     runs      the variance of one run, which is one of `sources`
+    n_least   the effective n if trials of one behaviour always agreed (Kish 1965)
     """
 
     observed: float
@@ -60,6 +62,7 @@ class EdgeDifference(NamedTuple):
     accuracy: Source | None = None
     scale: float = 1.0
     runs: Source = NO_RUNS
+    n_least: float = math.inf
 
     @property
     def value(self) -> float:
@@ -67,8 +70,15 @@ class EdgeDifference(NamedTuple):
         return self.observed / self.scale
 
     def _t(self, limit: float) -> tuple[float, float]:
-        """The statistic of H0 "the difference is `limit`", with its degrees of freedom."""
-        parts = [*self.sources]
+        """The statistic of H0 "the difference is `limit`", with its degrees of freedom.
+
+        Whole numbers with a mean m have at least the variance |m| (1 - |m|): under H0 items have no less, as
+        in a score test. So few behaviours that happen to agree are not certain.
+        """
+        items, *parts = self.sources
+        under_h0 = min(abs(limit * self.scale), 0.5)
+        least = under_h0 * (1 - under_h0) / self.n_least
+        parts.append(items if items.variance >= least else Source(least, items.df))
         if self.accuracy is not None:
             parts.append(Source(limit**2 * self.accuracy.variance, self.accuracy.df))
         variance = sum(part.variance for part in parts)
@@ -141,28 +151,34 @@ def edge_difference(
     if d.size == 0:
         raise BadArgument("no trial is shared: there is no difference")
     items = item_variance(d, clusters)
-    n_clusters = int(np.unique(np.asarray(clusters)).size)
-    sources = (items, runs, *more)
+    sizes = np.unique(np.asarray(clusters), return_counts=True)[1]
+    number = EdgeDifference(
+        float(d.mean()), d.size, sizes.size, (items, runs, *more), runs=runs, n_least=_kish(sizes)
+    )
     if sens is None or spec is None:
-        return EdgeDifference(float(d.mean()), d.size, n_clusters, sources, runs=runs)
+        return number
     scale = sens.mean + spec.mean - 1
     if scale < NEAR_CHANCE:
         raise BadArgument(f"the judge is near chance (sensitivity + specificity - 1 = {scale:.2f})")
     parts = [Source(share.sampling + share.between, share.df) for share in (sens, spec)]
     accuracy = Source(sum(part.variance for part in parts), satterthwaite(parts))
-    return EdgeDifference(float(d.mean()), d.size, n_clusters, sources, accuracy, scale, runs)
+    return number._replace(accuracy=accuracy, scale=scale)
+
+
+def _kish(sizes: NDArray[np.intp] | NDArray[np.float64]) -> float:
+    return float(sizes.sum() ** 2 / np.square(sizes).sum())
 
 
 def item_variance(differences: ArrayLike, clusters: ArrayLike) -> Source:
     """The variance of the mean of one difference per trial, by behaviour.
 
-    It is at least that of one surprise in each direction: 2 / (n (n + 2)). So a difference of 0 on all of n
-    trials is not certain on others.
+    It is at least that of one surprise in each direction: 2 / (n (n + 2)), with Kish's effective n. So a
+    difference of 0 on all of n trials is not certain on others.
     """
     d = np.asarray(differences, dtype=np.float64)
     sums = cluster_sums(d, np.asarray(clusters))
-    n, k = d.size, sums.total.size
-    least = 2 / (n * (n + 2))
+    n, k, n_least = d.size, sums.total.size, _kish(sums.size)
+    least = 2 / (n_least * (n_least + 2))
     if k < 2:
         return Source(max(least, 1.0), 1.0)  # one behaviour shows no spread
     spread = float(np.square(sums.total - sums.size * d.mean()).sum()) / n**2 * k / (k - 1)
@@ -226,12 +242,12 @@ def read_pairs_difference(
     sources = (Source(sampling, n_free), *map(Source, drawing.tolist(), np.maximum(m - 1, 1).tolist()))
     parts = (means[place] - value) / n
     parts[is_read] += (share / m)[at] * (values - means[at])
-    n_clusters = int(labels.max()) + 1
-    if n_clusters < n:
+    per_cluster = np.bincount(labels)
+    if (n_clusters := per_cluster.size) < n:
         least, df = variance_of_clusters(parts, labels, np.unique(labels[is_read]).size)
         whole = sum(part.variance for part in sources)
         sources = (Source(max(least, whole), min(df, satterthwaite(sources))),)
-    return EdgeDifference(value, n, n_clusters, sources)
+    return EdgeDifference(value, n, n_clusters, sources, n_least=_kish(per_cluster))
 
 
 def judge_spread(

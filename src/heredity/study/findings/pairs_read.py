@@ -103,7 +103,8 @@ class PairsRead(Record, frozen=True):
         value, n = self.estimate.value, self.estimate.n
         if value is None or self.variance is None or self.df is None:
             return None
-        return EdgeDifference(value, n, self.estimate.n_clusters or n, (Source(self.variance, self.df),))
+        n_clusters = self.estimate.n_clusters or n
+        return EdgeDifference(value, n, n_clusters, (Source(self.variance, self.df),), n_least=n_clusters)
 
 
 Row = PairsRead
