@@ -39,7 +39,6 @@ _KINDS = (
     *_ALIKE,
 )  # of a probe, of a twin: by code of Outcomes
 _BY_CODE = np.array([(0, 0), *((_CODES[of], _CODES[of_twin]) for of, of_twin in _KINDS)], np.uint8)
-_Row = TypeVar("_Row", Verdict, Response)
 
 
 # --- samples -----------------------------------------------------------------------------------------
@@ -94,19 +93,12 @@ class _Chosen(NamedTuple):
 def draw(folder: Path, plan: Plan, study: str, techniques: Sequence[str], with_text: bool) -> list[Sample]:
     """The conversations to show, by technique, model and kind; without text, no prompts or answers."""
     chosen = choose(outcomes(folder, plan), plan, study, techniques)
-    grid = Grid(plan)
-    verdicts = {v.index: v for v in _rows(folder / VERDICTS, chosen, Verdict)}
-    by_index = {r.index: r for r in _rows(folder / RESPONSES, chosen, Response)}
+    with TrialTable(folder, plan, {}, with_text) as table:
+        drawn = {index: table.stored(index) for index in chosen}
     return [
-        _sample(
-            chosen[index],
-            grid.trial(index).probe,
-            verdicts[index],
-            _checked(by_index[index], grid, folder),
-            with_text,
-        )
-        for index in chosen
-        if index in verdicts and index in by_index
+        _sample(chosen[index], table.grid.trial(index).probe, verdict, response, with_text)
+        for index, (response, verdict) in drawn.items()
+        if response is not None and verdict is not None
     ]
 
 
@@ -133,32 +125,6 @@ def choose(
                 picked = sorted(generator.choice(alike, min(n, alike.size), replace=False).tolist())
                 by_index |= {index: _Chosen(kind, technique, int(alike.size)) for index in picked}
     return by_index
-
-
-def _rows(path: Path, wanted: dict[int, _Chosen], kind: type[_Row]) -> Iterator[_Row]:
-    """The wanted rows, decoding no other: `index` is the first field of every row that heredity writes."""
-    texts = {str(index).encode() for index in wanted}
-    for number, line in enumerate(read_lines(path), 1):
-        if line.startswith(_PREFIX) and line[9 : line.find(b",", 9)] not in texts:
-            continue
-        try:
-            yield msgspec.json.decode(line, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            if line.endswith(b"\n"):
-                raise Damaged(f"{path}:{number}: {label(str(error))}. Ask the study again.") from None
-
-
-def _checked(response: Response, grid: Grid, folder: Path) -> Response:
-    if response.application != grid.plan.application.digest:
-        raise NotComparable(
-            f"{folder / RESPONSES}: trial {response.index} was asked under another application "
-            f"({label(response.application, 12)}) than the plan's ({grid.plan.application.digest[:12]})."
-        )
-    if not grid.matches(response.index, response.trial):
-        raise NotComparable(
-            f"{folder / RESPONSES}: trial {response.index} is not of this plan.", code="another-study"
-        )
-    return response
 
 
 def _sample(chosen: _Chosen, probe: Probe, verdict: Verdict, response: Response, with_text: bool) -> Sample:
@@ -390,20 +356,24 @@ class TrialTable:
 
     def row(self, index: int) -> TrialRow | None:
         """One trial; None if it was not asked. Raises NotComparable for a row of another plan."""
-        response = self._responses.get(index)
-        if response is None:
-            return None
-        trial = self.grid.trial(index)
-        verdict = self._verdicts.get(index)
+        response, verdict = self.stored(index)
+        return None if response is None else self._row(self.grid.trial(index), response, verdict)
+
+    def stored(self, index: int) -> tuple[Response | None, Verdict | None]:
+        """The rows of one trial as they are stored. Raises NotComparable for those of another plan."""
+        response, verdict = self._responses.get(index), self._verdicts.get(index)
         for stored, place in ((response, RESPONSES), (verdict, VERDICTS)):
-            if stored is not None and stored.trial != trial.id:
-                raise NotComparable(f"{place}: trial {index} is not of this plan. Use the study's own files.")
-        if response.application != self.grid.application:
+            if stored is not None and stored.trial != self.grid.trial(index).id:
+                raise NotComparable(
+                    f"{place}: trial {index} is not of this plan. Use the study's own files.",
+                    code="another-study",
+                )
+        if response is not None and response.application != self.grid.application:
             raise NotComparable(
                 f"{RESPONSES}: trial {index} was asked under another application "
                 f"({label(response.application, 12)}) than the plan's ({self.grid.application[:12]})."
             )
-        return self._row(trial, response, verdict)
+        return response, verdict
 
     def exchanges(self, index: int) -> tuple[Exchange, ...]:
         """The exchanges of a trial; none if texts are left out."""
