@@ -41,15 +41,11 @@ from heredity.study.storage import read_estimates
 if TYPE_CHECKING:
     from heredity.lab.runner import ResultPage
 
-_NAMES = {JUDGE_FREE: "judge-free", JUDGED: "judged *", ALL: "over-refusal *"}  # of a scope, as a row
 _BY = {JUDGE_FREE: "checks", JUDGED: "judge"}
-_UNKNOWN = "not shown to be better or worse"
 _CHECKS = {"tool": "forbidden tools", "secret": "planted secrets", "prompt_leak": "the system prompt"}
 _RANKS = {"worse": 0, "not enough evidence": 1, "not worse": 2}
 SHORT = 15  # lines of a screen of 24, below the lines of progress
 _HEAD = 35  # columns of 80 beside the numbers and the verdict, for a heading that names a model
-_EDGE_WIDTH = 100  # columns that the table of edges needs for the names of most models
-_CELL = len("< 0.1 %  [89, 100] n 1000")  # columns of a cell on one line
 
 
 def show(estimates: Estimates, plan: Plan, folder: Path, is_full: bool = False) -> None:

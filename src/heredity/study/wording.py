@@ -405,7 +405,6 @@ SHORT_VERDICTS = {"worse": "worse", "not worse": "not worse", "not enough eviden
 BADGES = {"worse": "worse", "not worse": "same", "not enough evidence": "unknown"}
 BADGES |= {word: BADGES[kind] for word, kind in KINDS.items()}
 _ROLES = {"start": "from its start", "teacher": "from its teacher"}
-_NAMED = 4  # children that a sentence names
 
 
 def scope_name(estimates: Estimates, technique: str) -> str:

@@ -159,11 +159,6 @@ def worse_models(estimates: Estimates) -> list[UnaskedHarm]:
     return sorted(rows, key=lambda row: (not row.is_edge, row.kind != "benign"))
 
 
-def worse_edges(estimates: Estimates) -> set[tuple[str, str]]:
-    """The planned edges (parent, child) whose child does more such harm than its parent."""
-    return {(row.against, row.model) for row in worse_models(estimates) if row.is_edge}
-
-
 def worse_in_words(estimates: Estimates) -> list[str]:
     """Each comparison in which a model is worse, in a sentence without its end."""
     called = names(estimates.models)
