@@ -4,6 +4,10 @@ python bench/judges.py                measure, print, and write quality.json (ju
 
 --check       print only; exit 1 if the shipped table is stale
 --data DIR    labelled sets in another folder than ../shared/data
+--judge NAME  instead ask this judge, such as guard:harmbench_llama, about the sets of learned.toml, by set
+              and model, and write its card into the package; repeatable
+--rows N      with --judge: at most N answers of a set, drawn at random
+--out DIR     with --judge: write the card there
 """
 
 from __future__ import annotations
@@ -24,16 +28,20 @@ import msgspec
 from heredity.application.spec import Application
 from heredity.core.errors import Unavailable
 from heredity.core.records import Check, Estimate, Exchange, Probe, Response, Secret
+from heredity.lab import judges as training
 from heredity.redteam import judges
 from heredity.redteam.checks.secret import SecretForms
 from heredity.redteam.judges import rules
+from heredity.redteam.judges._choice import probabilities
 from heredity.redteam.judges.calibration import quality
 from heredity.redteam.judges.calibration.quality import HEAD_CARD, LEARNED_CARD, read_card
 from heredity.redteam.judges.protocols import DEFAULT, Task
+from heredity.stats.intervals import wilson
 from heredity.stats.judge_error import correct_for_family, rogan_gladen
 
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 N_WORDS = 100
+AT_ONCE = 32  # answers that a named judge is asked about at once
 BENIGN = {  # answers of which none should read as a refusal: file -> its columns for prompt and answer
     "gsm8k/train.jsonl": ("question", "answer"),
     "gpteacher/codegen.jsonl": ("instruction", "response"),
@@ -55,10 +63,18 @@ def main() -> int:
     )
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--judge", action="append", default=[])
+    parser.add_argument("--rows", type=int, default=sys.maxsize)
+    parser.add_argument("--out", type=Path, default=quality.JUDGED)
     arguments = parser.parse_args()
     if not arguments.data.is_dir():
         print(f"No labelled sets at {arguments.data}: give their folder with --data.", file=sys.stderr)
         return 2
+    for name in arguments.judge:
+        judge = judges.load(name, judges.stored_models())
+        print(f"wrote {measure_named(judge, arguments.data, arguments.rows, arguments.out)}")
+    if arguments.judge:
+        return 0
     rebuilt = measure_table(arguments.data)
     is_stale = rebuilt != quality.shipped() if quality._TABLE.exists() else True
     if is_stale and not arguments.check:
@@ -75,6 +91,53 @@ def main() -> int:
         print("The shipped table is stale; rebuild it: make judges", file=sys.stderr)
         return 1
     return 0
+
+
+def measure_named(judge: judges.Judge, data: Path, most: int, out: Path) -> Path:
+    """Ask a judge about the labelled answers, by set and answering model, and write its card.
+
+    A judge that learned from some of these sets is flattered there.
+    """
+    spec = training.read_spec(Path(__file__).with_name("learned.toml"))
+    at_hand = tuple(each for each in spec.labels if all((data / name).is_file() for name in each.files))
+    if absent := [each.name for each in spec.labels if each not in at_hand]:
+        print(f"not below {data}: {', '.join(absent)}")
+    spec = msgspec.structs.replace(spec, labels=at_hand, answers=(), requests=())
+    read = training.read_examples(spec, [data])
+    sets = [[e for e in read.examples if e.task and e.set == each.name] for each in at_hand]
+    examples = [e for rows in sets for e in random.Random(0).sample(rows, min(most, len(rows)))]
+    pairs = [(e.prompt, e.text) for e in examples]
+    scores = {
+        task: [
+            score
+            for at in range(0, len(pairs), AT_ONCE)
+            for score in probabilities(judge, task, pairs[at : at + AT_ONCE])
+        ]
+        for task in quality.TASKS
+    }
+    judged = [
+        training.JudgedExample(
+            e, refusal or 0.0, harm or 0.0, {"refusal": refusal is not None, "harm": harm is not None}
+        )
+        for e, refusal, harm in zip(examples, scores["refusal"], scores["harm"], strict=True)
+    ]
+    measured = list(training.count_correct(judge.name, training.LEFT_OUT, judged))
+    for row in (row for row in measured if row["judge"] == judge.name):
+        sens, spec = (wilson(row[f"{side}_k"], row[f"{side}_n"]) for side in ("sens", "spec"))
+        j = "" if None in (sens.value, spec.value) else f", J {sens.value + spec.value - 1:.3f}"
+        print(f"{row['judge']}, {row['task']}, {row['labels']}: {show(sens)}, {show(spec)}{j}")
+    facts = {"judged_by": judges.identity(judge), "rows": most, "files": read.files, "measured": measured}
+    path = out / f"{judge.name.replace(':', '-')}.json"
+    path.write_bytes(
+        msgspec.json.format(msgspec.json.encode({"judge": judge.name, **facts}), indent=2) + b"\n"
+    )
+    return path
+
+
+def show(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return f"none n={estimate.n}"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}] n={estimate.n}"
 
 
 class ShippedLabels(NamedTuple):
@@ -216,9 +279,7 @@ def print_quality() -> None:
     for row in judges.quality():
         print(f"{row.judge}, {row.task}, {row.labels}")
         for name in ("sensitivity", "specificity", "accuracy"):
-            e = getattr(row, name)
-            value = "none" if e.value is None else f"{e.value:.3f}  [{e.low:.3f}, {e.high:.3f}]"
-            print(f"  {name:12} {value}  n={e.n}")
+            print(f"  {name:12} {show(getattr(row, name))}")
 
 
 FORMS = {  # family of labels (calibration/quality.py): its files, request and answer, and which rows

@@ -1,6 +1,7 @@
-"""Measure the checks on answers that people read, and rewrite the shipped readings.
+"""Measure the checks on answers that readers read, and rewrite the shipped readings.
 
 python bench/readings.py READINGS.jsonl...         two readers' kappa, and the checks' errors by technique
+                                           and by answering model
 python bench/readings.py READINGS.jsonl... --write also writes readings.jsonl (judges/calibration)
 python bench/readings.py                           the same figures of the shipped readings
 
@@ -104,9 +105,11 @@ def print_agreement(rows) -> None:
 def print_errors(rows) -> None:
     for endpoint in ("all_trials", "decided_trials"):
         print(endpoint)
-        for row in check_quality(endpoint, rows):
-            print(f"  {row.judge}, {row.labels}: sensitivity {show(row.sensitivity)}, "
-                  f"specificity {show(row.specificity)}, agreement {show(row.accuracy)}")  # fmt: skip
+        for model in ("", *sorted({row.model for row in rows})):
+            found = check_quality(endpoint, [row for row in rows if model in ("", row.model)])
+            for row in found[-1:] if model else found:
+                print(f"  {row.judge}, {row.labels} {model}: sensitivity {show(row.sensitivity)}, "
+                      f"specificity {show(row.specificity)}, agreement {show(row.accuracy)}")  # fmt: skip
 
 
 def show(estimate: Estimate) -> str:

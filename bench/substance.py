@@ -1,6 +1,6 @@
 """Fit the model for replies that take up nothing (redteam/no_answer.py), and measure it.
 
-python bench/substance.py                          agreement with readers, each application left out
+python bench/substance.py                          agreement with readers, by application or model left out
 python bench/substance.py --write                  the same, then fit to all rows and write substance.json
 python bench/substance.py READINGS.jsonl... --keep first measure the features of these answers again
 
@@ -54,6 +54,7 @@ class Row(msgspec.Struct, frozen=True):
     passed: str
     flagged: str
     numbers: list[float]
+    model: str = ""  # that answered; "" in rows that were kept before it was noted
 
 
 def main() -> int:
@@ -92,7 +93,9 @@ def measured(files: list[Path], root: Path) -> Iterator[Row]:
             said = labels.get((study, response.trial))
             if said is None:
                 continue
-            yield row_of(study, grid.trial(response.index).probe, response, plan.application, said)
+            trial = grid.trial(response.index)
+            row = row_of(study, trial.probe, response, plan.application, said)
+            yield msgspec.structs.replace(row, model=trial.model.name)
 
 
 def row_of(study, probe, response, application, said) -> Row:
@@ -203,14 +206,22 @@ def share(row: Row, outcome: str) -> float:
 def report(rows: list[Row]) -> dict[str, float]:
     """Agreement of the whole verdict, by kind and study; an application's answers by a fit without it."""
     figures: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for name in sorted({row.application for row in rows}):
-        model = fit_weights([row for row in rows if row.application != name])
+    folds = [(row.application, "") for row in rows]
+    # A model left out, by all rows that are surely of another, or were written for this.
+    folds += [("", row.model) for row in rows if row.model]
+    for application, by in dict.fromkeys(folds):
+        kept = [
+            row
+            for row in rows
+            if (row.model not in ("", by) or row.study == "good" if by else row.application != application)
+        ]
+        model = fit_weights(kept)
         for row in rows:
-            if row.application != name or not row.is_blind:
+            if (row.model != by if by else row.application != application) or not row.is_blind:
                 continue
             is_decided = row.passed != row.flagged
             outcome = row.flagged if is_decided and is_none(model, row) else row.passed
-            for key in (row.kind, f"{row.study} {row.kind}"):
+            for key in (f"without {by}: {row.kind}",) if by else (row.kind, f"{row.study} {row.kind}"):
                 figures[key].append((share(row, outcome), share(row, row.passed)))
     found = {}
     for key, pairs in sorted(figures.items()):

@@ -55,7 +55,10 @@ class RowFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TrainingLabels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Answers with labels. `label`: a column per rater; `harmful`: the requests, or which of them."""
+    """Answers with labels. `label`: a column per rater; `harmful`: the requests, or which of them.
+
+    `model`: columns that together name the model that answered; "file" is the name of the row's file.
+    """
 
     name: str
     family: str
@@ -71,6 +74,7 @@ class TrainingLabels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refused: str = (
         ""  # a column that says whether it refused; rows where both it and the label say so are left out
     )
+    model: tuple[str, ...] = ()
 
 
 class AnswerSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,6 +123,7 @@ class LabelledAnswer(NamedTuple):
     topic: float | None  # is the request, or the answer, harmful?
     task: str = ""  # "refusal" or "harm": which of them a person gave; "" for none
     line: str = ""  # the kind of line to the judge that was added (judges/head.py)
+    model: str = ""  # that answered, where a set of several models names it
 
     @property
     def harm(self) -> float | None:
@@ -160,7 +165,8 @@ def read_examples(spec: JudgeTrainingSpec, roots: Sequence[Path]) -> LabelledAns
     examples: list[LabelledAnswer] = []
     for labels in spec.labels:
         where = labels.harmful.column if isinstance(labels.harmful, RowFilter) else ""
-        named = (labels.prompt, labels.response, labels.group, labels.refused, where, *labels.label)
+        single = (labels.prompt, labels.response, labels.group, labels.refused, where)
+        named = (*single, *labels.label, *labels.model)
         examples += _all_labelled(labels, rows(labels.files, [*filter(None, named)]))
     for answers in spec.answers:
         answered = [*rows(answers.files, (answers.prompt, answers.response))][: answers.rows]
@@ -185,7 +191,8 @@ def fold(question: str) -> int:
 
 def _with_columns(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Its rows. A missing column is an error: a misspelt one would turn every label into a no."""
-    for line, row in readers.rows(path):
+    for line, cells in readers.rows(path):
+        row = {"file": path.stem, **cells}
         for column in columns:
             first = column.split(".")[0]
             if column not in row and first not in row:
@@ -219,11 +226,11 @@ def _labelled(labels: TrainingLabels, row: dict[str, Any], votes: list[bool]) ->
     topic = _topic(labels, row)
     known = topic if prompt or share >= 0.5 else None  # an unknown request, and an answer that says little
     text = _reach(row, labels.response)
-    if labels.task == "refusal":
-        return LabelledAnswer(
-            labels.name, labels.family, at, prompt, text, share, 1 - share, known, "refusal"
-        )
-    return LabelledAnswer(labels.name, labels.family, at, prompt, text, None, share, known, "harm")
+    is_refusal, model = labels.task == "refusal", ", ".join(str(row[column]) for column in labels.model)
+    refusal, compliance = (share, 1 - share) if is_refusal else (None, share)
+    return LabelledAnswer(
+        labels.name, labels.family, at, prompt, text, refusal, compliance, known, labels.task, model=model
+    )
 
 
 def _topic(labels: TrainingLabels, row: dict[str, Any]) -> float | None:
@@ -313,13 +320,14 @@ def rounds(examples: Sequence[LabelledAnswer], kin: Sequence[str]) -> Iterator[R
 
 
 def truths(e: LabelledAnswer) -> list[tuple[str, str, bool]]:
-    """The facts about an answer, for each table row it counts in: task, name of the set, truth.
+    """The facts about an answer, for each table row it counts in: task, name of the set or model, truth.
 
     Harm follows from a human refusal label if it is known which requests are harmful: an answer to a harmless
     request does no harm.
     """
     if e.task == "harm":
-        return [("harm", e.set, (e.harm or 0.0) >= 0.5)]
+        names = [e.set, f"{e.set.partition(':')[0]}: {e.model}"] if e.model else [e.set]
+        return [("harm", name, (e.harm or 0.0) >= 0.5) for name in names]
     is_refusal = (e.refusal or 0.0) >= 0.5
     if e.task == "refusal":
         facts = [("refusal", e.set, is_refusal)]
@@ -351,8 +359,9 @@ def count_correct(judge: str, how: str, all_said: Iterable[JudgedExample]) -> It
             theirs = manner == ("refusal" if task == "refusal" else "compliance")
             is_positive = (judged.refusal if task == "refusal" else judged.harm) >= 0.5
             is_decided = is_answer(e.prompt, e.text) and judged.is_decided[task]
-            by_table.setdefault((judge, task, name), []).append((truth, is_positive if is_decided else None))
-            by_table.setdefault(("rules", task, name), []).append((truth, theirs if is_decided else None))
+            for who, is_found in {judge: is_positive, "rules": theirs}.items():
+                row = (truth, is_found if is_decided else None)
+                by_table.setdefault((who, task, name), []).append(row)
     for (who, task, name), rows in by_table.items():
         decided = [(truth, is_found) for truth, is_found in rows if is_found is not None]
         right = {kind: [t == s for t, s in decided if t == kind] for kind in (True, False)}

@@ -739,6 +739,7 @@ def _as_counts(calibration: Calibration) -> Counts:
 
 
 _TABLE = Path(__file__).with_name("quality.json")
+JUDGED = Path(__file__).parent  # guard-NAME.json: judges that `python bench/judges.py --judge` asked
 LEARNED_CARD = Path(__file__).parents[1] / "learned.json"
 HEAD_CARD = Path(__file__).parents[1] / "head.json"
 
@@ -822,10 +823,10 @@ _TRAINED_HARM = tuple(
 
 
 def quality() -> tuple[JudgeQuality, ...]:
-    """The shipped table: each judge that can be wrong, on each labelled set, with n and intervals."""
+    """The shipped table: each judge that can be wrong, by set and answering model, with n."""
     rows = [(row.judge, row.task, _calibration(row)) for row in shipped().table]
     # The cards also have what `rules` says on the same rows.
-    trained = [q for card in (LEARNED_CARD, HEAD_CARD) for q in quality_of_card(card) if q.judge != "rules"]
+    trained = [q for card in cards().values() for q in quality_of_card(card) if q.judge != "rules"]
     return (*(as_quality(*row) for row in rows), *trained)
 
 
@@ -856,10 +857,9 @@ def calibrations(
     """
     if root is not None and (kept := newest_calibration(root, judge, judged_by, task)) is not None:
         return kept.calibrations()
-    trained = {read_card(path).judge: path for path in (LEARNED_CARD, HEAD_CARD)}
-    if judge in trained and task == "harm":
-        return trained_calibrations(trained[judge])
-    if judge not in (DEFAULT, *trained):
+    if judge in cards() and task == "harm":
+        return trained_calibrations(cards()[judge])
+    if judge not in _REFUSES_BY_RULES:
         return ()
     rows = {row.labels: row for row in shipped().table if (row.judge, row.task) == ("rules", task)}
     return tuple(_calibration(rows[name]) for name in _CALIBRATES[task] if name in rows)
@@ -885,7 +885,7 @@ def trained_calibrations(path: Path) -> tuple[Calibration, ...]:
     """From a card: the prediction of its families for one more, then each family's own counts."""
     card = read_card(path)
     own = {r.labels: r for r in card.measured if (r.judge, r.task) == (card.judge, "harm")}
-    each = [own[labels] for labels in _TRAINED_HARM]
+    each = [own[labels] for labels in _TRAINED_HARM if labels in own]
     together = Calibration(
         *across([r.sens_k for r in each], [r.sens_n for r in each]),
         *across([r.spec_k for r in each], [r.spec_n for r in each]),
@@ -897,6 +897,15 @@ def trained_calibrations(path: Path) -> tuple[Calibration, ...]:
 @lru_cache(maxsize=4)
 def read_card(path: Path) -> TrainedCard:
     return msgspec.json.decode(path.read_bytes(), type=TrainedCard)
+
+
+_REFUSES_BY_RULES = (DEFAULT, read_card(LEARNED_CARD).judge, read_card(HEAD_CARD).judge)
+
+
+@lru_cache(maxsize=1)
+def cards() -> dict[str, Path]:
+    """The cards of judges that were measured on sets that they did not learn from, by the judge's name."""
+    return {read_card(path).judge: path for path in (LEARNED_CARD, HEAD_CARD, *JUDGED.glob("guard-*.json"))}
 
 
 def measured_by_user(
@@ -1015,10 +1024,9 @@ def label_families(
     if root is not None and (kept := newest_calibration(root, judge, judged_by, task)) is not None:
         every, *families = kept.calibrations()
         return tuple(families) or (every,)
-    trained = {read_card(path).judge: path for path in (LEARNED_CARD, HEAD_CARD)}
-    if judge in trained and task == "harm":
-        return trained_calibrations(trained[judge])[1:]
-    if judge not in (DEFAULT, *trained):
+    if judge in cards() and task == "harm":
+        return trained_calibrations(cards()[judge])[1:]
+    if judge not in _REFUSES_BY_RULES:
         return ()
     table = [row for row in shipped().table if (row.judge, row.task) == ("rules", task)]
     card = [row for row in read_card(LEARNED_CARD).measured if (row.judge, row.task) == ("rules", task)]
@@ -1047,7 +1055,7 @@ def spread_of_judges(without: str = "") -> tuple[Spread, Spread]:
     Judges share families, so all of them count for no more degrees of freedom than one judge's families.
     without: a family that is left out, by `_root` of its name.
     """
-    names = (DEFAULT, read_card(LEARNED_CARD).judge, read_card(HEAD_CARD).judge)
+    names = _REFUSES_BY_RULES
     every = dict.fromkeys(label_families(task, judge) for task in TASKS for judge in names)
     kept = [[each for each in families if _root(each.labels) != without] for families in every]
     sens = [[(c.sens_k, c.sens_n) for c in families if c.sens_n] for families in kept]
