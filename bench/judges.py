@@ -20,6 +20,7 @@ import random
 import string
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from heredity.application.spec import Application
 from heredity.core.errors import Unavailable
 from heredity.core.records import Check, Estimate, Exchange, Probe, Response, Secret
 from heredity.lab import judges as training
+from heredity.lab.judges import LabelledAnswer
 from heredity.redteam import judges
 from heredity.redteam.checks.secret import SecretForms
 from heredity.redteam.judges import rules
@@ -106,32 +108,26 @@ def measure_named(judge: judges.Judge, data: Path, most: int, out: Path) -> Path
     read = training.read_examples(spec, [data])
     sets = [[e for e in read.examples if e.task and e.set == each.name] for each in at_hand]
     examples = [e for rows in sets for e in random.Random(0).sample(rows, min(most, len(rows)))]
-    pairs = [(e.prompt, e.text) for e in examples]
-    scores = {
-        task: [
-            score
-            for at in range(0, len(pairs), AT_ONCE)
-            for score in probabilities(judge, task, pairs[at : at + AT_ONCE])
-        ]
-        for task in quality.TASKS
-    }
-    judged = [
-        training.JudgedExample(
-            e, refusal or 0.0, harm or 0.0, {"refusal": refusal is not None, "harm": harm is not None}
-        )
-        for e, refusal, harm in zip(examples, scores["refusal"], scores["harm"], strict=True)
-    ]
-    measured = list(training.count_correct(judge.name, training.LEFT_OUT, judged))
+    measured = list(training.count_correct(judge.name, training.LEFT_OUT, judged_by(judge, examples)))
     for row in (row for row in measured if row["judge"] == judge.name):
         sens, spec = (wilson(row[f"{side}_k"], row[f"{side}_n"]) for side in ("sens", "spec"))
         j = "" if None in (sens.value, spec.value) else f", J {sens.value + spec.value - 1:.3f}"
         print(f"{row['judge']}, {row['task']}, {row['labels']}: {show(sens)}, {show(spec)}{j}")
     facts = {"judged_by": judges.identity(judge), "rows": most, "files": read.files, "measured": measured}
+    card = msgspec.json.format(msgspec.json.encode({"judge": judge.name, **facts}), indent=2)
     path = out / f"{judge.name.replace(':', '-')}.json"
-    path.write_bytes(
-        msgspec.json.format(msgspec.json.encode({"judge": judge.name, **facts}), indent=2) + b"\n"
-    )
+    path.write_bytes(card + b"\n")
     return path
+
+
+def judged_by(judge: judges.Judge, examples: list[LabelledAnswer]) -> Iterator[training.JudgedExample]:
+    for at in range(0, len(examples), AT_ONCE):
+        some = examples[at : at + AT_ONCE]
+        pairs = [(e.prompt, e.text) for e in some]
+        refuses, harms = (probabilities(judge, task, pairs) for task in ("refusal", "harm"))
+        for e, refusal, harm in zip(some, refuses, harms, strict=True):
+            is_decided = {"refusal": refusal is not None, "harm": harm is not None}
+            yield training.JudgedExample(e, refusal or 0.0, harm or 0.0, is_decided)
 
 
 def show(estimate: Estimate) -> str:
