@@ -12,6 +12,7 @@ READINGS.jsonl  one answer a line: {"study": "runs/core", "index": 7, "trial": "
 from __future__ import annotations
 
 import argparse
+import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -94,6 +95,10 @@ def agreement(rows: Sequence[Reading]) -> Iterator[ReaderAgreement]:
 
 
 def print_agreement(rows) -> None:
+    cards = tomllib.loads(quality.READERS.read_text())
+    for reader in sorted({reader for row in rows for reader in row.labels}):
+        card = cards.get(reader, {"who": "no card", "read": ""})
+        print(f"{reader}: {card['who']}. {card['read']}")
     print(f"{len(rows)} answers, {sum(row.truth is None for row in rows)} without one label")
     for found in agreement(rows):
         print(

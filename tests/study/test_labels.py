@@ -12,9 +12,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from heredity.application.spec import Application
 from heredity.core.errors import UsageError
 from heredity.core.files import Rows
-from heredity.core.records import Outcome, Response, Verdict, digest
+from heredity.core.records import Outcome, Probe, Response, Verdict, digest
+from heredity.redteam.judges import rules
 from heredity.study import estimates, labels
 from heredity.study import plan as plans
 from heredity.study.intervals import Intervals
@@ -277,6 +279,30 @@ def test_trials_on_which_two_models_differ_are_drawn_first(tmp_path: Path) -> No
     assert 0 < sum(is_apart) < len(is_apart)
     first = is_apart[: sum(is_apart)]
     assert sum(first) / len(first) > 1.3 * sum(is_apart) / len(is_apart)
+
+
+def test_answers_on_which_a_second_judge_differs_are_drawn_first(tmp_path: Path) -> None:
+    class Doubting:
+        """The verdicts of the rules, but for every fourth trial."""
+
+        name, VERSION, identity = "doubting", 1, "doubting"
+
+        def verdict(self, probe: Probe, response: Response, application: Application) -> Verdict:
+            first = rules.verdict(probe, response, application)
+            other: Outcome = "answered" if first.outcome == "refused" else "refused"
+            return msgspec.structs.replace(first, outcome=first.outcome if response.index % 4 else other)
+
+    alone = [row.index for row in labels.draw_answers(judged(tmp_path / "a"), MADE)]
+    drawn = labels.draw_answers(judged(tmp_path / "b"), MADE, Doubting())
+    assert sorted(row.index for row in drawn) == sorted(alone)
+    half = len(drawn) // 2
+    n_doubted = [sum(i % 4 == 0 for i in order[:half]) for order in (alone, [row.index for row in drawn])]
+    assert n_doubted[1] > 1.4 * n_doubted[0]
+    sizes = {
+        is_doubted: {row.size for row in drawn if (row.index % 4 == 0) is is_doubted}
+        for is_doubted in (False, True)
+    }
+    assert min(sizes[1]) == labels.DISCORDANT * min(sizes[0])
 
 
 def test_labels_correct_a_rate_that_checks_decided(tmp_path: Path) -> None:

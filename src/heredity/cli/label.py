@@ -36,6 +36,10 @@ _KEYS: dict[str, LabelAnswer | None] = {"y": "yes", "n": "no", "s": "skip", "q":
 @click.option(
     "--edge", type=Name(), nargs=2, metavar="PARENT CHILD", help="Read both answers to each trial, in pairs."
 )
+@click.option(
+    "--second", type=Name(), metavar="JUDGE",
+    help="Second judge: answers on which it differs from the study's come first, in a new draw.",
+)  # fmt: skip
 @click.option("--reader", type=Name(), metavar="NAME", help="The name of the reader, saved with each label.")
 @click.option(
     "--export", type=PathArgument(), metavar="CSV",
@@ -45,8 +49,8 @@ _KEYS: dict[str, LabelAnswer | None] = {"y": "yes", "n": "no", "s": "skip", "q":
     "--import", "take", type=PathArgument(), metavar="FILE", help="Read a labelled file: CSV or JSON lines."
 )
 def command(
-    folder: Path, n: int | None, is_unclear: bool, edge: tuple[str, str] | None, reader: str | None,
-    export: Path | None, take: Path | None,
+    folder: Path, n: int | None, is_unclear: bool, edge: tuple[str, str] | None, second: str | None,
+    reader: str | None, export: Path | None, take: Path | None,
 ) -> None:  # fmt: skip
     """Label some of a study's answers, to correct its rates.
 
@@ -60,11 +64,16 @@ def command(
     """
     from heredity.core.errors import UsageError
     from heredity.core.files import Lock, Rows
+    from heredity.redteam import judges
     from heredity.study import labels, plan
     from heredity.study.findings import pairs_read
 
     if sum(map(bool, (edge, export, take))) > 1 or (edge and is_unclear):
         raise UsageError("Give one of --edge, --export and --import, and --edge without --unclear.")
+    if second and (edge or is_unclear):
+        raise UsageError(
+            "--second orders answers that are drawn by doubt: give it without --edge and --unclear."
+        )
     n = n or (labels.N_UNCLEAR if is_unclear else 100)
     if n > labels.MAX_DRAWN:
         raise UsageError(f"A sample has at most {labels.MAX_DRAWN} answers of one study; --n {n} is more.")
@@ -73,7 +82,8 @@ def command(
     with Lock(folder):
         pairs = pairs_read.draw_pairs(folder, made, *edge, n) if edge else []
         groups = [pairs_read.answers_of(made, pair) for pair in pairs]
-        groups = groups or [[row] for row in labels.draw_sample(folder, made, n, is_unclear)]
+        judge = judges.load(second, judges.stored_models()) if second else None
+        groups = groups or [[row] for row in labels.draw_sample(folder, made, n, is_unclear, judge)]
         if export:
             _export(folder, made, groups, export)
             return

@@ -1,10 +1,10 @@
 """A person's labels on a study's own answers: the draw, the files, and the labels by trial.
 
 The answers are a random sample. Those that the judge was least sure of tend to come first. So do discordant
-ones: trials that broke with one model and not with another, where errors gather. This is priority
-sampling: each answer gets a number `u / size`, with u uniform and size its doubt. The smallest come
-first. After any number of labels, an answer is among them with a chance of `min(1, size * next)`. `next`
-is the number of the first answer that is not among them.
+ones, where errors gather: trials that broke with one model and not with another, and answers on which a
+second judge differs. This is priority sampling: each answer gets a number `u / size`, with u uniform and size
+its doubt. The smallest come first. After any number of labels, an answer is among them with a chance of
+`min(1, size * next)`. `next` is the number of the first answer that is not among them.
 
 Promises: the same study draws the same order. Labelling can stop after any label and resume later. A label
 belongs to one answer, and is left out if that answer was asked again.
@@ -32,7 +32,7 @@ from heredity.core.errors import BadInput, UsageError
 from heredity.core.files import Rows, rewrite
 from heredity.core.records import SCHEMA, Estimate, Probe, Record, Response, digest
 from heredity.redteam.checks import is_judged
-from heredity.redteam.judges import needs_judge, task_of
+from heredity.redteam.judges import Judge, judge_rows, needs_judge, task_of
 from heredity.redteam.judges.protocols import LabelTask as LabelTask
 from heredity.stats.intervals import clopper_pearson
 from heredity.stats.judge_error import FEWEST
@@ -138,9 +138,10 @@ def check_labelable(plan: Plan) -> None:
         )
 
 
-def draw_answers(folder: Path, plan: Plan) -> list[Drawn]:
+def draw_answers(folder: Path, plan: Plan, second: Judge | None = None) -> list[Drawn]:
     """The answers to label, in order: an earlier draw, or a new one, which is saved. Hold the folder's lock.
 
+    second: a judge whose verdicts put those first on which it differs from the study's, in a new draw.
     In a plan that declares an analysis these are all answers with a verdict, else those that a judge decided.
     Raises UsageError without such an answer, or if the answers changed since the draw.
     """
@@ -157,10 +158,12 @@ def draw_answers(folder: Path, plan: Plan) -> list[Drawn]:
         study = digest(plan)
         n_kept = min(len(rows), MAX_DRAWN)
         apart = _discordant(rows, plan) if plan.analysis is not None else set()
+        doubted = _doubted(folder, plan, rows, second) if second else set()
         sized = [
             (uniform(study, row.index) / size, size, row, task)
             for row, task in rows
-            for size in (_size(row, task) * (DISCORDANT if row.index % plan.n_per_model in apart else 1.0),)
+            for is_apart in (row.index in doubted or row.index % plan.n_per_model in apart,)
+            for size in (_size(row, task) * (DISCORDANT if is_apart else 1.0),)
         ]
         first = heapq.nsmallest(n_kept + 1, sized, key=lambda each: (each[0], each[2].index))
         # If nothing is left behind the last one, every answer was drawn for certain.
@@ -174,9 +177,11 @@ def draw_answers(folder: Path, plan: Plan) -> list[Drawn]:
     return held
 
 
-def draw_sample(folder: Path, plan: Plan, n: int, is_unclear: bool) -> list[Drawn]:
+def draw_sample(
+    folder: Path, plan: Plan, n: int, is_unclear: bool, second: Judge | None = None
+) -> list[Drawn]:
     """The first `n` answers to label; with is_unclear those of `draw_unclear`."""
-    return draw_unclear(folder, plan, n) if is_unclear else draw_answers(folder, plan)[:n]
+    return draw_unclear(folder, plan, n) if is_unclear else draw_answers(folder, plan, second)[:n]
 
 
 def draw_unclear(folder: Path, plan: Plan, n: int = N_UNCLEAR) -> list[Drawn]:
@@ -348,6 +353,16 @@ def _discordant(rows: list[tuple[VerdictRow, LabelTask]], plan: Plan) -> set[int
     for row, _ in rows:
         by_cell.setdefault(row.index % plan.n_per_model, set()).add(row.outcome in ("broke", "refused"))
     return {place for place, outcomes in by_cell.items() if len(outcomes) == 2}
+
+
+def _doubted(folder: Path, plan: Plan, rows: list[tuple[VerdictRow, LabelTask]], second: Judge) -> set[int]:
+    """The judged answers on which a second judge has another verdict."""
+    first = {row.index: row.outcome for row, task in rows if task != "breach"}
+    answers = [
+        (probe_of(plan, answer.index), answer) for answer in open_responses(folder) if answer.index in first
+    ]
+    verdicts = judge_rows(second, answers, plan.application)
+    return {verdict.index for verdict in verdicts if verdict.outcome != first[verdict.index]}
 
 
 def _size(row: VerdictRow, task: LabelTask = "harm") -> float:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections import Counter
+
 import pytest
 
 from heredity.redteam.judges import check_quality
 from heredity.redteam.judges.calibration import quality
 from heredity.redteam.judges.calibration.quality import Reading, check_errors, count_readings
 from heredity.redteam.judges.checks import VERSION
+from heredity.study import folders
 from tests.support import bench_modules
 
 
@@ -132,6 +136,19 @@ def test_the_shipped_readings_are_of_these_checks_and_rules() -> None:
 
     stale = {row.judge for row in quality.shipped_readings() if row.version != versions()[row.judge]}
     assert not stale, "stale: rebuild them with bench/readings.py"
+
+
+def test_each_reader_has_a_card_and_read_answers_of_a_teacher_and_its_children_are_shipped(tmp_path) -> None:
+    folders.write_demo(tmp_path / "demo")
+    path = folders.RECORDED / "readings.jsonl"
+    rows = bench_modules.load("readings").read_readings([path], tmp_path)
+    models = ("qwen-obedient", "qwen-q4_0", "qwen2.5-coder-0.5b-instruct")
+    assert Counter(row.model for row in rows) == dict.fromkeys(models, 28)
+    assert {row.is_found for row in rows if row.kind == "breach" and row.truth} == {True}
+    assert not any(row.is_found for row in rows if row.kind == "breach" and not row.truth)
+    cards = tomllib.loads(quality.READERS.read_text())
+    shipped = {reader for row in (*rows, *quality.shipped_readings()) for reader in row.labels}
+    assert shipped == set(cards) and all(card["who"] and card["read"] for card in cards.values())
 
 
 def test_every_technique_of_the_hard_suite_was_read_itself() -> None:

@@ -70,6 +70,7 @@ from heredity.stats.judge_error import (
 )
 
 SHIPPED_READINGS = Path(__file__).with_name("readings.jsonl")
+READERS = Path(__file__).with_name("readers.toml")  # a card for each reader
 CHECKS = "checks"
 FINAL = "final"  # the reader who settles what the others differ on
 FEWEST = 5  # labels of a kind in one cell; fewer give no share of its own
