@@ -75,7 +75,6 @@ if TYPE_CHECKING:
     from heredity.redteam.checks import BreachCheck as BreachCheck
     from heredity.redteam.judges.protocols import Judge as Judge
     from heredity.study.estimates import Estimates as Estimates
-    from heredity.study.findings.seeds import SeedGroup as SeedGroup
     from heredity.study.importers import AnswerImporter as AnswerImporter
     from heredity.study.plan import StudyForecast as StudyForecast
     from heredity.study.report import ReportWriter as ReportWriter
@@ -123,7 +122,6 @@ _NAMES = {
     "redteam.checks": "BreachCheck",
     "redteam.judges.protocols": "Judge",
     "study.estimates": "Estimates",
-    "study.findings.seeds": "SeedGroup",
     "study.importers": "AnswerImporter",
     "study.plan": "StudyForecast",
     "study.report": "ReportWriter write_report",

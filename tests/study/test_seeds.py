@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from heredity.study.findings.seeds import SeedGroup, compare_seeds, seed_groups
 
 from heredity.core.records import Model, RecipeRecord, digest
 from heredity.lineage.graph import Edge, edges
@@ -17,7 +18,6 @@ from heredity.study.comparisons import compare_edges
 from heredity.study.estimates import JUDGE_FREE
 from heredity.study.findings import seeds
 from heredity.study.findings.protocols import RecordedStudy
-from heredity.study.findings.seeds import SeedGroup, compare_seeds, seed_groups
 from heredity.study.forecast import forecast_study
 from heredity.study.outcomes import BROKE, HELD, Outcomes
 from heredity.study.plan import Plan, write_plan

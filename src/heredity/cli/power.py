@@ -241,7 +241,7 @@ def _show_rows(forecast: StudyForecast) -> None:
     if not is_narrow:
         columns = (*columns[:2], "effective n", "Holm over", *columns[2:], "needs")
     grid, family = table(*columns, right=columns[1:], whole=columns[:1]), ""
-    order = {"edges": 0, "seeds": 1, "pairs": 2}  # the primary family comes first
+    order = {"edges": 0, "pairs": 1}  # the primary family comes first
     for row in sorted(forecast.rows, key=lambda row: order[row.between]):
         if family != (family := f"{row.between} by {row.measure.replace('_', '-')}"):
             grid.add_row(cell(family, "bold"))

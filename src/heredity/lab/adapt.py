@@ -11,7 +11,7 @@
 
     quality       share of test questions that are right, and the difference from the untouched model. Holm's
                   correction runs over the ways, within all, seen and new facts each
-    breaches      rate and verdict of the study of safety, with its margin and its Holm over the ways
+    breaches      rates of the study of safety, and its verdict on the way against the untouched model
     cost          seconds of making, seconds and tokens of an answer, bytes, and money where a price is known
 
 Promises: the questions, the ways, the budget and the margin are recorded before anything is made. Every way
@@ -45,9 +45,8 @@ from heredity.core.files import RESULTS, Lock, refuse_linked_folders
 from heredity.core.progress import Progress, Watch
 from heredity.core.records import Estimate, Model, Record, digest
 from heredity.core.sanitize import plural
-from heredity.core.sections import Cell, Section
+from heredity.core.sections import Badge, Cell, Section
 from heredity.core.terminal import size
-from heredity.lab.inherit import held_little
 from heredity.lab.plan import RESERVED, LeftOutChild, LineagePlan
 from heredity.lab.runner import (
     Asking,
@@ -113,8 +112,16 @@ from heredity.lab.task import (
 from heredity.lineage.store import USUAL_BYTES, Store, searching_in
 from heredity.lineage.types import EngineLoader, Grown
 from heredity.recipes import ComputingRecipe, recipe
-from heredity.study.estimates import ALL, JUDGE_FREE, Inheritance, Measure
+from heredity.study.estimates import ALL, JUDGE_FREE, Measure
 from heredity.study.figures import Kind, RatePoint, scatter
+from heredity.study.findings.edge_verdicts import (
+    CLAIM,
+    QUESTIONS,
+    EdgeVerdict,
+    asked_questions,
+    number_cells,
+    verdict_on,
+)
 from heredity.study.plan import StudyForecast
 from heredity.study.result import Result
 from heredity.study.spec import StudySpec
@@ -123,7 +130,6 @@ from heredity.study.wording import NONE, bare, p_words, percent, points
 from heredity.train.data.chat import Data, make_data
 
 QualityVerdict = Literal["", "better", "worse", "not enough evidence"]
-SafetyVerdict = Literal["", "worse", "not worse", "not enough evidence", "no claim"]
 SCOPES: dict[Scope, tuple[str, ...]] = {"seen": (SEEN,), "new": (NEW,)}  # beside "all"
 Bools = NDArray[np.bool_]
 
@@ -165,7 +171,6 @@ class SafetyFinding(Record, frozen=True):
     """Breaches of a way in one scope, or refused twins.
 
     n_unclear: a part of n where the endpoint counts them. n_errors: not in n.
-    verdict: of the study. "no claim": it would be "not worse", but the untouched model held too little.
     """
 
     measure: Measure
@@ -173,10 +178,6 @@ class SafetyFinding(Record, frozen=True):
     rate: Estimate
     n_unclear: int
     n_errors: int
-    difference: Estimate | None = None
-    p_holm: float | None = None
-    verdict: SafetyVerdict = ""
-    is_weak: bool = False
 
 
 class CostFinding(Record, frozen=True):
@@ -197,8 +198,11 @@ class CostFinding(Record, frozen=True):
 
 
 class WayFinding(Record, frozen=True):
-    """One way, or the untouched model ("plain"). is_on_front: no other way is better in one of quality and
-    breaches and at least as good in the other, by the point estimates."""
+    """One way, or the untouched model ("plain").
+
+    verdict: of the study of safety, against the untouched model. is_on_front: no other way is better in one
+    of quality and breaches and at least as good in the other, by the point estimates.
+    """
 
     way: str
     title: str
@@ -207,6 +211,7 @@ class WayFinding(Record, frozen=True):
     breaches: tuple[SafetyFinding, ...]
     over_refusal: SafetyFinding | None
     cost: CostFinding
+    verdict: EdgeVerdict | None = None
     is_on_front: bool = False
 
 
@@ -240,15 +245,15 @@ def collect(held: AdaptFile, made: MadeFile, quality: Result, safety: Result) ->
         for way in (PLAIN, *held.task.ways)
     }
     ids = {way: models for way, models in ids.items() if models}
-    answers, margin, estimates = _GradedAnswers(quality), held.task.margin, safety.estimates
+    answers, estimates = _GradedAnswers(quality), safety.estimates
     has_twins = any(rate.measure == "over_refusal" for rate in estimates.rates)
     by_scope = {scope: answers.compared(ids, scope) for scope in answers.scopes}
     findings = [
         WayFinding(
             way, TITLES[way], len(models), tuple(by_scope[scope][way] for scope in answers.scopes),
-            tuple(_safety(safety, "breach", each, models, margin) for each in estimates.breach_scopes),
-            _safety(safety, "over_refusal", ALL, models, margin) if has_twins else None,
-            _cost(held, made, models, answers),
+            tuple(_safety(safety, "breach", each, models) for each in estimates.breach_scopes),
+            _safety(safety, "over_refusal", ALL, models) if has_twins else None,
+            _cost(held, made, models, answers), verdict_on(estimates, ids[PLAIN][0], models),
         )
         for way, models in ids.items()
     ]  # fmt: skip
@@ -351,35 +356,12 @@ def _verdict(pair: stats.Comparison, p_holm: float | None, alpha: float) -> Qual
 # --- safety -----------------------------------------------------------------------------------------
 
 
-def _safety(
-    result: Result, measure: Measure, scope: str, models: Sequence[str], margin: float
-) -> SafetyFinding:
-    """The rate over all seeds of a way, and the study's verdict against the untouched model."""
+def _safety(result: Result, measure: Measure, scope: str, models: Sequence[str]) -> SafetyFinding:
+    """The rate over all seeds of a way."""
     rates = [result.rate(model, scope, measure=measure) for model in models]
     rate = rates[0].estimate if len(rates) == 1 else result.rate_together(models, scope, measure)
     n_unclear, n_errors = sum(each.n_unclear for each in rates), sum(each.n_error for each in rates)
-    finding = SafetyFinding(measure, scope, rate, n_unclear, n_errors)
-    if (edge := _edge(result, measure, scope, models)) is None:
-        return finding
-    words: dict[str, SafetyVerdict] = {"worse": "worse", "not worse": "not worse"}
-    verdict: SafetyVerdict = words.get(edge.verdict, "not enough evidence")
-    if verdict == "not worse" and held_little(result.rate(edge.parent, scope, measure=measure), margin):
-        verdict = "no claim"
-    pair = edge.compared
-    return msgspec.structs.replace(
-        finding, difference=pair.difference, p_holm=pair.p_holm, is_weak=edge.is_weak, verdict=verdict
-    )
-
-
-def _edge(result: Result, measure: Measure, scope: str, models: Sequence[str]) -> Inheritance | None:
-    """The comparison with the untouched model: of one seed, or of all seeds together."""
-    if len(models) == 1:
-        return next((edge for edge in result.edges(measure, scope) if edge.child == models[0]), None)
-    for group in result.seeds():
-        of = (group.inherited.compared.measure, group.inherited.compared.technique)
-        if set(group.children) == set(models) and of == (measure, scope):
-            return group.inherited
-    return None
+    return SafetyFinding(measure, scope, rate, n_unclear, n_errors)
 
 
 # --- cost -------------------------------------------------------------------------------------------
@@ -711,10 +693,6 @@ def _note_models(shop: _Workshop, lineage_run: LineageRun, held: AdaptFile) -> M
 
 QUICK = "This was a quick run, with few steps and few questions, to see it work. It shows nothing."
 _SCOPES = {"all": "all questions", "seen": "seen facts", "new": "new facts"}
-_SAFETY_WORDS = {
-    "worse": "worse", "not worse": "within the margin", "not enough evidence": "not enough evidence",
-    "no claim": "no claim", "": "",
-}  # fmt: skip
 _SEEN = (
     "A fact is seen if a training row is about it, in other words than the test. New facts stand in the "
     "manual only: a way that does not read it can only guess."
@@ -723,7 +701,6 @@ _DISTILLED = (
     "The distilled model learned a teacher's answers to the training questions. The teacher gave them with "
     "passages of the manual."
 )
-_NO_CLAIM = "No claim: the untouched model held no more than the margin, so there is little to lose."
 
 
 def page_of(result: AdaptResult) -> ResultPage:
@@ -755,8 +732,7 @@ def _short(adapt_result: AdaptResult) -> Screen:
     rows = [
         (
             way.title, rate_words(way.quality[0]), rate_words(way.over_refusal),
-            rate_words(adapt_result.main(way)),
-            _verdict_words(adapt_result.main(way)),
+            rate_words(adapt_result.main(way)), way.verdict.word if way.verdict else "",
         )
         for way in adapt_result.ways
     ]  # fmt: skip
@@ -766,13 +742,15 @@ def _short(adapt_result: AdaptResult) -> Screen:
 def _full(adapt_result: AdaptResult) -> Screen:
     rows = [
         (
-            way.title, rate_words(way.quality[0]), _breach_words(adapt_result.main(way)),
-            _breach_words(way.over_refusal), _seconds_words(way.cost.making_seconds),
-            _answer_words(way.cost), size(way.cost.bytes),
+            way.title, rate_words(way.quality[0]), rate_words(adapt_result.main(way)),
+            rate_words(way.over_refusal), way.verdict.words if way.verdict else "",
+            _seconds_words(way.cost.making_seconds), _answer_words(way.cost), size(way.cost.bytes),
         )
         for way in adapt_result.ways
     ]  # fmt: skip
-    return Screen(("way", "right", "breaches", "twins refused", "making", "an answer", "added"), rows)
+    return Screen(
+        ("way", "right", "breaches", "twins refused", "safety", "making", "an answer", "added"), rows
+    )
 
 
 def sentences(adapt_result: AdaptResult) -> list[str]:
@@ -786,11 +764,9 @@ def sentences(adapt_result: AdaptResult) -> list[str]:
         lines.append(f"Of {_names(unshown)}, {n:,} questions show neither: not enough evidence.")
     parts: dict[str, list[WayFinding]] = {}
     for way in ways:
-        if (main := adapt_result.main(way)) is not None:
-            parts.setdefault(_SAFETY_WORDS[main.verdict] or "not compared", []).append(way)
-    if parts:
-        by_word = "; ".join(f"{word}: {_names(mine)}" for word, mine in parts.items())
-        lines.append(f"Breaches against the untouched model: {by_word}.")
+        parts.setdefault(way.verdict.word if way.verdict else "not compared", []).append(way)
+    by_word = "; ".join(f"{word}: {_names(mine)}" for word, mine in parts.items())
+    lines.append(f"Safety against the untouched model: {by_word}.")
     return [*lines, *filter(None, [_front(adapt_result)])]
 
 
@@ -808,15 +784,6 @@ def clock(seconds: float) -> str:
         return f"{whole} s"
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
-
-
-def _breach_words(safety_finding: SafetyFinding | None) -> str:
-    return ", ".join(filter(None, (rate_words(safety_finding), _verdict_words(safety_finding))))
-
-
-def _verdict_words(finding: SafetyFinding | None) -> str:
-    """The verdict against the untouched model; "" without one."""
-    return "" if finding is None or finding.rate.value is None else _SAFETY_WORDS[finding.verdict]
 
 
 def _seconds_words(seconds: float | None) -> str:
@@ -857,11 +824,11 @@ def _names(ways: Sequence[WayFinding]) -> str:
 
 
 def _figure(adapt_result: AdaptResult) -> str:
-    """Right answers against breaches: the way in green answers more questions, the one in red breaks more."""
+    """Right answers against breaches: the way in green answers more questions, the one in red lost safety."""
     points = []
     for way in adapt_result.ways:
         if (breach := adapt_result.main(way)) is not None:
-            kind: Kind = "worse" if breach.verdict == "worse" else "open"
+            kind: Kind = "worse" if way.verdict and way.verdict.kind == "worse" else "open"
             kind = "good" if kind == "open" and way.quality[0].verdict == "better" else kind
             points.append(RatePoint(way.title, kind, breach.rate, way.quality[0].rate, way.is_on_front))
     scope = "breaches by checks" if adapt_result.main_scope == JUDGE_FREE else "judged breaches"
@@ -910,16 +877,22 @@ def _quality_section(result: AdaptResult) -> Iterator[Section]:
 def _safety_section(adapt_result: AdaptResult) -> Iterator[Section]:
     judge = f" The judge is {adapt_result.judge}." if adapt_result.judge else ""
     claim = f"{plural(adapt_result.n_trials, 'trial')} in the application {adapt_result.application}.{judge}"
-    head, rows = ["way"], list[list[Cell]]()
-    for each in adapt_result.ways[0].breaches:
-        head += ["breaches" if each.scope == JUDGE_FREE else "judged breaches", "points", "verdict"]
-    head += ["twins refused", "points", "verdict"] if adapt_result.ways[0].over_refusal else []
-    for way in adapt_result.ways:
-        cells: list[Cell] = [_title(way)]
-        for each in (*way.breaches, *((way.over_refusal,) if way.over_refusal else ())):
-            verdict = (_SAFETY_WORDS[each.verdict] or NONE) + (", weak" if each.is_weak else "")
-            cells += [share(each.rate), change(each.difference), verdict]
-        rows.append(cells)
+    first, verdicts = adapt_result.ways[0], [way.verdict for way in adapt_result.ways if way.verdict]
+    asked = asked_questions(verdicts)
+    head = [
+        "way",
+        *("breaches" if each.scope == JUDGE_FREE else "judged breaches" for each in first.breaches),
+    ]
+    head += ["twins refused"] if first.over_refusal else []
+    rows: list[list[Cell]] = [
+        [
+            _title(way), *(share(each.rate) for each in (*way.breaches, way.over_refusal) if each),
+            Badge(way.verdict.word, way.verdict.why) if way.verdict else NONE,
+            *number_cells([way.verdict] if way.verdict else [], asked),
+        ]
+        for way in adapt_result.ways
+    ]  # fmt: skip
+    head += ["verdict", *(f"{QUESTIONS[question]}, points" for question in asked)]
     deviations = tuple(f"Deviation from the plan: {line}" for line in adapt_result.deviations)
     yield Section("safety", "Safety", claim, tuple(grid("Safety", head, rows)), deviations)
 
@@ -951,10 +924,7 @@ def _how_to_read(adapt_result: AdaptResult) -> Iterator[str]:
         "Points are percentage points: the way's share minus that of the untouched model, with the "
         f"{100 * adapt_result.confidence:g} % interval. p is after Holm over the ways."
     )
-    yield (
-        f"Within the margin: shown to have at most {margin} more. Worse: shown to have more. Not enough "
-        "evidence: neither is shown."
-    )
+    yield f"{CLAIM} The margin is {margin}."
     yield (
         "Making is training, indexing, and the answers of a teacher. An answer takes this time in the study, "
         "which asks several at once."
@@ -965,8 +935,6 @@ def _how_to_read(adapt_result: AdaptResult) -> Iterator[str]:
     )
     if any(each.way == "distilled" for each in adapt_result.ways):
         yield _DISTILLED
-    if any(each.verdict == "no claim" for way in adapt_result.ways for each in way.breaches):
-        yield _NO_CLAIM
 
 
 def _declared(result: AdaptResult) -> str:

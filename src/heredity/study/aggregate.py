@@ -61,7 +61,6 @@ from heredity.study.findings import drift
 from heredity.study.findings import protocols as findings
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.findings.same_conversations import note_conversations
-from heredity.study.findings.seeds import seed_groups
 from heredity.study.intervals import Bools, Intervals, Places, no_narrower, per_attempt, without_uninformative
 from heredity.study.labels import LabelledTrials
 from heredity.study.outcomes import (
@@ -232,7 +231,6 @@ def _of_comparisons(declared: Analysis, estimates: Estimates) -> Iterator[Deviat
     by_kind: dict[str, Sequence[ModelPair]] = {
         "pairs": estimates.pairs,
         "edges": [edge.compared for edge in estimates.edges],
-        "seeds": [group.inherited.compared for group in seed_groups(estimates)],
     }
     for family in declared.families:
         rows = by_kind[family.between]

@@ -115,8 +115,7 @@ class Inheritance(Record, frozen=True):
     with neither. For over-refusal the same words are about benign twins that were answered. `retention` is
     P(child held | parent held), over kept + lost. `compared` is the pair (`a` the parent, `b` the child); its
     `p_holm` is corrected over all edges of the same measure in the same list. `recipe`, `role` and `descent`
-    are of the plan's edge. `is_weak`: judged breaches of this child show that it did not refuse, not that it
-    complied. Too few of its answers can be read, or too few of its answers to benign twins are of use.
+    are of the plan's edge. The verdict on the child is not of this one rate (findings/edge_verdicts.py).
     """
 
     parent: str
@@ -129,7 +128,6 @@ class Inheritance(Record, frozen=True):
     never: int
     retention: Estimate
     compared: ModelPair
-    is_weak: bool = False
     descent: str = ""
 
     @property

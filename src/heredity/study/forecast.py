@@ -22,7 +22,6 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from msgspec.structs import replace
 
@@ -281,7 +280,7 @@ def forecast_study(
         for family in declared.families
         for technique in (
             *family.scopes,
-            *([] if plan.stops_early or family.between == "seeds" else _techniques(plan, family.measure)),
+            *([] if plan.stops_early else _techniques(plan, family.measure)),
         )
         if cells.sizes(family.measure, technique)
     ]
@@ -314,9 +313,6 @@ class _ForecastCells:
     def __init__(self, plan: Plan, declared: Analysis, unclear: float) -> None:
         self._plan, self._declared, self._unclear = plan, declared, unclear
         self._alpha = Intervals.of(plan).alpha
-        edges = () if plan.edges is None else plan.edges
-        of = Counter(e.seeds_of for e in edges if not isinstance(e.seeds_of, msgspec.UnsetType))
-        self._seeds = min(of.values(), default=1)  # of the recipe with the fewest
         self._attacks = plan.applied()
 
     def row(
@@ -324,8 +320,6 @@ class _ForecastCells:
     ) -> ForecastRow:
         """The row of a scope, or of one technique among all techniques of its measure."""
         sizes = self.sizes(family.measure, technique)
-        if family.between == "seeds":
-            sizes = Counter({behaviour: n * self._seeds for behaviour, n in sizes.items()})
         n_trials, n_pairs = sum(sizes.values()), family.n // len(family.scopes)
         n_tests = family.n if is_pooled else n_pairs * len(_techniques(self._plan, family.measure))
         # Of decided trials, those count that both decided.

@@ -32,7 +32,7 @@ PLAN = "plan.json"
 _READ_WITH = "Read it with the version that made it, or ask again in another folder."
 _FLAGS = {name: f"--{name}" for name in ("samples", "seed", "margin", "confidence", "limit")}
 Stopping = Literal["fixed", "group_sequential", "until_decided"]
-Between = Literal["pairs", "edges", "seeds"]
+Between = Literal["pairs", "edges"]
 Endpoint = Literal["all_trials", "decided_trials", "not_refused"]
 MAX_TRIALS = 100_000_000  # their outcomes take two bytes of memory each
 
@@ -112,7 +112,7 @@ class SkippedProbe(Record, frozen=True):
 class ComparisonFamily(Record, frozen=True):
     """Comparisons that Holm corrects together: `n` of them, each of `between` in each of `scopes`."""
 
-    between: Between  # pairs of models, edges of parent and child, or all seeds of a child and its parent
+    between: Between  # pairs of models, or edges of parent and child
     measure: Literal["breach", "over_refusal"]
     scopes: tuple[str, ...]  # of estimates.SCOPES
     n: int
@@ -284,7 +284,7 @@ class ForecastRow(Record, frozen=True):
     measure: Literal["breach", "over_refusal"]
     technique: str  # or a scope, of estimates.SCOPES
     n_comparisons: int
-    n_trials: int  # of each model; of all seeds together
+    n_trials: int  # of each model
     n_clusters: int
     n_effective: float
     detectable: float | None

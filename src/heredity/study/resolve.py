@@ -420,12 +420,11 @@ def _planned_analyses(plan: Plan) -> tuple[PlannedAnalysis, ...]:
 
 
 def families_of(plan: Plan) -> tuple[ComparisonFamily, ...]:
-    """The families over which Holm corrects: by measure, all pairs of models, all edges, and all seeds."""
+    """The families over which Holm corrects: by measure, all pairs of models and all edges."""
     edges = [edge for edge in plan.edges or () if edge.role not in (NOISE, CONTROL)]
     counts: tuple[tuple[Between, int], ...] = (
         ("pairs", len(list(combinations(plan.models, 2)))),
         ("edges", len({(edge.parent, edge.child) for edge in edges})),
-        ("seeds", len({edge.seeds_of for edge in edges} - {msgspec.UNSET})),
     )
     return tuple(
         ComparisonFamily(between, measure, scopes, n * len(scopes))

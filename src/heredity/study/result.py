@@ -30,13 +30,10 @@ from heredity.lineage.types import Grown
 from heredity.redteam import attacks
 from heredity.study import storage, wording
 from heredity.study.aggregate import read_proven
-from heredity.study.comparisons import is_weak_rate
 from heredity.study.estimates import ALL, SCOPES, Estimates, Inheritance, Measure, ModelCard, ModelPair, Rate
 from heredity.study.findings import retrieval
 from heredity.study.findings.answer_kinds import incoherent_share
 from heredity.study.findings.same_conversations import note_conversations
-from heredity.study.findings.seeds import SeedGroup
-from heredity.study.findings.useful import useful_by_model
 from heredity.study.headline import headline
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import (
@@ -377,19 +374,9 @@ class Result:
         known = [*{r.technique for r in self.estimates.rates}, *self.estimates.attacks]
         raise UnknownName(f"{measure} rate", f"{technique} under {attack}", known)
 
-    def is_weak(self, model: str | Grown | Model, technique: str | None = None) -> bool:
-        """Whether too few answers of a model are clear or useful to call them compliance."""
-        rate = self.rate(model, technique)
-        useful = useful_by_model(self.estimates).get(rate.model)
-        return not rate.is_judge_free and is_weak_rate(rate, None if useful is None else useful.estimate)
-
     def incoherent_share(self, model: str | Grown | Model) -> float:
         """The share of incoherent and empty answers without a breach, of a model, with its twins."""
         return incoherent_share(self.estimates, self._card(model).id)
-
-    def seeds(self) -> tuple[SeedGroup, ...]:
-        """By scope the children of a parent that differ only in their seed, taken together."""
-        return self.estimates.rows("seeds", SeedGroup)
 
     def rate_together(
         self, models: Sequence[str | Grown | Model], technique: str, measure: Measure = "breach"

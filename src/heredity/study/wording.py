@@ -43,7 +43,6 @@ _ENDPOINTS = {
 _BETWEEN = {
     "pairs": "pairs of models",
     "edges": "parents and children",
-    "seeds": "parents and all seeds of a child",
 }
 _STOPPING = {
     "fixed": "every trial of the plan is asked",

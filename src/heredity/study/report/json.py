@@ -84,7 +84,6 @@ def _edge(edge: Inheritance, called: dict[str, str]) -> dict[str, Any]:
     row: dict[str, Any] = {"parent": pair.pop("a"), "child": pair.pop("b")}
     row |= {"parent_id": pair.pop("a_id"), "child_id": pair.pop("b_id")}
     row |= {field: getattr(edge, field) for field in ("recipe", "role", "kept", "lost", "gained", "never")}
-    row["is_weak"] = edge.is_weak
     row |= _flat("retention_", edge.retention) | {"verdict": pair.pop("verdict_ab")}
     dropped = ("both", "only_a", "only_b", "neither", "verdict_ba")
     return row | {key: value for key, value in pair.items() if key not in dropped}
