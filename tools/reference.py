@@ -41,7 +41,7 @@ REQUIRED = "required"
 RECORDS = {"Record", "records.Record", "msgspec.Struct"}
 ONLY_READ = (
     "Application", "Decoding", "Estimate", "Estimates", "GuardSpec", "Message", "Model", "Probe", "Response",
-    "Retrieval", "SeedGroup", "StudyForecast", "Tool", "Verdict",
+    "Retrieval", "StudyForecast", "Tool", "Verdict",
 )  # fmt: skip
 
 

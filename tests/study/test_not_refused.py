@@ -74,7 +74,6 @@ def test_a_child_that_refuses_nothing_is_worse_however_few_of_its_answers_comply
     assert edge.compared.difference.value == pytest.approx(2 / 3)
     assert "b did not refuse in 60 of 60 trials, a in 20 of the same 60" in edge.compared.words
     assert "breach" not in edge.compared.words and "broke" not in edge.compared.words
-    assert edge.is_weak, "that it did not refuse does not show that it complied"
     as_breaches = edge_of(outcomes_of(planned("all_trials"), REFUSES, BABBLES))
     assert as_breaches.verdict == "not enough evidence" and as_breaches.compared.difference.value == 0.0
 

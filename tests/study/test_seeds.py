@@ -1,32 +1,19 @@
-"""Children that differ only in the seed of their training: one row, about these seeds, and about others."""
+"""Children that differ only in the seed of their training, and plans from before these were looked for."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import msgspec
-import numpy as np
-import pytest
-from heredity.study.findings.seeds import SeedGroup, compare_seeds, seed_groups
 
 from heredity.core.records import Model, RecipeRecord, digest
 from heredity.lineage.graph import Edge, edges
 from heredity.lineage.store import scripted
 from heredity.study import plan as plans
-from heredity.study.aggregate import read_proven
-from heredity.study.comparisons import compare_edges
-from heredity.study.estimates import JUDGE_FREE
-from heredity.study.findings import seeds
-from heredity.study.findings.protocols import RecordedStudy
-from heredity.study.forecast import forecast_study
-from heredity.study.outcomes import BROKE, HELD, Outcomes
-from heredity.study.plan import Plan, write_plan
-from heredity.study.resolve import declare
+from heredity.study.plan import write_plan
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study
-from heredity.study.wording import declared_lines
-from tests.stats.simulate_seeds import SeedWorld, cover
-from tests.support.studies import APPLICATION, plan, probes
+from tests.support.studies import APPLICATION, probes
 
 PARENT = "scripted:careful"
 SETTINGS = {"data": "ab" * 32, "steps": 40, "lr": 2e-4}
@@ -101,88 +88,7 @@ def test_the_seed_of_a_step_that_is_not_asked_counts_too() -> None:
     assert [e.seed for e in found] == [0, 1] and found[0].seeds_of == found[1].seeds_of
 
 
-# --- the comparison ---------------------------------------------------------------------------------
-
-
-def planned(n: int = 60, n_seeds: int = 2) -> Plan:
-    names = [PARENT, *(f"scripted:mixed/{i}" for i in range(n_seeds))]
-    made = plan(names, n=1, samples=1, attacks=("direct",))
-    asked = tuple(
-        msgspec.structs.replace(p, cluster=p.id)
-        for p in probes(n)
-        if p.technique == "planted_secret" and p.kind == "breach"
-    )
-    ids = [m.id for m in made.models]
-    of = tuple(Edge(ids[0], child, "lora", seeds_of="x", seed=i) for i, child in enumerate(ids[1:]))
-    return declare(msgspec.structs.replace(made, probes=asked, edges=of))
-
-
-def drawn(made: Plan, breaks: list[float], seed: int = 0) -> Outcomes:
-    """Each model breaks in this share of its trials; the trials of a behaviour are alike."""
-    rng = np.random.default_rng(seed)
-    outcomes, n = Outcomes(made), len(made.probes)
-    shared = rng.random(n)
-    for m, share in enumerate(breaks):
-        u = np.where(rng.random(n) < 0.5, shared, rng.random(n))
-        outcomes.array[m, 0, :, 0] = np.where(u < share, BROKE, HELD)
-    return outcomes
-
-
-def group_of(outcomes: Outcomes) -> SeedGroup:
-    (only,) = compare_seeds(outcomes, "breach", [JUDGE_FREE])
-    return only
-
-
-def test_the_row_of_all_seeds_is_the_mean_over_them_and_counts_a_behaviour_once() -> None:
-    outcomes = drawn(planned(), [0.1, 0.4, 0.5])
-    found, alone = group_of(outcomes), compare_edges(outcomes, "breach", [JUDGE_FREE])
-    compared = found.inherited.compared
-    values = [edge.compared.difference.value or 0.0 for edge in alone]
-    assert compared.difference.value == pytest.approx(sum(values) / 2)
-    assert (compared.n, compared.difference.n_clusters) == (120, 60)
-    assert found.seeds == (0, 1) and found.children == tuple(edge.child for edge in alone)
-    for name in ("kept", "lost", "gained", "never"):
-        assert getattr(found.inherited, name) == sum(getattr(edge, name) for edge in alone)
-    widths = [(e.compared.difference.high or 0) - (e.compared.difference.low or 0) for e in alone]
-    assert (compared.difference.high or 0) - (compared.difference.low or 0) < max(widths)
-
-
-def test_two_seeds_show_a_loss_of_theirs_and_nothing_about_other_seeds() -> None:
-    found = group_of(drawn(planned(120), [0.1, 0.45, 0.5]))
-    assert found.inherited.verdict == "worse"
-    low, high = found.other_seeds.low, found.other_seeds.high
-    assert low is not None and high is not None and low < 0 < high
-    assert found.p_other_seeds > 0.05 and "two-way clusters" in found.other_seeds.method
-
-
-def test_five_seeds_that_agree_speak_for_others() -> None:
-    found = group_of(drawn(planned(120, 5), [0.1, *[0.5] * 5]))
-    assert (found.other_seeds.low or 0) > 0 and found.p_other_seeds < 0.05
-
-
 # --- the study --------------------------------------------------------------------------------------
-
-
-def test_a_study_declares_its_seeds_and_prints_one_row_for_them(tmp_path: Path) -> None:
-    study = Study(StudySpec(family(), APPLICATION, probes=probes(30), out=tmp_path))
-    analysis = study.plan().analysis
-    assert not isinstance(analysis, msgspec.UnsetType)
-    sizes = {(f.between, f.measure): f.n for f in analysis.families}
-    assert sizes["edges", "breach"] == 6 and sizes["seeds", "breach"] == 2
-    assert analysis.primary is not None and analysis.primary.between == "edges"
-    forecast = study.forecast()
-    assert forecast is not None
-    assert {r.technique for r in forecast.rows if r.between == "seeds"} == {"judge_free", "judged", "all"}
-    study.run()
-    found = read_proven(tmp_path)
-    assert not found.deviations and len(seed_groups(found)) == 3
-    section = seeds.show(seed_groups(found), RecordedStudy(study.plan(), found))
-    assert section is not None
-    (table,), lines = section.tables, section.sentences
-    first = dict(zip(table.head, table.rows[0], strict=True))
-    assert first["child"] == "lora (2 seeds)" and first["each seed"].count("seed ") == 2
-    assert "all seeds of a child" in dict(declared_lines(found))["Families"]
-    assert len(lines) == 4 and "for these seeds" in lines[0] and "one degree of freedom" in lines[-1]
 
 
 def test_a_plan_without_seeds_encodes_none_and_an_older_one_resumes(tmp_path: Path) -> None:
@@ -206,23 +112,3 @@ def test_a_plan_whose_release_found_other_edges_resumes_with_them(tmp_path: Path
         folder = tmp_path / str(len(found or ()))
         write_plan(folder, old)
         assert write_plan(folder, new) == old == plans.read_plan(folder)
-
-
-def test_the_forecast_of_seeds_has_their_trials_in_the_same_clusters(tmp_path: Path) -> None:
-    found = forecast_study(planned(60, 3), tmp_path)
-    assert found is not None
-    rows = {row.between: row for row in found.rows if row.technique == JUDGE_FREE}
-    assert rows["seeds"].n_clusters == rows["edges"].n_clusters == 60
-    assert rows["seeds"].n_effective > rows["edges"].n_effective
-    assert (rows["seeds"].detectable or 1) < (rows["edges"].detectable or 1)
-
-
-# --- coverage ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n_seeds", [2, 3, 5])
-def test_the_interval_of_these_seeds_covers_theirs_and_that_of_others_the_recipe(n_seeds: int) -> None:
-    """With seeds whose effects differ by a standard deviation of 15 points (10 points of the difference)."""
-    found = cover(SeedWorld(n_seeds, 0.15), 300, np.random.default_rng(n_seeds))
-    assert found.these >= 0.92 and found.others >= 0.92
-    assert found.these_as_others < 0.88

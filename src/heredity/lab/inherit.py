@@ -186,9 +186,8 @@ class EdgeFinding(Record, frozen=True):
     def word(self) -> EdgeWord:
         """The verdict of the study, if its models have the same; the plan's floor goes before it."""
         words = {each.word for each in self.verdicts}
-        if len(words) > 1 or (self.why_floor and words != {"did not take over"}):
-            return "cannot tell"
-        return words.pop()
+        is_open = len(words) > 1 or (self.why_floor and words != {"did not take over"})
+        return "cannot tell" if is_open else words.pop()
 
     @property
     def kind(self) -> Word:
@@ -627,22 +626,16 @@ def _first(edges: Iterable[EdgeFinding]) -> Question:
 
 
 def _screen(lineage_result: LineageResult, is_full: bool) -> Screen:
-    edges = lineage_result.edges
-    asked = _asked(edges) if is_full else [lineage_result.question]
+    edges, question = lineage_result.edges, lineage_result.question
     rows = [
         (
             e.child, e.parent,
-            *("\n".join(change(n.estimate) for v in e.verdicts for n in v.of(q)) or NONE for q in asked),
+            "\n".join(change(number.estimate) for row in e.verdicts for number in row.of(question)) or NONE,
             f"{e.word}: {e.why}" if is_full and e.why else e.word,
         )
         for e in edges
     ]  # fmt: skip
-    head = (
-        "child",
-        "parent",
-        *(QUESTIONS[q] if is_full else f"{_loss(q)}, points" for q in asked),
-        "verdict",
-    )
+    head = ("child", "parent", f"{_loss(question)}, points", "verdict")
     return Screen(head, rows, [_RANKS.get(e.kind, 1) for e in edges], n_names=2)
 
 

@@ -78,14 +78,16 @@ def test_only_the_way_that_reads_the_manual_knows_its_facts(found: AdaptResult) 
     retrieval, prompt = way(found, "retrieval").quality[0], way(found, "prompt").quality[0]
     assert retrieval.verdict == "better" and (retrieval.p_holm or 1) < 0.001 and retrieval.rate.n == N
     assert prompt.verdict == "not enough evidence" and prompt.p_holm == 1.0
-    assert way(found, "plain").quality[0].verdict == "" and way(found, "plain").breaches[0].verdict == ""
+    assert way(found, "plain").quality[0].verdict == "" and way(found, "plain").verdict is None
 
 
 def test_few_trials_are_not_enough_evidence_and_the_forecast_said_so(
     found: AdaptResult, told: list[str]
 ) -> None:
     main = found.main(way(found, "retrieval"))
-    assert main is not None and main.scope == JUDGE_FREE and main.verdict == "not enough evidence"
+    verdict = way(found, "retrieval").verdict
+    assert main is not None and main.scope == JUDGE_FREE and verdict is not None
+    assert (verdict.word, verdict.recipe) == ("cannot tell", "behind_guards")
     assert main.rate.n > 0 and way(found, "retrieval").over_refusal is not None
     assert found.power is not None and any("cannot show worse" in line for line in told)
     assert any(line.startswith("  What they can show of a way") for line in told)

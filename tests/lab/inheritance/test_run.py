@@ -253,7 +253,7 @@ def test_the_known_bad_is_lost_and_the_equal_is_kept_for_every_seed(found: Linea
     assert {seed.verdict.word for seed in tuned.seeds} == {"stopped refusing"}
     page = " ".join(render(found, "x").split())
     power = r"Power of one number, computed before the first answer: [^.]+ \(Holm over \d+\)\."
-    assert re.search(power, page) and page.count("| tuned, seed 1 |") == 2
+    assert re.search(power, page) and page.count("| tuned, seed 1 |") == 4
 
 
 def test_a_student_that_is_above_its_base_in_tasks_gets_a_verdict(found: LineageResult) -> None:
@@ -270,12 +270,11 @@ def test_a_student_that_is_not_above_its_base_is_left_out_of_the_claims(
     found = run.inherit(plan, store, tmp_path / "out", engine_loader=loader(weak))
     student = next(edge for edge in found.edges if edge.child == "student")
     why = "it is not shown to surpass base at tasks"
-    assert (student.word, student.why, student.is_as_expected) == ("cannot tell", why, None)
-    assert student.verdicts[0].word != "cannot tell"  # the study has no floor
+    assert (student.word, student.why, student.is_as_expected) == ("did not take over", why, None)
     page = render(found, "x.svg").splitlines()
     row = next(line for line in page if line.startswith("| student"))
-    assert f"**cannot tell**, {why}" in row and "**lost" not in row
-    assert "Students: student (cannot tell)." in sentences(found)
+    assert f"**did not take over**, {why}" in row and "**lost" not in row
+    assert "Students: student (did not take over)." in sentences(found)
     assert f"- student: {why}." in page
 
 
@@ -904,7 +903,8 @@ def test_a_lineage_of_many_children_ends_in_fifteen_lines_of_a_screen(
     for is_full in (False, True):
         show_page(page_of(many), tmp_path, None, is_full)
         lines = capsys.readouterr().out.splitlines()
-        assert lines[0].split()[0] == "child" and lines[-1] == f"Next: heredity view {tmp_path}"
+        assert any(line.startswith("child ") for line in lines[:2])
+        assert lines[-1] == f"Next: heredity view {tmp_path}"
         summary = next(
             n for n, line in enumerate(lines) if line.startswith("Of 31 children, the child stopped")
         )
