@@ -226,7 +226,7 @@ def plain_cell(text: str) -> str:
 
 def test_verdicts_words_reasons_and_numbers_are_those_of_the_study(found: LineageResult, out: Path) -> None:
     estimates = read_proven(out / "default")
-    single = edge_verdicts(estimates)
+    single = edge_verdicts(estimates) | edge_verdicts(estimates, controls=True)
     by_seeds = {row.children: row for row in recipe_verdicts(estimates)}
     assert len(by_seeds) == 1 and len(found.edges) == 4
     page = render(found, "x")
