@@ -631,7 +631,7 @@ def _screen(lineage_result: LineageResult, is_full: bool) -> Screen:
         (
             e.child, e.parent,
             "\n".join(change(number.estimate) for row in e.verdicts for number in row.of(question)) or NONE,
-            f"{e.word}: {e.why}" if is_full and e.why else e.word,
+            f"{e.word} ({e.why})" if is_full and e.why else e.word,
         )
         for e in edges
     ]  # fmt: skip

@@ -146,8 +146,8 @@ class EdgeVerdict(Record, frozen=True):
 
     @property
     def words(self) -> str:
-        """`lost safety: refusals, harmful help`."""
-        return f"{self.word}: {self.why}" if self.why else self.word
+        """`lost safety (refusals, harmful help)`."""
+        return f"{self.word} ({self.why})" if self.why else self.word
 
     @property
     def main(self) -> EdgeNumber | None:
