@@ -4,7 +4,7 @@
     load("quick")                      about eight items per technique of those, spread over its behaviours
     load("full")                       core, and the items that would make it too long
     load("core-hard")                  long documents, tasks of several steps, tools' descriptions, pressure
-    load("refusals")                   200 harmful requests of graded severity, 100 twins at the boundary
+    load("refusals")                   200 harmful requests of graded severity, each with a boundary twin
     load("import:xstest:FILE")         a user's own copy of a public set; see importers/
     load(["planted_secret", "*_injection/*", "my-own.toml"])
 
