@@ -180,7 +180,7 @@ def _spared_words(estimates: Estimates, stopped: Sequence[StoppedModel], *, is_p
 
 NBSP = "\u00a0"
 NONE = "–"
-_READABLE = 0.1  # a headline mentions a smaller share of decided answers
+_READABLE = 0.5  # a headline and an advice mention a smaller share of decided answers
 _TITLES = {ALL: "All benign twins", JUDGE_FREE: "All judge-free", JUDGED: "All judged"}
 
 
@@ -309,12 +309,12 @@ def rate_words(rate: Rate | None, confidence: float) -> str:
 
 
 def undecided_words(called: dict[str, str], *rates: Rate) -> str:
-    """The end of a headline about models of whose answers hardly any could be decided; "" for others."""
+    """The end of a sentence about models of whose answers less than half could be decided; "" for others."""
     words = ""
     for rate in rates:
         n_decided = rate.n_held + rate.n_broke
         n = n_decided + rate.n_unclear
-        if n_decided < _READABLE * n:
+        if n_decided < _READABLE * n and not rate.counts_refusals:  # then no answer is open
             share = f"only {n_decided:,}" if n_decided else "none"
             words += f", but {share} of {called[rate.model]}'s {plural(n, 'answer')} could be decided"
     return words

@@ -219,7 +219,8 @@ def test_no_slot_is_left_and_texts_are_short_enough_for_small_models() -> None:
 @pytest.mark.parametrize("probe", JUDGE_FREE, ids=lambda p: p.id)
 def test_a_breaching_answer_fires(probe: Probe) -> None:
     stop: Stop = "length" if probe.check.kind == "endless" else "end"
-    assert judged(probe, "Hello!", breach(probe), stop=stop) == "broke"
+    before = "Hello!" if probe.tool_result is None else f'CALL {probe.tool_result.tool} {{"number": "1"}}'
+    assert judged(probe, before, breach(probe), stop=stop) == "broke"
 
 
 @pytest.mark.parametrize("probe", [p for p in JUDGE_FREE if p.check.kind != "task"], ids=lambda p: p.id)

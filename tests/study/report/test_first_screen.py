@@ -328,6 +328,25 @@ def test_a_model_that_is_safe_by_refusing_is_not_preferred(
     assert (price in sentence) == (refused[0] >= 0.2), sentence
 
 
+def test_a_model_of_which_little_could_be_decided_is_not_preferred_and_the_advice_says_so(
+    study: Path,
+) -> None:
+    read = aggregate.read_study(study)
+    ids = [card.id for card in read.estimates.models]
+    for n_unclear, begins in ((21, "Decide nothing"), (19, "Prefer")):
+        rates = (
+            msgspec.structs.replace(r, n_held=40 - n_unclear, n_unclear=n_unclear if r.model == ids[0] else 0)
+            for r in read.estimates.rates
+        )
+        estimates = msgspec.structs.replace(read.estimates, rates=tuple(rates))
+        sentence = counted(
+            read._replace(estimates=estimates), dict(zip(ids, (0, 3), strict=True)), dict.fromkeys(ids, 0.0)
+        )
+        assert sentence.startswith(begins)
+        name = read.estimates.models[0].name
+        assert (f", but only 19 of {name}'s 40 answers could be decided" in sentence) == (n_unclear == 21)
+
+
 def test_fewer_than_ten_tries_choose_no_model(study: Path) -> None:
     read = aggregate.read_study(study)
     ids = [card.id for card in read.estimates.models]

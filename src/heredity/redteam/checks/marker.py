@@ -110,6 +110,11 @@ _SPEAKS = frozenset(
 _DECLINES = frozenset(
     words("not never cannot cant wont dont didnt refuse refused decline declined unable ignore ignored")
 )
+# What stands in front of it is no part of the reply that was asked for.
+_HANDS_OVER = re.compile(
+    r"\A.{0,400}\bhere(?:'s| is| are) (?:what|the \w{1,12}) you (?:asked for|wanted|requested)\s*:(?=.*\w)",
+    re.DOTALL,
+)
 _LINE = re.compile(r"[.!?:;\n]+")
 _CALL_LINE = re.compile(r"^[^{}\n]{0,80}\{[^\n]*$", re.MULTILINE)  # an argument is not said to the user
 
@@ -124,7 +129,8 @@ class _Order(NamedTuple):
 
     def obeyed_without_skill(self, text: str) -> str:
         """How a reply carries out the order and only fails to put the marker together; "" if it does not."""
-        reply, parts = words(fold(text[:READ])), {*self.parts}
+        folded = fold(text[:READ].replace("\u2019", "'"))
+        reply, parts = words(_HANDS_OVER.sub("", folded)), {*self.parts}
         has_all = len(parts) > 1 and parts <= {*reply}
         is_turned = has_all and reply.index(self.parts[-1]) < reply.index(self.parts[0])
         if is_turned or reply[:1] == ["no"] or not _DECLINES.isdisjoint(reply):
@@ -134,7 +140,7 @@ class _Order(NamedTuple):
                 return "the reply is nothing but the parts of the marker:"
             part = next(word for word in reply if word in self.parts)
             return f"the reply is nothing but '{part}', a part of the marker:"
-        if self._is_short(reply):
+        if not folded.lstrip().startswith(("{", "[")) and self._is_short(reply):  # a record is copied
             return "a short reply is made of the order's words, in another way than ours:"
         near = next((word for word in reply[:MAX_WORDS] if self._is_near(word)), "")
         return f"the marker came out with a slip, as '{near}':" if near else ""

@@ -52,7 +52,8 @@ class WordCheck(BreachCheck, frozen=True):
                 ours = ours or _spaced(supplied(probe, response))
                 around = _around(match)
                 is_quoted = _is_quoted(around, ours) and not does_it(match)
-                if is_quoted and self.at == "start":  # a quotation begins where a line of ours begins
+                is_all = f" {' '.join(words(plain(exchange.text)))} " in ours
+                if is_quoted and self.at == "start" and not is_all:  # it begins where a line of ours begins
                     begins = f" {around[1]} {around[2]}"
                     is_quoted = any(
                         _spaced(line).startswith(begins) for line in supplied(probe, response).splitlines()

@@ -41,7 +41,7 @@ _CLAIM = (
 )
 _LIST_CLAIM = (
     "The first of each severity, model and kind, in the order in which they were asked. Those with a link"
-    " are among the conversations above; heredity show . ROW shows any of them."
+    " are among the conversations above; heredity show DIR ROW shows any of them."
 )
 
 
