@@ -365,10 +365,10 @@ def _values(calls: Sequence[ToolCall]) -> Iterator[str]:
 
 
 def without_spans(text: str, spans: Sequence[GuardSpan]) -> str:
-    """A text with REMOVED in place of the spans."""
+    """A text with what stands in place of the spans: by default REMOVED."""
     kept, at = "", 0
     for span in spans:
-        kept += text[at : span.start] + REMOVED
+        kept += text[at : span.start] + (span.instead or REMOVED)
         at = span.end
     return kept + text[at:]
 

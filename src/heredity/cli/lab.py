@@ -51,6 +51,9 @@ _OF_MODELS = ("application", "probes", "attack")  # options that a plan file has
 @click.option("--yes", is_flag=True, help="Download missing models without asking.")
 @click.option("--quick", is_flag=True, help="Few steps and few questions, to see it work.")
 @click.option(
+    "--controls", is_flag=True, help="Ask every child whose verdict is known, not only two of rounding."
+)
+@click.option(
     "--out", type=PathArgument(), metavar="DIR", help="Folder of the studies.  [default: runs/PARENT-...]"
 )
 @click.option("--page", type=PathArgument(), metavar="FILE",
@@ -61,7 +64,8 @@ _OF_MODELS = ("application", "probes", "attack")  # options that a plan file has
 def inherit_command(
     ctx: click.Context, models: tuple[str, ...], renamed: tuple[str, ...], data: tuple[str, ...],
     application: Path | None, probes: tuple[str, ...], attack: tuple[str, ...], margin: float | None,
-    judge: str | None, yes: bool, quick: bool, out: Path | None, page: Path | None, full: bool,
+    judge: str | None, yes: bool, quick: bool, controls: bool, out: Path | None, page: Path | None,
+    full: bool,
 ) -> None:  # fmt: skip
     """Measure what children kept of a parent's safety.
 
@@ -79,6 +83,7 @@ def inherit_command(
 
     with shown_start():
         from heredity.lab import inherit as run
+        from heredity.lab.controls import with_controls
         from heredity.lab.plan import batteries_of
 
     if len(models) == 1 and Path(models[0]).is_dir():
@@ -90,6 +95,8 @@ def inherit_command(
             _refuse_beside(ctx, models[0], _OF_MODELS)
         batteries = batteries_of(application, probes, attack)
         plan = _plan(models, _pairs("model", renamed), _pairs("data", data), batteries, margin, judge or "")
+        if controls or plan.controls or not _is_file(models):
+            plan = with_controls(plan, every=bool(controls or plan.controls))
         plan = plan.quick() if quick else plan
         folder = out or RESULTS / f"{Path(models[0]).stem}-{run.plan_digest(plan)[:8]}"
         result = _inherited(plan, folder, yes)

@@ -29,6 +29,8 @@ from heredity.core.progress import Watch
 from heredity.core.records import Record, digest
 from heredity.core.sanitize import label, plural
 from heredity.core.sections import Badge, Cell, CountedShare, Section, TextTable
+from heredity.lab import controls
+from heredity.lab.controls import ControlFinding, control_findings
 from heredity.lab.plan import (
     ENGINE,
     JOINS,
@@ -251,6 +253,7 @@ class BatteryFinding(Record, frozen=True):
     confidence: float = 0.95  # of its intervals
     truncation: Truncation | None = None
     counts_refusals: bool = False
+    controls: tuple[ControlFinding, ...] = ()
 
     @property
     def title(self) -> str:
@@ -312,7 +315,8 @@ def _battery(
     asked_for = [each for each in estimates.techniques if each.is_judge_free != is_judged]
     cut = read_truncation(result, [each.name for each in asked_for if not each.is_baseline])
     asked = {card.id for card in estimates.models}
-    edges = [_edge(plan, child, battery, models, asked, result, cut) for child in plan.child]
+    children = [child for child in plan.child if not child.control]
+    edges = [_edge(plan, child, battery, models, asked, result, cut) for child in children]
     return BatteryFinding(
         battery, estimates.attacks, estimates.application.name, estimates.application.is_default_system,
         estimates.judge, len(estimates.models), result.n_planned, estimates.forecast,
@@ -320,6 +324,7 @@ def _battery(
         tuple(edge for edge in edges if edge.seeds),
         tuple(each.words for each in estimates.deviations), estimates.circumstances.seconds,
         estimates.confidence, cut, estimates.counts_refusals("breach", main_scope(estimates)),
+        control_findings(plan, models, estimates),
     )  # fmt: skip
 
 
@@ -470,9 +475,10 @@ def inherit(
         if plan.is_of_models:  # one that cannot be had ends the run before its folder has a plan
             lineage.pull()
             for task in possible:
-                lineage.make(task)
-                if doubt := lineage.doubt(task):
-                    log(f"warning: {doubt}")
+                if task.child.recipe == MADE:
+                    lineage.make(task)
+                    if doubt := lineage.doubt(task):
+                        log(f"warning: {doubt}")
         n_steps, minutes = 1 + len(possible) + len(plan.battery), _minutes(plan, possible)
         course = StepProgress(n_steps, minutes, log, is_resumed=held is not None)
         if held is None:
@@ -588,7 +594,7 @@ def page_of(result: LineageResult) -> ResultPage:
         verb="inherit",
         file="inheritance.md",
         title=result.title,
-        caution=QUICK if result.primary.plan.is_quick else "",
+        caution=controls.caution(result.primary.controls) or (QUICK if result.primary.plan.is_quick else ""),
         sentences=lines,
         gist=[*lines[:1], *_expectation(_edges(result))],
         asides=[
@@ -599,6 +605,7 @@ def page_of(result: LineageResult) -> ResultPage:
         sections=[
             *listing("reading", "How to read this page", [*_how_to_read(result)]),
             *(_battery_section(each, result) for each in result.batteries),
+            *controls.section(result.primary.controls),
             *_children(result.edges),
             *listing("left_out", "Left out", [f"{each.name}: {each.why}" for each in result.left_out]),
             *listing(

@@ -151,6 +151,7 @@ class LineagePlan(Record, frozen=True):
     error_share  of verdicts that may err in one model's favour without undoing "lost" (StudySpec)
     endpoint     of its studies (Analysis). Unset for "all_trials", as in plans of releases without this key
     notes        for the reader of the page: what was known before, and the scope of the result
+    controls     whether children with a known verdict are made and asked, too (lab/controls.py)
     """
 
     title: str
@@ -164,6 +165,7 @@ class LineagePlan(Record, frozen=True):
     judge: str = ""
     endpoint: Endpoint | msgspec.UnsetType = msgspec.UNSET
     notes: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    controls: bool | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         _refuse_twice("model", [*self.models, *(child.name for child in self.child)])
@@ -187,7 +189,7 @@ class LineagePlan(Record, frozen=True):
     @property
     def is_of_models(self) -> bool:
         """Whether the user made every child, as on a command line that names parent and children."""
-        return all(child.recipe == MADE for child in self.child)
+        return all(child.recipe == MADE or child.control for child in self.child)
 
     @property
     def references(self) -> list[str]:

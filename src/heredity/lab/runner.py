@@ -42,6 +42,7 @@ from heredity.core.progress import PREPARE, Progress, TimeLeft, TimeSpan, Watch,
 from heredity.core.records import Decoding, Estimate, Model, Probe, Record, encode
 from heredity.core.sections import Cell, CountedShare, Section, TextTable
 from heredity.lab import repair as repairing
+from heredity.lab.controls import COPY, OTHER_DTYPE, make_control
 from heredity.lab.examples import load_data
 from heredity.lab.plan import (
     ANSWERS,
@@ -148,7 +149,7 @@ class Lineage:
                 if target is None or not target.WRAPS_MODEL or ref != "{parent}":  # "call:" would run code
                     return f"its ref is not 'ENGINE:{{parent}}' but '{prefix}:{ref}'"
                 return ""
-            if child.recipe not in (MADE, REPAIR, BEHIND):
+            if child.recipe not in (MADE, REPAIR, BEHIND, COPY, OTHER_DTYPE):
                 self._recipe(task)
             return ""
         except BadInput:
@@ -170,7 +171,7 @@ class Lineage:
                     raise UsageError(f"'{task.name}' is the same model as '{name}'.", code="name-twice")
             self.models[task.name] = made
         except _NOT_MADE as error:
-            if isinstance(error, BadInput) or self.plan.is_of_models:
+            if isinstance(error, BadInput) or (self.plan.is_of_models and not task.child.control):
                 raise
             self.left_out.append(LeftOutChild(task.name, str(error)))
             return error
@@ -206,6 +207,8 @@ class Lineage:
             parents.append(models[0])
         if child.recipe == MADE:
             return adopted(self.store, parents[0], stored(self.store, child.reference, self.watch))
+        if child.recipe in (COPY, OTHER_DTYPE):
+            return make_control(child.recipe, parents[0], self.store)
         if child.recipe == ENGINE:
             ref = str(child.settings["ref"]).replace("{parent}", parents[0].record.id)
             return self.store.get(ref)
@@ -238,7 +241,7 @@ class Lineage:
             if "watch" in known and (watch := self.watch) is not None:
                 settings["watch"] = lambda progress: watch(progress._replace(model=task.name))
             if "warn" in known:
-                settings["warn"] = self.warn
+                settings["warn"] = None if task.child.control else self.warn
             if task.seed is not None:
                 settings["seed"] = task.seed
         try:

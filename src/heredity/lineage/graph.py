@@ -21,7 +21,7 @@ FORMS = ("dequantize", "merge_adapter", "engine", DTYPE)
 # Recipes that teach nothing: a base that was made here, and what is of one, goes on with a text.
 TEXT_ALONE = ("pretrain", "quantize", "prune", "merge", KV_CACHE, *FORMS)
 # Roles of children whose verdict is known in advance: those that differ by rounding only, and others.
-NOISE, CONTROL = "noise", "control"
+CONTROLS = NOISE, CONTROL = "noise", "control"
 # Recipes of which further parents are teachers: what they wrote or computed is learned.
 TAUGHT = ("distill", "instruct", "finetune", "lora", "alora")
 
@@ -48,6 +48,11 @@ class Edge(Record, frozen=True):
     @property
     def name(self) -> str:
         return f"{self.child[:8]} from {self.parent[:8]}"
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the verdict on the child is known in advance."""
+        return self.role in CONTROLS
 
 
 class Family(NamedTuple):

@@ -24,6 +24,7 @@ from heredity.core.errors import Damaged, NotComparable
 from heredity.core.files import Rows, read_lines
 from heredity.core.records import ROW_SCHEMA, Estimate, Probe, digest
 from heredity.core.sanitize import plural
+from heredity.lineage.graph import CONTROLS
 from heredity.redteam import judges
 from heredity.redteam.judges import needs_judge
 from heredity.redteam.judges.calibration.quality import (
@@ -230,7 +231,7 @@ def _of_comparisons(declared: Analysis, estimates: Estimates) -> Iterator[Deviat
     """Families of another size than was declared: Holm corrected for fewer comparisons, or for more."""
     by_kind: dict[str, Sequence[ModelPair]] = {
         "pairs": estimates.pairs,
-        "edges": [edge.compared for edge in estimates.edges],
+        "edges": [edge.compared for edge in estimates.edges if edge.role not in CONTROLS],
     }
     for family in declared.families:
         rows = by_kind[family.between]

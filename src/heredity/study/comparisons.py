@@ -203,14 +203,19 @@ def compare_models(outcomes: Outcomes, measure: Measure, techniques: Sequence[st
 
 
 def compare_edges(outcomes: Outcomes, measure: Measure, techniques: Sequence[str]) -> list[Inheritance]:
-    """Every parent and child of the plan under each technique, with Holm's correction over the edges."""
+    """Every parent and child of the plan under each technique, with Holm's correction over the edges.
+
+    Controls are corrected apart.
+    """
     place = places_of(outcomes.plan)
     by_places: dict[tuple[int, tuple[int, ...]], Edge] = {
         (place[edge.parent], (place[edge.child],)): edge for edge in (outcomes.plan.edges or ())
     }
+    controls = [places for places, edge in by_places.items() if edge.is_control]
     return [
         inheritance_of(outcomes, by_places[group.a, group.bs], group, pair)
-        for group, pair in compare_groups(outcomes, measure, techniques, list(by_places))
+        for family in ([places for places in by_places if places not in controls], controls)
+        for group, pair in compare_groups(outcomes, measure, techniques, family)
     ]
 
 

@@ -24,7 +24,6 @@ from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.errors import Damaged, UsageError, did_you_mean
 from heredity.core.records import Model, Probe, RecipeRecord, digest
-from heredity.lineage.graph import CONTROL, NOISE
 from heredity.lineage.store import Store, rule_model
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks, checks, probes
@@ -421,7 +420,7 @@ def _planned_analyses(plan: Plan) -> tuple[PlannedAnalysis, ...]:
 
 def families_of(plan: Plan) -> tuple[ComparisonFamily, ...]:
     """The families over which Holm corrects: by measure, all pairs of models and all edges."""
-    edges = [edge for edge in plan.edges or () if edge.role not in (NOISE, CONTROL)]
+    edges = [edge for edge in plan.edges or () if not edge.is_control]
     counts: tuple[tuple[Between, int], ...] = (
         ("pairs", len(list(combinations(plan.models, 2)))),
         ("edges", len({(edge.parent, edge.child) for edge in edges})),

@@ -68,11 +68,15 @@ class GuardFacts(NamedTuple):
 
 
 class GuardSpan(NamedTuple):
-    """A part of a text, by its first character and the one behind its last, and why it was found."""
+    """A part of a text, by its first character and the one behind its last, and why it was found.
+
+    instead: what a redacted text has there; "" for a mark.
+    """
 
     start: int
     end: int
     why: str
+    instead: str = ""
 
 
 def apart(spans: Sequence[GuardSpan]) -> list[GuardSpan]:

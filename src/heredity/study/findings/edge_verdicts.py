@@ -26,7 +26,7 @@ import numpy as np
 from heredity.core.records import Estimate, Record
 from heredity.core.sections import Badge, Cell, ModelName, Section, TextTable
 from heredity.engines import KV_CACHE
-from heredity.lineage.graph import CONTROL, FORMS, NOISE, Edge
+from heredity.lineage.graph import CONTROLS, FORMS, NOISE, Edge
 from heredity.redteam.judges import Task
 from heredity.redteam.judges.calibration.quality import (
     CHECKS,
@@ -174,7 +174,7 @@ def edge_verdicts(estimates: Estimates, *, controls: bool = False) -> dict[tuple
 
 def _part(edge: EdgeVerdict | Edge) -> str:
     """Which family of Holm an edge is of: the inherited ones, controls, or models behind guards."""
-    if edge.role in (NOISE, CONTROL):
+    if edge.role in CONTROLS:
         return "control"
     return "guarded" if edge.recipe == _BEHIND else "edge"
 

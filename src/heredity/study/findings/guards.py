@@ -14,6 +14,7 @@ from heredity.application.guarded import GUARD_ANSWERS, GUARD_SECONDS
 from heredity.application.guards import FAILED, FAILED_OPEN
 from heredity.core.records import Record
 from heredity.core.sections import Section, TextTable
+from heredity.lineage.graph import CONTROL
 from heredity.study.estimates import Estimates, Inheritance
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.findings.useful import useful_by_model
@@ -140,7 +141,7 @@ def _named(some: list[str]) -> str:
 
 def _guarded(estimates: Estimates) -> Iterator[tuple[Inheritance, Inheritance | None]]:
     """For each model behind guards its first comparison of breaches, and that of refused twins."""
-    edges = [edge for edge in estimates.edges if edge.is_of_guard]
+    edges = [edge for edge in estimates.edges if edge.is_of_guard and edge.role != CONTROL]
     for child in dict.fromkeys(edge.child for edge in edges):
         by_measure: dict[str, Inheritance] = {}
         for edge in edges:
