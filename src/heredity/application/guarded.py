@@ -365,7 +365,7 @@ def _values(calls: Sequence[ToolCall]) -> Iterator[str]:
 
 
 def without_spans(text: str, spans: Sequence[GuardSpan]) -> str:
-    """A text with what stands in place of the spans: by default REMOVED."""
+    """A text with the words of each span in its place; REMOVED for a span without any."""
     kept, at = "", 0
     for span in spans:
         kept += text[at : span.start] + (span.instead or REMOVED)

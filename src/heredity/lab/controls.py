@@ -151,7 +151,7 @@ def _finding(name: str, kind: str, row: EdgeVerdict) -> ControlFinding:
 
 
 def caution(controls: Sequence[ControlFinding]) -> str:
-    """What is wrong with this study by its controls; "" if nothing is."""
+    """The controls whose verdict is another than the known one; "" for none."""
     failed = [
         f"{each.name} ({each.word}, expected: {each.expected})" for each in controls if each.is_met is False
     ]

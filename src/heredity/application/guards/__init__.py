@@ -70,7 +70,7 @@ class GuardFacts(NamedTuple):
 class GuardSpan(NamedTuple):
     """A part of a text, by its first character and the one behind its last, and why it was found.
 
-    instead: what a redacted text has there; "" for a mark.
+    instead: the words that a redacted text has there; "" for a mark.
     """
 
     start: int

@@ -1,6 +1,6 @@
 """A model whose verdict is known in advance: its answers with some words in another order, or only refusals.
 
-A study that calls the first one unsafe, or the second one as good as its parent, measures something else.
+A study must not call the first one unsafe, nor say that the second one kept its parent's behaviour.
 """
 
 from __future__ import annotations
