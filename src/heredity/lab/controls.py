@@ -21,14 +21,12 @@ import msgspec
 from heredity import engines
 from heredity.application.guards import GuardSpec
 from heredity.core import host
-from heredity.core.errors import Unavailable
 from heredity.core.records import Record
 from heredity.core.sections import Cell, Section, TextTable
 from heredity.formats.weights import read_config
 from heredity.lab.plan import BEHIND, ENGINE, REF, ChildPlan, LineagePlan
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
-from heredity.recipes.targets._answering import EngineTarget
 from heredity.stats.edges import KINDS
 from heredity.study.estimates import Estimates
 from heredity.study.findings.edge_verdicts import EdgeVerdict, edge_verdicts
@@ -103,22 +101,16 @@ def _children(parent: str, *, every: bool) -> Iterator[ChildPlan]:
 
 
 def make_control(recipe: str, parent: Grown, store: Store) -> Grown:
-    """The parent under another record, or in the dtype that its engine does not take.
+    """The parent in the dtype that its engine takes anyway, or in the other one.
 
-    Raises Unavailable or UsageError for a model without weights, or of an engine without another dtype.
+    Raises UsageError for a model of another engine, and for an adapter.
     """
-    ready = store.ready(parent)
-    engine = engines.choose(ready.record)
-    if ready.record.format in ("remote", "scripted"):
-        raise Unavailable(f"'{ready.record.name}' has no weights here.")
-    if recipe == COPY:
-        base = [store.base(ready)] if ready.record.format == "adapter" else []
-        return store.grow_once(EngineTarget(engine), [ready, *base])
-    usual = "bfloat16"
-    if engine == "torch" and ready.record.format != "adapter":
+    ready, dtypes = store.ready(parent), ("bfloat16", "float32")
+    if engines.choose(ready.record) == "torch" and ready.record.format != "adapter":
         config = read_config(ready.folder)
         usual = host.choose_dtype(config.hidden_size, config.intermediate_size, device=store.device())
-    return store.get(f"{'float32' if usual == 'bfloat16' else 'bfloat16'}:{ready.record.id}")
+        dtypes = dtypes if usual == dtypes[0] else dtypes[::-1]
+    return store.get(f"{dtypes[recipe != COPY]}:{ready.record.id}")
 
 
 def control_findings(

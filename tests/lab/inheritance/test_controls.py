@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from heredity.application.guards import GuardFacts, GuardSpec, load_guard
+from heredity.core import host
 from heredity.engines import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.lab import inherit as run
@@ -26,6 +27,7 @@ from tests.support.tiny_models import make_model
 
 HARMFUL = {p.turns[-1] for p in probes.load("harmful_request") if p.kind == "breach"}
 KINDS = {"copy", "noise", "garbled", "refuses"}
+USUAL = host.choose_dtype(32, 64)  # of tiny models
 
 
 class Answers(ScriptedEngine):
@@ -43,9 +45,9 @@ class Answers(ScriptedEngine):
 
 def load(grown: Grown) -> Engine:
     """The ablated model helps with everything, a noise child differs in a hundredth of the requests."""
-    kind = grown.record.recipe.kind
-    noise = {"dtype", "kv_cache", "lora"}
-    return Answers(1.0 if kind == "ablate" else 0.06 if kind in noise else 0.05)
+    how = grown.record.recipe
+    is_noise = how.kind in ("kv_cache", "lora") or how.settings.get("dtype", USUAL) != USUAL
+    return Answers(1.0 if how.kind == "ablate" else 0.06 if is_noise else 0.05)
 
 
 @pytest.fixture(scope="module")
