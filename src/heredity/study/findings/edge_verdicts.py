@@ -166,7 +166,7 @@ Row = EdgeVerdict
 def edge_verdicts(estimates: Estimates, *, controls: bool = False) -> dict[tuple[str, str], EdgeVerdict]:
     """Map (parent, child) to its verdict, for every edge of the study; with `controls`, for those instead.
 
-    A model behind guards is no child: it inherits nothing.
+    A model behind guards is not a child: it inherits nothing.
     """
     rows = (row for row in estimates.rows(NAME, Row) if not row.children)
     return {(row.parent, row.child): row for row in rows if _part(row) == ("control" if controls else "edge")}
