@@ -203,7 +203,6 @@ def test_a_resolved_plan_holds_filled_probes_and_says_what_it_skipped() -> None:
     [
         ({"models": []}, ("bad-usage", [])),
         ({"models": [CAREFUL, CAREFUL]}, ("name-twice", ["scripted:careful", "2"])),
-        ({"attacks": ()}, ("bad-usage", [])),
         ({"attacks": ("direct", "direct")}, ("name-twice", ["direct", "2"])),
         ({"samples": 0}, ("bad-setting", ["samples", "1", "0"])),
         ({"margin": 0.0}, ("bad-setting", ["margin", "0", "1", "0.0"])),

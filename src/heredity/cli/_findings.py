@@ -35,7 +35,7 @@ from heredity.study.findings.protocols import RecordedStudy
 from heredity.study.findings.unasked import ANY, UnaskedHarm, rates
 from heredity.study.headline import Headline, headline
 from heredity.study.plan import Plan
-from heredity.study.sections import decision, study_sections
+from heredity.study.sections import decision, public_sets, study_sections
 from heredity.study.storage import read_estimates
 
 if TYPE_CHECKING:
@@ -57,13 +57,11 @@ def show(estimates: Estimates, plan: Plan, folder: Path, is_full: bool = False) 
         _show_all(screen, RecordedStudy(plan, estimates), summary)
     else:
         room = room_above(screen, ending, command)
-        pairs, models = _pair_lines(estimates), _model_lines(estimates)
-        n_rates = min(len(models.rows) + 1, max(2, room - min(1, len(pairs.rows))))
-        shown = [
-            (each, *each.fitted(lines))
-            for each, lines in ((pairs, room - n_rates), (models, n_rates))
-            if each.rows
-        ]
+        public, pairs, models = _public_lines(estimates), _pair_lines(estimates), _model_lines(estimates)
+        n_public = min(len(public.rows) + 1, max(2, room - 3)) if public.rows else 0
+        n_rates = min(len(models.rows) + 1, max(2, room - n_public - min(1, len(pairs.rows))))
+        lines_of = (public, n_public), (pairs, room - n_public - n_rates), (models, n_rates)
+        shown = [(each, *each.fitted(lines)) for each, lines in lines_of if each.rows]
         spare = room - sum(len(rows) + bool(rows) + bool(left) for _, rows, left in shown)
         for place, (each, rows, left) in enumerate(shown):
             if spare > place:  # first between the tables, then above them
@@ -219,6 +217,23 @@ def _model_lines(estimates: Estimates) -> Lines:
     ranks = [-(rate.estimate.value or 0.0) if rate is not None else 0.0 for rate in main]
     head = ("breach rate by", *heads)
     return Lines("model", 1, head, list(zip(called.values(), *columns, strict=True)), ranks)
+
+
+def _public_lines(estimates: Estimates) -> Lines:
+    """By model and attack, the rates on the public sets; and the refusals of benign requests."""
+    head: tuple[str, ...] = ("public sets",)
+    rows = list[tuple[str, ...]]()
+    for each_set in (section.tables[0] for section in public_sets(estimates)):
+        head = ("public sets", *map(str, each_set.head[2:]))
+        for model, what, *cells in each_set.rows:
+            shares = (
+                f"{words.percent(each.estimate.value)} [{_bounds(each.estimate, '.0f')}]"
+                if isinstance(each, CountedShare)
+                else words.NONE
+                for each in cells
+            )
+            rows.append((f"{words.cell_words(model)}, {what}", *shares))
+    return Lines("row", 1, head, rows, [0.0] * len(rows))
 
 
 def _of_n(name: str, sizes: Sequence[int]) -> str:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from heredity.cli import Lister, Name, PathArgument, Verb
-
-if TYPE_CHECKING:
-    pass
 
 _NARROW = 110  # columns that the table needs; on fewer the descriptions follow it
 
@@ -65,6 +61,38 @@ def show(names: tuple[str, ...], as_json: bool) -> None:
                 )
                 lines.append(f"  {name:12} {shown}")
         write(plain("\n".join(lines), lines=True))
+
+
+@command.command("get", cls=Verb, example="heredity probes get public --from my-sets")
+@click.argument("name", metavar="public", type=click.Choice(["public"]))
+@click.option("--from", "source", type=PathArgument(), metavar="DIR", help="Take your own copies from here.")
+def get(name: str, source: Path | None) -> None:  # noqa: ARG001 (the only one so far)
+    """Bring the public sets into the store, for --probes public.
+
+    They are HarmBench, JailbreakBench with its benign goals, XSTest and StrongREJECT. Published files are
+    fetched at one commit each, and checked against their hashes. Your copies are named harmbench,
+    jailbreakbench, jailbreakbench-benign, xstest and strongreject, or as published, as CSV, TSV, JSON,
+    JSON lines or Parquet. Their hashes are pinned now.
+    """
+    from heredity.core.errors import UsageError
+    from heredity.core.terminal import note
+    from heredity.recipes.pull.hub import Address, fetch
+    from heredity.redteam.probes import public
+
+    there = public.copies(source or public.folder())
+    if source is not None and not there:
+        raise UsageError(f"{source} has none of {public.NAMES}.")
+    for file in public.FILES:
+        if source is None and file not in there:
+            address = Address(file.url, file.sha256, f"{file.name} ({file.licence})")
+            part = fetch(address, public.folder() / f"{file.name}.csv.part")
+            part.rename(part.with_suffix(""))
+        elif source is not None and file in there:
+            public.take(file, there[file])
+    for each in public.load()[1]:
+        what = "the published file" if each.is_published else "your copy" if each.sha256 else "not here"
+        pinned = f", sha256 {each.sha256[:12]}" if each.sha256 else ""
+        note(f"{each.name}: {each.n} of {each.n_published} requests, {what}{pinned}")
 
 
 @command.command("import", cls=Verb, example="heredity probes import xstest prompts.csv --out xstest.toml")
@@ -136,4 +164,4 @@ def _list(as_json: bool) -> None:
     out().print(grid)
     for technique in techniques if is_narrow else ():
         write(wrapped(plain(f"{technique.name}: {technique.description}"), out().width))
-    out().print(f"suites: {', '.join(probes.SUITES)}; show one: heredity probes show ID", style="dim")
+    out().print(f"suites: {', '.join(probes.SUITES)}, public; show one: heredity probes show ID", style="dim")

@@ -547,6 +547,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         forecast=None if declared is None else declared.forecast,
         findings=findings.take(rows),
         limit=plan.limit,
+        public=plan.public or (),
         technique_edges=tuple(
             e for m in MEASURES for e in compare_edges(outcomes, m, techniques) if e.compared.n
         ),

@@ -16,6 +16,7 @@ from heredity.core.errors import Damaged
 from heredity.core.records import Estimate, Record
 from heredity.redteam.attacks import split_scope
 from heredity.redteam.judges import JudgeQuality
+from heredity.redteam.probes.public import PublicFile
 from heredity.study.plan import Analysis, ProbeLimit, SkippedProbe, StudyForecast
 
 Measure = Literal["breach", "over_refusal"]
@@ -350,6 +351,7 @@ class Estimates(Record, frozen=True):
     lacking: tuple[LackingFile, ...] = ()  # files of an import that lack answers of their own runs
     findings: dict[str, list[object]] = msgspec.field(default_factory=dict)  # by name: its rows (findings/)
     limit: ProbeLimit | None = None  # if only a part of the chosen probes was asked
+    public: tuple[PublicFile, ...] = ()  # the files of the public sets, if they were chosen
     schema: int = SCHEMA
 
     def rows(self, finding: str, row: type[_Row]) -> tuple[_Row, ...]:
@@ -402,7 +404,8 @@ class Estimates(Record, frozen=True):
         if measure == "over_refusal":
             return ALL
         decided = {rate.technique for rate in self.rates if rate.measure == measure and rate.estimate.n}
-        return JUDGED if JUDGED in decided and JUDGE_FREE not in decided else JUDGE_FREE
+        is_judged = JUDGED in decided and (self.public or JUDGE_FREE not in decided)
+        return JUDGED if is_judged else JUDGE_FREE
 
     @property
     def n_planned(self) -> int:

@@ -58,7 +58,7 @@ from heredity.study.plan import (
     read_plan,
 )
 from heredity.study.storage import ESTIMATES, read_estimates, run_records
-from heredity.study.wording import plural
+from heredity.study.wording import plural, public_words
 
 
 # --- usage -------------------------------------------------------------------------------------------
@@ -533,13 +533,14 @@ def forecast_lines(plan: Plan, forecast: StudyForecast) -> list[str]:
 
 
 def left_out(plan: Plan) -> list[str]:
-    """A line that names the techniques of the chosen probes of which the plan asks nothing; [] if none is."""
+    """Lines that name the techniques and public sets of which the plan asks nothing; [] if none is."""
+    lines = [words] if (words := public_words(plan.public or ())) else []
     asked = {probe.technique for probe in plan.probes}
     skipped = dict.fromkeys(each.probe.partition("/")[0] for each in plan.skipped if each.probe != "*")
     if not (names := [name for name in skipped if name not in asked]):
-        return []
+        return lines
     why = "they do not apply to this application (the report has each reason)"
-    return [f"Not asked: {', '.join(names)}: {why}."]
+    return [*lines, f"Not asked: {', '.join(names)}: {why}."]
 
 
 def _strength(row: ForecastRow) -> float:

@@ -48,6 +48,7 @@ from heredity.study.wording import (
     pair_of,
     percent,
     plural,
+    public_words,
     rate_words,
     stopping_words,
     title,
@@ -444,7 +445,8 @@ def _about_the_run(estimates: Estimates) -> Iterator[str]:
             f"{label(each.file)} lacks {each.n:,} of the {plural(each.n_planned, each.noun)} of its run. "
             "They are in no rate, and nothing shows that they are like the others."
         )
-    yield from filter(None, (limit_words(estimates), stopping_words(estimates), unsupported_words(estimates)))
+    part, stopped, lacking = limit_words(estimates), stopping_words(estimates), unsupported_words(estimates)
+    yield from filter(None, (public_words(estimates.public), part, stopped, lacking))
     if estimates.n_errors:
         yield (
             f"{estimates.n_errors:,} of {estimates.n_answered:,} trials ended in an error. "

@@ -139,9 +139,9 @@ class Outcomes:
 
     @property
     def breach_scopes(self) -> list[str]:
-        """The scopes of breaches that the plan asks, judge-free first."""
-        probes = self.plan.probes
-        return [scope for scope in (JUDGE_FREE, JUDGED) if any(is_part(probe, scope) for probe in probes)]
+        """The scopes of breaches that the plan asks, judge-free first; judged first in one of public sets."""
+        scopes = (JUDGED, JUDGE_FREE) if self.plan.public else (JUDGE_FREE, JUDGED)
+        return [scope for scope in scopes if any(is_part(probe, scope) for probe in self.plan.probes)]
 
     @property
     def is_per_attempt(self) -> bool:

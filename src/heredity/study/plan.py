@@ -27,6 +27,7 @@ from heredity.lineage.graph import Edge, without_seeds
 from heredity.lineage.references import spellings
 from heredity.redteam import attacks
 from heredity.redteam.attacks import Attack, AttackContext
+from heredity.redteam.probes.public import PublicFile
 
 PLAN = "plan.json"
 _READ_WITH = "Read it with the version that made it, or ask again in another folder."
@@ -203,6 +204,7 @@ class Plan(Record, frozen=True, omit_defaults=True):
     triggers: tuple[PlannedTrigger, ...] | None = None  # that some attacks search for
     limit: ProbeLimit | None = None  # if only a part of the chosen probes is asked
     plugins: tuple[PlannedPlugin, ...] | None = None  # from outside; the judge is apart
+    public: tuple[PublicFile, ...] | None = None  # of --probes public: every file, absent ones too
 
     def applied(self) -> list[Attack]:
         """Its attacks, loaded. Raises Unavailable for one of a package that is not installed."""

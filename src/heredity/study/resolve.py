@@ -28,6 +28,7 @@ from heredity.lineage.store import Store, rule_model
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks, checks, probes
 from heredity.redteam.judges import DEFAULT
+from heredity.redteam.probes.public import PublicFile
 from heredity.stats.sequential import nominal_levels, one_sided_levels
 from heredity.study.estimates import PROBE_KINDS, SCOPES, Measure
 from heredity.study.outcomes import is_part
@@ -48,6 +49,7 @@ from heredity.study.plan import (
 from heredity.study.spec import ENDPOINTS, STOPPINGS, UNCLEAR_SHARE, ModelReference, StudySpec
 
 MAX_INTERIM = 12  # interim analyses of one study; each may load every model again
+PUBLIC, ADAPTIVE = "public", "crescendo:3"  # a suite, and the fixed adaptive attack on it
 STAGES = (0.5, 0.75, 1.0)  # of a group-sequential study, as shares of the behaviours of each technique
 
 
@@ -224,7 +226,8 @@ def resolve_plan(spec: StudySpec) -> Plan:
     attacker = None if spec.attacker is None else _record(spec.attacker)
     _check(models, spec)
     _refuse_bare(models, application)
-    applied = [attacks.load(name) for name in map(str, spec.attacks)]
+    sets = _public_files(spec.probes)
+    applied = [attacks.load(name) for name in map(str, spec.attacks or _default_attacks(sets))]
     names = tuple(attack.spec for attack in applied)
     _refuse_repeats("attack", names)
     attacks.check_attacker(applied, is_there=attacker is not None)
@@ -260,10 +263,23 @@ def resolve_plan(spec: StudySpec) -> Plan:
         blocks=blocks,
         attacker=planned_model(attacker) if attacker is not None else None,
         limit=limit,
+        public=sets or None,
     )
     refuse_too_many(made)
     made = msgspec.structs.replace(made, plugins=_plugins(made, applied, models))
     return declare(made, spec.endpoint, spec.unclear_share, spec.judge_name, stopping, spec.error_share)
+
+
+def _public_files(chosen: Sequence[str | Probe] | str) -> tuple[PublicFile, ...]:
+    """The files of the public sets, absent ones too; () if the sets are not chosen."""
+    is_chosen = PUBLIC in ([chosen] if isinstance(chosen, str) else chosen)
+    return probes.public.load()[1] if is_chosen else ()
+
+
+def _default_attacks(sets: Sequence[PublicFile]) -> list[str]:
+    """The attacks of a study that names none; on the public sets one that adapts to replies, too."""
+    named = dict.fromkeys(file.technique for file in sets if file.n)
+    return ["direct", *([f"{ADAPTIVE}@{','.join(named)}"] if named else [])]
 
 
 def _plugins(
@@ -317,8 +333,6 @@ def _under_all(
 def _check(models: Sequence[Model], spec: StudySpec) -> None:
     if not models:
         raise UsageError("A study needs at least one model.")
-    if not spec.attacks:
-        raise UsageError("A study needs at least one attack; 'direct' is the probe as it stands.")
     _refuse_repeats("model", [model.id for model in models], [model.name for model in models])
     _refuse_repeats("attack", list(map(str, spec.attacks)))
     if spec.samples < 1:
@@ -434,9 +448,10 @@ def families_of(plan: Plan) -> tuple[ComparisonFamily, ...]:
 
 
 def asked_scopes(plan: Plan, measure: Measure) -> tuple[str, ...]:
-    """The scopes of a measure that have a probe in the plan, in the order of estimates.SCOPES."""
+    """The scopes of a measure that have a probe in the plan, in the order of their importance."""
     probes = [probe for probe in plan.probes if probe.kind == PROBE_KINDS[measure]]
-    return tuple(scope for scope in SCOPES[measure] if any(is_part(probe, scope) for probe in probes))
+    ordered = reversed(SCOPES[measure]) if plan.public else SCOPES[measure]  # the public sets come first
+    return tuple(scope for scope in ordered if any(is_part(probe, scope) for probe in probes))
 
 
 def _primary(families: tuple[ComparisonFamily, ...]) -> ComparisonFamily | None:

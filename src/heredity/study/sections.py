@@ -50,6 +50,7 @@ from heredity.study.plan import ForecastRow
 from heredity.study.wording import (
     BADGES,
     NBSP,
+    NONE,
     asked_attacks,
     attack_name,
     counted,
@@ -102,7 +103,13 @@ _PAIR = "of\nhigher\nlower\nverdict\ndifference\nthe same trials\np\np, Holm\nwo
 def study_sections(study: RecordedStudy, folder: Path | None = None) -> list[Section]:
     """Every section of a study, in the order of a page. folder: with what estimates.json does not have."""
     estimates = study.estimates
-    made = [*_rates(study), *_inherited(estimates), *_compared(estimates), *sections(study)]
+    made = [
+        *public_sets(estimates),
+        *_rates(study),
+        *_inherited(estimates),
+        *_compared(estimates),
+        *sections(study),
+    ]
     if folder is not None:
         if estimates.is_recorded and (tables := importers.judge_tables(folder, estimates)):
             made.append(Section("beside", "Other judges on the same answers", importers.CLAIM, tuple(tables)))
@@ -126,6 +133,23 @@ def _counts(**by_kind: int) -> str:
     """Four counts on two lines."""
     first, second, third, fourth = (f"{kind}{NBSP}{n}" for kind, n in by_kind.items())
     return f"{first}, {second}\n{third}, {fourth}"
+
+
+def public_sets(estimates: Estimates) -> Iterator[Section]:
+    """Every model on each public set by attack, and its refusals of benign requests; nothing without sets."""
+    called, sets = names(estimates.models), list(dict.fromkeys(file.technique for file in estimates.public))
+    asked: list[tuple[Measure, str]] = [("breach", attack) for attack in estimates.attacks]
+    rows: list[list[Cell]] = []
+    for card in estimates.models:
+        for measure, attack in (*asked, ("over_refusal", ALL)) if sets else ():
+            rates = [find(estimates, card.id, each, attack, measure) for each in sets]
+            what = attack_name(attack, estimates.attacks) if measure == "breach" else "benign, refused"
+            cells = (CountedShare(r.estimate, r.n_counted) if r and r.estimate.n else NONE for r in rates)
+            if any(rate and rate.estimate.n for rate in rates):
+                rows.append([ModelName(card.id, called[card.id]), what, *cells])
+    if rows:
+        heading, head = "The public sets, as heredity's judge decides", ["model", "asked", *map(title, sets)]
+        yield Section("public", heading, "", (TextTable(heading, head, rows),), is_main=True)
 
 
 # --- rates --------------------------------------------------------------------------------------------

@@ -65,11 +65,12 @@ class StudySpec:
         "(dequantized, a merged adapter, another engine) are left out; add them with --model.", "REF",
     ))  # fmt: skip
     probes: Sequence[str | Probe] | str = field(default="core", metadata=flag(
-        "A suite (core, quick, full, core-hard, refusals), a technique, a glob over ids, a TOML file, or "
-        "import:KIND:FILE.", "NAME",
+        "A suite (core, quick, full, core-hard, refusals, public), a technique, a glob over ids, a TOML "
+        "file, or import:KIND:FILE.", "NAME",
     ))  # fmt: skip
-    attacks: Sequence[str | AttackPart] = field(default=("direct",), metadata=flag(
-        "Attack on each probe, or on those of some techniques; repeatable.",
+    attacks: Sequence[str | AttackPart] = field(default=(), metadata=flag(
+        "Attack on each probe, or on those of some techniques; repeatable.  [default: direct, and "
+        "crescendo:3 on the public sets]",
         "NAME[@TECHNIQUE,...]", "attack",
     ))  # fmt: skip
     guards: Sequence[str | GuardRule] = field(default=(), metadata=flag(

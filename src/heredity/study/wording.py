@@ -16,6 +16,7 @@ from heredity.core.sanitize import label
 from heredity.core.sanitize import plural as plural
 from heredity.core.sections import Badge, Cell, CountedShare, ModelName, ShareDifference, StackedCounts
 from heredity.redteam.attacks import split_scope
+from heredity.redteam.probes.public import GET, PublicFile
 from heredity.stats.edges import KINDS
 from heredity.stats.paired import first_step_words
 from heredity.study.estimates import (
@@ -145,6 +146,15 @@ def limit_words(estimates: Estimates) -> str:
     )
 
 
+def public_words(files: Sequence[PublicFile]) -> str:
+    """The public sets that a study lacks or has other files of; "" for the published files, and for none."""
+    absent = [file.name for file in files if not file.sha256]
+    copies = [f"{f.name} ({f.n} of {f.n_published})" for f in files if f.sha256 and not f.is_published]
+    parts = [f"that are not here: {', '.join(absent)} ({GET})"] if absent else []
+    parts += [f"that are not the published files: {', '.join(copies)}"] if copies else []
+    return f"Public sets {'; '.join(parts)}. Compare no published figure with these rates." if parts else ""
+
+
 def stopping_words(estimates: Estimates) -> str:
     """The course of a study that stops early, in sentences; "" for any other study."""
     course = estimates.sequential
@@ -181,7 +191,11 @@ def _spared_words(estimates: Estimates, stopped: Sequence[StoppedModel], *, is_p
 NBSP = "\u00a0"
 NONE = "–"
 _READABLE = 0.5  # a headline and an advice mention a smaller share of decided answers
-_TITLES = {ALL: "All benign twins", JUDGE_FREE: "All judge-free", JUDGED: "All judged"}
+_TITLES = {
+    ALL: "All benign twins", JUDGE_FREE: "All judge-free", JUDGED: "All judged",
+    "harmbench": "HarmBench", "jailbreakbench": "JailbreakBench", "xstest": "XSTest",
+    "strongreject": "StrongREJECT",
+}  # fmt: skip
 
 
 def percent(value: float | None, digits: int = 0) -> str:

@@ -5,6 +5,7 @@
     load("full")                       core, and the items that would make it too long
     load("core-hard")                  long documents, tasks of several steps, tools' descriptions, pressure
     load("refusals")                   200 harmful requests of graded severity, each with a boundary twin
+    load("public")                     HarmBench, JailbreakBench, XSTest, StrongREJECT: those in the store
     load("import:xstest:FILE")         a user's own copy of a public set; see importers/
     load(["planted_secret", "*_injection/*", "my-own.toml"])
 
@@ -24,6 +25,7 @@ from heredity.core import registry
 from heredity.core.errors import UnknownName, UsageError
 from heredity.core.records import Probe
 from heredity.redteam.probes import importers as importing
+from heredity.redteam.probes import public
 from heredity.redteam.probes.bank import Bank, applies, fill, read_bank, select, slot_values
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "fill",
     "importing",
     "load",
+    "public",
     "select",
     "slot_values",
     "techniques",
@@ -104,6 +107,8 @@ def _technique(bank: Bank) -> Technique:
 
 
 def _choose(name: str) -> tuple[Probe, ...]:
+    if name == "public":
+        return public.load()[0]
     if name.startswith(importing.PREFIX):
         return importing.load_import(name).probes
     if name.endswith(".toml"):
@@ -126,7 +131,7 @@ def _choose(name: str) -> tuple[Probe, ...]:
     everything = [probe for bank in banks for probe in bank.probes]
     hits = {p.id for p in everything if fnmatchcase(p.id, name)}
     if not hits:
-        known = [*SUITES, *(bank.technique for bank in banks), *(p.id for p in everything)]
+        known = [*SUITES, "public", *(bank.technique for bank in banks), *(p.id for p in everything)]
         raise UnknownName("probe", name, known, "heredity probes")
     return tuple(p for p in everything if p.id in hits or (p.kind == "benign" and p.twin in hits))
 

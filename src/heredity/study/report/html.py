@@ -41,7 +41,7 @@ from heredity.study.headline import headline, unprompted_words
 from heredity.study.plan import Plan
 from heredity.study.report import _rows
 from heredity.study.report._rows import Sample, draw, pieces, ranges_words
-from heredity.study.sections import Band, RateCells, bands, ledger, study_sections
+from heredity.study.sections import Band, RateCells, bands, ledger, public_sets, study_sections
 from heredity.study.turns import page_environment, role_word, turns, with_tokens
 
 _FOLDER = Path(__file__).parent
@@ -409,7 +409,8 @@ def render(folder: Path, with_text: bool = True, is_full: bool = False) -> str:
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return _template().render(
         view=view,
-        sections=study_sections(study, folder),
+        public=list(public_sets(study.estimates)),
+        sections=[each for each in study_sections(study, folder) if each.name != "public"],
         style=Markup(style),
         style_hash=digest,
     )

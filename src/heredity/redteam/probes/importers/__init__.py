@@ -38,6 +38,7 @@ class ImportedItem(NamedTuple):
     marker: str = ""
     language: str = ""
     threats: tuple[str, ...] = ()
+    pair: str = ""  # shared by a request and its benign counterpart
 
 
 class Skip(NamedTuple):
@@ -208,7 +209,8 @@ def _item(probe: Probe, twins: dict[str, Probe], threats: tuple[str, ...]) -> di
     if probe.check.kind == "marker":
         item["marker"] = probe.check.text
     if probe.twin:
-        item["twin"] = {"passage": twins[probe.twin].passage}
+        twin = twins[probe.twin]
+        item["twin"] = {"passage": twin.passage} if twin.passage else {"turns": list(twin.turns)}
     if probe.language != "en":
         item["language"] = probe.language
     if probe.threats != threats:
@@ -245,11 +247,12 @@ INDIRECT = (
 
 
 class ImportSpec(NamedTuple):
-    """A parsed import spec."""
+    """A parsed import spec. `beside`: further files of the same set."""
 
     kind: str
     path: Path
     options: dict[str, str]
+    beside: tuple[Path, ...] = ()
 
 
 def kinds() -> list[str]:
@@ -289,8 +292,8 @@ def read_import(spec: ImportSpec) -> Imported:
     for option in options:
         if option not in known:
             raise UnknownName("option", option, known, f"heredity probes import {spec.kind} --help")
-    source = ImportSource(spec.path, options)
-    probes, left_out = _probes(technique, module.rows(source))
+    sources = (ImportSource(path, options) for path in (spec.path, *spec.beside))
+    probes, left_out = _probes(technique, (row for source in sources for row in module.rows(source)))
     if not probes:
         reason = f" (line {left_out[0].line}: {left_out[0].reason})" if left_out else ""
         raise BadInput(spec.path, f"holds nothing that can be asked{reason}")
@@ -305,25 +308,33 @@ def slug(text: str, joint: str = "-") -> str:
 def _probes(
     technique: str, rows: Iterable[ImportedItem | Skip]
 ) -> tuple[tuple[Probe, ...], tuple[LeftOut, ...]]:
-    probes: list[Probe] = []
     left_out: list[LeftOut] = []
-    used: Counter[str] = Counter()
-    asked: dict[tuple[Any, ...], int] = {}
+    kept: list[ImportedItem] = []
+    asked: dict[tuple[Any, ...], ImportedItem] = {}
     for row in rows:
         if isinstance(row, Skip):
             left_out.append(LeftOut(row.line, row.reason))
             continue
         row = _clean(row)
-        first = asked.setdefault((row.turns, row.passage, row.is_benign), row.line)
-        if first != row.line:
-            left_out.append(LeftOut(row.line, SAME, first))
-            continue
+        first = asked.setdefault((row.turns, row.passage, row.is_benign), row)
+        if first is row:
+            kept.append(row)
+        else:
+            left_out.append(LeftOut(row.line, SAME, first.line))
+    sides = Counter((row.pair, row.is_benign) for row in kept if row.pair)
+    pairs = {pair for pair, _ in sides if sides[pair, True] == sides[pair, False] == 1}
+    twins = {row.pair: row for row in kept if row.is_benign and row.pair in pairs}
+    probes: list[Probe] = []
+    used: Counter[str] = Counter()
+    for row in kept:
+        if row.is_benign and row.pair in pairs:
+            continue  # comes with its counterpart
         name = slug(row.id) or f"row-{row.line}"
         used[name] += 1
         while used[name] > 1:  # a second "x" becomes "x-2"
             name = f"{name}-{used[name]}"
             used[name] += 1
-        probes += _of_row(technique, name, row)
+        probes += _of_row(technique, name, row, twins.get(row.pair))
     return tuple(probes), tuple(left_out)
 
 
@@ -338,12 +349,14 @@ def _clean(row: ImportedItem) -> ImportedItem:
     )
 
 
-def _of_row(technique: str, name: str, row: ImportedItem) -> list[Probe]:
-    """A row's probe; if the row has the passage before the injection, also a twin."""
+def _of_row(
+    technique: str, name: str, row: ImportedItem, counterpart: ImportedItem | None = None
+) -> list[Probe]:
+    """A row's probe, and its twin: the counterpart, or the row with its passage before the injection."""
     threats = row.threats or (INDIRECT if row.marker else MISUSE)
     check = Check("marker", text=row.marker) if row.marker else Check("refusal")
     cluster, name = slug(row.cluster) or name, f"{technique}/{name}"
-    twin = f"{name}~benign" if row.clean_passage else None
+    twin = f"{name}~benign" if row.clean_passage or counterpart else None
     breach = Probe(
         name, technique, "breach", row.turns, check, cluster, threats, row.passage, None,
         twin, "" if twin else WHY_NO_TWIN, row.language or "en",
@@ -353,7 +366,8 @@ def _of_row(technique: str, name: str, row: ImportedItem) -> list[Probe]:
         return [replace(breach, kind="benign", check=Check("refusal"), twin=None, why_no_twin="")]
     if twin is None:
         return [breach]
+    turns, passage = (counterpart.turns, "") if counterpart else (row.turns, row.clean_passage)
     clean = replace(
-        breach, id=twin, kind="benign", check=Check("refusal"), passage=row.clean_passage, twin=name
+        breach, id=twin, kind="benign", turns=turns, check=Check("refusal"), passage=passage, twin=name
     )
     return [breach, clean]
