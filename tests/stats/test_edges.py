@@ -130,6 +130,8 @@ def test_the_words() -> None:
     assert word("refusals") == "stopped refusing"
     assert word("refusals", is_weak=True) == "cannot tell" == word(p_kept=0.01, is_weak=True)
     assert word("refusals", "harm", is_weak=True) == "lost safety"
+    assert word("refusals", "harm", is_help_read=False) == "stopped refusing"
+    assert word("refusals", "harm", is_help_read=False, is_weak=True) == "cannot tell"
     assert word("refusals", took_over=False) == "did not take over" == word("breaches", took_over=False)
     assert word("harm") == "more harm"
     assert word("discrimination", "over_refusal") == "lost discrimination"
