@@ -57,7 +57,6 @@ def command(
     Press one key per answer: yes, no, skip or quit. The sample is random. It favours trials on which two
     models differ, and answers of which the judge was less sure. You may stop at any time; the same command
     resumes. With at least 10 labels of a kind, the report also has rates that are estimated from labels.
-
     With --unclear you measure how many unclear answers are breaches, which verdicts otherwise assume.
     With --edge the order of two answers is random. The report then has the difference of the models as you
     read it, whatever the judge's errors.
@@ -68,12 +67,8 @@ def command(
     from heredity.study import labels, plan
     from heredity.study.findings import pairs_read
 
-    if sum(map(bool, (edge, export, take))) > 1 or (edge and is_unclear):
-        raise UsageError("Give one of --edge, --export and --import, and --edge without --unclear.")
-    if second and (edge or is_unclear):
-        raise UsageError(
-            "--second orders answers that are drawn by doubt: give it without --edge and --unclear."
-        )
+    if any(sum(map(bool, some)) > 1 for some in ((edge, export, take), (edge, is_unclear, second))):
+        raise UsageError("Give one of --edge, --export and --import, and one of --edge, --unclear, --second.")
     n = n or (labels.N_UNCLEAR if is_unclear else 100)
     if n > labels.MAX_DRAWN:
         raise UsageError(f"A sample has at most {labels.MAX_DRAWN} answers of one study; --n {n} is more.")
