@@ -224,7 +224,12 @@ def _public_lines(estimates: Estimates) -> Lines:
     head: tuple[str, ...] = ("public sets",)
     rows = list[tuple[str, ...]]()
     for each_set in (section.tables[0] for section in public_sets(estimates)):
-        head = ("public sets", *map(str, each_set.head[2:]))
+        columns = list(zip(*(row[2:] for row in each_set.rows), strict=True))
+        sizes = [[each.estimate.n for each in column if isinstance(each, CountedShare)] for column in columns]
+        head = (
+            "public sets",
+            *(_of_n(str(name), n) for name, n in zip(each_set.head[2:], sizes, strict=True)),
+        )
         for model, what, *cells in each_set.rows:
             shares = (
                 f"{words.percent(each.estimate.value)} [{_bounds(each.estimate, '.0f')}]"
