@@ -153,9 +153,9 @@ def test_the_summary_has_the_forecast_as_a_table_and_no_attack_that_was_not_aske
     text = markdown.render(tmp_path / "s")
     table = text[text.index("### What this plan could show") :]
     assert "| compared | behaviours | worse by | power of not worse |" in table
-    assert re.search(r"\| All judge-free \| \d+ \| [\d.]+\u00a0points \| 0\.\d\d \|", table)
-    assert "| Breach, judge-free, prefill |" in text  # without its techniques
-    assert "| Over-refusal, prefill |" not in text and "| Over-refusal, direct |" in text
+    assert re.search(r"\| All judge-free \| \d+ \| [\d.]+\s?points \| 0\.\d\d \|", table)
+    assert "| breach, judge-free, prefill |" in text  # without its techniques
+    assert "| over-refusal, " not in text  # one attack has the rates of the sum
     assert "no decided trials" not in html.render(tmp_path / "s")
 
 
