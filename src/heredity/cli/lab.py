@@ -158,6 +158,38 @@ def _plan(
     return msgspec.structs.replace(plan, margin=margin, judge=judge or plan.judge)
 
 
+@click.command("reproduce", cls=Verb, example="heredity reproduce runs/inheritance")
+@click.argument("folder", metavar="DIR", type=PathArgument())
+@click.option("--out", type=PathArgument(), metavar="DIR", help="New folder.  [default: DIR-again]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@device_option
+def reproduce_command(folder: Path, out: Path | None, as_json: bool) -> int:
+    """Make and ask again what a folder holds, and compare.
+
+    DIR is the folder of a lineage, whose children are made again, or of a study. No stored answer is used.
+    Each difference of child and parent agrees with the one before, differs, or is open. Exits 1 if one
+    differs. The same command resumes.
+    """
+    from heredity.core import terminal
+
+    with shown_start():
+        from heredity.lab.reproduce import reproduce
+        from heredity.study.wording import cell_words
+
+    store = open_store()
+    with shown_work(store, "reading the plan") as display:
+        result = reproduce(
+            folder, out or folder.with_name(f"{folder.name}-again"), store, display, terminal.note
+        )
+    if as_json:
+        terminal.write_json(result)
+    else:
+        table = result.table()
+        head, *rows = ([*map(cell_words, row)] for row in (table.head, *table.rows))
+        terminal.print_rows(head, rows)
+    return int(result.differs)
+
+
 @click.command("adapt", cls=Verb, example="heredity adapt examples/adapt/support.toml --dry-run")
 @click.argument("task", metavar="TASK.toml | DIR", type=PathArgument())
 @click.option("--model", type=Name(), metavar="REF", help="Another model than that of the task.")

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -64,7 +65,17 @@ from heredity.study.findings.pairs_read import compute as read_pairs
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.findings.unasked import unasked_trials
 from heredity.study.intervals import Bools, Floats, Intervals, Places
-from heredity.study.outcomes import BROKE, ERROR, HELD, UNCLEAR, Codes, is_answered, is_decided
+from heredity.study.outcomes import (
+    BROKE,
+    ERROR,
+    HELD,
+    UNCLEAR,
+    Codes,
+    is_answered,
+    is_decided,
+    read_outcomes,
+)
+from heredity.study.plan import Plan
 from heredity.study.wording import difference_words, names, plural
 
 NAME, ORDER = "edge_verdicts", 0
@@ -191,6 +202,26 @@ def verdict_on(estimates: Estimates, parent: str, children: Collection[str]) -> 
     return next((row for row in rows if {*(row.children or (row.child,))} == {*children}), None)
 
 
+class EdgeTrials(NamedTuple):
+    """The child's failures less its parent's on each trial, the behaviours, and the variance of one run."""
+
+    d: Floats
+    clusters: Places
+    runs: Source
+
+
+def edge_trials(plan: Plan, folder: Path) -> dict[tuple[str, str], dict[Question, EdgeTrials]]:
+    """Map (parent, child) to the trials of each question, for the edges in the folder of a study."""
+    edges = _Edges(StudyEvidence(folder, read_outcomes(plan, folder)))
+    return {
+        (edge.parent, edge.child): {
+            question: EdgeTrials(trials.d, trials.clusters, edges.runs(edge, question, trials.rate))
+            for question, trials in edges.questions((edges.place[edge.parent], edges.place[edge.child]))
+        }
+        for edge in edges.edges
+    }
+
+
 def compute(evidence: StudyEvidence) -> Iterator[EdgeVerdict]:
     """A row for each planned edge, for each group of children that differ in their seed, then of guards."""
     return _Edges(evidence).rows()
@@ -226,6 +257,12 @@ class _Trials(NamedTuple):
     unclear: tuple[Interval, Interval]  # the share of breaches among unclear answers, of parent and children
     variance: list[Source]  # by the judge's errors
     shares: tuple[PredictedShare, ...]  # that the judge gets right
+
+    @property
+    def d(self) -> Floats:
+        """By trial, the failures of the first child less the parent's; an unclear answer is not a failure."""
+        failed = _filled(self, 0.0, 0.0, None)
+        return np.asarray(failed[1] - failed[0])
 
 
 class _Edges:
@@ -320,13 +357,13 @@ class _Edges:
     def _measured(
         self, edge: Edge, bs: tuple[int, ...], between: dict[Question, Source] | None = None
     ) -> _Measured:
-        a, is_made_again = self.place[edge.parent], not set(edge.recipe.split(" > ")) <= _SAME_WEIGHTS
+        a = self.place[edge.parent]
         models = (a, *bs)
         read = [row for b in bs if (row := self.read.get((edge.parent, self.plan.models[b].id)))]
         of_pairs = "breaches" if read and read[0].technique == JUDGE_FREE else self.of_judge
         numbers = []
-        for question, trials in self._questions(models):
-            runs = self._runs(question, is_made_again, trials.rate)
+        for question, trials in self.questions(models):
+            runs = self.runs(edge, question, trials.rate)
             seeds = [between[question]] if between and question in between else []
             is_read = len(read) == len(bs) and question == of_pairs
             measured = (
@@ -338,7 +375,7 @@ class _Edges:
             numbers.append(self._number(models, trials, *measured, n_read))
         return _Measured(edge, a, bs, numbers)
 
-    def _questions(self, models: Sequence[int]) -> list[tuple[Question, _Trials]]:
+    def questions(self, models: Sequence[int]) -> list[tuple[Question, _Trials]]:
         """The trials of each question that has any."""
         questions: list[tuple[Question, _Trials | None]] = [
             ("refusals", self._failures(models, self.judged, HELD, "refusal")),
@@ -358,18 +395,17 @@ class _Edges:
             models = self.place[edge.parent], self.place[edge.child]
             indices = np.array([self.outcomes.indices_of(m, ALL, every) for m in models])
             if edge.role == NOISE and (self.digests[indices[1]] != self.digests[indices[0]]).any():
-                for question, trials in self._questions(models):
-                    failed = _filled(trials, 0.0, 0.0, None)
-                    d = failed[1] - failed[0]
-                    items = item_variance(d, trials.clusters).variance
-                    known.setdefault(question, []).append((float(d.mean()), items))
+                for question, trials in self.questions(models):
+                    items = item_variance(trials.d, trials.clusters).variance
+                    known.setdefault(question, []).append((float(trials.d.mean()), items))
         return {question: run_variance(*zip(*pairs, strict=True)) for question, pairs in known.items()}
 
-    def _runs(self, question: Question, is_made_again: bool, rate: float) -> Source:
+    def runs(self, edge: Edge, question: Question, rate: float) -> Source:
         """The variance of one run: of noise children, or with few of them of shipped runs, too.
 
         Noise children are not made again: a child that is has at least the variance of shipped runs.
         """
+        is_made_again = not set(edge.recipe.split(" > ")) <= _SAME_WEIGHTS
         shipped = shipped_run_variance(is_made_again, rate)
         if (own := self.noise.get(question)) is None:
             return shipped
