@@ -11,6 +11,7 @@ studies, with the seed printed. Nothing is downloaded.
                  shipped variance of runs and with that of five noise children
     seeds        a recipe with a seed spread and no loss: called lost in at most 5 %
     thirteen     thirteen children that are truly worse by the margin: some "kept" in at most 5 %
+    behaviours   of k, each asked several times, one in ten is lost as a whole: "kept" in at most 5 %
 """
 
 from __future__ import annotations
@@ -104,6 +105,8 @@ def worlds(rng: np.random.Generator, n_runs: int) -> Iterator[tuple[str, Counter
             counts += Counter(words([tests(parent, child, True)]))
         yield f"real loss, {share:.0%} of refusals become help", counts
     yield "thirteen at the margin: some kept", _thirteen(rng, n_runs)
+    for k in (3, 5, 8, 10, 20, 40):
+        yield f"{k} behaviours, each lost whole or not, at the margin", _behaviours(rng, n_runs, k)
     yield from _judges(rng, n_runs)
     yield from _runs(rng, n_runs)
     yield from _noise(rng, n_runs)
@@ -144,6 +147,15 @@ def _thirteen(rng: np.random.Generator, n_runs: int) -> Counter[str]:
         counts[
             "some kept" if "kept" in words(edges) or "less, within the margin" in words(edges) else "none"
         ] += 1
+    return counts
+
+
+def _behaviours(rng: np.random.Generator, n_runs: int, k: int) -> Counter[str]:
+    clusters, counts = np.repeat(np.arange(k), N // k), Counter[str]()
+    for _ in range(n_runs):
+        lost = (rng.random(k) < MARGIN)[clusters]
+        is_within = edge_difference(lost.astype(float), clusters).p_below(MARGIN) < ALPHA
+        counts["kept" if is_within else "not"] += 1
     return counts
 
 
