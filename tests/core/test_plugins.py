@@ -7,6 +7,7 @@ study, one evaluation and one import use either, each in a process of its own.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -25,9 +26,11 @@ import heredity as h
 from heredity.core import registry
 from heredity.core.errors import EngineFailure, NotComparable, Unavailable, UnknownName, UsageError
 from heredity.core.records import Record, digest
-from heredity.core.sections import Section, TextTable
+from heredity.core.sections import Badge, Section, TextTable
 from heredity.redteam import attacks, judges
 from heredity.study.findings.protocols import RecordedStudy, every_finding, sections
+from heredity.study.gate import gate
+from heredity.study.headline import headline
 from heredity.study.plan import Grid, PlanFile, read_plan
 from heredity.study.storage import RESPONSES, read_estimates, verdict_rows
 from tests.support.documents import blocks
@@ -862,6 +865,17 @@ def test_a_finding_that_is_broken_is_reported_before_anything_is_asked(
     assert not (tmp_path / RESPONSES).exists()
 
 
+ANSWER = "what a model answered"  # stands in no report that a plug-in spoils
+
+
+def failing() -> Any:
+    class Rows:
+        def __iter__(self) -> Any:
+            return iter({}[ANSWER])
+
+    return Rows()
+
+
 class Counted(Record, frozen=True):
     """A row of `Statistic`."""
 
@@ -889,18 +903,21 @@ def tabled(*rows: Any) -> Section:
 @pytest.mark.parametrize(
     ("member", "value", "words"),
     [
-        ("rows", None, ["`compute`", "None", "Counted"]),
+        ("rows", None, ["`compute`", "NoneType", "Counted"]),
         ("rows", [h.Record()], ["`compute`", "Record", "Counted"]),
         ("rows", [Counted(np.int64(1))], ["`compute`", "int64", "Counted"]),
-        ("rows", [Counted("1")], ["`compute`", "'1'", "Counted"]),  # type: ignore[arg-type]
-        ("section", "text", ["`show`", "text", "Section"]),
-        ("section", tabled()._replace(tables=(1,)), ["`show`", "1", "TextTable"]),  # type: ignore[arg-type]
-        ("section", tabled(("a", 7)), ["`show`", "7", "2 cells"]),
-        ("section", tabled(("a", "b"), ("a",)), ["`show`", "('a',)", "2 cells"]),
-        ("section", tabled(7), ["`show`", "7", "2 cells"]),
+        ("rows", [Counted(ANSWER)], ["`compute`", "`int`", "`str`"]),  # type: ignore[arg-type]
+        ("rows", failing(), ["KeyError", "test_plugins.py"]),
+        ("section", ANSWER, ["`show`", "str", "Section"]),
+        ("section", tabled()._replace(tables=(1,)), ["`show`", "int", "TextTable"]),  # type: ignore[arg-type]
+        ("section", tabled()._replace(claim=None), ["`show`", "NoneType"]),  # type: ignore[arg-type]
+        ("section", tabled((ANSWER, 7)), ["`show`", "tuple", "2 cells"]),
+        ("section", tabled(("a", "b"), (ANSWER,)), ["`show`", "tuple", "2 cells"]),
+        ("section", tabled(7), ["`show`", "int", "2 cells"]),
+        ("section", tabled(("a", Badge("worse", 7))), ["ValidationError"]),  # type: ignore[arg-type]
     ],
 )
-def test_what_a_statistic_returns_is_checked(
+def test_a_statistic_that_fails_costs_only_itself(
     tmp_path: Path,
     packages: list[Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -908,11 +925,118 @@ def test_what_a_statistic_returns_is_checked(
     value: Any,
     words: list[str],
 ) -> None:
+    whole = asked(tmp_path / "whole").run().estimates
     packages.append(entry("zap", f"{__name__}:Statistic", group="findings"))
+    for cached in (registry.installed, registry.declaring, every_finding):
+        cached.cache_clear()
     monkeypatch.setattr(Statistic, member, value)
-    with raises(Unavailable, "plugin-broken", ["zap", "alpha 1", "Uninstall alpha", *words]):
-        asked(tmp_path).run()
+    estimates = asked(tmp_path / "s").run().estimates
+    (fault,) = [each.words for each in estimates.deviations if each.code == "plugin-broken"]
+    assert all(word in fault for word in ("zap", "alpha 1", *words)) and ANSWER not in fault
+    assert (estimates.rates, estimates.pairs) == (whole.rates, whole.pairs)
+    assert whole.findings.keys() <= estimates.findings.keys()
+    assert fault in headline(estimates).warnings
+    assert fault in gate(estimates).words
+    pages = {kind: h.write_report(tmp_path / "s", kind).read_text() for kind in ("html", "markdown", "json")}
+    assert all("plugin-broken" in page and ANSWER not in page for page in pages.values())
+    shown = sections(RecordedStudy(read_plan(tmp_path / "s"), estimates))
+    assert [each.claim for each in shown if each.name == "zap"] == ([fault] if member == "section" else [])
+    assert not (member == "rows" and estimates.findings.get("counted"))
+
+
+def test_an_error_of_a_statistic_of_ours_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked(tmp_path).run()
+    monkeypatch.setattr("heredity.study.findings.severity.show", lambda *_: {}["zorq"])
+    with pytest.raises(KeyError, match="zorq"):
         sections(RecordedStudy(read_plan(tmp_path), read_estimates(tmp_path)))
+    monkeypatch.setattr("heredity.study.findings.severity.compute", lambda *_: {}["zorq"])
+    with pytest.raises(KeyError, match="zorq"):
+        h.Study.open(tmp_path).estimate()
+
+
+READERS = """
+import sys
+from heredity.cli import main
+
+codes = {}
+for kind in ("html", "markdown", "json", "csv", "parquet", "sarif", "junit"):
+    codes[kind] = main(["report", "stored", "--format", kind])
+codes |= {"show": main(["show", "stored", "0"]), "view": main(["view", "stored", "--export", sys.argv[1]])}
+assert not any(codes.values()), codes
+assert main(["gate", "stored"]) in (0, 1, 3)
+"""
+FAULTY = {
+    "compute": ("        for model, codes in", "        {}['zorq']\n        for model, codes in"),
+    "show": ("        if not rows:\n", "        {}['zorq']\n        if not rows:\n"),
+    "watch": (
+        "        for model, codes in",
+        "        evidence.watch(lambda _: {}['zorq'])\n        for model, codes in",
+    ),
+    "import": ("import heredity as h\n", "import heredity as h\n{}['zorq']\n"),
+    "gone": ("marks = heredity_example.finding:MarkFinding\n", ""),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTY)
+def test_a_stored_study_is_read_whatever_its_package_became(place: Path, fault: str) -> None:
+    own = place / fault
+    shutil.copytree(place / "lib", own / "lib")
+    shutil.copy(place / "shouting.toml", own)
+    assert study(own, "stored", "--attack", "direct").returncode == 0
+    before = json.loads((own / "stored" / "estimates.json").read_text())
+    assert before["findings"]["marks"] and before["deviations"] == []
+    (points,) = own.glob("lib/*.dist-info/entry_points.txt")
+    module = points if fault == "gone" else own / "lib" / "heredity_example" / "finding.py"
+    assert FAULTY[fault][0] in (text := module.read_text())
+    module.write_text(text.replace(*FAULTY[fault]))
+    for again in (False, True):
+        if again:  # estimated without the statistic
+            assert "heredity-example-plugin 1.0" in heredity(own, "study", own / "stored", "--full")
+            held = json.loads((own / "stored" / "estimates.json").read_text())
+            assert "plugin-broken" in {each["code"] for each in held["deviations"]}
+            assert held["rates"] == before["rates"] and held["pairs"] == before["pairs"]
+        done = run(own, "-c", READERS, f"pages-{again}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        gated = done.stdout[done.stdout.rindex("pages-") :]
+        assert "heredity-example-plugin 1.0" in gated
+        for name in ("report.html", "report.md", "report.json"):
+            page = (own / "stored" / name).read_text()
+            assert "plugin-broken" in page and "heredity-example-plugin" in page, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "name"), [("attack", "shout"), ("judge", "lenient"), ("finding", "marks")]
+)
+def test_a_changed_plugin_is_a_deviation(place: Path, module: str, name: str) -> None:
+    own = place / f"changed-{name}"
+    shutil.copytree(place / "lib", own / "lib")
+    shutil.copy(place / "shouting.toml", own)
+    assert study(own, "stored", "--attack", "shout", "--judge", "lenient").returncode == 0
+    planned = json.loads((own / "stored" / "plan.json").read_text())["plan"]
+    hashes = {
+        each["name"]: each["sha256"][:8] for each in [*planned["plugins"], *planned["analysis"]["plugins"]]
+    }
+    heredity(own, "report", own / "stored", "--format", "json")
+    document = json.loads((own / "stored" / "report.json").read_text())
+    assert document["deviations"] == []
+    assert {each["name"] for each in document["plugins"]} == hashes.keys() - {"count"}
+    page = (
+        heredity(own, "report", own / "stored", "--format", "markdown")
+        and (own / "stored" / "report.md").read_text()
+    )
+    assert "heredity-example-plugin 1.0 (" in page and hashes["lenient"] in page
+    path = own / "lib" / "heredity_example" / f"{module}.py"
+    path.write_text(path.read_text().replace('"""', '"""Changed. ', 1))
+    heredity(own, "report", own / "stored", "--format", "json")
+    (changed,) = json.loads((own / "stored" / "report.json").read_text())["deviations"]
+    assert changed["code"] == "plugin-changed"
+    installed = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    assert all(
+        word in changed["words"] for word in (name, "heredity-example-plugin 1.0", hashes[name], installed)
+    )
+    assert "plugin-changed" not in heredity(own, "gate", own / "stored", "--max-breach", "1")
 
 
 def test_a_study_without_its_package_names_it(tmp_path: Path, packages: list[Any], bomb: Path) -> None:

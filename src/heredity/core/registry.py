@@ -69,10 +69,11 @@ class Outside(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        """A hash of the file, and of the public attributes of an object."""
+        """A hash of the file, if there is one, and of the public attributes of an object."""
         import hashlib
 
-        return hashlib.sha256(self.path.read_bytes() + _state(self.plugin)).hexdigest()
+        own = self.path.read_bytes() if self.path.is_file() else b""
+        return hashlib.sha256(own + _state(self.plugin)).hexdigest()
 
 
 def _state(plugin: object) -> bytes:
@@ -294,6 +295,19 @@ def fault_of(error: BaseException) -> str:
     names = list(dict.fromkeys(each[3] for each in own or passed))
     what = f"plug-in '{names[0]}'" if own or len(names) == 1 else "code"
     return f"The {what} of {its} failed at {path}:{line}: {first_line(error)}."
+
+
+def fault_words(folder: str, name: str, error: Exception) -> str:
+    """An error of a plug-in from outside, for a report: kind and place; its text may hold an answer."""
+    import traceback
+
+    if isinstance(error, Unavailable) and error.code == "plugin-broken":
+        return str(error)
+    its = outside(folder, name)
+    own = its.root if its else Path()
+    places = [(Path(each.filename), each.lineno) for each in traceback.extract_tb(error.__traceback__)]
+    at = [f" at {path.name}:{line}" for path, line in places if own in (path, *path.parents)]
+    return f"The plug-in '{name}' of {its} failed{at[-1] if at else ''}: {type(error).__name__}."
 
 
 def broken(folder: str, name: str, words: str) -> Unavailable:

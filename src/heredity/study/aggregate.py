@@ -20,7 +20,8 @@ from typing import Any, NamedTuple, Self
 import msgspec
 import numpy as np
 
-from heredity.core.errors import Damaged, NotComparable
+from heredity.core import registry
+from heredity.core.errors import Damaged, NotComparable, Unavailable
 from heredity.core.files import Rows, read_lines
 from heredity.core.records import ROW_SCHEMA, Estimate, Probe, digest
 from heredity.core.sanitize import plural
@@ -242,6 +243,25 @@ def _of_comparisons(declared: Analysis, estimates: Estimates) -> Iterator[Deviat
                 "family-differs",
                 f"Holm's correction ran over {plural(n, 'comparison')} of {what}; declared were {family.n}.",
             )
+
+
+_OF_PLUGINS = ("plugin-broken", "plugin-changed")
+
+
+def _of_plugins(plan: Plan, faults: Mapping[str, str]) -> Iterator[Deviation]:
+    """Plug-ins that are not installed as the plan recorded them, and statistics of packages that fail."""
+    for each in plan.every_plugin:
+        try:
+            now = registry.outside(each.folder, each.name)
+        except Unavailable as error:
+            yield Deviation("plugin-changed", str(error))
+            continue
+        had = f"The plan had the plug-in '{each.name}' of {each.release}, file {each.sha256[:8]}"
+        if now is None and each.folder == findings.FOLDER:
+            yield Deviation("plugin-broken", f"{had}. It is not installed, so the study lacks its statistic.")
+        elif now is not None and now.sha256 != each.sha256:
+            yield Deviation("plugin-changed", f"{had}. Installed is {now}, file {now.sha256[:8]}.")
+    yield from (Deviation("plugin-broken", words) for words in faults.values())
 
 
 def _of_early_estimates(estimates: Estimates, events: list[StudyEvent]) -> Iterator[Deviation]:
@@ -545,7 +565,7 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         analysis=plan.analysis,
         declared_at="" if declared is None else declared.at or "",
         forecast=None if declared is None else declared.forecast,
-        findings=findings.take(rows),
+        findings=findings.take(evidence, rows),
         limit=plan.limit,
         public=plan.public or (),
         technique_edges=tuple(
@@ -553,7 +573,9 @@ def estimate(plan: Plan, folder: Path, root: Path | None = None) -> Estimates:
         ),
     )
     n_judged = np.count_nonzero(outcomes.codes.reshape(len(plan.models), -1), axis=1).tolist()
-    return msgspec.structs.replace(estimates, deviations=deviations(plan, folder, estimates, saved, n_judged))
+    findings.note_unshown(evidence, RecordedStudy(plan, estimates))
+    departures = *deviations(plan, folder, estimates, saved, n_judged), *_of_plugins(plan, evidence.faults)
+    return msgspec.structs.replace(estimates, deviations=departures)
 
 
 # --- rates ---------------------------------------------------------------------------------------
@@ -806,20 +828,28 @@ def read_proven(folder: Path) -> Estimates:
 
 
 def _completed(held: Estimates, estimates: Estimates) -> Estimates:
-    """The held estimates with the findings that they lack: a gate would pass what nobody counted."""
-    return msgspec.structs.replace(held, findings=estimates.findings | held.findings)
+    """The held estimates with the findings that they lack: a gate would pass what nobody counted.
+
+    Plug-ins are as they are installed now.
+    """
+    now = estimates.findings.keys() & findings.keys_of_packages()
+    kept = {name: rows for name, rows in held.findings.items() if name not in now}
+    return msgspec.structs.replace(held, findings=estimates.findings | kept, deviations=estimates.deviations)
 
 
 def _compare(folder: Path, held: Estimates, estimates: Estimates) -> None:
     # Drift is a warning about the judge, and an older release recorded other verdicts. A finding on one side
-    # only, of another release or a plug-in, is not compared.
+    # only, of another release, is not compared, nor what depends on the plug-ins that are installed now.
+    apart = {drift.NAME, *findings.keys_of_packages()}
     computed = {
-        name: rows
-        for name, rows in estimates.findings.items()
-        if name in held.findings and name != drift.NAME
+        name: rows for name, rows in estimates.findings.items() if name in held.findings and name not in apart
     }
+    own = (each for each in estimates.deviations if each.code not in _OF_PLUGINS)
     estimates = msgspec.structs.replace(
-        estimates, circumstances=held.circumstances, findings=held.findings | computed
+        estimates,
+        circumstances=held.circumstances,
+        findings=held.findings | computed,
+        deviations=(*own, *(each for each in held.deviations if each.code in _OF_PLUGINS)),
     )
     parts = (
         (n, *(msgspec.to_builtins(getattr(each, n)) for each in (held, estimates)))

@@ -35,6 +35,7 @@ from heredity.study.plan import model_of_study
 from heredity.study.report import junit, markdown
 from heredity.study.spec import SourcePlace
 from heredity.study.wording import (
+    broken_plugins,
     detectable_words,
     find,
     limit_words,
@@ -187,8 +188,7 @@ def _ungated(
     is_compared: bool,
 ) -> Iterator[GateRule]:
     """Lines for measurements that are not gated: a reader of "Pass." must not think that they passed."""
-    if part := limit_words(estimates):
-        yield _remark(part)
+    yield from map(_remark, filter(None, (limit_words(estimates), *broken_plugins(estimates))))
     if JUDGED in estimates.breach_scopes and JUDGED not in held:
         yield _remark("Breaches that a judge decides were asked and are not gated here.")
     if max_breach is None and not is_compared:

@@ -36,6 +36,7 @@ from heredity.study.findings.severity import worst_harm
 from heredity.study.findings.unasked import ANY, rates, worse_in_words
 from heredity.study.findings.useful import useful_by_model
 from heredity.study.wording import (
+    broken_plugins,
     counted,
     detectable_words,
     failed,
@@ -447,6 +448,7 @@ def _about_the_run(estimates: Estimates) -> Iterator[str]:
         )
     part, stopped, lacking = limit_words(estimates), stopping_words(estimates), unsupported_words(estimates)
     yield from filter(None, (public_words(estimates.public), part, stopped, lacking))
+    yield from broken_plugins(estimates)
     if estimates.n_errors:
         yield (
             f"{estimates.n_errors:,} of {estimates.n_answered:,} trials ended in an error. "

@@ -83,6 +83,11 @@ class PlannedPlugin(Record, frozen=True):
     version: str
     sha256: str
 
+    @property
+    def release(self) -> str:
+        """Package and version; an object of a module has no version."""
+        return f"{self.package} {self.version}".strip()
+
 
 def planned_plugins(plugins: Iterable[tuple[str, str]]) -> tuple[PlannedPlugin, ...] | None:
     """Those of (folder, name) that are from outside, as a plan records them; None without any."""
@@ -97,7 +102,7 @@ def refuse_absent(plugins: Iterable[PlannedPlugin] | None, folder: str) -> None:
         is_object = "." in each.name  # of code that does not run here: its study can be read
         if each.folder == folder and not is_object and registry.outside(folder, each.name) is None:
             raise Unavailable(
-                f"The study was planned with '{each.name}' of the package {each.package} {each.version}, "
+                f"The study was planned with '{each.name}' of the package {each.release}, "
                 "which is not installed here. Install it, and run the same command again.",
                 code="package-missing",
             )
@@ -205,6 +210,14 @@ class Plan(Record, frozen=True, omit_defaults=True):
     limit: ProbeLimit | None = None  # if only a part of the chosen probes is asked
     plugins: tuple[PlannedPlugin, ...] | None = None  # from outside; the judge is apart
     public: tuple[PublicFile, ...] | None = None  # of --probes public: every file, absent ones too
+
+    @property
+    def every_plugin(self) -> tuple[PlannedPlugin, ...]:
+        """What the numbers may depend on, from outside: all but report formats."""
+        declared = self.analysis.plugins if self.analysis is not None else None
+        return tuple(
+            each for each in (*(self.plugins or ()), *(declared or ())) if each.folder != "study.report"
+        )
 
     def applied(self) -> list[Attack]:
         """Its attacks, loaded. Raises Unavailable for one of a package that is not installed."""
@@ -616,7 +629,7 @@ def refuse_changed_plugins(plan: Plan) -> None:
         its = registry.outside(each.folder, each.name)
         if its is None or its.sha256 != each.sha256:
             raise NotComparable(
-                f"The study was planned with '{each.name}' of {each.package} {each.version}, "
+                f"The study was planned with '{each.name}' of {each.release}, "
                 f"{each.sha256[:8]}. Now it is {its.sha256[:8] if its else 'not here'}. "
                 "Install it as it was, give the object again by the study's command, or use another folder.",
                 code="another-study",

@@ -403,7 +403,7 @@ def decision(folder: Path, called: dict[str, str]) -> Section:
 def _declared(study: RecordedStudy) -> Iterator[Section]:
     """The declared analysis, what the plan could show, and every deviation."""
     estimates, heading = study.estimates, "Declared before the first answer"
-    lines, tables = declared_lines(estimates), []
+    lines, tables = declared_lines(estimates, study.plan.every_plugin), []
     if lines:
         at = f"The plan was written at {label(estimates.declared_at, 40)}. " if estimates.declared_at else ""
         claim = f"{at}Its digest, {label(estimates.study, 40)}, covers this analysis."

@@ -54,7 +54,7 @@ from heredity.redteam.judges.guard import JudgeReaders
 from heredity.study import aggregate, importers, storage
 from heredity.study.comparisons import StoppingRule
 from heredity.study.findings import drift
-from heredity.study.findings.protocols import every_finding
+from heredity.study.findings.protocols import refuse_broken
 from heredity.study.findings.same_conversations import note_conversations
 from heredity.study.forecast import forecast_seconds, forecast_study, trial_meter
 from heredity.study.outcomes import Outcomes, n_in_scope
@@ -352,7 +352,8 @@ class Study:
     # --- the steps ---
 
     def _save_plan(self, watch: Watch | None = None) -> None:
-        every_finding()  # one that is broken is reported before anything is asked
+        if not (self.folder / PLAN).exists():
+            refuse_broken()
         self._plan = with_triggers(self._plan, self.folder, watch, self._store)
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self._plan = write_plan(self.folder, self._plan, at, self.forecast)

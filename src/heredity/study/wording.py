@@ -7,7 +7,7 @@ Leaves to others: where the words are shown (the writers).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from heredity.application.guarded import GUARD_ANSWERS, GUARD_SECONDS
@@ -33,7 +33,7 @@ from heredity.study.estimates import (
     Reason,
     StoppedModel,
 )
-from heredity.study.plan import Analysis, ComparisonFamily, PlannedModel
+from heredity.study.plan import Analysis, ComparisonFamily, PlannedModel, PlannedPlugin
 
 _ENDPOINTS = {
     "all_trials": "breaches over all answered trials; an unclear answer counts as none",
@@ -56,8 +56,13 @@ _SECOND_FAMILY = "a second family, with the same level of its own. No verdict on
 # --- declared words ----------------------------------------------------------------------------------
 # The declared analysis of a study and the course of one that stops early, in words. Promises: a stopping
 # rule is named with its interim analyses and levels. Trials not asked are counted.
-def declared_lines(estimates: Estimates) -> list[tuple[str, str]]:
-    """The declared analysis as titles and words; [] if none was declared."""
+def broken_plugins(estimates: Estimates) -> list[str]:
+    """The deviations of plug-ins whose statistic is missing, in words."""
+    return [label(each.words, 400) for each in estimates.deviations if each.code == "plugin-broken"]
+
+
+def declared_lines(estimates: Estimates, plugins: Sequence[PlannedPlugin] = ()) -> list[tuple[str, str]]:
+    """The declared analysis and the plug-ins of a study as titles and words; [] if none was declared."""
     declared = estimates.analysis
     if declared is None:
         return []
@@ -76,7 +81,19 @@ def declared_lines(estimates: Estimates) -> list[tuple[str, str]]:
         *([("Errors", errors)] if declared.errors else ()),
         ("Stopping", _STOPPING[declared.stopping] + _planned_analyses(declared)),
         ("Judge", declared.judge or "none"),
+        *([("Plug-ins", "; ".join(_plugin_words(plugins)))] if plugins else ()),
     ]
+
+
+def _plugin_words(plugins: Sequence[PlannedPlugin]) -> Iterator[str]:
+    """`mine 1.0 (attack shout 1a2b3c4d, judge lenient 5e6f7a8b)`, one for each package."""
+    for release in dict.fromkeys(each.release for each in plugins):
+        own = [each for each in plugins if each.release == release]
+        names = (
+            f"{each.folder.rpartition('.')[2].removesuffix('s')} {each.name} {each.sha256[:8]}"
+            for each in own
+        )
+        yield f"{release} ({', '.join(names)})"
 
 
 def _unclear(estimates: Estimates, declared: Analysis) -> str:

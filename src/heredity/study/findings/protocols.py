@@ -9,7 +9,8 @@ A module of this folder defines
     show     the section for a reader; None if there is nothing to show, as for most findings without a row
 
 Promises: all findings together read the responses once. Rows of a finding that is not installed stay in
-estimates.json and are shown nowhere.
+estimates.json and are shown nowhere. An error of ours is raised; one of a package costs only its own rows and
+section, and is a deviation of the study.
 Leaves to others: reading the folder and the rates (aggregate.py), and every format (study/report/).
 """
 
@@ -17,14 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Never, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
 from heredity.core import registry
-from heredity.core.errors import Unavailable
+from heredity.core.errors import Unavailable, first_line
 from heredity.core.records import Record
 from heredity.core.sections import Cell, Section, TextTable
 from heredity.study.estimates import Estimates, Rate
@@ -33,6 +34,7 @@ from heredity.study.plan import Plan
 from heredity.study.storage import RawResponse
 
 FOLDER = "study.findings"
+T = TypeVar("T")
 
 
 @dataclass
@@ -42,6 +44,8 @@ class StudyEvidence:
     folder: Path
     judged: JudgedOutcomes
     rates: Sequence[Rate] = ()
+    faults: dict[str, str] = field(default_factory=dict)  # by plug-in: its error in words
+    by: str = ""  # the finding that computes now
     _watchers: list[tuple[Callable[[RawResponse], None], Container[int]]] = field(default_factory=list)
     _is_closed: bool = False
 
@@ -63,6 +67,8 @@ class StudyEvidence:
         """
         if self._is_closed:
             raise RuntimeError("watch() after the responses were read: is `compute` a generator?")
+        if self.by and _is_from_package(self.by):
+            see = partial(attempt, self.faults, self.by, see)
         self._watchers.append((see, range(len(self.plan.probes)) if probes is None else probes))
 
     def read(self, responses: Iterable[RawResponse]) -> None:
@@ -99,75 +105,148 @@ class FindingModule(Protocol):
         ...
 
 
+class BrokenFinding:
+    """In place of a plug-in that cannot be loaded: raises its error."""
+
+    ORDER, Row = 10_000, Record
+
+    def __init__(self, name: str, error: Unavailable) -> None:
+        self.NAME, self.error = name, error
+
+    def compute(self, *_: object) -> Never:
+        raise self.error
+
+    show = compute
+
+
 @cache
-def every_finding() -> tuple[FindingModule, ...]:
-    """All findings, in the order of their sections. Raises Unavailable for two with one NAME, too."""
-    modules = {name: registry.load_as(FindingModule, FOLDER, name) for name in registry.names(FOLDER)}
-    by_key: dict[str, str] = {}
-    for name, module in modules.items():
-        if (other := by_key.setdefault(module.NAME, name)) != name:
-            raise Unavailable(
-                f"The findings '{other}' and '{name}' have one NAME, '{module.NAME}', so that one would have "
-                "the rows of the other. Rename one, or uninstall its package.",
-                code="plugin-broken",
+def every_finding() -> dict[str, FindingModule]:
+    """All findings by the names of their files or entry points, in the order of their sections."""
+    modules: dict[str, FindingModule] = {}
+    places: dict[str, tuple[float, str]] = {}
+    for name in sorted(registry.names(FOLDER), key=_is_from_package):
+        try:
+            module = registry.load_as(FindingModule, FOLDER, name)
+            places[name] = float(module.ORDER), module.NAME
+            if other := next((each for each in modules if modules[each].NAME == module.NAME), ""):
+                raise registry.broken(FOLDER, name, f"has the NAME of '{other}', and would have its rows")
+        except Exception as error:
+            if not _is_from_package(name):
+                raise
+            its = (
+                error if isinstance(error, Unavailable) else registry.broken(FOLDER, name, first_line(error))
             )
-    return tuple(sorted(modules.values(), key=lambda each: (each.ORDER, each.NAME)))
+            module = BrokenFinding(name, its)
+            places[name] = float(module.ORDER), name
+        modules[name] = module
+    return {name: modules[name] for name in sorted(modules, key=places.__getitem__)}
 
 
-def begin(evidence: StudyEvidence) -> dict[str, Iterable[Record]]:
+def refuse_broken() -> None:
+    """Raise Unavailable for a plug-in that cannot be loaded: before anything is asked, it can be mended."""
+    for each in every_finding().values():
+        if isinstance(each, BrokenFinding):
+            raise each.error
+
+
+def keys_of_packages() -> set[str]:
+    """The NAMEs of findings from packages."""
+    return {each.NAME for name, each in every_finding().items() if _is_from_package(name)}
+
+
+def _is_from_package(name: str) -> bool:
+    return not registry.is_ours(FOLDER, name)
+
+
+def attempt(faults: dict[str, str], name: str, call: Callable[..., T], *given: object) -> T | None:
+    """The result of a call of a finding. An error of a package's is kept in `faults`, and it gets no more."""
+    if not _is_from_package(name):
+        return call(*given)
+    try:
+        return None if name in faults else call(*given)
+    except Exception as error:
+        faults[name] = registry.fault_words(FOLDER, name, error)
+        return None
+
+
+def begin(evidence: StudyEvidence) -> dict[str, Iterable[Record] | None]:
     """The rows of each finding, to be taken when all responses have been seen."""
-    return {each.NAME: each.compute(evidence) for each in every_finding()}
+    rows = {}
+    for name, each in every_finding().items():
+        evidence.by = name
+        rows[name] = attempt(evidence.faults, name, each.compute, evidence)
+    return rows
 
 
-def take(rows: dict[str, Iterable[Record]]) -> dict[str, list[object]]:
+def take(evidence: StudyEvidence, rows: dict[str, Iterable[Record] | None]) -> dict[str, list[object]]:
     """The rows of `begin` as estimates.json has them; a finding without rows has no key.
 
-    Raises Unavailable for rows that its Row does not read.
+    Raises Unavailable for rows of ours that its Row does not read.
     """
-    kinds = {each.NAME: each.Row for each in every_finding()}
-    taken: dict[str, list[object]] = {}
-    for key, each in rows.items():
-        if not isinstance(each, Iterable):
-            raise _returned(key, "compute", each, f"rows of {kinds[key].__name__} are expected")
-        for row in each:
-            if not isinstance(row, kinds[key]):
-                raise _returned(key, "compute", row, f"{kinds[key].__name__} is expected")
-            try:
-                plain = msgspec.to_builtins(row)
-                msgspec.convert(plain, kinds[key])
-            except (TypeError, msgspec.ValidationError) as error:
-                wanted = f"{kinds[key].__name__} is expected: {error}"
-                raise _returned(key, "compute", row, wanted) from error
-            taken.setdefault(key, []).append(plain)
+    taken = {
+        each.NAME: attempt(evidence.faults, name, _plain, name, each.Row, rows[name])
+        for name, each in every_finding().items()
+    }
+    return {key: each for key, each in taken.items() if each}
+
+
+def _plain(name: str, kind: type[Record], rows: Iterable[Record]) -> list[object]:
+    if not isinstance(rows, Iterable):
+        raise _returned(name, "compute", rows, f"rows of {kind.__name__} are expected")
+    taken: list[object] = []
+    for row in rows:
+        if not isinstance(row, kind):
+            raise _returned(name, "compute", row, f"{kind.__name__} is expected")
+        try:
+            taken.append(msgspec.to_builtins(row))
+            msgspec.convert(taken[-1], kind)
+        except (TypeError, msgspec.ValidationError) as error:
+            raise _returned(name, "compute", row, f"{kind.__name__} is expected: {error}") from error
     return taken
 
 
 def sections(study: RecordedStudy) -> list[Section]:
-    """The sections of a study, in their order.
+    """The sections of a study, in their order. That of a plug-in that fails has its error.
 
-    Raises Damaged for rows of another type, and Unavailable for a section whose tables no format can show.
+    Raises Damaged for rows of ours of another type.
     """
-    made = []
-    for each in every_finding():
-        section = each.show(study.estimates.rows(each.NAME, each.Row), study)
-        if section is None:
-            continue
-        if not isinstance(section, Section):
-            raise _returned(each.NAME, "show", section, "Section is expected")
-        for table in section.tables:
-            if not isinstance(table, TextTable):
-                raise _returned(each.NAME, "show", table, "TextTable is expected")
-            wanted = f"a row of {len(table.head)} cells for '{table.title}' is expected"
-            for row in table.rows:
-                cells = row if isinstance(row, Sequence) else ()
-                if len(cells) != len(table.head) or not all(isinstance(cell, Cell) for cell in cells):
-                    raise _returned(each.NAME, "show", row, wanted)
-        made.append(section)
-    return made
+    faults: dict[str, str] = {}
+    made = [attempt(faults, name, _section, name, each, study) for name, each in every_finding().items()]
+    broken = [Section(name, f"{name}: not shown", words, (), (words,)) for name, words in faults.items()]
+    return [section for section in made if section is not None] + broken
 
 
-def _returned(key: str, member: str, value: object, wanted: str) -> Unavailable:
-    """The error for a finding that returned another type."""
-    named = (name for name in registry.names(FOLDER) if key == registry.load(FOLDER, name).NAME)
-    words = f"returned {value!r:.80} from `{member}`, where {wanted}"
-    return registry.broken(FOLDER, next(named, key), words)
+def note_unshown(evidence: StudyEvidence, study: RecordedStudy) -> None:
+    """Add those to the faults of `evidence` whose section cannot be made."""
+    for name, each in every_finding().items():
+        if _is_from_package(name):
+            attempt(evidence.faults, name, _section, name, each, study)
+
+
+def _section(name: str, finding: FindingModule, study: RecordedStudy) -> Section | None:
+    section = finding.show(study.estimates.rows(finding.NAME, finding.Row), study)
+    if section is None:
+        return None
+    if not isinstance(section, Section):
+        raise _returned(name, "show", section, "Section is expected")
+    texts: list[object] = [section.name, section.title, section.claim, *section.sentences]
+    for table in section.tables:
+        if not isinstance(table, TextTable):
+            raise _returned(name, "show", table, "TextTable is expected")
+        texts += [table.title, table.summary, table.claim]
+        wanted = f"a row of {len(table.head)} cells for '{table.title}' is expected"
+        for row in table.rows:
+            cells = row if isinstance(row, Sequence) else ()
+            if len(cells) != len(table.head) or not all(isinstance(cell, Cell) for cell in cells):
+                raise _returned(name, "show", row, wanted)
+            for cell in (each for each in cells if not isinstance(each, str)):
+                msgspec.convert([*cell], type(cell))
+    for text in texts:
+        if not isinstance(text, str):
+            raise _returned(name, "show", text, "a text of the section is expected")
+    return section
+
+
+def _returned(name: str, member: str, value: object, wanted: str) -> Unavailable:
+    """The error for a finding that returned another type. It has no value, which may hold an answer."""
+    return registry.broken(FOLDER, name, f"returned {type(value).__name__} from `{member}`, where {wanted}")

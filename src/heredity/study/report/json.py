@@ -15,8 +15,8 @@ from heredity.core import files
 from heredity.core.records import Estimate, Record
 from heredity.study import advice, aggregate, wording
 from heredity.study.advice import CostedModel
-from heredity.study.estimates import SCHEMA, Inheritance, ModelPair, Rate
-from heredity.study.findings.protocols import every_finding
+from heredity.study.estimates import SCHEMA, Deviation, Inheritance, ModelPair, Rate
+from heredity.study.findings.protocols import FindingModule, attempt, every_finding
 
 _MODELS = ("model", "a", "b", "against", "parent", "child")  # fields with a model's id
 
@@ -34,8 +34,16 @@ def write(folder: Path, out: Path, with_text: bool = True) -> Path:  # noqa: ARG
         "pairs": [_pair(pair, called) for pair in study.estimates.pairs + study.estimates.technique_pairs],
         "edges": [_edge(edge, called) for edge in study.estimates.edges + study.estimates.technique_edges],
     }
-    findings = {each.NAME: study.estimates.rows(each.NAME, each.Row) for each in every_finding()}
-    document["findings"] = {name: _finding(rows, called) for name, rows in findings.items() if rows}
+    faults: dict[str, str] = {}
+
+    def flat(finding: FindingModule) -> list[dict[str, object]]:
+        return _finding(study.estimates.rows(finding.NAME, finding.Row), called)
+
+    made = {each.NAME: attempt(faults, name, flat, each) for name, each in every_finding().items()}
+    document["findings"] = {name: rows for name, rows in made.items() if rows}
+    document["plugins"] = [msgspec.structs.asdict(each) for each in study.plan.every_plugin]
+    broken = (Deviation("plugin-broken", words) for words in faults.values())
+    document["deviations"] = list(dict.fromkeys([*study.estimates.deviations, *broken]))
     if (recommendation := advice.recommendation(folder)) is not None:
         document["recommendation"] = {
             "costs": msgspec.structs.asdict(recommendation.costs),
