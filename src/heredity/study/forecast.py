@@ -523,7 +523,10 @@ def forecast_lines(plan: Plan, forecast: StudyForecast) -> list[str]:
     return [
         f"What this plan can show of {of} with {100 * forecast.power:g} % power{holm}:",
         *(_row(titles[row.technique], row, plan.margin) for row in pooled),
-        *(_row("one technique", row, plan.margin) for row in sorted(techniques, key=_strength)[:1]),
+        *(
+            _row("one technique", row, plan.margin)
+            for row in sorted(techniques, key=lambda row: row.n_effective)[:1]
+        ),
         *([_GIVEN_UP] if plan.stops_early else []),
         *_other_pairs(declared),
         *(_doubt(pooled[0], plan.margin) if pooled else ()),
@@ -541,10 +544,6 @@ def left_out(plan: Plan) -> list[str]:
         return lines
     why = "they do not apply to this application (the report has each reason)"
     return [*lines, f"Not asked: {', '.join(names)}: {why}."]
-
-
-def _strength(row: ForecastRow) -> float:
-    return row.n_effective
 
 
 def _row(title: str, row: ForecastRow, margin: float) -> str:

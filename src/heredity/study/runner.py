@@ -740,19 +740,13 @@ def shared_prefix(engine: Engine, application: Application) -> PromptPrefix:
     """The common beginning of every first prompt of this application, as this engine renders it."""
     rendered = []
     for text in ("0", "1"):
-        turns = _first_turn(application, text)
+        first = application.request([*application.messages(), Message("user", text)])
         try:
-            rendered.append(clean_text(engine.render(next(turns))))
+            rendered.append(clean_text(engine.render(first)))
         except ContextOverflow:
             return PromptPrefix("", "")
-        finally:
-            turns.close()
     text = os.path.commonprefix(rendered)  # noqa: RUF071 (of texts, not of paths)
     return PromptPrefix(digest(text), text) if text else PromptPrefix("", "")
-
-
-def _first_turn(application: Application, text: str) -> Generator[Request, Reply, None]:
-    yield application.request([*application.messages(), Message("user", text)])
 
 
 OpenCache = Callable[[Engine], AbstractContextManager[ResponseCache | None]]

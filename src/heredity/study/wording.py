@@ -7,7 +7,7 @@ Leaves to others: where the words are shown (the writers).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from heredity.application.guarded import GUARD_ANSWERS, GUARD_SECONDS
@@ -81,19 +81,8 @@ def declared_lines(estimates: Estimates, plugins: Sequence[PlannedPlugin] = ()) 
         *([("Errors", errors)] if declared.errors else ()),
         ("Stopping", _STOPPING[declared.stopping] + _planned_analyses(declared)),
         ("Judge", declared.judge or "none"),
-        *([("Plug-ins", "; ".join(_plugin_words(plugins)))] if plugins else ()),
+        *(("Plug-in", f"{each.name} of {each.release}, file {each.sha256[:8]}") for each in plugins),
     ]
-
-
-def _plugin_words(plugins: Sequence[PlannedPlugin]) -> Iterator[str]:
-    """`mine 1.0 (attack shout 1a2b3c4d, judge lenient 5e6f7a8b)`, one for each package."""
-    for release in dict.fromkeys(each.release for each in plugins):
-        own = [each for each in plugins if each.release == release]
-        names = (
-            f"{each.folder.rpartition('.')[2].removesuffix('s')} {each.name} {each.sha256[:8]}"
-            for each in own
-        )
-        yield f"{release} ({', '.join(names)})"
 
 
 def _unclear(estimates: Estimates, declared: Analysis) -> str:
