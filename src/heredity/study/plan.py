@@ -213,7 +213,7 @@ class Plan(Record, frozen=True, omit_defaults=True):
 
     @property
     def every_plugin(self) -> tuple[PlannedPlugin, ...]:
-        """What the numbers may depend on, from outside: all but report formats."""
+        """Those of the plan and of its analysis, but no report format."""
         declared = self.analysis.plugins if self.analysis is not None else None
         return tuple(
             each for each in (*(self.plugins or ()), *(declared or ())) if each.folder != "study.report"
