@@ -352,14 +352,14 @@ def in_chromium(profile: Path, *arguments: str) -> str:
 
 @pytest.mark.proof
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
-def test_the_report_of_the_demo_prints_on_three_pages_and_is_short_on_a_screen(tmp_path: Path) -> None:
+def test_the_report_of_the_demo_prints_on_four_pages_and_is_short_on_a_screen(tmp_path: Path) -> None:
     write_demo(tmp_path / "demo")
     report = html.write(tmp_path / "demo", tmp_path / "report.html")
     in_chromium(
         tmp_path, f"--print-to-pdf={tmp_path / 'report.pdf'}", "--no-pdf-header-footer", report.as_uri()
     )
     printed = (tmp_path / "report.pdf").read_bytes()
-    assert re.findall(rb"/Type /Page\b", printed) == [b"/Type /Page"] * 3
+    assert re.findall(rb"/Type /Page\b", printed) == [b"/Type /Page"] * 4
     assert b"/Dest /talk-" in printed and b"/Dest /measured" not in printed  # no link to what is not printed
     page = escape(report.read_text())
     for width, height in ((1280, 10_000), (390, 13_000)):
