@@ -113,15 +113,7 @@ class Outcomes:
         self.array = self.codes.reshape(plan.shape)
         self.techniques = list(dict.fromkeys(probe.technique for probe in plan.probes))
         # A cluster belongs to its technique: "override" under two of them is two behaviours.
-        # So do probes that ask the same: a suite that repeats one shows nothing more.
-        same: dict[object, str] = {}
-        behaviours = [
-            same.setdefault(
-                (p.technique, p.kind, p.turns, p.passage, str(p.tool_result), str(p.tool_description)),
-                f"{p.technique}\0{p.cluster}",
-            )
-            for p in plan.probes
-        ]
+        behaviours = [f"{probe.technique}\0{probe.cluster}" for probe in plan.probes]
         _, self.clusters = np.unique(behaviours, return_inverse=True)
         self._places: dict[tuple[str, Measure], list[int]] = {}
         self.is_twin = np.array([probe.kind == "benign" for probe in plan.probes], np.bool_)

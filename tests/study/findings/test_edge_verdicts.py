@@ -328,13 +328,3 @@ def test_a_judge_of_which_nothing_was_measured_keeps_only_equal_answers(tmp_path
 def test_a_parent_with_less_than_twice_the_margin_has_nothing_that_kept_could_mean(tmp_path: Path) -> None:
     (child,) = World(planned(), refuses=0.15).verdicts(tmp_path)
     assert (child.word, child.reason) == ("cannot tell", "nothing-to-keep")
-
-
-def test_a_probe_that_is_asked_again_under_another_name_shows_nothing_more(tmp_path: Path) -> None:
-    """Ten behaviours, each of them twenty times."""
-    made = planned()
-    probes = tuple(
-        msgspec.structs.replace(p, turns=(f"{p.kind} {i // 80}",)) for i, p in enumerate(made.probes)
-    )
-    (child,) = World(msgspec.structs.replace(made, probes=probes)).verdicts(tmp_path)
-    assert numbers_of(child)["refusals"].estimate.n_clusters < 25 and child.word == "cannot tell"
