@@ -110,7 +110,11 @@ def test_a_variant_alone_is_answered_with_its_attack(run: Run) -> None:
 def test_the_help_names_the_defaults_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "[default: core]" in said and "[default: direct, and crescendo:3 on" in said and "(direct)" not in said
+    assert (
+        "[default: core]" in said
+        and "[default: direct, and crescendo:3 on" in said
+        and "(direct)" not in said
+    )
 
 
 def _broken(place: Path, name: str, body: str) -> tuple[str, ...]:
