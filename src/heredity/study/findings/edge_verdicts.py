@@ -76,7 +76,7 @@ from heredity.study.outcomes import (
     read_outcomes,
 )
 from heredity.study.plan import Plan
-from heredity.study.wording import difference_words, names, plural
+from heredity.study.wording import bare, names, plural, points, points_interval
 
 NAME, ORDER = "edge_verdicts", 0
 QUESTIONS: dict[Question, str] = {
@@ -324,8 +324,8 @@ class _Edges:
             is_help_read=any(number.n_read for number in measured.numbers if number.question == "harm"),
         )  # fmt: skip
         reasons = {
-            "no-trials": not measured.numbers, "weak": is_weak, "no-twins": not has_twins,
-            "nothing-to-keep": not had_it, "judge": None in self._errors.values(), "test": True,
+            "no-trials": not measured.numbers, "nothing-to-keep": not had_it, "weak": is_weak,
+            "no-twins": not has_twins, "judge": None in self._errors.values(), "test": True,
         }  # fmt: skip
         reason = next(code for code, holds in reasons.items() if holds) if word == "cannot tell" else ""
         children = tuple(self.plan.models[b].id for b in measured.bs) if len(measured.bs) > 1 else ()
@@ -695,7 +695,7 @@ def number_cells(rows: Sequence[EdgeVerdict], asked: Sequence[Question]) -> list
 
 def _number_words(number: EdgeNumber) -> str:
     read = f"\n{plural(number.n_read, 'pair')} read" if number.n_read else ""
-    return difference_words(number.estimate) + read
+    return f"{bare(points(number.estimate.value))} ({bare(points_interval(number.estimate))}){read}"
 
 
 def _sentences(rows: Sequence[EdgeVerdict], called: dict[str, str]) -> Iterator[str]:
