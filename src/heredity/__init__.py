@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from heredity.core.records import Tool as Tool
     from heredity.core.records import Turn as Turn
     from heredity.core.records import Verdict as Verdict
+    from heredity.core.sections import Section as Section
+    from heredity.core.sections import TextTable as TextTable
     from heredity.core.terminal import Display as Display
     from heredity.engines import Engine as Engine
     from heredity.engines import EngineModule as EngineModule
@@ -75,6 +77,8 @@ if TYPE_CHECKING:
     from heredity.redteam.checks import BreachCheck as BreachCheck
     from heredity.redteam.judges.protocols import Judge as Judge
     from heredity.study.estimates import Estimates as Estimates
+    from heredity.study.findings.protocols import RecordedStudy as RecordedStudy
+    from heredity.study.findings.protocols import StudyEvidence as StudyEvidence
     from heredity.study.importers import AnswerImporter as AnswerImporter
     from heredity.study.plan import StudyForecast as StudyForecast
     from heredity.study.report import ReportWriter as ReportWriter
@@ -96,6 +100,7 @@ _NAMES = {
     "core.errors": "HeredityError",
     "core.progress": "Progress",
     "core.records": "Decoding Estimate Message Model Probe Record Reply Request Response Tool Turn Verdict",
+    "core.sections": "Section TextTable",
     "core.terminal": "Display",
     "engines": "Engine EngineModule",
     "lab.corpus": "build_corpus",
@@ -122,6 +127,7 @@ _NAMES = {
     "redteam.checks": "BreachCheck",
     "redteam.judges.protocols": "Judge",
     "study.estimates": "Estimates",
+    "study.findings.protocols": "RecordedStudy StudyEvidence",
     "study.importers": "AnswerImporter",
     "study.plan": "StudyForecast",
     "study.report": "ReportWriter write_report",

@@ -21,8 +21,10 @@ PUBLIC = [
     "EngineModule", "Estimate", "Estimates", "Finetune", "Grown", "Guard", "GuardFacts", "GuardRule",
     "GuardSpan", "GuardSpec", "HeredityError", "Instruct", "Judge", "Lora", "Merge", "Message", "Model",
     "Poison", "Preference", "Pretrain", "Probe", "Progress", "Prune", "Quantize", "Recipe", "Record",
-    "Reply", "ReportWriter", "Request", "Response", "Result", "Retrieval", "Static",
-    "Store", "Strategy", "Study", "StudyForecast", "StudySpec", "TextTransform", "Tool", "Turn",
+    "RecordedStudy", "Reply", "ReportWriter", "Request", "Response", "Result", "Retrieval", "Section",
+    "Static",
+    "Store", "Strategy", "Study", "StudyEvidence", "StudyForecast", "StudySpec", "TextTable",
+    "TextTransform", "Tool", "Turn",
     "TurnTransform", "Verdict", "__version__", "adopt", "build_corpus", "expose", "grow", "guarded_model",
     "open_index", "recipe", "searching_in", "tool", "write_report",
 ]  # fmt: skip

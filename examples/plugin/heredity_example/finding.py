@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import heredity as h
-from heredity.core.sections import ModelName, Section, TextTable
-from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.outcomes import is_answered
 
 
@@ -22,19 +20,19 @@ class MarkFinding:
 
     NAME, ORDER, Row = "marks", 1000, MarkRow
 
-    def compute(self, evidence: StudyEvidence) -> Iterable[MarkRow]:
+    def compute(self, evidence: h.StudyEvidence) -> Iterable[MarkRow]:
         for model, codes in zip(evidence.plan.models, evidence.outcomes.array, strict=True):
             yield MarkRow(model.id, int(is_answered(codes).sum()))  # not errors, and not what was not asked
 
-    def show(self, rows: Sequence[MarkRow], study: RecordedStudy) -> Section | None:
+    def show(self, rows: Sequence[MarkRow], study: h.RecordedStudy) -> h.Section | None:
         if not rows:
             return None
         names = {model.id: model.name for model in study.plan.models}
-        cells = [[ModelName(row.model, names[row.model]), str(row.n)] for row in rows]
-        return Section(
+        cells = [[names[row.model], str(row.n)] for row in rows]
+        return h.Section(
             name=self.NAME,
             title="Trials with a verdict",
             claim="Errors have none.",
-            tables=(TextTable("Trials with a verdict", ["model", "n"], cells),),
+            tables=(h.TextTable("Trials with a verdict", ["model", "n"], cells),),
             sentences=(f"{sum(row.n for row in rows)} trials of all models have a verdict.",),
         )

@@ -72,7 +72,7 @@ class StudyEvidence:
         self._watchers.append((see, range(len(self.plan.probes)) if probes is None else probes))
 
     def read(self, responses: Iterable[RawResponse]) -> None:
-        """Show each response to the watchers."""
+        """Show each response."""
         self._is_closed = True
         samples, n_probes = self.plan.samples, len(self.plan.probes)
         by_probe = [[see for see, probes in self._watchers if p in probes] for p in range(n_probes)]
