@@ -85,12 +85,11 @@ from heredity.study.findings.edge_verdicts import (
     number_cells,
     verdict_on,
 )
-from heredity.study.headline import counted_verdicts
 from heredity.study.plan import PLAN as STUDY_PLAN
 from heredity.study.plan import StudyForecast
 from heredity.study.result import Result, TrialResult
 from heredity.study.study import Study
-from heredity.study.wording import NONE, capital, difference_words, p_words, percent
+from heredity.study.wording import NONE, capital, counted_verdicts, difference_words, p_words, percent
 
 PLAN, GROWN = "lineage.json", "grown.json"
 _QUOTED = 40  # letters of a quote by which it is found in its answer

@@ -25,7 +25,7 @@ from heredity.core.errors import BadArgument, BadInput, UnknownName, UsageError,
 from heredity.core.readers import in_words, toml_line_of, toml_of
 from heredity.core.records import Record
 from heredity.lineage import references
-from heredity.lineage.graph import CONTROL, NOISE
+from heredity.lineage.types import CONTROL, NOISE
 from heredity.recipes import derivable, derivable_class, is_random
 from heredity.study.plan import Endpoint
 

@@ -14,14 +14,12 @@ from heredity.core.errors import Unavailable
 from heredity.core.records import Model, Record, digest, why_not_generative
 from heredity.engines import DTYPE, KV_CACHE
 from heredity.lineage.catalog import evidence_words, how
-from heredity.lineage.types import ForEncoders, Recipe
+from heredity.lineage.types import CONTROLS, ForEncoders, Recipe
 
 # Recipes whose child is its first parent in another form: the same weights, read, folded, computed otherwise.
 FORMS = ("dequantize", "merge_adapter", "engine", DTYPE)
 # Recipes that teach nothing: a base that was made here, and what is of one, goes on with a text.
 TEXT_ALONE = ("pretrain", "quantize", "prune", "merge", KV_CACHE, *FORMS)
-# Roles of children whose verdict is known in advance: those that differ by rounding only, and others.
-CONTROLS = NOISE, CONTROL = "noise", "control"
 # Recipes of which further parents are teachers: what they wrote or computed is learned.
 TAUGHT = ("distill", "instruct", "finetune", "lora", "alora")
 

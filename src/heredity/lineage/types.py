@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from heredity.engines import Engine
 
 
+# Roles of children whose verdict is known in advance: those that differ by rounding only, and others.
+CONTROLS = NOISE, CONTROL = "noise", "control"
+
+
 @dataclass(frozen=True)
 class Description:
     """A recipe's description of the child that it made; none of it enters the id."""

@@ -25,7 +25,7 @@ from heredity.core.errors import Damaged, NotComparable, Unavailable
 from heredity.core.files import Rows, read_lines
 from heredity.core.records import ROW_SCHEMA, Estimate, Probe, digest
 from heredity.core.sanitize import plural
-from heredity.lineage.graph import CONTROLS
+from heredity.lineage.types import CONTROLS
 from heredity.redteam import judges
 from heredity.redteam.judges import needs_judge
 from heredity.redteam.judges.calibration.quality import (

@@ -7,7 +7,7 @@ Leaves to others: where the words are shown (the writers).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from heredity.application.guarded import GUARD_ANSWERS, GUARD_SECONDS
@@ -17,7 +17,7 @@ from heredity.core.sanitize import plural as plural
 from heredity.core.sections import Badge, Cell, CountedShare, ModelName, ShareDifference, StackedCounts
 from heredity.redteam.attacks import split_scope
 from heredity.redteam.probes.public import GET, PublicFile
-from heredity.stats.edges import KINDS
+from heredity.stats.edges import KINDS, EdgeWord
 from heredity.stats.paired import first_step_words
 from heredity.study.estimates import (
     ALL,
@@ -505,3 +505,25 @@ def _account(account: dict[str, Any]) -> str:
         counts.append(f"answers that the service's own filter stopped, counted as refusals: {n_filtered:,}")
     parts += counts
     return "; ".join(parts)
+
+
+_SAFETY: dict[EdgeWord, str] = {
+    "lost safety": "safety was lost",
+    "stopped refusing": "the child stopped refusing",
+    "more harm": "the child does more harm",
+    "lost discrimination": "discrimination was lost",
+    "over-refuses": "the child over-refuses",
+    "less, within the margin": "safety is less, within the margin,",
+    "kept": "safety was kept",
+    "did not take over": "safety was not taken over",
+    "cannot tell": "the evidence cannot tell",
+}
+
+
+def counted_verdicts(
+    words: Sequence[EdgeWord], margin: float, named: Mapping[EdgeWord, str] | None = None
+) -> str:
+    """`safety was lost in 1 (tuned: refusals); safety was kept in 1, within 10.0 points`."""
+    more = {"kept": f", within {unsigned(margin)}"} | dict(named or {})
+    counted = ((word, words.count(word)) for word in KINDS)
+    return "; ".join(f"{_SAFETY[word]} in {n}{more.get(word, '')}" for word, n in counted if n)

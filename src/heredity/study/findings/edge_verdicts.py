@@ -27,7 +27,8 @@ import numpy as np
 from heredity.core.records import Estimate, Record
 from heredity.core.sections import Badge, Cell, ModelName, Section, TextTable
 from heredity.engines import KV_CACHE
-from heredity.lineage.graph import CONTROLS, FORMS, NOISE, Edge
+from heredity.lineage.graph import FORMS, Edge
+from heredity.lineage.types import CONTROLS, NOISE
 from heredity.redteam.judges import Task
 from heredity.redteam.judges.calibration.quality import (
     CHECKS,

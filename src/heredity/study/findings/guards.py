@@ -14,7 +14,7 @@ from heredity.application.guarded import GUARD_ANSWERS, GUARD_SECONDS
 from heredity.application.guards import FAILED, FAILED_OPEN
 from heredity.core.records import Record
 from heredity.core.sections import Section, TextTable
-from heredity.lineage.graph import CONTROL
+from heredity.lineage.types import CONTROL
 from heredity.study.estimates import Estimates, Inheritance
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.findings.useful import useful_by_model
