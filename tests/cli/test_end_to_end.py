@@ -221,7 +221,7 @@ def test_a_table_keeps_its_words_on_a_narrow_terminal(
     done = subprocess.run(
         [sys.executable, "-m", "heredity", "show", "rehearsal"], cwd=place, capture_output=True, text=True
     )
-    assert "planted_secret" in done.stdout and "scripted:careful" in done.stdout
+    assert "Planted secret" in done.stdout and "scripted:careful" in done.stdout
 
 
 def test_an_unknown_probe_or_attack_gets_the_nearest(run: Run) -> None:
