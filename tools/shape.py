@@ -83,7 +83,7 @@ BOUNDS = {
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
     "files": Bound(466, 440),
     # The issue on verdicts may raise lines by 2,500 and files by 12: here from 112,462 and 471.
-    "lines": Bound(114_707, 92_000),
+    "lines": Bound(114_748, 92_000),
     "error codes": Bound(40, 40),
     "words of docs": Bound(65_000, 65_000),
     "root": Bound(18, 18),

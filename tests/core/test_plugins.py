@@ -28,6 +28,8 @@ from heredity.core.errors import EngineFailure, NotComparable, Unavailable, Unkn
 from heredity.core.records import Record, digest
 from heredity.core.sections import Badge, Section, TextTable
 from heredity.redteam import attacks, judges
+from heredity.study import aggregate
+from heredity.study.aggregate import read_study
 from heredity.study.findings.protocols import RecordedStudy, every_finding, sections
 from heredity.study.gate import gate
 from heredity.study.headline import headline
@@ -952,6 +954,19 @@ def test_an_error_of_a_statistic_of_ours_is_raised(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("heredity.study.findings.severity.compute", lambda *_: {}["zorq"])
     with pytest.raises(KeyError, match="zorq"):
         h.Study.open(tmp_path).estimate()
+
+
+def test_a_statistic_that_begins_to_fail_leaves_no_rows_in_a_report(
+    tmp_path: Path, packages: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages.append(entry("zap", f"{__name__}:Statistic", group="findings"))
+    for cached in (registry.installed, registry.declaring, every_finding):
+        cached.cache_clear()
+    assert asked(tmp_path).run().estimates.findings["counted"]
+    monkeypatch.setattr(Statistic, "rows", failing())
+    monkeypatch.setattr("heredity.study.aggregate._last_proof", aggregate._LastProof())
+    held = read_study(tmp_path).estimates
+    assert "counted" not in held.findings and "plugin-broken" in [each.code for each in held.deviations]
 
 
 READERS = """

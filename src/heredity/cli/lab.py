@@ -168,7 +168,7 @@ def reproduce_command(folder: Path, out: Path | None, as_json: bool) -> int:
 
     DIR is the folder of a lineage, whose children are made again, or of a study. No stored answer is used.
     Each difference of child and parent agrees with the one before, differs, or is open. Exits 1 if one
-    differs. The same command resumes.
+    differs or is not measured again. The same command resumes.
     """
     from heredity.core import terminal
 
@@ -187,7 +187,9 @@ def reproduce_command(folder: Path, out: Path | None, as_json: bool) -> int:
         table = result.table()
         head, *rows = ([*map(cell_words, row)] for row in (table.head, *table.rows))
         terminal.print_rows(head, rows)
-    return int(result.differs)
+    for each in result.missing:
+        terminal.note(f"not measured again: {each}")
+    return int(result.differs or bool(result.missing))
 
 
 @click.command("adapt", cls=Verb, example="heredity adapt examples/adapt/support.toml --dry-run")

@@ -24,7 +24,7 @@ from heredity.core import host
 from heredity.core.records import Record
 from heredity.core.sections import Cell, Section, TextTable
 from heredity.formats.weights import read_config
-from heredity.lab.plan import BEHIND, ENGINE, REF, ChildPlan, LineagePlan
+from heredity.lab.plan import BEHIND, ENGINE, REF, ChildPlan, Control, LineagePlan
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.stats.edges import KINDS
@@ -79,7 +79,7 @@ def with_controls(plan: LineagePlan, *, every: bool = True) -> LineagePlan:
 
 
 def _children(parent: str, *, every: bool) -> Iterator[ChildPlan]:
-    def control(name: str, recipe: str, kind: str, **more: object) -> ChildPlan:
+    def control(name: str, recipe: str, kind: Control, **more: object) -> ChildPlan:
         child = ChildPlan(
             f"control-{name}", recipe, (parent,), is_noise=kind == "noise", control=kind, minutes=0.2
         )

@@ -31,6 +31,7 @@ from heredity.study.plan import Endpoint
 
 R = TypeVar("R", bound=Record)
 Expected = Literal["", "lost", "kept"]
+Control = Literal["copy", "noise", "garbled", "refuses", "ablated"]  # lab/controls.py
 Value = str | int | float | bool | tuple[str, ...]
 JOINS = " + "  # between sources of data
 ANSWERS = "answers:"  # before the name of a child
@@ -84,7 +85,7 @@ class ChildPlan(Record, frozen=True):
     is_noise: bool = False
     seeds: tuple[int, ...] = ()
     against: str | msgspec.UnsetType = msgspec.UNSET
-    control: str | msgspec.UnsetType = msgspec.UNSET
+    control: Control | msgspec.UnsetType = msgspec.UNSET
     guards: tuple[GuardSpec, ...] | msgspec.UnsetType = msgspec.UNSET
     data: dict[str, str] = msgspec.field(default_factory=dict)
     settings: dict[str, Value] = msgspec.field(default_factory=dict)

@@ -60,10 +60,11 @@ class ReproducedNumber(Record, frozen=True):
 
 
 class Reproduction(Record, frozen=True):
-    """Every difference of a folder, before and again."""
+    """Every difference of a folder, before and again. missing: those that were not measured again."""
 
     folder: str
     numbers: tuple[ReproducedNumber, ...]
+    missing: tuple[str, ...] = ()
 
     @property
     def differs(self) -> bool:
@@ -99,6 +100,7 @@ class _Pair(NamedTuple):
     before: Path
     again: Path
     ids: Mapping[str, str]
+    is_asked_again: bool = False  # of the same models
 
 
 def reproduce(
@@ -119,12 +121,16 @@ def reproduce(
         pairs = [_study(folder, out, store, watch, engine_loader)]
     else:
         raise UsageError(f"{folder} holds neither a lineage nor a study: it has no plan.")
-    compared = [row for pair in pairs for row in _changes(pair)]
+    rows = [row for pair in pairs for row in _changes(pair)]
+    missing = tuple(row for row in rows if isinstance(row, str))
+    compared = [row for row in rows if not isinstance(row, str)]
     if not compared:
         raise UsageError(f"{folder} has no parent and child that were both asked: nothing can agree.")
     ps = holm([p for _, _, p in compared])
     reproduction = Reproduction(
-        folder.name, tuple(_worded(row, margin, p) for (row, margin, _), p in zip(compared, ps, strict=True))
+        folder.name,
+        tuple(_worded(row, margin, p) for (row, margin, _), p in zip(compared, ps, strict=True)),
+        missing,
     )
     write_atomic(out / FILE, encode(reproduction) + b"\n")
     return reproduction
@@ -139,7 +145,8 @@ def _study(
     study = Study.open(folder, store=again, engine_loader=engine_loader)
     study.folder = out / AGAIN
     study.run(watch)
-    return _Pair(folder.name, folder, study.folder, {model.id: model.id for model in study.resolved.models})
+    ids = {model.id: model.id for model in study.resolved.models}
+    return _Pair(folder.name, folder, study.folder, ids, is_asked_again=True)
 
 
 def _lineage(
@@ -169,7 +176,9 @@ def _carry(ident: str, store: Store, fresh: Store) -> None:
     model = store.by_id(ident)
     for record in [model.record, *store.ancestors(model.record)]:
         home = fresh.root / "models" / record.id
-        if not home.exists():
+        if not (home / "model.json").exists():  # it is copied last
+            shutil.rmtree(home, ignore_errors=True)
+            home.mkdir(parents=True)
             link_files(store.by_id(record.id), home / "files")
             shutil.copyfile(store.root / "models" / record.id / "model.json", home / "model.json")
 
@@ -177,23 +186,28 @@ def _carry(ident: str, store: Store, fresh: Store) -> None:
 _Change = tuple[ReproducedNumber, float, float]  # with the margin of its study and its p-value
 
 
-def _changes(pair: _Pair) -> Iterator[_Change]:
-    """Each difference before and again, trial by trial, with its p-value before the correction."""
+def _changes(pair: _Pair) -> Iterator[_Change | str]:
+    """Each difference before and again, trial by trial, with its p-value before the correction.
+
+    The name of one that was not measured again.
+    """
     plan = read_plan(pair.before)
     called = {model.id: model.name for model in plan.models}
-    again = edge_trials(read_plan(pair.again), pair.again)
-    for (parent, child), questions in edge_trials(plan, pair.before).items():
+    again = edge_trials(read_plan(pair.again), pair.again, is_asked_again=pair.is_asked_again)
+    before = edge_trials(plan, pair.before, is_asked_again=pair.is_asked_again)
+    for (parent, child), questions in before.items():
         others = again.get((pair.ids.get(parent, ""), pair.ids.get(child, "")), {})
-        for question, first in questions.items():
-            if (second := others.get(question)) is None:
+        for (question, place), first in questions.items():
+            if (second := others.get((question, place))) is None:
+                yield f"{called[child]} of {called[parent]}: {QUESTIONS[question]}"
                 continue
             by = _change(first, second)
             p = min(1.0, 2 * min(by.p_above(0.0), by.p_below(0.0)))
             bounds, method = by.bounds(plan.confidence), "paired t of both runs"
             estimate = Estimate(by.value, *bounds, by.n, method, n_clusters=by.n_clusters)
-            before, now = (float(each.d.mean()) for each in (first, second))
+            was, now = (float(each.d.mean()) for each in (first, second))
             number = ReproducedNumber(
-                pair.name, called[child], called[parent], question, before, now, estimate, p, "open"
+                pair.name, called[child], called[parent], question, was, now, estimate, p, "open"
             )
             yield number, plan.margin, p
 

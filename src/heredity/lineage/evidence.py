@@ -80,6 +80,8 @@ class Findings:
         """Count a matrix of `WRITES`, and whether it lost the direction of its largest change."""
         import torch
 
+        if child.ndim != 2 or not child.numel():
+            return
         a, b = child[:, :_COLUMNS].float(), parent[:, :_COLUMNS].float()
         if not bool(torch.isfinite(a - b).all()):
             raise Damaged("A matrix holds values that are no numbers.")
@@ -161,7 +163,7 @@ def compare_whole(child: Path, parent: Path, findings: Findings) -> None:
         if ours[name][1].shape != theirs[name][1].shape:
             continue  # the vocabulary grew
         is_equal = _compare(name, ours, theirs, findings, sums, own[name])
-        if WRITES.fullmatch(name):
+        if WRITES.fullmatch(name) and _is_layer_matrix(name, theirs[name][1]):
             findings.compare_writes(_columns(ours[name][0], own[name]), _columns(theirs[name][0], name))
         if is_equal is False and _is_layer_matrix(name, theirs[name][1]):
             changed.append(name)

@@ -832,7 +832,7 @@ def _completed(held: Estimates, estimates: Estimates) -> Estimates:
 
     Plug-ins are as they are installed now.
     """
-    now = estimates.findings.keys() & findings.keys_of_packages()
+    now = findings.keys_of_packages()  # of one that fails there are no rows
     kept = {name: rows for name, rows in held.findings.items() if name not in now}
     return msgspec.structs.replace(held, findings=estimates.findings | kept, deviations=estimates.deviations)
 

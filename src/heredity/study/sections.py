@@ -25,6 +25,7 @@ from heredity.core.sections import (
     TreeEdge,
     TreeNote,
 )
+from heredity.lineage.types import CONTROLS
 from heredity.study import importers
 from heredity.study.advice import REQUESTS, amount, cost_words, recommendation, recommendation_words
 from heredity.study.estimates import (
@@ -272,9 +273,10 @@ def _breach_claim(estimates: Estimates) -> str:
 
 
 def _inherited(estimates: Estimates) -> Iterator[Section]:
-    """The edges of the lineage, but for those to a model behind guards."""
+    """The edges of the lineage, but for those to a model behind guards and to controls."""
     edges, details = (
-        [each for each in of if not each.is_of_guard] for of in (estimates.edges, estimates.technique_edges)
+        [each for each in of if not each.is_of_guard and each.role not in CONTROLS]
+        for of in (estimates.edges, estimates.technique_edges)
     )
     if edges:
         heading, called = "What was inherited", names(estimates.models)

@@ -110,6 +110,13 @@ def test_two_copies_of_one_set_are_refused(store: Path) -> None:
         public.copies(store / "mine")
 
 
+def test_only_files_are_copies(store: Path) -> None:
+    names = [file.name for file in public.copies(store / "mine")]
+    for name in {file.name for file in public.FILES} - set(names):
+        (store / "mine" / f"{name}.csv").mkdir()
+    assert len(names) < len(public.FILES) and [file.name for file in public.copies(store / "mine")] == names
+
+
 def test_the_plan_names_absent_sets_and_asks_one_adaptive_attack_of_those_that_are_there(store: Path) -> None:
     take(store)
     plan = study().resolved

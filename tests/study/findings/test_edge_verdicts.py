@@ -12,6 +12,8 @@ import pytest
 from heredity.core.files import Rows
 from heredity.lineage.graph import Edge
 from heredity.redteam.judges import DEFAULT
+from heredity.redteam.judges.calibration.quality import PredictedErrors
+from heredity.stats.judge_error import PredictedShare
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED
 from heredity.study.findings import pairs_read
 from heredity.study.findings.edge_verdicts import EdgeNumber, EdgeVerdict, compute
@@ -322,6 +324,19 @@ def test_a_judge_of_which_nothing_was_measured_keeps_only_equal_answers(tmp_path
     for place in world.judged:
         world.set(1, place, HELD)
     (child,) = world.verdicts(tmp_path, "blind")
+    assert (child.word, child.reason) == ("cannot tell", "judge")
+
+
+def test_a_judge_near_chance_counts_as_one_of_which_nothing_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = PredictedShare(0.5, 0.01, 0.01, 5.0, 0.01)
+    near_chance = PredictedErrors(share._replace(mean=0.3), share._replace(mean=0.8), "mine", ())
+    monkeypatch.setattr("heredity.study.findings.edge_verdicts.predicted_errors", lambda *_: near_chance)
+    world = World(planned(), refuses=1.0)
+    for place in world.judged:
+        world.set(1, place, HELD)
+    (child,) = world.verdicts(tmp_path, "rules")
     assert (child.word, child.reason) == ("cannot tell", "judge")
 
 

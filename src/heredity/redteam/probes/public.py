@@ -101,7 +101,8 @@ def copies(at: Path) -> dict[PublishedFile, Path]:
     known = {name: file for file in FILES for name in (file.name, Path(file.url).stem)}
     by_file: dict[PublishedFile, Path] = {}
     for path in sorted(at.glob("*")):
-        file = known.get(path.stem.casefold()) if path.suffix.casefold() in _ENDINGS else None
+        is_one = path.suffix.casefold() in _ENDINGS and path.is_file()
+        file = known.get(path.stem.casefold()) if is_one else None
         if file is not None and (other := by_file.setdefault(file, path)) is not path:
             raise UsageError(f"{at} has two copies of {file.name}: {other.name} and {path.name}.")
     return by_file

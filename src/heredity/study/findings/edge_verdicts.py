@@ -56,7 +56,7 @@ from heredity.stats.edges import (
     shipped_run_variance,
 )
 from heredity.stats.intervals import Interval, cluster_sums
-from heredity.stats.judge_error import PredictedShare, flip_whole
+from heredity.stats.judge_error import NEAR_CHANCE, PredictedShare, flip_whole
 from heredity.stats.paired import Word
 from heredity.stats.sequential import SequentialComparison, cluster_means
 from heredity.study.comparisons import measured_shares, places_of
@@ -211,13 +211,23 @@ class EdgeTrials(NamedTuple):
     runs: Source
 
 
-def edge_trials(plan: Plan, folder: Path) -> dict[tuple[str, str], dict[Question, EdgeTrials]]:
-    """Map (parent, child) to the trials of each question, for the edges in the folder of a study."""
+def edge_trials(
+    plan: Plan, folder: Path, *, is_asked_again: bool = False
+) -> dict[tuple[str, str], dict[tuple[Question, int], EdgeTrials]]:
+    """Map (parent, child) to the trials of each question, for the edges in the folder of a study.
+
+    The keys within are a question and its place: "unasked" is one of requests and one of twins.
+    is_asked_again: the same models answer another time, so that no variance of making them is in a run.
+    """
     edges = _Edges(StudyEvidence(folder, read_outcomes(plan, folder)))
     return {
         (edge.parent, edge.child): {
-            question: EdgeTrials(trials.d, trials.clusters, edges.runs(edge, question, trials.rate))
-            for question, trials in edges.questions((edges.place[edge.parent], edges.place[edge.child]))
+            (question, place): EdgeTrials(
+                trials.d, trials.clusters, edges.runs(edge, question, trials.rate, is_asked_again)
+            )
+            for place, (question, trials) in enumerate(
+                edges.questions((edges.place[edge.parent], edges.place[edge.child]))
+            )
         }
         for edge in edges.edges
     }
@@ -345,7 +355,11 @@ class _Edges:
         between: dict[Question, Source] = {}
         for question in QUESTIONS:
             known = [
-                [n.estimate.value or 0.0 for m in of for n in m.numbers if n.question == question]
+                [
+                    n.estimate.value or 0.0
+                    for m in of
+                    for n in [n for n in m.numbers if n.question == question][:1]  # a child counts once
+                ]
                 for of in recipes
             ]
             if known := [values for values in known if len(values) > 1]:
@@ -396,21 +410,22 @@ class _Edges:
             models = self.place[edge.parent], self.place[edge.child]
             indices = np.array([self.outcomes.indices_of(m, ALL, every) for m in models])
             if edge.role == NOISE and (self.digests[indices[1]] != self.digests[indices[0]]).any():
-                for question, trials in self.questions(models):
+                # Of the two numbers of "unasked" that of the requests: a child counts once.
+                for question, trials in dict(reversed(self.questions(models))).items():
                     items = item_variance(trials.d, trials.clusters).variance
                     known.setdefault(question, []).append((float(trials.d.mean()), items))
         return {question: run_variance(*zip(*pairs, strict=True)) for question, pairs in known.items()}
 
-    def runs(self, edge: Edge, question: Question, rate: float) -> Source:
+    def runs(self, edge: Edge, question: Question, rate: float, is_asked_again: bool = False) -> Source:
         """The variance of one run: of noise children, or with few of them of shipped runs, too.
 
         Noise children are not made again: a child that is has at least the variance of shipped runs.
         """
-        is_made_again = not set(edge.recipe.split(" > ")) <= _SAME_WEIGHTS
+        is_made_again = not is_asked_again and not set(edge.recipe.split(" > ")) <= _SAME_WEIGHTS
         shipped = shipped_run_variance(is_made_again, rate)
         if (own := self.noise.get(question)) is None:
             return shipped
-        if own.df < ENOUGH_NOISE:
+        if own.df < ENOUGH_NOISE or not own.variance:  # less than the items alone would give is luck
             return moderated([own.variance, shipped.variance], [own.df, shipped.df])
         return max(own, shipped) if is_made_again else own
 
@@ -514,7 +529,8 @@ class _Edges:
             d, n_children = failed[1:].mean(axis=0) - failed[0], len(failed) - 1
             more = [*trials.variance, *seeds]
             number = edge_difference(d, trials.clusters, runs, more, *trials.shares)
-            p_more, p_within = self._of_items(d * n_children, trials, 2.0 if (failed < 0).any() else 1.0)
+            width = 2.0 if (failed < 0).any() else 1.0
+            p_more, p_within = self._of_items(d, n_children, trials, width)
             test = EdgeTest.of(
                 question, number, self.margin, self.alpha, p_more if number.observed > 0 else 1.0
             )
@@ -559,14 +575,15 @@ class _Edges:
         moved = [number._replace(observed=d) for d in at]
         return number, _worst(*(EdgeTest.of(question, each, self.margin, self.alpha) for each in moved))
 
-    def _of_items(self, d: Floats, trials: _Trials, width: float) -> tuple[float, float]:
+    def _of_items(self, d: Floats, n_children: int, trials: _Trials, width: float) -> tuple[float, float]:
         """By the items only: the exact p-value of no difference, and that of the margin.
 
-        d: whole numbers, or shares of unclear answers. The second is 0 where the plan fixed the number of
-        trials. Else it is the level at which an anytime-valid bound is within the margin, or 1.
+        d: the mean over the children, of whole numbers or of shares of unclear answers. The second is 0 where
+        the plan fixed the number of trials. Else it is the level at which an anytime-valid bound is within
+        the margin, or 1.
         """
         if trials.blocks is None:
-            sums = cluster_sums(d, trials.clusters).total
+            sums = cluster_sums(d * n_children, trials.clusters).total
             return flip_whole(np.rint(100 * sums).astype(np.int64)), 0.0
         level = self.alpha / max(1, len(self.edges))
         evidence = SequentialComparison(level, d.size)
@@ -586,7 +603,9 @@ class _Edges:
         if not self.judge[0] or self.plan.analysis is None or not differing:
             return (), ()
         if task not in self._errors:
-            self._errors[task] = predicted_errors(task, *self.judge, self.evidence.folder)
+            errors = predicted_errors(task, *self.judge, self.evidence.folder)
+            is_near_chance = errors is not None and errors.sens.mean + errors.spec.mean - 1 < NEAR_CHANCE
+            self._errors[task] = None if is_near_chance else errors
         if (errors := self._errors[task]) is None:
             sens, spec = (PredictedShare(1.0, 0.0, s.variance, s.df, 0.0) for s in spread_of_judges())
             return judge_spread(rate, sens, spec, 1_000_000, differing=differing), ()
