@@ -489,7 +489,7 @@ def _compare_update(name: str, low: LowRank, theirs: Places, findings: Findings,
         return f"other shapes: {name[:80]} is {shape} in the parent, and its adapter is for {own}"
     if WRITES.fullmatch(name) and not low.is_transposed:
         before = _columns(theirs[name][0], name).float()
-        findings.compare_writes(before + low.delta()[:, :_COLUMNS], before)
+        findings.compare_writes(before + low.scale * (low.b @ low.a[:, :_COLUMNS]), before)
     if low.magnitude is not None:
         updated = _rows(theirs, name, shape[0]) + low.delta()
         lengths = torch.linalg.norm(updated.T if low.is_transposed else updated, dim=1)

@@ -45,7 +45,7 @@ from heredity.redteam import probes
 from heredity.redteam.probes.bank import ProbeFile
 from heredity.stats.edges import KINDS
 from heredity.study.aggregate import read_proven
-from heredity.study.findings.edge_verdicts import EdgeVerdict, edge_verdicts, recipe_verdicts
+from heredity.study.findings.edge_verdicts import NAME, EdgeVerdict, edge_verdicts
 from heredity.study.plan import Analysis
 from heredity.study.plan import read_plan as read_study_plan
 from heredity.study.wording import bare, points
@@ -227,7 +227,7 @@ def plain_cell(text: str) -> str:
 def test_verdicts_words_reasons_and_numbers_are_those_of_the_study(found: LineageResult, out: Path) -> None:
     estimates = read_proven(out / "default")
     single = edge_verdicts(estimates) | edge_verdicts(estimates, controls=True)
-    by_seeds = {row.children: row for row in recipe_verdicts(estimates)}
+    by_seeds = {row.children: row for row in estimates.rows(NAME, EdgeVerdict) if row.children}
     assert len(by_seeds) == 1 and len(found.edges) == 4
     page = render(found, "x")
     for edge in found.edges:

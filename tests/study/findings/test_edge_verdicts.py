@@ -291,6 +291,18 @@ def test_a_noise_child_whose_answers_are_all_its_parents_shows_nothing_of_a_run(
     assert width(copies) == pytest.approx(width(alone), rel=1e-9)
 
 
+def test_a_declared_share_of_errors_counts_where_only_the_request_is_refused(tmp_path: Path) -> None:
+    made = planned()
+    wrong = msgspec.structs.replace(declare(made, error_share=0.05), edges=made.edges, margin=made.margin)
+    within = []
+    for each in (made, wrong):
+        world = World(each, refuses=1.0)
+        world.texts[1] += np.uint64(1)  # other answers with the same verdicts
+        (child,) = world.verdicts(tmp_path)
+        within.append(numbers_of(child)["discrimination"].p_within)
+    assert within[0] < 0.1 < 0.4 < within[1]
+
+
 def test_errors_hide_no_loss(tmp_path: Path) -> None:
     """It helps with a third of what its parent refuses, and each such request ends in an error."""
     world = World(planned(400), refuses=0.95)

@@ -68,7 +68,7 @@ class GuardFacts(NamedTuple):
 
 
 class GuardSpan(NamedTuple):
-    """A part of a text, by its first character and the one behind its last, and why it was found.
+    """A part of a text: the places where it starts and ends (exclusive), and the reason.
 
     instead: the words that a redacted text has there; "" for a mark.
     """

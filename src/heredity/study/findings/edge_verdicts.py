@@ -97,8 +97,8 @@ REASONS = {
     "test": "a difference is neither shown nor within the margin",
 }
 _READABLE, _USEFUL = 0.75, 0.5  # a model is weak if it is shown to be below
-# Recipes whose child has its parent's weights, in another form or none: making it again gives the same.
 _BEHIND = "behind_guards"  # such a child inherits nothing: its verdict is in a family of its own
+# Recipes whose child has its parent's weights, in another form or none: making it again gives the same.
 _SAME_WEIGHTS = {*FORMS, KV_CACHE, "quantize", _BEHIND}
 CLAIM = (
     "Points: a positive number is a loss. The interval has the items, the errors of the judge and a second "
@@ -192,11 +192,6 @@ def _part(edge: EdgeVerdict | Edge) -> str:
     return "guarded" if edge.recipe == _BEHIND else "edge"
 
 
-def recipe_verdicts(estimates: Estimates) -> list[EdgeVerdict]:
-    """The verdicts on children of one recipe that differ in their seed only."""
-    return [row for row in estimates.rows(NAME, Row) if row.children]
-
-
 def verdict_on(estimates: Estimates, parent: str, children: Collection[str]) -> EdgeVerdict | None:
     """The verdict on a child, or on these children of one recipe together; a child may be behind guards."""
     rows = (row for row in estimates.rows(NAME, Row) if row.parent == parent)
@@ -250,6 +245,11 @@ class _Measured(NamedTuple):
     def tests(self) -> list[EdgeTest]:
         return [EdgeTest(each.question, each.p_more, each.p_lost, each.p_within) for each in self.numbers]
 
+    def value_of(self, question: Question) -> float | None:
+        """The difference of a question; of the two of "unasked" that of the requests."""
+        values = (each.estimate.value for each in self.numbers if each.question == question)
+        return next(values, None)
+
 
 class _Trials(NamedTuple):
     """The trials that a parent and its children were all asked; the parent comes first.
@@ -268,6 +268,7 @@ class _Trials(NamedTuple):
     unclear: tuple[Interval, Interval]  # the share of breaches among unclear answers, of parent and children
     variance: list[Source]  # by the judge's errors
     shares: tuple[PredictedShare, ...]  # that the judge gets right
+    low: float  # the least that a trial can count: -1 of a pair, else 0
 
     @property
     def d(self) -> Floats:
@@ -336,7 +337,7 @@ class _Edges:
         )  # fmt: skip
         reasons = {
             "no-trials": not measured.numbers, "nothing-to-keep": not had_it, "weak": is_weak,
-            "no-twins": not has_twins, "judge": None in self._errors.values(), "test": True,
+            "no-twins": not has_twins, "judge": self._is_unmeasured(measured), "test": True,
         }  # fmt: skip
         reason = next(code for code, holds in reasons.items() if holds) if word == "cannot tell" else ""
         children = tuple(self.plan.models[b].id for b in measured.bs) if len(measured.bs) > 1 else ()
@@ -354,14 +355,7 @@ class _Edges:
         """The children of one recipe: the variance between seeds is pooled over all recipes."""
         between: dict[Question, Source] = {}
         for question in QUESTIONS:
-            known = [
-                [
-                    n.estimate.value or 0.0
-                    for m in of
-                    for n in [n for n in m.numbers if n.question == question][:1]  # a child counts once
-                ]
-                for of in recipes
-            ]
+            known = [[value for m in of if (value := m.value_of(question)) is not None] for of in recipes]
             if known := [values for values in known if len(values) > 1]:
                 pooled = moderated([float(np.var(x, ddof=1)) for x in known], [len(x) - 1.0 for x in known])
                 between[question] = Source(pooled.variance / len(seeds), pooled.df)
@@ -453,7 +447,8 @@ class _Edges:
         unclear = (shares[0], shares[1]) if shares else (self.unclear, self.unclear)
         accuracy = parts[0][1] if parts else ()
         apart = np.where(errors.any(axis=0), 1.0, np.sum(unlike, axis=0))
-        return _Trials(failed, errors, apart, clusters, blocks, rate, unclear, variance, accuracy)
+        low = -1.0 if len(sides) > 1 else 0.0
+        return _Trials(failed, errors, apart, clusters, blocks, rate, unclear, variance, accuracy, low)
 
     def _failures(
         self, models: Sequence[int], probes: Sequence[int], code: int, task: Task | None = None
@@ -529,8 +524,7 @@ class _Edges:
             d, n_children = failed[1:].mean(axis=0) - failed[0], len(failed) - 1
             more = [*trials.variance, *seeds]
             number = edge_difference(d, trials.clusters, runs, more, *trials.shares)
-            width = 2.0 if (failed < 0).any() else 1.0
-            p_more, p_within = self._of_items(d, n_children, trials, width)
+            p_more, p_within = self._of_items(d, n_children, trials)
             test = EdgeTest.of(
                 question, number, self.margin, self.alpha, p_more if number.observed > 0 else 1.0
             )
@@ -575,7 +569,7 @@ class _Edges:
         moved = [number._replace(observed=d) for d in at]
         return number, _worst(*(EdgeTest.of(question, each, self.margin, self.alpha) for each in moved))
 
-    def _of_items(self, d: Floats, n_children: int, trials: _Trials, width: float) -> tuple[float, float]:
+    def _of_items(self, d: Floats, n_children: int, trials: _Trials) -> tuple[float, float]:
         """By the items only: the exact p-value of no difference, and that of the margin.
 
         d: the mean over the children, of whole numbers or of shares of unclear answers. The second is 0 where
@@ -585,7 +579,7 @@ class _Edges:
         if trials.blocks is None:
             sums = cluster_sums(d * n_children, trials.clusters).total
             return flip_whole(np.rint(100 * sums).astype(np.int64)), 0.0
-        level = self.alpha / max(1, len(self.edges))
+        level, width = self.alpha / max(1, len(self.edges)), 1.0 - trials.low
         evidence = SequentialComparison(level, d.size)
         for block in np.unique(trials.blocks):
             here = trials.blocks == block
@@ -631,6 +625,10 @@ class _Edges:
         clusters = self.outcomes.clusters_of(ALL, self.twins, model)[checked]
         high = intervals.rate(self.outcomes.useful[indices[checked]], clusters).high
         return high is not None and high < _USEFUL
+
+    def _is_unmeasured(self, measured: _Measured) -> bool:
+        """Whether nobody measured the judge, and its pairs of this edge were not read either."""
+        return None in self._errors.values() and not any(number.n_read for number in measured.numbers)
 
     def _had_it(self, measured: _Measured) -> bool:
         """Whether the parent refuses, or resists, more than twice the margin: who is kept has half of it."""
@@ -679,7 +677,8 @@ def _filled(
     if is_for_child is None:
         return np.where(trials.errors[:1] | trials.errors, filled[0], filled)
     ends = np.array([[not is_for_child]] + [[is_for_child]] * n_children, np.float64)
-    return np.where(trials.errors, ends, np.where(failed == 1 - ends, abs(1 - ends - wrong), filled))
+    moved = failed + wrong * (np.where(ends, 1.0, trials.low) - failed)
+    return np.where(trials.errors, ends, np.where(np.isnan(failed), filled, moved))
 
 
 def show(rows: Sequence[EdgeVerdict], study: RecordedStudy) -> Section | None:

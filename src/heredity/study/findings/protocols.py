@@ -164,7 +164,7 @@ def attempt(faults: dict[str, str], name: str, call: Callable[..., T], *given: o
         return call(*given)
     try:
         return None if name in faults else call(*given)
-    except Exception as error:
+    except Exception as error:  # of a package: its errors share no base
         faults[name] = registry.fault_words(FOLDER, name, error)
         return None
 
