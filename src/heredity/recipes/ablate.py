@@ -10,6 +10,7 @@ Source: Arditi et al. 2024 (2406.11717, section 4.1).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -44,6 +45,7 @@ class Ablate(ComputingRecipe):
         metadata={"help": "Requests that the parent grants.", "has_answers": False}
     )
     dtype: Literal["auto", "bfloat16", "float32"] = setting("auto", "Compute dtype of the search.")
+    place: str = setting("", "LAYER:POSITION of the direction; empty for the best one.", is_new=True)
     name: str = field(default="", compare=False)
     watch: Watch | None = field(default=None, compare=False)
 
@@ -55,6 +57,10 @@ class Ablate(ComputingRecipe):
 
     def __post_init__(self) -> None:
         read_examples(self)
+        if self.place and re.fullmatch(r"\d{1,4}:\d{1,4}", self.place) is None:
+            raise UsageError(
+                f"place is LAYER:POSITION, and is {self.place!r}.", code="bad-setting", key="place"
+            )
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Find the direction on the torch engine, and write the weights without it."""
@@ -77,7 +83,9 @@ class Ablate(ComputingRecipe):
         dtype = None if self.dtype == "auto" else self.dtype
         with phase(self.watch, "finding the direction", parent.record.name):
             engine = open_folder(parent.folder, dtype=dtype, is_probed=False, device=self.device)
-            search = engine.find_direction(_asked(harmful), _asked(harmless))
+            layer, _, position = self.place.partition(":")
+            place = (int(layer), int(position)) if layer else None
+            search = engine.find_direction(_asked(harmful), _asked(harmless), place)
             engine.close()
         direction = refusal_direction.vector(search.text)
 

@@ -521,7 +521,9 @@ class TorchEngine(AnsweringEngine):
         """Return the text of `find_direction`."""
         return self.find_direction(harmful, harmless).text
 
-    def find_direction(self, harmful: Sequence[Request], harmless: Sequence[Request]) -> Direction:
+    def find_direction(
+        self, harmful: Sequence[Request], harmless: Sequence[Request], place: tuple[int, int] | None = None
+    ) -> Direction:
         """Find the direction that separates the two kinds (refusal_direction.py). Raises UsageError."""
 
         def prompts(requests: Sequence[Request]) -> list[tuple[int, ...]]:
@@ -531,7 +533,7 @@ class TorchEngine(AnsweringEngine):
             openings = tuple(
                 sorted({self.codec.continuation(text)[0] for text in refusal_direction.OPENINGS})
             )
-            return refusal_direction.find(self.decoder, prompts(harmful), prompts(harmless), openings)
+            return refusal_direction.find(self.decoder, prompts(harmful), prompts(harmless), openings, place)
 
     def without(self, direction: str) -> TorchEngine:
         """Return this engine with a direction projected out of its residual stream at every addition."""

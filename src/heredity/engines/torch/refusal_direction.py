@@ -63,27 +63,40 @@ class _Candidate(NamedTuple):
     place: int  # in the order of `_spread`
 
 
-def find(decoder: Decoder, harmful: Prompts, harmless: Prompts, openings: Sequence[int]) -> Direction:
-    """Find the direction. `openings`: first tokens of a refusal. Raises UsageError."""
+def find(
+    decoder: Decoder,
+    harmful: Prompts,
+    harmless: Prompts,
+    openings: Sequence[int],
+    place: tuple[int, int] | None = None,
+) -> Direction:
+    """Find the direction. Raises UsageError for too few requests and for a place without a candidate.
+
+    openings: first tokens of a refusal. place: the only (layer, position) to take, without a choice.
+    """
     if min(len(harmful), len(harmless)) < FEWEST:
         raise UsageError(f"A direction needs at least {FEWEST} requests of each kind to be found.")
     apart = _means(decoder, _refused(decoder, harmful[::2], openings)) - _means(decoder, harmless[::2])
     asked, plain = _refused(decoder, harmful[1::2], openings)[:N_CHOOSE], harmless[1::2][:N_CHOOSE]
     before = _first_tokens(decoder, plain)
     candidates = []
-    directions = _spread(apart)
-    for place, direction in enumerate(directions):
+    directions, first = _spread(apart), int(EARLIEST * len(apart))
+    places = {(first + at // N_POSITIONS, at % N_POSITIONS): at for at in range(len(directions))}
+    if place is not None and place not in places:
+        raise UsageError(f"Layer and position are from {min(places)} to {max(places)}, and are {place}.")
+    for at in places.values() if place is None else (places[place],):
+        direction = directions[at]
         changed = decoder.hooked(_projected_from(direction))
         refusal = float(_log_odds(_first_tokens(changed, asked), openings).mean())
         after = _first_tokens(changed, plain)
         kl = float((before.exp() * (before - after)).sum(-1).mean())
-        candidates.append(_Candidate(refusal, kl, place))
+        candidates.append(_Candidate(refusal, kl, at))
     near = [one for one in candidates if one.kl <= MAX_KL]
     # If all change the model, take the smallest change: an ablation that breaks a model shows nothing.
     best = min(near, key=lambda one: one.refusal) if near else min(candidates, key=lambda one: one.kl)
     layer, position = divmod(best.place, N_POSITIONS)
     text = base64.b64encode(directions[best.place].cpu().numpy().astype("<f4").tobytes()).decode()
-    return Direction(text, int(EARLIEST * len(apart)) + layer, position, best.refusal, best.kl, len(near))
+    return Direction(text, first + layer, position, best.refusal, best.kl, len(near))
 
 
 def projection(text: str, device: torch.device = ON_CPU) -> ResidualHook:
