@@ -13,6 +13,7 @@ import pytest
 from heredity.cli import main
 from heredity.cli.power import command
 from heredity.core.errors import UsageError
+from heredity.lab.controls import with_controls
 from heredity.lab.plan import read_plan
 from heredity.lineage.store import Store
 from heredity.stats import n_for_difference, n_for_margin
@@ -178,20 +179,21 @@ def test_the_studies_of_a_plan_of_inherit_are_shown_before_anything_is_made(
     path = Path(__file__).parents[2] / "examples" / "inheritance.toml"
     assert main(["power", "--study", str(path)]) == 0
     text = capsys.readouterr().out
-    assert "Under the models' own default:" in text and "In the support desk:" in text
-    assert text.count("What this plan can show of parent and child") == 3
+    assert "Under the models' own default:" in text and "Under crescendo:" in text
+    assert text.count("What this plan can show of parent and child") == 2
     plan = read_plan(path)
     asking = sum(each.minutes for each in plan.battery)
     found = re.search(r"expects (\d+) min to make (\d+) children on two cores, and (\d+) min to ask", text)
     assert found is not None
     making, children, shown = map(int, found.groups())
-    most = sum(child.minutes * len(child.each_seed) for child in plan.child)
+    every = with_controls(plan).child
+    most = sum(child.minutes * len(child.each_seed) for child in every)
     assert shown == round(asking) and 0 < making <= most
     # Those that need more memory than is free, or a recipe that is not there, are not counted.
-    assert 20 < children <= sum(len(child.each_seed) for child in plan.child)
+    assert 20 < children <= sum(len(child.each_seed) for child in every)
     assert "0 to " not in text
     assert main(["power", "--study", str(path), "--json"]) == 0
-    assert list(json.loads(capsys.readouterr().out)) == ["default", "crescendo", "support-desk"]
+    assert list(json.loads(capsys.readouterr().out)) == ["default", "crescendo"]
     assert not [each for each in tmp_path.rglob("*") if each.is_file()]
 
 

@@ -155,7 +155,7 @@ def test_the_recipes_of_the_plan_of_inheritance_take_their_settings(tmp_path: Pa
     assert {task.child.recipe for task in possible} - {"engine"} == kinds
     assert all(len(c.seeds) >= 2 for c in plan.child if {"steps", "top_k"} & set(c.settings))
     for battery in plan.battery:
-        assert application(battery).decoding.max_tokens <= 64 and chosen_probes(battery)
+        assert application(battery).decoding.max_tokens <= 256 and chosen_probes(battery)
     assert plan.margin == 0.10 and application(plan.battery[0]).is_default_system
 
 

@@ -93,6 +93,16 @@ def test_a_direction_says_where_it_was_found(engine) -> None:
     assert (found.kl <= refusal_direction.MAX_KL) == (found.n_near > 0)
 
 
+def test_a_place_is_taken_without_a_choice(engine) -> None:
+    best = engine.find_direction(HARMFUL, HARMLESS)
+    assert engine.find_direction(HARMFUL, HARMLESS, (best.layer, best.position)).text == best.text
+    other = engine.find_direction(HARMFUL, HARMLESS, (best.layer, 1 - best.position))
+    assert (other.layer, other.position) == (best.layer, 1 - best.position)
+    assert other.text != best.text
+    with raises(UsageError, "bad-usage", mentions=["99"]):
+        engine.find_direction(HARMFUL, HARMLESS, (99, 0))
+
+
 def test_too_few_requests_find_nothing(engine) -> None:
     with raises(UsageError, "bad-usage", mentions=["8"]):
         engine.direction(HARMFUL[:7], HARMLESS)

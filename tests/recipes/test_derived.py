@@ -198,6 +198,11 @@ def test_an_ablated_model_computes_what_the_parent_does_without_the_direction(
     engine = open_folder(parent.folder, dtype="float32")
     found = engine.direction(_asked(files[0]), _asked(files[1]))
     assert child.record.notes["direction"] == digest_of(found)
+    search = engine.find_direction(_asked(files[0]), _asked(files[1]))
+    pinned = Ablate(*files, dtype="float32", place=f"{search.layer}:{search.position}")
+    assert store.grow_once(pinned, [parent]).record.notes["direction"] == digest_of(found)
+    with raises(UsageError, "bad-setting", mentions=["LAYER:POSITION"]):
+        Ablate(*files, place="12")
     assert re.fullmatch(
         r"layer \d+, position [01], [\d.]+ nats, refusal \S+, \d+ candidates .*", child.record.notes["found"]
     )
