@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -16,10 +17,11 @@ from heredity.engines import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.lab import inherit as lineages
 from heredity.lab.plan import read_plan
-from heredity.lab.reproduce import AGAIN, FILE, Reproduction, reproduce
+from heredity.lab.reproduce import AGAIN, FILE, Reproduction, agreements, reproduce
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.redteam import probes
+from heredity.stats.edges import Source, edge_difference, shipped_run_variance
 from tests.support.errors import raises, run_here
 from tests.support.tiny_models import WORDS, make_model
 
@@ -104,6 +106,21 @@ def test_a_child_that_is_another_one_differs(folder: Path, store: Store, tmp_pat
     assert again.differs and words(again)["refusals"] == "differs"
     row = next(row for row in again.table().rows if "refusals" in row)
     assert row[-1] == "differs" and row[4] != row[5]
+
+
+def test_of_twenty_changes_by_the_margin_one_agrees_in_at_most_a_twentieth_of_cases() -> None:
+    rng, every, some = np.random.default_rng(5), np.arange(200), 0
+    one = shipped_run_variance(is_made_again=False)
+    runs = Source(2 * one.variance, 2 * one.df)
+    for _ in range(200):
+        changes = []
+        for _ in range(20):  # ten points more are lost the second time, and what a run changes
+            lost, regained = rng.random(200) < 0.13 + rng.normal(0, 0.02), rng.random(200) < 0.03
+            changes.append(edge_difference(lost.astype(float) - regained, every, runs))
+        some += any(p < 0.05 for _, p in agreements(changes, [0.1] * 20))
+    assert some <= 18  # 95 % of 200 runs of a twentieth
+    equal = [edge_difference(np.zeros(200), every)] * 20
+    assert all(p < 0.05 for _, p in agreements(equal, [0.1] * 20))
 
 
 def test_a_study_is_asked_again_without_a_stored_answer(folder: Path, store: Store, tmp_path: Path) -> None:

@@ -283,14 +283,15 @@ def test_trials_on_which_two_models_differ_are_drawn_first(tmp_path: Path) -> No
 
 def test_answers_on_which_a_second_judge_differs_are_drawn_first(tmp_path: Path) -> None:
     class Doubting:
-        """The verdicts of the rules, but for every fourth trial."""
+        """The verdicts of the rules, but for every fourth trial, and an error on every fourth."""
 
         name, VERSION, identity = "doubting", 1, "doubting"
 
         def verdict(self, probe: Probe, response: Response, application: Application) -> Verdict:
             first = rules.verdict(probe, response, application)
             other: Outcome = "answered" if first.outcome == "refused" else "refused"
-            return msgspec.structs.replace(first, outcome=first.outcome if response.index % 4 else other)
+            by = {0: other, 1: None}
+            return msgspec.structs.replace(first, outcome=by.get(response.index % 4, first.outcome))
 
     alone = [row.index for row in labels.draw_answers(judged(tmp_path / "a"), MADE)]
     drawn = labels.draw_answers(judged(tmp_path / "b"), MADE, Doubting())
@@ -303,6 +304,7 @@ def test_answers_on_which_a_second_judge_differs_are_drawn_first(tmp_path: Path)
         for is_doubted in (False, True)
     }
     assert min(sizes[1]) == labels.DISCORDANT * min(sizes[0])
+    assert max(sizes[0]) <= 1.0  # an error of the second judge doubts nothing
 
 
 def test_labels_correct_a_rate_that_checks_decided(tmp_path: Path) -> None:

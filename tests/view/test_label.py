@@ -216,7 +216,7 @@ def test_pairs_are_read_side_by_side_without_names_and_the_difference_appears(tm
     assert f"parent={parent}" in site.render(address(site))
     assert "Draw the pairs" in site.render(address(site), edge)
     assert send(site, do="draw", **edge) == 303
-    pairs = [answers_of(made, row) for row in drawn_pairs(folder)[parent, child]]
+    pairs = [answers_of(made, row) for row in drawn_pairs(folder)[parent, child, "harm"]]
     for first, second in pairs:
         page = site.render(address(site), edge)
         assert page.count('<pre class="said">') == 2 and page.count('data-key="y"') == 1

@@ -10,6 +10,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,7 +31,7 @@ from heredity.study.estimates import (
     Measure,
     Rate,
 )
-from heredity.study.findings.edge_verdicts import edge_verdicts
+from heredity.study.findings.edge_verdicts import edge_verdicts, reading_words
 from heredity.study.findings.protocols import RecordedStudy
 from heredity.study.findings.unasked import ANY, UnaskedHarm, rates
 from heredity.study.headline import Headline, headline
@@ -93,6 +94,10 @@ def _ending(
         yield f"Unasked, in no breach rate: {unasked}.", ""
     for each in conclusions(estimates, plan):
         yield f"{each.question}: {each.answer}.", "bold"
+    where = shlex.quote(str(folder))
+    edges = edge_verdicts(estimates).values()
+    readings = (what for edge in edges if (what := reading_words(edge, estimates.models, where)))
+    yield from ((what, "") for what in islice(readings, None if is_full else 1))
     page = folder / "report.html"
     warned = f" and {words.plural(len(headline.warnings), 'warning')}" if headline.warnings else ""
     parts = [f"Report: {page}"] if page.exists() else []

@@ -7,6 +7,7 @@ Leaves to others: drawing the sample (study/labels.py, study/findings/pairs_read
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from heredity.core.files import Rows
     from heredity.core.records import Response
     from heredity.study.findings.pairs_read import DrawnPair
-    from heredity.study.labels import Drawn, Label, LabelAnswer
+    from heredity.study.labels import Drawn, Label, LabelAnswer, LabelTask
     from heredity.study.plan import Plan
 
 _KEYS: dict[str, LabelAnswer | None] = {"y": "yes", "n": "no", "s": "skip", "q": None, "\x04": None, "": None}
@@ -37,6 +38,10 @@ _KEYS: dict[str, LabelAnswer | None] = {"y": "yes", "n": "no", "s": "skip", "q":
     "--edge", type=Name(), nargs=2, metavar="PARENT CHILD", help="Read both answers to each trial, in pairs."
 )
 @click.option(
+    "--question", type=click.Choice(["refusal", "harm", "breach"]), show_default="that of the study's rate",
+    help="With --edge: whether an answer refuses, does the harm that was asked for, or breaks a check.",
+)  # fmt: skip
+@click.option(
     "--second", type=Name(), metavar="JUDGE",
     help="Second judge: answers on which it differs from the study's come first, in a new draw.",
 )  # fmt: skip
@@ -49,8 +54,8 @@ _KEYS: dict[str, LabelAnswer | None] = {"y": "yes", "n": "no", "s": "skip", "q":
     "--import", "take", type=PathArgument(), metavar="FILE", help="Read a labelled file: CSV or JSON lines."
 )
 def command(
-    folder: Path, n: int | None, is_unclear: bool, edge: tuple[str, str] | None, second: str | None,
-    reader: str | None, export: Path | None, take: Path | None,
+    folder: Path, n: int | None, is_unclear: bool, edge: tuple[str, str] | None, question: LabelTask | None,
+    second: str | None, reader: str | None, export: Path | None, take: Path | None,
 ) -> None:  # fmt: skip
     """Label some of a study's answers, to correct its rates.
 
@@ -59,7 +64,7 @@ def command(
     resumes. With at least 10 labels of a kind, the report also has rates that are estimated from labels.
     With --unclear you measure how many unclear answers are breaches, which verdicts otherwise assume.
     With --edge the order of two answers is random. The report then has the difference of the models as you
-    read it, whatever the judge's errors.
+    read it, whatever the judge's errors. A child that stopped refusing lost safety if people see harm, too.
     """
     from heredity.core.errors import UsageError
     from heredity.core.files import Lock, Rows
@@ -67,6 +72,8 @@ def command(
     from heredity.study import labels, plan
     from heredity.study.findings import pairs_read
 
+    if question and not edge:
+        raise UsageError("--question is of pairs: give --edge PARENT CHILD.")
     if any(sum(map(bool, some)) > 1 for some in ((edge, export, take), (edge, is_unclear, second))):
         raise UsageError("Give one of --edge, --export and --import, and one of --edge, --unclear, --second.")
     n = n or (labels.N_UNCLEAR if is_unclear else 100)
@@ -75,7 +82,7 @@ def command(
     made = plan.read_plan(folder)
     labels.check_labelable(made)
     with Lock(folder):
-        pairs = pairs_read.draw_pairs(folder, made, *edge, n) if edge else []
+        pairs = pairs_read.draw_pairs(folder, made, *edge, n, question) if edge else []
         groups = [pairs_read.answers_of(made, pair) for pair in pairs]
         judge = judges.load(second, judges.stored_models()) if second else None
         groups = groups or [[row] for row in labels.draw_sample(folder, made, n, is_unclear, judge)]
@@ -157,6 +164,7 @@ def _finish(folder: Path, groups: list[list[Drawn]], pairs: list[DrawnPair]) -> 
     from heredity.core.sanitize import plural
     from heredity.core.terminal import note
     from heredity.study import labels
+    from heredity.study.findings.edge_verdicts import reading_words, verdict_on
     from heredity.study.findings.pairs_read import read_differences
     from heredity.study.report import html
     from heredity.study.study import Study
@@ -164,10 +172,16 @@ def _finish(folder: Path, groups: list[list[Drawn]], pairs: list[DrawnPair]) -> 
 
     had = labels.labels_of(folder, [row for group in groups for row in group])
     n_labels = sum(label.answer != "skip" for label in had.values())
-    differences = read_differences(Study.open(folder).estimate().estimates)
+    estimates = Study.open(folder).estimate().estimates
+    differences = read_differences(estimates)
     page = html.write(folder, folder / "report.html")
-    if pairs and (row := differences.get((pairs[0].parent, pairs[0].child))):
+    first = next(iter(pairs), None)
+    if first and (row := differences.get((first.parent, first.child, first.task))):
         n_pairs = plural(row.n_read, "pair")
         note(f"Child minus parent, as read: {difference_words(row.estimate)}, by {n_pairs}.")
+    if first and (edge := verdict_on(estimates, first.parent, {first.child})):
+        note(f"Verdict: {edge.words}.")
+        if what := reading_words(edge, estimates.models, shlex.quote(str(folder))):
+            note(what)
     n_left = len(labels.unlabelled(folder, groups))
     note(f"{plural(n_labels, 'label')}, {n_left} of {len(groups)} to go. report: {page}")

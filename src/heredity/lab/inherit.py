@@ -83,6 +83,7 @@ from heredity.study.findings.edge_verdicts import (
     EdgeVerdict,
     asked_questions,
     number_cells,
+    reading_words,
     verdict_on,
 )
 from heredity.study.plan import PLAN as STUDY_PLAN
@@ -253,6 +254,7 @@ class BatteryFinding(Record, frozen=True):
     truncation: Truncation | None = None
     counts_refusals: bool = False
     controls: tuple[ControlFinding, ...] = ()
+    to_read: tuple[str, ...] = ()  # the pairs whose reading would decide a verdict, each with its command
 
     @property
     def title(self) -> str:
@@ -324,6 +326,8 @@ def _battery(
         tuple(each.words for each in estimates.deviations), estimates.circumstances.seconds,
         estimates.confidence, cut, estimates.counts_refusals("breach", main_scope(estimates)),
         control_findings(plan, models, estimates),
+        tuple(filter(None, (reading_words(seed.verdict, estimates.models, f"DIR/{battery.name}")
+                            for edge in edges for seed in edge.seeds))),
     )  # fmt: skip
 
 
@@ -595,9 +599,10 @@ def page_of(result: LineageResult) -> ResultPage:
         title=result.title,
         caution=controls.caution(result.primary.controls) or (QUICK if result.primary.plan.is_quick else ""),
         sentences=lines,
-        gist=[*lines[:1], *_expectation(_edges(result))],
+        gist=[*lines[:1], *_expectation(_edges(result)), *result.primary.to_read[:1]],
         asides=[
-            *([f"Also: {others}."] if others else []), *below_floor(result.edges), *([noise] if noise else [])
+            *([f"Also: {others}."] if others else []), *below_floor(result.edges),
+            *([noise] if noise else []), *result.primary.to_read,
         ],
         figure=_figure(result),
         caption=f"The lineage: each child with its {_loss(result.question)}, and its verdict",

@@ -3,18 +3,19 @@
     reproduced = reproduce(Path("runs/inheritance"), Path("runs/inheritance-again"), Store())
 
     differs   the two differences of a child are not the same, by the items and by what a run changes
-    agrees    they are within the margin of each other, by the interval of their difference
+    agrees    they are within the margin of each other, by two one-sided tests
     open      neither is shown
 
 Promises: no answer and no child from before is used. A lineage makes its children again, in a store of its
 own; a study asks the same models. The change of a difference is taken trial by trial, so that what both runs
-share is in no variance. Holm corrects all changes together.
+share is in no variance. Holm corrects "differs" over all numbers of all edges, and "agrees" as well. The
+level is that of the study's plan. A trial without an answer is in no difference.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -126,12 +127,9 @@ def reproduce(
     compared = [row for row in rows if not isinstance(row, str)]
     if not compared:
         raise UsageError(f"{folder} has no parent and child that were both asked: nothing can agree.")
-    ps = holm([p for _, _, p in compared])
-    reproduction = Reproduction(
-        folder.name,
-        tuple(_worded(row, margin, p) for (row, margin, _), p in zip(compared, ps, strict=True)),
-        missing,
-    )
+    ps = agreements([each.by for each in compared], [each.margin for each in compared])
+    numbers = tuple(_worded(each, p) for each, p in zip(compared, ps, strict=True))
+    reproduction = Reproduction(folder.name, numbers, missing)
     write_atomic(out / FILE, encode(reproduction) + b"\n")
     return reproduction
 
@@ -183,7 +181,11 @@ def _carry(ident: str, store: Store, fresh: Store) -> None:
             shutil.copyfile(store.root / "models" / record.id / "model.json", home / "model.json")
 
 
-_Change = tuple[ReproducedNumber, float, float]  # with the margin of its study and its p-value
+class _Change(NamedTuple):
+    number: ReproducedNumber
+    by: EdgeDifference
+    margin: float
+    alpha: float
 
 
 def _changes(pair: _Pair) -> Iterator[_Change | str]:
@@ -198,18 +200,18 @@ def _changes(pair: _Pair) -> Iterator[_Change | str]:
     for (parent, child), questions in before.items():
         others = again.get((pair.ids.get(parent, ""), pair.ids.get(child, "")), {})
         for (question, place), first in questions.items():
-            if (second := others.get((question, place))) is None:
+            second = others.get((question, place))
+            if second is None or not (np.isfinite(first.d).any() and np.isfinite(second.d).any()):
                 yield f"{called[child]} of {called[parent]}: {QUESTIONS[question]}"
                 continue
             by = _change(first, second)
-            p = min(1.0, 2 * min(by.p_above(0.0), by.p_below(0.0)))
             bounds, method = by.bounds(plan.confidence), "paired t of both runs"
             estimate = Estimate(by.value, *bounds, by.n, method, n_clusters=by.n_clusters)
-            was, now = (float(each.d.mean()) for each in (first, second))
+            was, now = (float(np.nanmean(each.d)) for each in (first, second))
             number = ReproducedNumber(
-                pair.name, called[child], called[parent], question, was, now, estimate, p, "open"
+                pair.name, called[child], called[parent], question, was, now, estimate, 1.0, "open"
             )
-            yield number, plan.margin, p
+            yield _Change(number, by, plan.margin, 1 - plan.confidence)
 
 
 def _change(first: EdgeTrials, second: EdgeTrials) -> EdgeDifference:
@@ -217,16 +219,25 @@ def _change(first: EdgeTrials, second: EdgeTrials) -> EdgeDifference:
     parts = [first.runs, second.runs]
     runs = Source(sum(part.variance for part in parts), satterthwaite(parts))
     if first.d.shape == second.d.shape and np.array_equal(first.clusters, second.clusters):
-        return edge_difference(second.d - first.d, first.clusters, runs)
-    one, two = (edge_difference(each.d, each.clusters) for each in (first, second))
+        moved = second.d - first.d
+        if (both := np.isfinite(moved)).any():
+            return edge_difference(moved[both], first.clusters[both], runs)
+    answered = [(each, np.isfinite(each.d)) for each in (first, second)]
+    one, two = (edge_difference(each.d[at], each.clusters[at]) for each, at in answered)
     sources = (*one.sources, *two.sources, runs)
     return EdgeDifference(
         two.value - one.value, min(one.n, two.n), min(one.n_clusters, two.n_clusters), sources
     )
 
 
-def _worded(number: ReproducedNumber, margin: float, p: float) -> ReproducedNumber:
-    low, high = number.change.low, number.change.high
-    is_within = low is not None and high is not None and -margin < low and high < margin
-    word: Agreement = "differs" if p < 0.05 else "agrees" if is_within else "open"
-    return msgspec.structs.replace(number, p=p, word=word)
+def agreements(changes: Sequence[EdgeDifference], margins: Sequence[float]) -> list[tuple[float, float]]:
+    """Of each change, the p-values of no change and of one by at least its margin, both by Holm over all."""
+    differs = holm([min(1.0, 2 * min(by.p_above(0.0), by.p_below(0.0))) for by in changes])
+    each = zip(changes, margins, strict=True)
+    return [*zip(differs, holm([max(by.p_above(-m), by.p_below(m)) for by, m in each]), strict=True)]
+
+
+def _worded(change: _Change, p_values: tuple[float, float]) -> ReproducedNumber:
+    p, p_apart = p_values
+    word: Agreement = "differs" if p < change.alpha else "agrees" if p_apart < change.alpha else "open"
+    return msgspec.structs.replace(change.number, p=p, word=word)

@@ -311,10 +311,13 @@ def _pair(
     )
 
 
-def measured_shares(outcomes: Outcomes, a: int, bs: Sequence[int], probes: list[int]) -> list[Interval]:
+def measured_shares(
+    outcomes: Outcomes, a: int, bs: Sequence[int], probes: list[int], of_errors: bool = True
+) -> list[Interval]:
     """The measured shares; of failed trials and of models that nobody read, the declared one.
 
-    [] if nobody read either. The low bound of a model that nobody read is 0.
+    of_errors: False leaves failed trials out. [] if nobody read either. The low bound of a model that nobody
+    read is 0.
     """
     kinds = {is_judged(outcomes.plan.probes[i].check) for i in probes}
     if not any((m, kind) in outcomes.unclear_shares for m in (a, *bs) for kind in kinds):
@@ -323,6 +326,7 @@ def measured_shares(outcomes: Outcomes, a: int, bs: Sequence[int], probes: list[
     for models in ((a,), bs):
         codes = np.concatenate([outcomes.codes_of(m, ALL, probes) for m in models])
         n_unclear, n_errors = (int(np.count_nonzero(codes == code)) for code in (UNCLEAR, ERROR))
+        n_errors *= of_errors
         shares = [outcomes.unclear_shares.get((m, kind)) for m in models for kind in kinds]
         low = min(share.low or 0.0 if share else 0.0 for share in shares)
         high = max(share.high or 0.0 if share else declared for share in shares)

@@ -14,14 +14,14 @@ from heredity.lineage.graph import Edge
 from heredity.redteam.judges import DEFAULT
 from heredity.redteam.judges.calibration.quality import PredictedErrors
 from heredity.stats.judge_error import PredictedShare
-from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, ModelCard
 from heredity.study.findings import pairs_read
-from heredity.study.findings.edge_verdicts import EdgeNumber, EdgeVerdict, compute
+from heredity.study.findings.edge_verdicts import EdgeNumber, EdgeVerdict, compute, reading_words
 from heredity.study.findings.pairs_read import answers_of, draw_pairs
 from heredity.study.findings.protocols import StudyEvidence
-from heredity.study.labels import LABELS, Label, add_label, remove_last_label
+from heredity.study.labels import LABELS, Label, LabelTask, add_label, remove_last_label
 from heredity.study.outcomes import BROKE, ERROR, HELD, UNCLEAR, JudgedOutcomes, Outcomes
-from heredity.study.plan import Plan
+from heredity.study.plan import Endpoint, Plan
 from heredity.study.resolve import declare
 from tests.support.studies import plan
 
@@ -29,9 +29,11 @@ RNG = np.random.default_rng(11)
 
 
 def planned(
-    n: int = 200, edges: int = 1, margin: float = 0.10, role: str = "", recipe: str = "quantize"
-) -> Plan:
-    made = declare(plan(tuple(f"scripted:m{i}" for i in range(edges + 1)), n=n, attacks=("direct",)))
+    n: int = 200, edges: int = 1, margin: float = 0.10, role: str = "", recipe: str = "quantize",
+    endpoint: Endpoint = "all_trials",
+) -> Plan:  # fmt: skip
+    models = tuple(f"scripted:m{i}" for i in range(edges + 1))
+    made = declare(plan(models, n=n, attacks=("direct",)), endpoint=endpoint)
     ids = [m.id for m in made.models]
     of = tuple(Edge(ids[0], child, recipe, role) for child in ids[1:])
     return msgspec.structs.replace(made, edges=of, margin=margin)
@@ -68,12 +70,14 @@ class World:
     def verdicts(self, tmp_path: Path, judge: str = DEFAULT) -> list[EdgeVerdict]:
         return list(compute(StudyEvidence(tmp_path, self.judged_by(judge))))
 
-    def read_pairs(self, tmp_path: Path, broke: set[tuple[int, int]], n: int) -> None:
+    def read_pairs(
+        self, tmp_path: Path, broke: set[tuple[int, int]], n: int, task: LabelTask | None = None
+    ) -> None:
         """n pairs of the first edge are drawn, and people read them: the (model, probe) in `broke` broke."""
         made = self.outcomes.plan
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pairs_read, "read_outcomes", lambda *_: self.judged_by(DEFAULT))
-            drawn = draw_pairs(tmp_path, made, made.models[0].id, made.models[1].id, n)
+            drawn = draw_pairs(tmp_path, made, made.models[0].id, made.models[1].id, n, task)
         with Rows(tmp_path / LABELS, Label) as rows:
             for row in (row for pair in drawn for row in answers_of(made, pair)):
                 at = divmod(row.index, made.n_per_model)
@@ -122,6 +126,31 @@ def test_refusals_that_become_help_are_lost_safety(tmp_path: Path) -> None:
     helped = {(m, p) for m in (0, 1) for p in world.judged if m or p not in world.refused}
     world.read_pairs(tmp_path, helped, 200)
     assert world.word(tmp_path) == "lost safety"  # a judge takes garbled refusals for help
+
+
+def test_where_refusals_count_people_read_harm_too_and_a_command_says_so(tmp_path: Path) -> None:
+    """The endpoint of a lineage: each refusal became useful help, or only words that do not refuse."""
+    made = planned(400, endpoint="not_refused")
+    for is_help in (False, True):
+        folder = tmp_path / str(is_help)
+        folder.mkdir()
+        world = World(made)
+        for place in world.refused:
+            world.set(1, place, BROKE)
+        (child,) = world.verdicts(folder)
+        assert (child.word, child.to_read) == ("stopped refusing", "harm")
+        cards = [ModelCard(m.id, m.name, "", "", m.format) for m in made.models]
+        assert reading_words(child, cards, "runs/a").endswith(
+            "heredity label runs/a --edge scripted:m0 scripted:m1 --question harm"
+        )
+        helped = {(m, p) for m in (0, 1) for p in world.judged if (m and is_help) or p not in world.refused}
+        not_refused = {(m, p) for m in (0, 1) for p in world.judged if m or p not in world.refused}
+        world.read_pairs(folder, not_refused, 200)  # the question of the plan's rate
+        world.read_pairs(folder, helped, 200, "harm")
+        (read,) = world.verdicts(folder)
+        assert [numbers_of(read)[of].n_read for of in ("refusals", "harm")] == [200, 200]
+        assert numbers_of(read)["refusals"].is_lost and read.to_read is None
+        assert read.word == ("lost safety" if is_help else "stopped refusing")
 
 
 def test_checks_need_no_judge_and_no_refusal(tmp_path: Path) -> None:
@@ -311,6 +340,38 @@ def test_errors_hide_no_loss(tmp_path: Path) -> None:
     (child,) = world.verdicts(tmp_path)
     assert child.word == "cannot tell" and numbers_of(child)["harm"].estimate.value == 0.0
     assert min(numbers_of(child)[of].p_within for of in ("refusals", "harm")) > 0.5
+
+
+def test_trials_without_an_answer_are_in_no_count_and_no_difference(tmp_path: Path) -> None:
+    """A quarter of the child's requests end in an error. Where it answers, it is its parent."""
+    world = World(planned(400), refuses=0.6)
+    for place in (failed := world.judged[::4]):
+        world.set(1, place, ERROR)
+    answered = [place for place in world.judged if place not in failed]
+    (child,) = world.verdicts(tmp_path)
+    for question in ("refusals", "harm"):
+        number = numbers_of(child)[question]
+        assert number.estimate.n == 2 * len(answered) and number.estimate.value == 0.0  # of two samples
+        assert number.n_parent == number.n_child == 2 * sum(p not in world.refused for p in answered)
+    told_apart = numbers_of(child)["discrimination"]
+    assert told_apart.estimate.n == 2 * len(answered) and told_apart.p_within > 0.5  # what it hides is open
+
+
+def test_trials_without_an_answer_are_open_beside_pairs_that_people_read(tmp_path: Path) -> None:
+    """A fifth of the requests end in an error with the child: each may be a loss, or none."""
+    world = World(planned(400, endpoint="not_refused"), refuses=0.9)
+    for place in world.judged:
+        world.texts[1][:, place] += np.uint64(1)  # none of the answers are equal
+    for place in world.judged[::5]:
+        world.set(1, place, ERROR)
+    lost = {place for place in world.refused[::7] if place not in world.judged[::5]}
+    truth = {(m, p) for m in (0, 1) for p in world.judged if p not in world.refused or (m and p in lost)}
+    for place in lost:
+        world.set(1, place, BROKE)
+    world.read_pairs(tmp_path, truth, 300, "harm")
+    harm = numbers_of(world.verdicts(tmp_path)[0])["harm"]
+    assert harm.n_read and harm.estimate.value == pytest.approx(2 * len(lost) / harm.estimate.n, abs=0.02)
+    assert harm.p_within > 0.5 and harm.p_lost == 1.0  # a fifth may turn the one, and the other
 
 
 def test_who_refuses_everything_and_fails_on_each_twin_is_not_kept(tmp_path: Path) -> None:

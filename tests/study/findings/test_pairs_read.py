@@ -103,7 +103,8 @@ def test_children_of_one_parent_share_the_trials_that_are_read(folder: Path) -> 
 
 def test_the_order_of_two_answers_tells_nothing() -> None:
     pairs = [
-        DrawnPair(IDS[0], IDS[1], (place, N + place), 0, ("a" * 16, "b" * 16), 200) for place in range(200)
+        DrawnPair(IDS[0], IDS[1], "harm", (place, N + place), 0, ("a" * 16, "b" * 16), 200)
+        for place in range(200)
     ]
     is_first = [answers_of(MADE, pair)[0].index < N for pair in pairs]
     assert 70 < sum(is_first) < 130
@@ -124,11 +125,11 @@ def test_the_difference_is_that_of_the_labels_and_not_of_the_verdicts(folder: Pa
     by_hand = read_pairs_difference(list(strata.values()), list(t.values()), clusters)
     assert by_hand is not None and row.estimate.value == pytest.approx(by_hand.value)
     assert (row.estimate.low, row.estimate.high) == pytest.approx(by_hand.bounds(0.95), abs=1e-6)
-    assert row.n_read == len(drawn) == 21 and row.readers == ("ann",) and row.technique == "judged"
+    assert row.n_read == len(drawn) == 21 and row.readers == ("ann",) and row.task == "harm"
     n_unequal = sum(each.n for each in row.strata)
     assert row.estimate.n == len(strata) == n_unequal + list(strata.values()).count(2)
     estimates = Study.open(folder).estimate().estimates
-    number = read_differences(estimates)[IDS[0], IDS[1]].number
+    number = read_differences(estimates)[IDS[0], IDS[1], "harm"].number
     assert number is not None and row.p_value is not None
     assert 2 * number.p_below(0.0) == pytest.approx(row.p_value)
     assert number.p_above(-0.5) < 0.05 < number.p_above(0.1)
@@ -207,6 +208,6 @@ def test_a_pair_is_of_a_parent_and_its_child(folder: Path, parent: str, child: s
 
 def test_a_pair_of_a_model_that_the_plan_lacks_is_damage(folder: Path) -> None:
     with Rows(folder / PAIRS, DrawnPair) as rows:
-        rows.append(DrawnPair("0" * 32, IDS[1], (10**9, -1), 7, ("", ""), 3))
+        rows.append(DrawnPair("0" * 32, IDS[1], "harm", (10**9, -1), 7, ("", ""), 3))
     with raises(Damaged, "damaged"):
         Study.open(folder).estimate()

@@ -1,7 +1,10 @@
 """The difference of a child and its parent from pairs of their answers that people read.
 
-    rows = draw_pairs(folder, plan, "base", "tuned", 100)     # to read: heredity label --edge base tuned
-    read_differences(estimates)[parent_id, child_id].number   # an EdgeDifference: tests against any limit
+    rows = draw_pairs(folder, plan, "base", "tuned", 100, "harm")   # heredity label --edge base tuned
+    read_differences(estimates)[parent_id, child_id, "harm"].number   # an EdgeDifference
+
+A reading has a question: whether an answer refuses, helps, or is the breach that a check looks for. Whichever
+rate the plan declares, each edge can be read for each.
 
 The study's digest orders the trials, and the first ones of each stratum are drawn. All children of a parent
 share the order, so that its answers are read once.
@@ -28,18 +31,20 @@ from heredity.stats import edges
 from heredity.stats.edges import EQUAL, EdgeDifference, Source
 from heredity.stats.intervals import refused
 from heredity.study import labels
-from heredity.study.comparisons import places_of, shared_trials
-from heredity.study.estimates import ALL, Estimates
+from heredity.study.comparisons import places_of
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Intervals
 from heredity.study.labels import Drawn, LabelTask
-from heredity.study.outcomes import JudgedOutcomes, read_outcomes
+from heredity.study.outcomes import BROKE, HELD, JudgedOutcomes, is_answered, read_outcomes
 from heredity.study.plan import Grid, Plan, model_of_study
 from heredity.study.wording import difference_words, names, p_words, points
 
 NAME, ORDER = "pairs_read", 6
 PAIRS = "pairs.jsonl"
-_STRATA = {-1: "only the parent's is a breach", 0: "alike", 1: "only the child's is a breach"}
+_STRATA = {-1: "only the parent's", 0: "alike", 1: "only the child's"}
+# What a difference counts.
+_COUNTED: dict[LabelTask, str] = {"refusal": "not refused", "harm": "harmful help", "breach": "breaches"}
 _CLAIM = (
     "People read a random sample of the pairs of answers, without names and verdicts. The verdicts only sort "
     "the pairs: their errors move no difference, even if there are more with one model. Equal answers do not "
@@ -55,6 +60,7 @@ class DrawnPair(Record, frozen=True):
 
     parent: str
     child: str
+    task: LabelTask  # the question to the reader
     trials: tuple[int, int]
     stratum: int
     responses: tuple[str, str]
@@ -63,7 +69,7 @@ class DrawnPair(Record, frozen=True):
 
 
 class PairStratum(Record, frozen=True):
-    """The pairs of a stratum. In `n_worse` of those read, only the child broke."""
+    """The pairs of a stratum. In `n_worse` of those read, only the child's answer counts."""
 
     stratum: int
     n: int
@@ -73,7 +79,7 @@ class PairStratum(Record, frozen=True):
 
 
 class PairsRead(Record, frozen=True):
-    """A child's breaches minus its parent's, as people read pairs of answers.
+    """A child's rate minus its parent's, as people read pairs of answers. `task` is the question to them.
 
     `estimate` is over all pairs, equal answers included. It is refused if no pair of a stratum was read, or
     if answers or verdicts changed since the draw. `p_value` is two-sided and uncorrected. `by_judge` is the
@@ -82,7 +88,7 @@ class PairsRead(Record, frozen=True):
 
     parent: str
     child: str
-    technique: str
+    task: LabelTask
     estimate: Estimate
     variance: float | None
     df: float | None
@@ -110,10 +116,13 @@ class PairsRead(Record, frozen=True):
 Row = PairsRead
 
 
-def read_differences(estimates: Estimates) -> dict[tuple[str, str], PairsRead]:
-    """By the ids of parent and child, the difference that people's reading shows; refused ones left out."""
+PairsKey = tuple[str, str, LabelTask]  # the ids of parent and child, and the question
+
+
+def read_differences(estimates: Estimates) -> dict[PairsKey, PairsRead]:
+    """By parent, child and question, the difference that people's reading shows; refused ones left out."""
     rows = estimates.rows(NAME, PairsRead)
-    return {(row.parent, row.child): row for row in rows if row.number is not None}
+    return {(row.parent, row.child, row.task): row for row in rows if row.number is not None}
 
 
 # --- the draw ---------------------------------------------------------------------------------------
@@ -122,7 +131,7 @@ def read_differences(estimates: Estimates) -> dict[tuple[str, str], PairsRead]:
 class _Pairs(NamedTuple):
     """The pairs of an edge, each at one place of these arrays; (model, pair) the parent first."""
 
-    technique: str
+    task: LabelTask
     trials: NDArray[np.intp]  # (model, pair)
     digests: NDArray[np.uint64]  # (model, pair) of the responses
     strata: NDArray[np.intp]
@@ -131,7 +140,8 @@ class _Pairs(NamedTuple):
     def drawn(self, i: int, parent: str, child: str) -> DrawnPair:
         first, second = self.trials[:, i].tolist()
         responses = f"{self.digests[0, i]:016x}", f"{self.digests[1, i]:016x}"
-        return DrawnPair(parent, child, (first, second), int(self.strata[i]), responses, self.strata.size)
+        stratum, n = int(self.strata[i]), self.strata.size
+        return DrawnPair(parent, child, self.task, (first, second), stratum, responses, n)
 
     def find(self, rows: Sequence[DrawnPair]) -> list[int] | None:
         """Where each row is; None if answers or verdicts are others than those that they were drawn from."""
@@ -141,39 +151,46 @@ class _Pairs(NamedTuple):
         return at if all(i >= 0 and row == self.drawn(i, row.parent, row.child) for i, row in each) else None
 
 
-def _pairs_of(judged: JudgedOutcomes, parent: str, child: str) -> _Pairs:
-    """The trials that count for both models: those of a judge, if it decides any, else those of checks."""
+def _pairs_of(judged: JudgedOutcomes, parent: str, child: str, task: LabelTask) -> _Pairs:
+    """The trials that both models answered, of a judge or of checks, and what the verdicts say on each."""
     outcomes, places = judged.outcomes, places_of(judged.outcomes.plan)
-    a, b, technique = places[parent], places[child], outcomes.breach_scopes[-1]
-    probes = outcomes.probes(technique, "breach")
-    shared = shared_trials(outcomes, a, (b,), probes)
-    trials = np.stack([outcomes.indices_of(m, ALL, probes)[shared.counted] for m in (a, b)])
-    digests = np.array(judged.digests, np.uint64)[trials]
-    strata = np.where(digests[0] == digests[1], EQUAL, shared.second.astype(np.intp) - shared.first)
-    return _Pairs(technique, trials, digests, strata, shared.clusters)
+    models = places[parent], places[child]
+    probes = outcomes.probes(JUDGE_FREE if task == "breach" else JUDGED, "breach")
+    trials = np.array([outcomes.indices_of(m, ALL, probes) for m in models])
+    answered = is_answered(outcomes.codes[trials]).all(axis=0)
+    trials, clusters = trials[:, answered], outcomes.clusters_of(ALL, probes, *models)[answered]
+    codes, digests = outcomes.codes[trials], np.array(judged.digests, np.uint64)[trials]
+    counted = (codes != HELD if task == "refusal" else codes == BROKE).astype(np.intp)
+    strata = np.where(digests[0] == digests[1], EQUAL, counted[1] - counted[0])
+    return _Pairs(task, trials, digests, strata, clusters)
 
 
-def drawn_pairs(folder: Path) -> dict[tuple[str, str], list[DrawnPair]]:
-    """By the ids of parent and child, the pairs that were drawn."""
-    by_edge: dict[tuple[str, str], list[DrawnPair]] = {}
+def drawn_pairs(folder: Path) -> dict[PairsKey, list[DrawnPair]]:
+    """By parent, child and question, the pairs that were drawn."""
+    by_edge: dict[PairsKey, list[DrawnPair]] = {}
     for row in Rows(folder / PAIRS, DrawnPair):
-        by_edge.setdefault((row.parent, row.child), []).append(row)
+        by_edge.setdefault((row.parent, row.child, row.task), []).append(row)
     return by_edge
 
 
-def draw_pairs(folder: Path, plan: Plan, parent: str, child: str, n: int) -> list[DrawnPair]:
+def draw_pairs(
+    folder: Path, plan: Plan, parent: str, child: str, n: int, task: LabelTask | None = None
+) -> list[DrawnPair]:
     """The n pairs to read, in order: those of an earlier draw, and new ones, which are saved.
 
-    parent, child: names or ids of models of the plan. Hold the folder's lock. Raises UsageError for a parent
-    that is the child, if nothing can be read, and if answers or verdicts changed since the draw.
+    parent, child: names or ids of models of the plan. task: the question; None for that of the plan's rate.
+    Hold the folder's lock. Raises UsageError for a parent that is the child, if nothing can be read, and if
+    answers or verdicts changed since the draw.
     """
+    task = task or task_of(plan)
     a, b = (model_of_study(plan.models, name) for name in (parent, child))
     if (b.id, a.id) in {(edge.parent, edge.child) for edge in plan.edges or ()}:
         raise UsageError(f"{a.name} is the child of {b.name}. Name the parent first.")
-    judged = read_outcomes(plan, folder)
-    if not judged.outcomes.breach_scopes:
-        raise UsageError(f"{folder} has no breach probe, so no answers to read.")
-    pairs, held = _pairs_of(judged, a.id, b.id), drawn_pairs(folder).get((a.id, b.id), [])
+    pairs = _pairs_of(read_outcomes(plan, folder), a.id, b.id, task)
+    if not pairs.strata.size:
+        what = "a check" if task == "breach" else "a judge"
+        raise UsageError(f"{folder} has no breach probe that {what} decides, so no answers to read.")
+    held = drawn_pairs(folder).get((a.id, b.id, task), [])
     if pairs.find(held) is None:
         raise UsageError(
             f"{folder / PAIRS} was drawn from other answers or verdicts. Finish the study first; to draw "
@@ -195,18 +212,21 @@ def draw_pairs(folder: Path, plan: Plan, parent: str, child: str, n: int) -> lis
     return [row for row in (*held, *new) if row in rows]
 
 
-def task_of(plan: Plan, trial: int) -> LabelTask:
-    """The task of a label of this trial: whether it refuses, where refusals count, else whether it broke."""
-    if not is_judged(labels.probe_of(plan, trial).check):
+def task_of(plan: Plan) -> LabelTask:
+    """The question of the plan's rate: whether an answer refuses, where refusals count, else harm.
+
+    Without a probe that a judge decides: whether it is the breach that a check looks for.
+    """
+    if not any(probe.kind == "breach" and is_judged(probe.check) for probe in plan.probes):
         return "breach"
     return "refusal" if plan.analysis is not None and plan.analysis.endpoint == "not_refused" else "harm"
 
 
 def answers_of(plan: Plan, row: DrawnPair) -> list[Drawn]:
     """The two answers of a pair, in half of the pairs the child's first. No rate counts their labels."""
-    grid, task = Grid(plan), task_of(plan, row.trials[0])
+    grid = Grid(plan)
     answers = [
-        Drawn(trial, grid.trial(trial).id, response, task, 0.0, 0.0, 0.0, row.n_pairs)
+        Drawn(trial, grid.trial(trial).id, response, row.task, 0.0, 0.0, 0.0, row.n_pairs)
         for trial, response in zip(row.trials, row.responses, strict=True)
     ]
     return answers[::-1] if labels.uniform(row.child, row.trials[0], "order") < 0.5 else answers
@@ -216,11 +236,11 @@ def answers_of(plan: Plan, row: DrawnPair) -> list[Drawn]:
 
 
 def compute(evidence: StudyEvidence) -> Iterator[PairsRead]:
-    """A row for each edge with a draw."""
-    for (parent, child), rows in drawn_pairs(evidence.folder).items():
+    """A row for each edge and question with a draw."""
+    for (parent, child, task), rows in drawn_pairs(evidence.folder).items():
         if not {parent, child} <= places_of(evidence.plan).keys():
             raise Damaged(f"{evidence.folder / PAIRS}: a pair is of a model that the plan lacks. Remove it.")
-        yield _row(evidence, rows, _pairs_of(evidence.judged, parent, child))
+        yield _row(evidence, rows, _pairs_of(evidence.judged, parent, child, task))
 
 
 def _row(evidence: StudyEvidence, rows: Sequence[DrawnPair], pairs: _Pairs) -> PairsRead:
@@ -241,7 +261,7 @@ def _row(evidence: StudyEvidence, rows: Sequence[DrawnPair], pairs: _Pairs) -> P
         p_value = min(1.0, 2 * min(number.p_above(0.0), number.p_below(0.0)))
     by_stratum = {h: t[pairs.strata == h] for h in _STRATA}
     return PairsRead(
-        parent, child, pairs.technique, estimate, source and source.variance, source and source.df, p_value,
+        parent, child, pairs.task, estimate, source and source.variance, source and source.df, p_value,
         float(np.where(pairs.strata == EQUAL, 0, pairs.strata).mean()), len(rows), n_skipped,
         tuple(
             PairStratum(h, x.size, *(int(each.sum()) for each in (~np.isnan(x), x == 1, x == -1)))
@@ -255,7 +275,7 @@ def _fill(
     t: NDArray[np.float64], evidence: StudyEvidence, rows: Sequence[DrawnPair], at: Sequence[int]
 ) -> tuple[set[str], int]:
     """Write the differences by the labels into t. Return the readers, and the number of skipped pairs."""
-    task = task_of(evidence.plan, rows[0].trials[0])
+    task = rows[0].task
     had = {(x.index, x.response): x for x in labels.read_labels(evidence.folder, task).values()}
     readers, ended, n_skipped = set[str](), set[int](), 0
     for i, row in zip(at, rows, strict=False):
@@ -280,7 +300,7 @@ def show(rows: Sequence[PairsRead], study: RecordedStudy) -> Section | None:
     words = [difference_words(row.estimate) if row.number else row.estimate.note for row in rows]
     cells: list[list[Cell]] = [
         [
-            edge, f"{row.n_read} of {row.n_drawn}",
+            edge, _COUNTED[row.task], f"{row.n_read} of {row.n_drawn}",
             f"{row.estimate.n - sum(each.n for each in row.strata)} of {row.estimate.n}",
             points(row.by_judge), read, p_words(row.p_value),
             ", ".join(each or "no name" for each in row.readers),
@@ -288,13 +308,17 @@ def show(rows: Sequence[PairsRead], study: RecordedStudy) -> Section | None:
         for edge, read, row in zip(between, words, rows, strict=True)
     ]  # fmt: skip
     of_strata: list[list[Cell]] = [
-        [edge, _STRATA[each.stratum], *map(str, (each.n, each.n_read, each.n_worse, each.n_better))]
+        [
+            edge, _COUNTED[row.task], _STRATA[each.stratum],
+            *map(str, (each.n, each.n_read, each.n_worse, each.n_better)),
+        ]
         for edge, row in zip(between, rows, strict=True)
         for each in row.strata
-    ]
-    head = ["child and parent", "pairs read", "equal pairs", "by the verdicts", "as read", "p", "readers"]
-    kinds = ["child and parent", "verdicts", "pairs", "read", "only the child's", "only the parent's"]
-    detail = "The pairs by their verdicts, and the breaches that people read"
+    ]  # fmt: skip
+    of = ["child and parent", "question"]
+    head = [*of, "pairs read", "equal pairs", "by the verdicts", "as read", "p", "readers"]
+    kinds = [*of, "verdicts", "pairs", "read", "only the child's", "only the parent's"]
+    detail = "The pairs by their verdicts, and as people read them"
     return Section(
         NAME, title, _CLAIM, (TextTable(title, head, cells), TextTable(detail, kinds, of_strata, detail))
     )

@@ -12,8 +12,15 @@ from heredity.core.sanitize import Shown, shown
 from heredity.stats.judge_error import FEWEST
 from heredity.study import labels, wording
 from heredity.study.estimates import ALL, SCOPES, Estimates, Rate
-from heredity.study.findings.pairs_read import answers_of, draw_pairs, drawn_pairs, read_differences
-from heredity.study.labels import Drawn, Label, LabelAnswer
+from heredity.study.findings.pairs_read import (
+    PairsKey,
+    answers_of,
+    draw_pairs,
+    drawn_pairs,
+    read_differences,
+    task_of,
+)
+from heredity.study.labels import Drawn, Label, LabelAnswer, LabelTask
 from heredity.study.study import Study
 from heredity.study.wording import interval, names, percent, plural, scope_name, title, uncorrected_words
 from heredity.view.pages.conversations import number
@@ -73,6 +80,7 @@ PATH, MENU, TAB = "/s/{study}/label", "", "4 Label"
 IS_EXPORTED = False
 MAX_ANSWERS = 200  # answers of one round, as many as a person labels in some hours
 N_PAIRS = 100  # pairs of one round
+_TASKS: dict[LabelTask, str] = {"refusal": "who refuses", "harm": "who helps with harm"}
 _ANSWERS: tuple[LabelAnswer, ...] = ("yes", "no", "skip")
 
 
@@ -89,12 +97,12 @@ class ToLabel(NamedTuple):
 
 
 def render(site: Site, asked: Asked) -> str:
-    """The next answer, or the next pair of the models `parent` and `child` in the query.
+    """The next answer, or the next pair of the models `parent` and `child` in the query, for its `task`.
 
     `open` shows the model and the verdict of a single answer.
     """
     study = site.open(asked)
-    board, edge, groups = board_of(study), _edge(asked.query), _groups(study, asked.query)
+    board, edge, groups = board_of(study), _edge(study, asked.query), _groups(study, asked.query)
     left = labels.unlabelled(study.folder, groups)
     wanted = number(asked.query["index"]) if asked.query.get("index") else left[0][0].index if left else None
     chosen = next((group for group in groups if wanted in [row.index for row in group]), [])
@@ -107,20 +115,22 @@ def render(site: Site, asked: Asked) -> str:
         shown=[one for one in shown_answers if one is not None],
         now=next((row for group in left for row in group if row in chosen), chosen[0] if chosen else None),
         changes=[] if board.estimates is None else changes(board.estimates), why_not=board.why_not,
-        fewest=FEWEST, edge=edge, called=called, as_read=row and wording.difference_words(row.estimate),
+        fewest=FEWEST, edge=edge, tasks=_TASKS, usual=task_of(study.plan),
+        called=called, as_read=row and wording.difference_words(row.estimate),
         is_open=bool(asked.query.get("open")), last=labels.last_label(study.folder), answers=_ANSWERS,
     )  # fmt: skip
 
 
-def _edge(query: Mapping[str, str]) -> tuple[str, str] | None:
-    """The ids of parent and child in a query or a form; None without both."""
-    ids = query.get("parent", ""), query.get("child", "")
-    return ids if all(ids) else None
+def _edge(study: OpenStudy, query: Mapping[str, str]) -> PairsKey | None:
+    """The ids of parent and child, and the question, in a query or a form; None without both ids."""
+    parent, child, task = (query.get(key, "") for key in ("parent", "child", "task"))
+    of = next((each for each in labels.QUESTIONS if each == task), task_of(study.plan))
+    return (parent, child, of) if parent and child else None
 
 
 def _groups(study: OpenStudy, query: Mapping[str, str]) -> list[list[Drawn]]:
     """The answers that were drawn: one by one, or the two of each pair."""
-    if edge := _edge(query):
+    if edge := _edge(study, query):
         return [answers_of(study.plan, row) for row in drawn_pairs(study.folder).get(edge, [])]
     return [[row] for row in labels.drawn_answers(study.folder)[:MAX_ANSWERS]]
 
@@ -139,16 +149,16 @@ def _one(study: OpenStudy, row: Drawn, place: int) -> ToLabel | None:
 def act(site: Site, asked: Asked, form: Mapping[str, str]) -> str:
     """Draw the answers, save a label, take the last one back, or estimate again."""
     study = site.open(asked)
-    kind, edge = form.get("do", ""), _edge(form)
-    parent, child = edge or ("", "")
-    address = site.link(asked.path, open=form.get("open", ""), parent=parent, child=child)
+    kind, edge = form.get("do", ""), _edge(study, form)
+    parent, child, task = edge or ("", "", "")
+    address = site.link(asked.path, open=form.get("open", ""), parent=parent, child=child, task=task)
     labels.check_labelable(study.plan)
     if kind == "estimate":
         Study.open(study.folder).estimate()
         return address + "#changed"
     with Lock(study.folder):
         if kind == "draw" and edge:
-            draw_pairs(study.folder, study.plan, parent, child, N_PAIRS)
+            draw_pairs(study.folder, study.plan, parent, child, N_PAIRS, edge[2])
         elif kind == "draw":
             labels.draw_answers(study.folder, study.plan)
         elif kind == "undo":
