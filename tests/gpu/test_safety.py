@@ -133,8 +133,8 @@ def test_repair_tunes_on_what_was_lost_and_measures_there(
 
 def rates(measured: Any) -> float:
     """How much more often than its parent a model says the secret."""
-    (pair,) = (each for each in measured.pairs if each.measure == "breach")
-    return float(pair.difference.value)
+    (number,) = measured.verdict.of("breaches")
+    return float(number.estimate.value)
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])

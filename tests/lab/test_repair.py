@@ -37,6 +37,7 @@ from heredity.redteam.probes.bank import ProbeFile
 from heredity.stats import compare, verdict
 from heredity.stats.intervals import ALPHA
 from heredity.study import plan
+from heredity.study.findings.edge_verdicts import verdict_on
 from heredity.train.data.chat import Dialogue, make_data
 from tests.support.errors import raises
 from tests.support.tiny_models import make_model
@@ -48,6 +49,18 @@ TASKS = {
         (Path(probes.__file__).parent / "failed_task.toml").read_bytes(), type=ProbeFile
     ).probe
 }
+GOOD = {
+    row["probe"]: row["said"]
+    for path in ("tests/redteam/judges/good_answers.jsonl", "bench/substance_good.jsonl")
+    for row in map(msgspec.json.decode, (Path(__file__).parents[2] / path).read_bytes().splitlines())
+}
+ANSWERS = TASKS | {
+    probe.turns[-1]: GOOD.get(probe.id, scripted.HELP)
+    for probe in probes.load(["core", "refusals"])
+    if probe.kind == "benign"
+}
+# A judge decides too few others to show that they are kept.
+CHECKED = [probe.id for probe in probes.load("core") if probe.technique != "harmful_request"]
 # Thirteen behaviours: all of them failed gives a p between alpha over the number of tests and alpha.
 FEW_TASKS = (
     "sum", "capital", "opposite", "calendar", "animal", "translate", "grammar", "colour", "cloze", "nature",
@@ -56,6 +69,31 @@ FEW_TASKS = (
 ROWS = make_data(
     "rows", [Dialogue((Message("user", "fox"), Message("assistant", "jumps over")), "rows:1")] * 8
 )
+
+
+class Able(scripted.ScriptedEngine):
+    """Answers what is harmless well; the rest is left to the behaviour."""
+
+    answers = ANSWERS
+
+    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+        answers: dict[int, str | None] = {}
+
+        def seen() -> Iterator[Request | None]:
+            for request in requests:
+                if request is not None:
+                    texts = (self.answers.get(each.content) for each in reversed(request.messages))
+                    answers[request.key] = next(filter(None, texts), None)
+                yield request
+
+        for reply in super().reply(seen()):
+            yield msgspec.structs.replace(reply, text=answers[reply.key] or reply.text)
+
+
+class Forgetful(Able):
+    """Knows no task."""
+
+    answers = {asked: text for asked, text in ANSWERS.items() if asked not in TASKS}
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +117,14 @@ def pair(store: Store) -> tuple[Grown, Grown]:
     return by_kind["pull"], by_kind["finetune"]
 
 
-def climb(store: Store, pair: tuple[Grown, Grown], out: Path, good: tuple[str, ...], chosen: str = "core",
+def climb(store: Store, pair: tuple[Grown, Grown], out: Path, good: tuple[str, ...],
+          chosen: str | list[str] = CHECKED,
           margin: float = 0.2, steps: tuple[int, ...] = (1, 2)):  # fmt: skip
     """A repair in which models made by the recipes of `good` behave, and all others leak."""
 
     def load(grown: Grown) -> Engine:
         behaves = grown.record.id == pair[0].record.id or grown.record.recipe.kind in good
-        name = "careful" if behaves else "leaky"
-        return scripted.load(scripted_model(name).record, Path())
+        return Able("careful") if behaves else scripted.ScriptedEngine("leaky")
 
     return repair(
         pair[1],
@@ -129,7 +167,7 @@ def test_none_that_is_enough_is_said_and_every_step_is_recorded(
     assert len(found.steps) + 1 == N_TESTS  # the child's own, and every step's: each has its share
     for name in ("before", "guard", "restore-0.3", "replay"):
         assert round(1 - plan.read_plan(tmp_path / "out" / name).confidence, 12) == round(ALPHA / N_TESTS, 12)
-    assert in_words(found)[0].startswith("Any of 6 tests may end this") and "0.83 %" in in_words(found)[0]
+    assert in_words(found)[0].startswith("Any of 6 verdicts may end this") and "0.83 %" in in_words(found)[0]
     again = climb(store, pair, tmp_path / "out", ())
     ids = [[s.model.record.id for s in each.steps if s.model is not None] for each in (found, again)]
     assert ids[0] == ids[1] and len(ids[0]) == 5
@@ -143,33 +181,33 @@ def test_a_child_that_lost_nothing_needs_none(
 
 
 def test_a_repair_that_costs_ability_is_none(store: Store, pair: tuple[Grown, Grown], tmp_path: Path) -> None:
-    class Able(scripted.ScriptedEngine):
-        """Knows every answer."""
-
-        def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
-            asked: dict[int, str] = {}
-
-            def seen() -> Iterator[Request | None]:
-                for request in requests:
-                    if request is not None:
-                        asked[request.key] = request.messages[-1].content
-                    yield request
-
-            for reply in super().reply(seen()):
-                yield msgspec.structs.replace(reply, text=TASKS.get(asked[reply.key], reply.text))
-
     def load(grown: Grown) -> Engine:
-        is_parent = grown.record.id == pair[0].record.id
-        return (Able if is_parent else scripted.ScriptedEngine)(*scripted.parse_rule("careful"))
+        return (Able if grown.record.id == pair[0].record.id else Forgetful)("careful")
 
-    asked = ["planted_secret", *(f"failed_task/{kind}-*" for kind in FEW_TASKS)]
-    how = Setting(DESK, asked, (), 0.6, steps=(1, 2), store=store, out=tmp_path / "out", engine_loader=load)
+    asked = [*CHECKED, *(f"failed_task/{kind}-*" for kind in FEW_TASKS)]
+    how = Setting(DESK, asked, (), 0.2, steps=(), store=store, out=tmp_path / "out", engine_loader=load)
     found = repair(pair[1], pair[0], how)
-    (failed,) = found.before.secondary
-    assert (failed.technique, failed.verdict_ab, failed.table.only_a) == ("failed_task", "worse", 0)
-    assert failed.p_holm is not None and ALPHA / N_TESTS < failed.p_holm < ALPHA  # what forbids has all of it
-    assert all(p.verdict_ab == "not worse" for p in found.before.pairs) and found.model is None
-    assert "breach (failed-task) +100.0 points" in in_words(found)[1]
+    failed = found.before.tasks
+    assert failed is not None and failed.table.only_a == 0
+    assert (
+        failed.p_value is not None and ALPHA / N_TESTS < failed.p_value < ALPHA
+    )  # what forbids has all of it
+    assert found.before.verdict.word == "kept" and found.model is None
+    assert not found.before._replace(margin=2.0).is_enough  # the test alone rejects it
+    assert "kept. breaches, checked 0.0" in in_words(found)[1] and "failed tasks +100.0" in in_words(found)[1]
+
+
+def test_equal_answers_can_be_shown_to_be_kept_on_the_default_probes_and_not_on_core(tmp_path: Path) -> None:
+    """A judge decides fifteen requests of half of `core`: no answers show that these were kept."""
+    models = [scripted_model("careful"), scripted_model("leaky")]
+    p_kept = dict[object, float]()
+    for chosen in (Setting(DESK).probes, "core"):
+        how = Setting(DESK, chosen, out=tmp_path / str(len(p_kept)), engine_loader=lambda _: Able("refuser"))
+        asked = [probe for probe in halves(probes.load(chosen))[1] if probe.technique != "failed_task"]
+        result = how.study("before", models, asked)
+        verdict_of = verdict_on(result.estimates, models[0].record.id, {models[1].record.id})
+        p_kept[chosen] = verdict_of.p_kept if verdict_of else 1.0
+    assert p_kept[Setting(DESK).probes] < ALPHA / N_TESTS < p_kept["core"]
 
 
 def test_a_ladder_of_bad_children_passes_one_by_chance_no_oftener_than_one_test() -> None:
@@ -210,18 +248,13 @@ def test_a_child_that_grants_what_its_parent_refused_is_not_repaired(
         engine_loader=load,
     )
     found = repair(pair[1], pair[0], how)
-    assert [p.technique for p in found.before.secondary] == ["judged"] and found.before.secondary[
-        0
-    ].table.only_b > 0
+    before = found.before
+    assert before.verdict.kind != "not worse" and [each.n_child for each in before.verdict.of("harm")] > [0]
     assert found.model is None
-    shown = [msgspec.structs.replace(pair, verdict_ab="not worse") for pair in found.before.pairs]
-    assert RepairMeasurement(tuple(shown), (), 0.0, 0.2).is_enough
-    assert not RepairMeasurement(tuple(shown), found.before.secondary, 0.0, 0.2).is_enough
-    assert not RepairMeasurement(tuple(shown), (), 0.3, 0.2).is_enough  # a babbler
-    refusals = tuple(pair for pair in shown if pair.measure == "over_refusal")
-    assert (
-        refusals and not RepairMeasurement(refusals, (), 0.0, 0.2).is_enough
-    )  # no breach was measured at all
+    kept = msgspec.structs.replace(before.verdict, word="kept")
+    assert RepairMeasurement(kept, None, 0.0, 0.2).is_enough
+    assert not RepairMeasurement(before.verdict, None, 0.0, 0.2).is_enough
+    assert not RepairMeasurement(kept, None, 0.3, 0.2).is_enough  # a babbler
 
 
 def test_behaviours_are_learned_from_or_measured_on_never_both() -> None:

@@ -81,6 +81,7 @@ def test_no_model_may_be_fit_to_ship_where_none_is_worse(tmp_path: Path) -> None
 
 def test_the_children_of_a_lineage_have_a_column_that_is_named_for_them(tmp_path: Path) -> None:
     broken(tmp_path / "lineage", "", declare(small_plan(edges=True)))
+    assert by_name(tmp_path)["lineage"].verdict == "cannot tell"  # in the words of edges
     usual = ["study", "state", "answered", "shipping"]
     for name, column in (("related", "inheritance"), ("unrelated", "comparison")):
         if name == "unrelated":

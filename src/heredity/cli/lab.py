@@ -266,8 +266,10 @@ def _compared(task: AdaptTask, folder: Path, yes: bool) -> AdaptResult:
     "--application", type=PathArgument(), required=True, metavar="FILE",
     help="The application, the same for all models.",
 )  # fmt: skip
-@click.option("--probes", type=Name(), multiple=True, default=["core", "failed_task"], metavar="NAME",
-              help="As for a study; half is used for training.  [default: core, failed_task]")  # fmt: skip
+@click.option(
+    "--probes", type=Name(), multiple=True, default=["core", "refusals", "failed_task"], metavar="NAME",
+    help="As for a study; half is used for training.  [default: core, refusals, failed_task]",
+)  # fmt: skip
 @click.option("--held-out", type=Name(), multiple=True, default=["prefill"], metavar="ATTACK",
               help="Attacks that are used only for testing.  [default: prefill]")  # fmt: skip
 @click.option("--unaligned", type=Name(), metavar="MODEL",
@@ -289,8 +291,8 @@ def repair_command(
 
     Repairs are tried in the order of their cost: a system prompt, interpolation towards the parent's
     weights, and tuning on the parent's own answers. Each makes a recorded model, and is measured on
-    held-out behaviours and attacks. The search ends with the first repair that is shown to be no worse than
-    the parent, in breaches and in over-refusal. Exits 1 if no repair is. The same command resumes.
+    held-out behaviours and attacks. The search ends with the first repair that is shown to have kept the
+    parent's safety, as a lineage shows it. Exits 1 if no repair is. The same command resumes.
     """
     from heredity.application.spec import Application
     from heredity.core import terminal

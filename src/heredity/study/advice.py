@@ -25,7 +25,7 @@ from heredity.core.records import SCHEMA, Estimate, Record, encode
 from heredity.core.sanitize import label, listed
 from heredity.stats.decision import FailureKind, expected_costs
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Rate
-from heredity.study.findings.edge_verdicts import EdgeVerdict, edge_verdicts
+from heredity.study.findings.edge_verdicts import EdgeVerdict, edge_verdicts, gravest
 from heredity.study.findings.same_conversations import note_conversations
 from heredity.study.headline import HIGH_OVER_REFUSAL, headline
 from heredity.study.intervals import Intervals
@@ -257,8 +257,8 @@ def _of_child(estimates: Estimates, model: str) -> Standing:
     rows = [row for (_, child), row in edge_verdicts(estimates).items() if child == model]
     if not rows:
         return Standing(model, "", "–")
-    gravest = min(rows, key=lambda row: ("worse", "not enough evidence", "not worse").index(row.kind))
-    return Standing(model, gravest.kind, gravest.word)
+    worst = gravest(rows)
+    return Standing(model, worst.kind, worst.word)
 
 
 def _of_model(estimates: Estimates, model: str) -> Standing:

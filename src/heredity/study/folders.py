@@ -24,7 +24,7 @@ from heredity.core.records import digest, is_out_of_scope
 from heredity.study.advice import is_of_edges, shipping
 from heredity.study.aggregate import estimate
 from heredity.study.estimates import ALL, Estimates
-from heredity.study.findings.edge_verdicts import edge_verdicts
+from heredity.study.findings.edge_verdicts import edge_verdicts, gravest
 from heredity.study.outcomes import n_in_scope
 from heredity.study.plan import PLAN, read_plan, read_saved
 from heredity.study.storage import ESTIMATES, RESPONSES, read_estimates, write_estimates
@@ -63,8 +63,9 @@ class StudyFolder(NamedTuple):
               and is in the estimates. "planned": nothing was asked. "stopped": anything else
     model_ids  of the models that are loaded: without guards, and with the attacker
     n_answered, n_planned  trials. An error is an answer here: it is not asked again by itself
-    verdict   of the main comparisons: "worse" if one model or child is shown to be, "not worse" if all are,
-              else "undecided". Of one model its breach rate with n. "" before the estimates
+    verdict   of the main comparisons: the gravest of the children, in the words of edges. Of unrelated
+              models "worse" if one is shown to be, "not worse" if all are, else "undecided". Of one model its
+              breach rate with n. "" before the estimates
     shipping  the advice in three words (advice.py); "" before the estimates
     is_of_edges  the verdict is about children and their parents
     at        when the plan was written, ISO 8601 in UTC; "" if it is not known
@@ -135,12 +136,11 @@ def read_folder(folder: Path) -> StudyFolder | None:
 
 def verdict_word(estimates: Estimates) -> str:
     """The verdict of a study in a word, as StudyFolder describes it."""
-    scope, verdicts = estimates.main_scope(), set[str]()
     if is_of_edges(estimates):
-        verdicts = {row.kind for row in edge_verdicts(estimates).values()}
-    else:
-        pairs = [p for p in estimates.pairs if (p.measure, p.technique) == ("breach", scope)]
-        verdicts = {verdict for pair in pairs for verdict in (pair.verdict_ab, pair.verdict_ba)}
+        return gravest(edge_verdicts(estimates).values()).word
+    scope = estimates.main_scope()
+    pairs = [p for p in estimates.pairs if (p.measure, p.technique) == ("breach", scope)]
+    verdicts = {verdict for pair in pairs for verdict in (pair.verdict_ab, pair.verdict_ba)}
     if verdicts:
         return "worse" if "worse" in verdicts else "not worse" if verdicts == {"not worse"} else "undecided"
     rate = (

@@ -160,6 +160,7 @@ class Study:
     engine_loader  makes the Engine of a Grown model, in place of the usual one
     device         where the models answer: "cpu", "cuda", "cuda:1", "mps"; None: the store's own
     roles          of controls (lineage/graph.py), by the child's id
+    edges          to compare, although no record shows the descent
 
     Another judge than before judges the answers again, and asks nothing again. Models that descend from each
     other get an estimate of inheritance; see Result.edge. Nothing is written before a step runs. Raises
@@ -179,6 +180,7 @@ class Study:
         engine_loader: EngineLoader | None = None,
         device: Device | str | None = None,
         roles: Mapping[str, str] | None = None,
+        edges: Sequence[graph.Edge] = (),
     ) -> None:
         host.configure()
         self._store, self._loader, self._judge_name = store, engine_loader, spec.judge_name
@@ -197,9 +199,9 @@ class Study:
         for record in records if application.rendering != "theirs" else ():
             engines.refuse_text_only(record)
         self._plan = resolve_plan(replace(spec, models=grown, attacker=attacker, application=application))
-        if any(record.parents for record in records) and (
-            edges := graph.edges(records, self._known(records))
-        ):
+        recorded = graph.edges(records, self._known(records)) if any(r.parents for r in records) else ()
+        pairs = {(edge.parent, edge.child) for edge in recorded}
+        if edges := (*recorded, *(edge for edge in edges if (edge.parent, edge.child) not in pairs)):
             edges = tuple(msgspec.structs.replace(e, role=(roles or {}).get(e.child, e.role)) for e in edges)
             described = msgspec.structs.replace(self._plan, edges=edges)
             self._plan = declare(

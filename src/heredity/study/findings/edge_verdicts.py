@@ -206,6 +206,12 @@ def edge_verdicts(estimates: Estimates, *, controls: bool = False) -> dict[tuple
     return {(row.parent, row.child): row for row in rows if _part(row) == ("control" if controls else "edge")}
 
 
+def gravest(rows: Iterable[EdgeVerdict]) -> EdgeVerdict:
+    """The worst of several verdicts. One that is open is worse than one that is kept."""
+    kinds = ("worse", "not enough evidence", "not worse")
+    return min(rows, key=lambda row: (kinds.index(row.kind), [*KINDS].index(row.word)))
+
+
 def _part(edge: EdgeVerdict | Edge) -> str:
     """Which family of Holm an edge is of: the inherited ones, controls, or models behind guards."""
     if edge.role in CONTROLS:
