@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from heredity.core.version import __version__ as __version__
+from heredity.core import __version__ as __version__
 
 if TYPE_CHECKING:
     from heredity.application.conversation import ApplicationSession as ApplicationSession

@@ -9,7 +9,7 @@ import pytest
 from heredity.core import registry
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Decoding, Message, Request
-from heredity.engines.remote.messages import ApiModule, Endpoint, MalformedAnswer, RemoteApi
+from heredity.engines.remote.apis import ApiModule, Endpoint, MalformedAnswer, RemoteApi
 from heredity.engines.remote.services import HOMES
 from tests.support.errors import raises
 

@@ -8,7 +8,7 @@ from email.utils import formatdate
 
 import pytest
 
-from heredity.engines.remote.retry import START, ConcurrencyLimit, TransportClosed, retry_after, wait_seconds
+from heredity.engines.remote.engine import START, ConcurrencyLimit, TransportClosed, retry_after, wait_seconds
 from tests.support.remote_models import Budget, Price, Usage
 
 NOW = 1_700_000_000.0

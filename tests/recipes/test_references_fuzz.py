@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from heredity.core.errors import HeredityError
 from heredity.lineage.catalog import catalogue
 from heredity.lineage.references import is_elsewhere, is_there, placed, without_folder
-from heredity.lineage.store import Store, target_prefixes
+from heredity.lineage.store import TARGETS, Store
 from tests.support.model_sources import Server
 
-PREFIXES = [f"{each}:" for each in target_prefixes()]
+PREFIXES = [f"{each}:" for each in TARGETS]
 PREFIXES += ["hf:", "scripted:", "transformers:", "~", "./", "/", ""]
 PIECES = [
     "", "a", "zz_no.such", "openai", ":", "/", "@", "?", "#", "=", "&", "..", "\0", "\ud800", " ", "\n",

@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from heredity.core import registry
+from heredity.core import __version__, registry
 from heredity.core.errors import BudgetSpent, HeredityError, UnknownName, UsageError
-from heredity.core.version import __version__
 
 if TYPE_CHECKING:
     from pathlib import Path

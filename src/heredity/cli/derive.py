@@ -17,7 +17,7 @@ from heredity.core import registry
 from heredity.core.errors import Unavailable, UnknownName, UsageError
 from heredity.core.records import Model, Relation
 from heredity.core.sanitize import label
-from heredity.lineage.store import Store, target_prefixes
+from heredity.lineage.store import TARGETS, Store
 from heredity.lineage.types import Grown, Recipe
 from heredity.train.data.chat import Data
 
@@ -452,7 +452,7 @@ def _refuse_bad_name(name: str) -> None:
     if label(name, _LONGEST_NAME) != name:
         rule = f"A name has at most {_LONGEST_NAME} visible characters, without spaces around it"
         raise UsageError(f"{rule}: {name[:60]!r}.")
-    if (prefix := name.partition(":")[0]) in {*target_prefixes(), "scripted", "hf"} and prefix != name:
+    if (prefix := name.partition(":")[0]) in {*TARGETS, "scripted", "hf"} and prefix != name:
         raise UsageError(
             f"'{name}' names a target of the kind '{prefix}:'. Choose a name without the prefix."
         )

@@ -39,9 +39,9 @@ def help_command(ctx: click.Context, verb: tuple[str, ...]) -> None:
 @click.command("version", cls=Verb, example="heredity version")
 def version_command() -> None:
     """Show the version of heredity."""
+    from heredity.core import __version__
     from heredity.core.errors import did_you_mean
     from heredity.core.sanitize import plain
-    from heredity.core.version import __version__
 
     click.echo(f"heredity {__version__}")
     groups = {folder: group for group, folder in registry.GROUPS.items()}

@@ -33,7 +33,7 @@ from heredity.engines import Capabilities, FirstAnswer, Listener, Provenance, ca
 from heredity.engines._streaming import EventReader, KeyMask, StreamedAnswer
 from heredity.engines._workers import Hear, WorkerPool, conversation_id, conversation_text, error_row, unheard
 from heredity.engines.call import MAX_TEXT, NO_PREFILL, as_dicts
-from heredity.engines.remote.retry import retry_after
+from heredity.engines.remote.engine import retry_after
 
 SLOTS = ("messages", "text", "system", "conversation", "seed", "max_tokens", "temperature", "top_p")
 _SLOT = re.compile(r"\$([a-z_]+)")

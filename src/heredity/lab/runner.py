@@ -56,7 +56,7 @@ from heredity.lab.plan import (
     LineagePlan,
 )
 from heredity.lineage.references import find_or_pull
-from heredity.lineage.store import Store, stand_in, target_of, target_prefixes
+from heredity.lineage.store import TARGETS, Store, stand_in, target_of
 from heredity.lineage.types import EngineLoader, Grown, Recipe
 from heredity.recipes import derivable, derivable_class, recipe
 from heredity.recipes.adopt import Adopt
@@ -143,7 +143,7 @@ class Lineage:
             child = task.child
             if child.recipe == ENGINE:
                 prefix, _, ref = str(child.settings.get("ref", "")).partition(":")
-                if prefix not in target_prefixes():
+                if prefix not in TARGETS:
                     return f"no engine or setting is named '{prefix}'"
                 target = target_of(f"{prefix}:")
                 if target is None or not target.WRAPS_MODEL or ref != "{parent}":  # "call:" would run code

@@ -29,7 +29,7 @@ import msgspec
 from msgspec import UNSET
 
 from heredity import engines
-from heredity.core import host, registry
+from heredity.core import __version__, host, registry
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import (
     Busy,
@@ -65,7 +65,6 @@ from heredity.core.records import (
     is_digest,
     why_not_generative,
 )
-from heredity.core.version import __version__
 from heredity.engines import Engine, EngineModule, capabilities
 from heredity.engines.remote import services
 from heredity.formats.architectures import form_of
@@ -91,6 +90,9 @@ from heredity.lineage.types import (
 
 _MAX_REFERENCE = 4096  # characters, the most that a path may have
 _MAX_NESTED = 8  # engines in front of a model
+_SAME_FILES = ("bfloat16", "float32", "kv4", "kv8", "llamacpp", "transformers", "vllm")
+# By the prefix of models that need no download: its file in recipes/targets.
+TARGETS = dict.fromkeys(_SAME_FILES, "arithmetic") | {each: each for each in ("call", "remote", "url")}
 # What a model is for that generates no text, by modality.
 _USES = {
     "text-ranking": " A reranker orders passages: heredity index INDEX --ask TEXT --rerank {name}.",
@@ -666,7 +668,7 @@ class Store:
     def _puller(self, ref: str, progress: Watch | None = None) -> Pull | None:
         """The recipe that fetches `ref`; None for a target, of which there is nothing to fetch."""
         refuse_malformed(ref)
-        if ref.partition(":")[0] in target_prefixes() or services.reference(ref) is not None:
+        if ref.partition(":")[0] in TARGETS or services.reference(ref) is not None:
             return None
         puller = registry.load_as(Puller, "recipes", "pull")
         return puller.resolve(ref, self.downloads, progress, self.mirrors)
@@ -888,7 +890,7 @@ def refuse_malformed(ref: str) -> None:
         why = "a reference holds bytes that are not text"
     else:
         heads = ref.split(":", _MAX_NESTED)[:-1]
-        if len(heads) == _MAX_NESTED and set(heads) <= set(target_prefixes()):
+        if len(heads) == _MAX_NESTED and set(heads) <= TARGETS.keys():
             why = f"'{ref[:40]}...' names an engine in front of an engine, again and again"
     if why:
         raise UsageError(
@@ -902,17 +904,12 @@ def models_named(models: Sequence[Model], name: str) -> list[Model]:
     return matches or [model for model in models if model.name == catalog.canonical(name)]
 
 
-def target_prefixes() -> list[str]:
-    """The words before the colon that name a model which needs no download: "call", "url", ..."""
-    return registry.names("recipes.targets")
-
-
 def target_of(ref: str) -> Target | None:
     """The target that a reference "PREFIX:..." names; None for the name of a model."""
     prefix = ref.partition(":")[0]
-    if prefix == ref or prefix not in target_prefixes():
+    if prefix == ref or prefix not in TARGETS:
         return None
-    return registry.load_as(Target, "recipes.targets", prefix)
+    return registry.load_as(Target, "recipes.targets", TARGETS[prefix])
 
 
 def rule_model(name: str) -> Grown:

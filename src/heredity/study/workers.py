@@ -48,7 +48,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from heredity.application.toolbox import RecordedResult, RecordedResults, Toolbox
-from heredity.core import host, registry
+from heredity.core import __version__, host, registry
 from heredity.core.cache import ResponseCache
 from heredity.core.errors import (
     BudgetSpent,
@@ -69,7 +69,6 @@ from heredity.core.files import Rows, read_file, refuse_linked_folders, write_at
 from heredity.core.host import Device
 from heredity.core.progress import PREPARE, ModelProgress, Progress, TimeLeft, TrialMeter, Work
 from heredity.core.records import WORKER_DIED, Model, Response, encode
-from heredity.core.version import __version__
 from heredity.engines import Engine, choose
 from heredity.engines.remote.services import Calls, Price
 from heredity.lineage.store import Store, load_engine, record_at_answer, searching_in

@@ -21,11 +21,10 @@ from urllib.parse import quote, urlencode
 import jinja2
 from markupsafe import Markup
 
-from heredity.core import registry
+from heredity.core import __version__, registry
 from heredity.core.errors import UnknownName
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label
-from heredity.core.version import __version__
 from heredity.redteam.checks import did
 from heredity.study import wording
 from heredity.study.turns import page_environment, quoted, role_word

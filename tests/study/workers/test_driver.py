@@ -10,12 +10,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from heredity.core import __version__
 from heredity.core import progress as progress_module
 from heredity.core.errors import BadInput, HeredityError, NotComparable, Unavailable, UnknownName, WrongHash
 from heredity.core.progress import Progress, phase
 from heredity.core.records import FileHash, Model, Reply, Request
 from heredity.core.terminal import trial_words
-from heredity.core.version import __version__
 from heredity.engines.scripted import ScriptedEngine
 from heredity.lineage.store import Store
 from heredity.lineage.store import scripted as scripted_model

@@ -3,11 +3,13 @@
 Each API is a file in apis/, which writes bodies and reads answers. Sending, retries, concurrency and budget
 are the same for all of them. An event loop in a thread of its own sends the requests.
 
-Promises: a transient failure is retried within the request's patience, unless a part of the answer was
-heard. Any other failure is a reply with stop "error" at once. As many requests are in flight as the service
-supports. A stop by its content filter is an answer with stop "filter". A key is sent only to its own address.
-`numerics` names the address and the model. The same name may answer differently on another day, so `account`
-reports the versions that the service names.
+Promises: a transient failure is retried within the request's patience, unless a part of the answer was heard.
+Any other failure is a reply with stop "error" at once. As many requests are in flight as the service
+supports: additive increase and multiplicative decrease (Chiu and Jain 1989), with a doubling start. A burst
+of refusals causes one cut. No request starts before the end of a pause that it asked for. A stop by its
+content filter is an answer with stop "filter". A key is sent only to its own address. `numerics` names the
+address and the model. The same name may answer differently on another day, so `account` reports the versions
+that the service names.
 """
 
 from __future__ import annotations
@@ -15,14 +17,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import queue
+import random
 import ssl
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -39,7 +45,7 @@ from heredity.core.sanitize import clean_text, plural
 from heredity.engines import Capabilities, FirstAnswer, Listener, Provenance, RequestStream, failed_reply
 from heredity.engines._streaming import EventReader, KeyMask, StreamedAnswer
 from heredity.engines._workers import ASK_AGAIN
-from heredity.engines.remote.messages import (
+from heredity.engines.remote.apis import (
     ApiAnswer,
     ApiModule,
     Endpoint,
@@ -48,8 +54,115 @@ from heredity.engines.remote.messages import (
     RemoteApi,
     render,
 )
-from heredity.engines.remote.retry import ConcurrencyLimit, TransportClosed, retry_after, wait_seconds
 from heredity.engines.remote.services import BYTES_PER_TOKEN, HOMES, NO_KEY, Budget, Calls, Price, Usage
+
+# --- concurrency and retries: everything but `room` runs in the loop's thread -----------------------------
+
+START = 4
+_MAX_WAIT_SECONDS = 30.0  # seconds between two attempts, if the service names none
+
+
+class TransportClosed(Exception):
+    """The run has ended; waiting requests are abandoned."""
+
+
+class ConcurrencyLimit:
+    """Admits requests, up to a limit that follows the service."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._width = most, float(min(START, most))
+        self._is_starting = True
+        self._n_active, self._paused_until, self._cut_at = 0, 0.0, 0.0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._ends = asyncio.Event()
+        self.n_cuts = 0
+
+    @property
+    def room(self) -> int:
+        """How many requests may be in flight now, including those that wait for a retry."""
+        return max(1, int(self._width))
+
+    async def enter(self) -> float:
+        """Wait for admission; return its time. Raises TransportClosed once the run ends."""
+        while not self._ends.is_set():
+            now = time.monotonic()
+            if now >= self._paused_until and self._n_active < self.room:
+                self._n_active += 1
+                return now
+            await self._wait(self._paused_until - now)
+        raise TransportClosed
+
+    async def _wait(self, seconds: float) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(turn, seconds if seconds > 0 else None)
+        finally:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait before a retry. Raises TransportClosed once the run ends."""
+        if seconds > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ends.wait(), seconds)
+        if self._ends.is_set():
+            raise TransportClosed
+
+    def leave(self) -> None:
+        """Leave, so that another request can enter."""
+        self._n_active -= 1
+        self._wake()
+
+    def grow(self) -> None:
+        """Raise the limit: the service has answered."""
+        self._width = min(self._most, self._width + (1 if self._is_starting else 1 / self._width))
+        self._wake()
+
+    def cut(self, started: float, seconds: float) -> None:
+        """Halve the limit and pause: the service refused a request that was admitted at `started`."""
+        now = time.monotonic()
+        self._paused_until = max(self._paused_until, now + seconds)
+        if started < self._cut_at:
+            return  # it was in flight at the last cut: the same burst
+        self._is_starting, self._cut_at = False, now
+        self._width = max(1.0, self._width / 2)
+        self.n_cuts += 1
+
+    def close(self) -> None:
+        """Abandon all requests that wait now or later."""
+        self._ends.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        n_free = len(self._waiting) if self._ends.is_set() else self.room - self._n_active
+        while self._waiting and n_free > 0:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                n_free -= 1
+
+
+def wait_seconds(n_failures: int, first: float) -> float:
+    """Return the seconds before the next attempt: doubled each time, with jitter."""
+    longest = min(_MAX_WAIT_SECONDS, first * 2.0 ** min(n_failures - 1, 30))
+    return longest * random.uniform(0.5, 1.0)
+
+
+def retry_after(value: str | None, now: float) -> float | None:
+    """Return the seconds that a Retry-After header asks for: a number or a date; None for anything else."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - now
+        except (ValueError, TypeError, IndexError, OverflowError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
 
 # --- sending ---------------------------------------------------------------------------------------------
 
@@ -586,8 +699,7 @@ def add(a: Usage, b: Usage) -> Usage:
 
 
 if TYPE_CHECKING:
-    from heredity.engines.remote.engine import InFlightRequest, Transport
-    from heredity.engines.remote.messages import Endpoint, RemoteApi
+    from heredity.engines.remote.apis import Endpoint, RemoteApi
 
 __all__ = ["Budget", "Calls", "Price", "RemoteEngine", "Usage", "load"]
 
@@ -605,8 +717,7 @@ def load(
     Raises Unavailable if the environment variable with the key is not set, Damaged for an incomplete record.
     """
     from heredity.engines._streaming import KeyMask
-    from heredity.engines.remote.engine import Transport
-    from heredity.engines.remote.messages import Endpoint
+    from heredity.engines.remote.apis import Endpoint
 
     calls = calls or Calls()
     settings = model.recipe.settings
@@ -761,8 +872,7 @@ class _Session:
 
     def _prepare(self, request: Request) -> Generator[Reply, None, InFlightRequest | None]:
         from heredity.engines._streaming import StreamedAnswer
-        from heredity.engines.remote.engine import InFlightRequest
-        from heredity.engines.remote.messages import render
+        from heredity.engines.remote.apis import render
 
         prompt = render(request)
         try:

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from heredity import stats
 from heredity.application.spec import Application
-from heredity.core import registry
+from heredity.core import __version__, registry
 from heredity.core.errors import BadInput, UnknownName, UsageError, did_you_mean, nearest
 from heredity.core.files import Lock, Rows, open_file, replacing, write_atomic
 from heredity.core.readers import unreadable
@@ -56,7 +56,6 @@ from heredity.core.records import (
 )
 from heredity.core.sanitize import clean_text, label
 from heredity.core.sections import TextTable
-from heredity.core.version import __version__
 from heredity.study import wording
 from heredity.study.estimates import SCOPES, Estimates, LackingFile, Table2x2
 from heredity.study.intervals import Intervals

@@ -16,11 +16,10 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from heredity.core import files
+from heredity.core import __version__, files
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label, plural, shown
 from heredity.core.sections import Curves, ShareDifference, StackedCounts, TextTable, Tree
-from heredity.core.version import __version__
 from heredity.study import advice, aggregate, figures, wording
 from heredity.study.advice import MIN_N, Advice, advise
 from heredity.study.estimates import (

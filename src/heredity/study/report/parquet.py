@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from heredity.core import __version__
 from heredity.core.errors import Unavailable, how_to_install
-from heredity.core.version import __version__
 from heredity.study import aggregate
 from heredity.study.report._rows import TrialRow, TrialTable, chosen_names, columns, whole
 

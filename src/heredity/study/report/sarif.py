@@ -17,10 +17,9 @@ from urllib.parse import quote
 import msgspec
 import numpy as np
 
-from heredity.core import files
+from heredity.core import __version__, files
 from heredity.core.records import Probe, digest
 from heredity.core.sanitize import label
-from heredity.core.version import __version__
 from heredity.study import aggregate, wording
 from heredity.study.findings.protocols import RecordedStudy
 from heredity.study.intervals import Intervals

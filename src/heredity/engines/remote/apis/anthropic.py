@@ -14,7 +14,7 @@ from __future__ import annotations
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Message, Request, Stop, ToolCall
 from heredity.core.sanitize import clean_text
-from heredity.engines.remote.messages import (
+from heredity.engines.remote.apis import (
     ApiAnswer,
     Endpoint,
     JsonObject,

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Message, Request, Stop, Tool, ToolCall
 from heredity.core.sanitize import clean_text
-from heredity.engines.remote.messages import (
+from heredity.engines.remote.apis import (
     SEED_BOUND,
     ApiAnswer,
     Endpoint,

@@ -22,7 +22,7 @@ from msgspec import UnsetType
 from heredity.core.errors import EngineFailure
 from heredity.core.records import Message, Request, Stop, ToolCall
 from heredity.core.sanitize import clean_text
-from heredity.engines.remote.messages import (
+from heredity.engines.remote.apis import (
     SEED_BOUND,
     ApiAnswer,
     Endpoint,

@@ -1,4 +1,8 @@
-"""Run a model in other arithmetic: "llamacpp:NAME", "kv4:NAME", "float32:NAME". The child has its files.
+"""Run a model in other arithmetic. The child has its files.
+
+    llamacpp:NAME transformers:NAME vllm:NAME    in another engine
+    float32:NAME bfloat16:NAME                   in the torch engine, in this dtype
+    kv4:NAME kv8:NAME                            with a KV cache of 4 or 8 bits
 
 Two engines compute one model's answers in different arithmetic, so they are two models of the lineage. So are
 two settings of the torch engine: a rounded KV cache, another dtype. A study has a row for each, and a paired
@@ -21,6 +25,18 @@ from heredity.core.records import why_not_generative
 from heredity.lineage.types import Description, Grown, StoredModels
 from heredity.recipes.adopt import link_files
 
+WRAPS_MODEL = True
+_READS = {  # by engine: the formats of models
+    "llamacpp": ("gguf",),
+    "transformers": ("safetensors", "adapter"),
+    "vllm": ("safetensors", "adapter"),
+}
+_SETTINGS: dict[str, tuple[str, dict[str, object]]] = {  # of the torch engine: kind and value
+    "bfloat16": (engines.DTYPE, {"dtype": "bfloat16"}),
+    "float32": (engines.DTYPE, {"dtype": "float32"}),
+    "kv4": (engines.KV_CACHE, {"bits": 4}),
+    "kv8": (engines.KV_CACHE, {"bits": 8}),
+}
 _FORMS = ("dequantize", "merge_adapter")  # recipes whose child holds the same weights as its parent
 
 
@@ -74,22 +90,29 @@ class TorchTarget:
         return Description(self.name, model.family, model.licence, form, model.modality, model.notes)
 
 
-def answered_by(
-    engine: str, reads: Sequence[str], store: StoredModels, ref: str
-) -> tuple[EngineTarget, list[Grown]]:
-    """The recipe and the parents of "ENGINE:NAME": the model, and of an adapter its base behind it.
+def resolve(store: StoredModels, ref: str) -> tuple[EngineTarget | TorchTarget, list[Grown]]:
+    """The recipe and the parents of "PREFIX:NAME". Raises UsageError for a model that cannot have it."""
+    prefix = ref.partition(":")[0]
+    return _answered_by(prefix, store, ref) if prefix in _READS else _computed_with(prefix, store, ref)
 
-    Raises UsageError unless its format is one of `reads`.
-    """
+
+def _answered_by(engine: str, store: StoredModels, ref: str) -> tuple[EngineTarget, list[Grown]]:
+    """The model, and of an adapter its base behind it. An adapter that vLLM cannot serve is refused."""
     name = ref.removeprefix(f"{engine}:")
-    parent = store.get(name)
+    parent, reads = store.get(name), _READS[engine]
     if parent.record.format not in reads:
         raise UsageError(
             f"'{name}' has the format {parent.record.format}; the engine {engine} reads"
             f" {' or '.join(reads)}.{_advice(store, engine, reads[0], parent)}"
         )
-    base = [store.base(parent)] if parent.record.format == "adapter" else []
-    return EngineTarget(engine), [parent, *base]
+    if parent.record.format != "adapter":
+        return EngineTarget(engine), [parent]
+    base = store.base(parent)
+    if engine == "vllm":
+        from heredity.engines.vllm import check_adapter
+
+        check_adapter(parent.record.name, parent.folder, base.folder, base.record.name)
+    return EngineTarget(engine), [parent, base]
 
 
 def _advice(store: StoredModels, engine: str, reads: str, parent: Grown) -> str:
@@ -104,13 +127,10 @@ def _advice(store: StoredModels, engine: str, reads: str, parent: Grown) -> str:
     return f" To make it: heredity ask {parent.record.name} hello" if is_made_by_asking else ""
 
 
-def computed_with(
-    prefix: str, kind: str, setting: dict[str, object], store: StoredModels, ref: str
-) -> tuple[TorchTarget, list[Grown]]:
-    """The recipe and the parent of "PREFIX:NAME": a setting of the torch engine.
+def _computed_with(prefix: str, store: StoredModels, ref: str) -> tuple[TorchTarget, list[Grown]]:
+    """The model: a GGUF is dequantized first, as always in the torch engine.
 
-    A GGUF is dequantized first, as always in this engine. Raises UsageError for a model of another engine,
-    for an adapter, and for one that has such a setting already.
+    One of another engine, an adapter, and one that has such a setting already are refused.
     """
     named = store.get(ref.removeprefix(f"{prefix}:"))
     record = named.record
@@ -123,4 +143,4 @@ def computed_with(
         why = "a model has one setting of the engine, not two"
     if why:
         raise UsageError(f"'{name}': {why}.")
-    return TorchTarget(kind, setting, name), [store.ready(named)]
+    return TorchTarget(*_SETTINGS[prefix], name), [store.ready(named)]
