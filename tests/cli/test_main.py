@@ -44,7 +44,7 @@ def test_importing_heredity_loads_itself_and_nothing_else() -> None:
 @pytest.mark.slow
 def test_help_loads_the_group_and_no_verb() -> None:
     modules = loaded("from heredity.cli import main\nassert main(['--help']) == 0")
-    ground = {f"heredity.core{name}" for name in ("", ".errors", ".host", ".registry", ".version")}
+    ground = {f"heredity.core{name}" for name in ("", ".errors", ".host", ".registry")}
     assert own(modules) == {"heredity", "heredity.cli", *ground}
     assert not modules & HEAVY
 

@@ -19,7 +19,7 @@ import pytest
 from heredity.lineage.graph import Edge
 from heredity.view.export import export
 from heredity.view.places import StudyPlace
-from heredity.view.site import Page, Site
+from heredity.view.site import Site
 from tests.support import report_studies
 from tests.view.test_lineage import record
 from tests.view.test_pages import Tags
@@ -119,16 +119,16 @@ def paths(site: Site) -> list[str]:
     while waiting:
         path = waiting.pop(0)
         page, _ = site.find(path.partition("?")[0])
-        if page.PATH in found:
+        if page.path in found:
             continue
-        found[page.PATH] = path
+        found[page.path] = path
         query = dict(part.split("=", 1) for part in path.partition("?")[2].split("&") if part)
         for tag, attributes in Tags(site.render(path.partition("?")[0], _decoded(query))).found:
             link = attributes.get("href") or ""
             if tag == "a" and link.startswith("/") and link not in seen:
                 seen.add(link)
                 waiting.append(link)
-    assert set(found) == {page.PATH for page in site.pages if isinstance(page, Page)}
+    assert set(found) == {page.path for page in site.pages}
     return [*found.values(), "/nothing"]
 
 

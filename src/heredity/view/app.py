@@ -35,7 +35,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from heredity.core.errors import HeredityError, UnknownName, UsageError
 from heredity.core.files import read_file
 from heredity.view.places import StudyPlace, report_of
-from heredity.view.site import Asked, FormPage, Page, Site
+from heredity.view.site import Asked, Page, Site
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 LARGEST = 64 << 10  # bytes of a form
@@ -72,11 +72,7 @@ def app(site: Site, settings: ViewSettings | None = None) -> Starlette:
     if not settings.is_local and not settings.token:
         raise UsageError("Where any machine can connect, the pages need a token.")
     routes: list[BaseRoute] = [
-        Route(
-            page.PATH,
-            _endpoint(site, page),
-            methods=["GET", "POST"] if isinstance(page, FormPage) else ["GET"],
-        )
+        Route(page.path, _endpoint(site, page), methods=["GET", "POST"] if page.act else ["GET"])
         for page in site.pages
     ]
     routes.append(Route("/events", partial(_events, site, settings.is_closing)))
@@ -108,7 +104,7 @@ def run(site: Site, listening: socket.socket, token: str, is_local: bool) -> Non
 def _endpoint(site: Site, page: Page) -> Callable[[Call], Awaitable[Response]]:
     def made(asked: Asked, form: Mapping[str, str] | None) -> Response:
         try:
-            if form is not None and isinstance(page, FormPage):
+            if form is not None and page.act:
                 return RedirectResponse(page.act(site, asked, form), 303)
             return HTMLResponse(page.render(site, asked))
         except HeredityError as error:

@@ -29,8 +29,8 @@ from heredity.study.report import html
 from heredity.study.turns import PromptTurn
 from heredity.study.wording import title
 from heredity.view.index import IN_PLAN
-from heredity.view.pages import conversation, conversations, pair, pairs
-from heredity.view.pages.conversations import number
+from heredity.view.pages.conversations import LIST, ONE, number
+from heredity.view.pages.pairs import PAIR, PAIRS, chosen
 from heredity.view.pairs import WHICH, Which, is_edge, shared
 from heredity.view.places import OpenStudy, StudyPlace, report_of
 from heredity.view.queries import STATES, Filters, ListedRow, Transcript, read, read_filters, rows_of, unasked
@@ -143,7 +143,7 @@ class StudyFiles:
 
     def link(self, page: Page, asked: Asked) -> str:
         """The place of a page in these files; "" for none. Raises HeredityError for an address of none."""
-        return _PLACES[page.PATH](self, asked)
+        return _PLACES[page.path](self, asked)
 
     @property
     def report(self) -> str:
@@ -182,7 +182,7 @@ class StudyFiles:
         return self._list.place(f"{one.state}-{one.kind or 'breach'}-{one.technique}-{one.model}")
 
     def _two_models(self, asked: Asked) -> str:
-        wanted = pairs.chosen(self._study, asked)
+        wanted = chosen(self._study, asked)
         if (wanted.a, wanted.b) not in self._pairs:
             self._pairs[wanted.a, wanted.b] = ListFiles(
                 f"{self._study.key}-pairs-{wanted.a}-{wanted.b}", self._sorts(wanted.a, wanted.b)
@@ -304,7 +304,7 @@ class StudyFiles:
         pages = self._list
         every = [index for group in pages.files[n - 1] for index in group.at]
         return site.html(
-            "exported_list.html.jinja", self._asked(conversations.PATH), self._study,
+            "exported_list.html.jinja", self._asked(LIST.path), self._study,
             groups=pages.files[n - 1], rows=_read(self._study, every),
             jumps=[
                 *(pages.jump(state_word(state), f"{state}-") for state in STATES),
@@ -321,7 +321,7 @@ class StudyFiles:
             for kind in self._kinds for which in WHICH
         ]  # fmt: skip
         return site.html(
-            "exported_pairs.html.jinja", self._asked(pairs.PATH), self._study,
+            "exported_pairs.html.jinja", self._asked(PAIRS.path), self._study,
             groups=list_files.files[n - 1], a=a, b=b, n=per_model, is_edge=is_edge(self._study, a, b),
             rows=_read(self._study, [place + m * per_model for place in places for m in (a, b)]),
             jumps=jumps, before=list_files.name(n - 1), after=list_files.name(n + 1),
@@ -330,16 +330,16 @@ class StudyFiles:
 
 # By the path of a page on the server: its place in the files of a study.
 _PLACES: dict[str, Callable[[StudyFiles, Asked], str]] = {
-    conversation.PATH: StudyFiles._conversation,
-    conversations.PATH: StudyFiles._conversations,
-    pair.PATH: StudyFiles._pair,
-    pairs.PATH: StudyFiles._two_models,
+    ONE.path: StudyFiles._conversation,
+    LIST.path: StudyFiles._conversations,
+    PAIR.path: StudyFiles._pair,
+    PAIRS.path: StudyFiles._two_models,
 }
 
 
 def is_in_study(page: Page) -> bool:
     """Whether a page is a place in the files of a study, and no file of its own."""
-    return page.PATH in _PLACES
+    return page.path in _PLACES
 
 
 def _kind_of(probe: Probe) -> str:
@@ -387,7 +387,7 @@ class _Files:
         if match := _REPORT.fullmatch(path):
             return self._study(match[1]).report
         page, parts = self.site.find(path)
-        if not page.IS_EXPORTED:
+        if not page.is_exported:
             return ""
         if is_in_study(page):
             try:

@@ -147,35 +147,6 @@ def _axes(what: str, scales: tuple[str, str, str, str], drawn: Markup) -> Markup
 # --- pages --------------------------------------------------------------------------------------------
 
 
-@runtime_checkable
-class Page(Protocol):
-    """A page.
-
-    PATH   its path; a part in braces is any text without a slash: "/s/{study}/t/{index}"
-    MENU   its title in the menu over all studies; "" for none
-    TAB    its title among the pages of a study; "" for none. Both begin with a number, which orders them
-    IS_EXPORTED  whether exported pages have it
-    """
-
-    PATH: str
-    MENU: str
-    TAB: str
-    IS_EXPORTED: bool
-
-    def render(self, site: Site, asked: Asked) -> str:
-        """The HTML, by Site.html. Raises HeredityError, which becomes a page of its own."""
-        ...
-
-
-@runtime_checkable
-class FormPage(Page, Protocol):
-    """A page with a form."""
-
-    def act(self, site: Site, asked: Asked, form: Mapping[str, str]) -> str:
-        """Do what a form asks for, and return the address of the page to show next."""
-        ...
-
-
 FOLDER = Path(__file__).parent
 # The list that a page without a tab of its own is one of.
 _LISTS = {"/s/{study}/t/{index}": "/s/{study}/conversations", "/s/{study}/pair/{place}": "/s/{study}/pairs"}
@@ -188,6 +159,32 @@ class Asked(NamedTuple):
     path: str
     parts: Mapping[str, str]
     query: Mapping[str, str]
+
+
+class Page(NamedTuple):
+    """A page.
+
+    path: a part in braces is any text without a slash: "/s/{study}/t/{index}".
+    render: the HTML, by Site.html. It raises HeredityError, which becomes a page of its own.
+    menu, tab: its title in the menu over all studies, and among the pages of a study; "" for none. Each
+    begins with a number, which orders them.
+    is_exported: exported pages have it.
+    act: does what its form asks for, and returns the address of the page to show next.
+    """
+
+    path: str
+    render: Callable[[Site, Asked], str]
+    menu: str = ""
+    tab: str = ""
+    is_exported: bool = False
+    act: Callable[[Site, Asked, Mapping[str, str]], str] | None = None
+
+
+@runtime_checkable
+class PageFile(Protocol):
+    """A file of pages/."""
+
+    PAGES: tuple[Page, ...]
 
 
 class _Route(NamedTuple):
@@ -205,8 +202,9 @@ class Site:
     def __init__(self, place: StudyPlace, link: Link | None = None, *, is_live: bool = True) -> None:
         self.place, self.is_live = place, is_live
         self._link = link or served
-        self.pages = [registry.load_as(Page, "view.pages", name) for name in registry.names("view.pages")]
-        self._routes = [_Route(_pattern(page.PATH), page) for page in self.pages]
+        files = [registry.load_as(PageFile, "view.pages", name) for name in registry.names("view.pages")]
+        self.pages = [page for file in files for page in file.PAGES]
+        self._routes = [_Route(_pattern(page.path), page) for page in self.pages]
         self.style, self.style_hash = _shipped("view.css")
         self.script, self.script_hash = _shipped("view.js")
         self._environment = self._made()
@@ -216,7 +214,7 @@ class Site:
         for route in self._routes:
             if (match := route.pattern.fullmatch(path)) is not None:
                 return route.page, match.groupdict()
-        raise UnknownName("page", label(path), [page.PATH for page in self.pages])
+        raise UnknownName("page", label(path), [page.path for page in self.pages])
 
     def render(self, path: str, query: Mapping[str, str] | None = None) -> str:
         """The HTML of a page. Raises HeredityError."""
@@ -253,25 +251,25 @@ class Site:
 
     def _menu(self, asked: Asked) -> list[tuple[str, str, str]]:
         """The pages over all studies: title, address, and "page" for this one, "true" for one above it."""
-        held = [page for page in self.pages if page.MENU and self._is_here(page)]
-        pages = sorted(held, key=lambda page: page.MENU)
-        return [(_title(p.MENU), self.link(p.PATH), _current(p.PATH, asked.path)) for p in pages]
+        held = [page for page in self.pages if page.menu and self._is_here(page)]
+        pages = sorted(held, key=lambda page: page.menu)
+        return [(_title(p.menu), self.link(p.path), _current(p.path, asked.path)) for p in pages]
 
     def _is_here(self, page: Page) -> bool:
-        return self.is_live or page.IS_EXPORTED
+        return self.is_live or page.is_exported
 
     def _tabs(self, asked: Asked, study: OpenStudy | None) -> list[tuple[str, str, str]]:
         """The pages of a study, in the order of their titles' numbers, marked as in the menu."""
         if study is None:
             return []
         page, _ = self.find(asked.path)
-        above = _LISTS.get(page.PATH, "").replace("{study}", study.key)
+        above = _LISTS.get(page.path, "").replace("{study}", study.key)
         tabs = []
-        for page in sorted((page for page in self.pages if page.TAB), key=lambda page: page.TAB):
-            path = page.PATH.replace("{study}", study.key)
+        for page in sorted((page for page in self.pages if page.tab), key=lambda page: page.tab):
+            path = page.path.replace("{study}", study.key)
             if self._is_here(page):
                 mark = "page" if path == asked.path else "true" if path == above else ""
-                tabs.append((_title(page.TAB), self.link(path), mark))
+                tabs.append((_title(page.tab), self.link(path), mark))
         return tabs
 
     def _made(self) -> jinja2.Environment:

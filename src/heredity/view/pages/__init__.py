@@ -1,1 +1,1 @@
-"""The pages, one file each: to add a page, add a file with the members of `Page` (site.py)."""
+"""The pages: to add one, add a `Page` (site.py) to the PAGES of a file, or a file."""

@@ -27,7 +27,7 @@ from heredity.view.pages.conversations import number
 from heredity.view.places import OpenStudy
 from heredity.view.queries import Transcript, read
 from heredity.view.rates import board_of
-from heredity.view.site import Asked, Site
+from heredity.view.site import Asked, Page, Site
 
 
 class RateChange(NamedTuple):
@@ -76,8 +76,6 @@ def _with(rate: Rate) -> str:
     return "" if rate.by_labels is None else f"too few labels here, {rate.by_labels.n}"
 
 
-PATH, MENU, TAB = "/s/{study}/label", "", "4 Label"
-IS_EXPORTED = False
 MAX_ANSWERS = 200  # answers of one round, as many as a person labels in some hours
 N_PAIRS = 100  # pairs of one round
 _TASKS: dict[LabelTask, str] = {"refusal": "who refuses", "harm": "who helps with harm"}
@@ -174,3 +172,6 @@ def act(site: Site, asked: Asked, form: Mapping[str, str]) -> str:
         else:
             raise UsageError("A label is yes, no or skip.", code="unknown-name")
     return address
+
+
+PAGES = (Page("/s/{study}/label", render, tab="4 Label", act=act),)

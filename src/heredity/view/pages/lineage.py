@@ -1,4 +1,7 @@
-"""The lineage of a store: its models as a layered graph, with what studies found along each edge."""
+"""The lineage of a store: its models as a layered graph, with what studies found along each edge.
+
+A model has a page with its files and studies; an edge has tables of two by two whose counts open the pairs.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import msgspec
 from markupsafe import Markup
 from msgspec import UNSET
 
@@ -14,23 +18,23 @@ from heredity.core.errors import HeredityError, UnknownName, UsageError
 from heredity.core.files import stamp_file
 from heredity.core.records import Model
 from heredity.core.sanitize import label, plural
-from heredity.lineage import graph
+from heredity.lineage import catalog, graph
 from heredity.lineage.catalog import how
 from heredity.lineage.store import read_record
 from heredity.stats import inherited, tabulate
 from heredity.stats.edges import EdgeWord
 from heredity.study import figures
-from heredity.study.estimates import ALL, ModelCard
+from heredity.study.estimates import ALL, Estimates, Inheritance, ModelCard
 from heredity.study.findings.edge_verdicts import edge_verdicts
 from heredity.study.outcomes import BROKE, Outcomes, is_decided
-from heredity.study.wording import BADGES, names
+from heredity.study.wording import BADGES, capital, names, retention_words, scope_name
 from heredity.view.pages.conversations import number
 from heredity.view.pages.studies import planned_at
-from heredity.view.pairs import Shared, shared
+from heredity.view.pairs import WHICH, Shared, shared
 from heredity.view.places import OpenStudy
 from heredity.view.queries import Filters
-from heredity.view.rates import board_of
-from heredity.view.site import Asked, Site
+from heredity.view.rates import ShownRate, board_of
+from heredity.view.site import Asked, Page, Site
 
 # --- the models and edges of a place ------------------------------------------------------------------
 # An edge is a parent and its child as their records or a study's plan have them. Its verdict and its counts
@@ -298,8 +302,6 @@ def _kin(
     }  # fmt: skip
 
 
-PATH, MENU, TAB = "/lineage", "3 Lineage", ""
-IS_EXPORTED = True
 WHOLE = 16  # models up to which the whole lineage is shown first
 
 
@@ -323,7 +325,7 @@ def render(site: Site, asked: Asked) -> str:
     return site.html(
         "lineage.html.jinja", asked,
         graph=graph, picture=picture(site, graph, shown, centre), centre=centre, hops=hops, words=words,
-        models=sorted(listed, key=lambda kin: kin.name), store=store_of(site), path=PATH,
+        models=sorted(listed, key=lambda kin: kin.name), store=store_of(site), path=asked.path,
     )  # fmt: skip
 
 
@@ -383,3 +385,119 @@ def _drawn(site: Site, graph: LineageGraph, edge: ComparedEdge) -> figures.Drawn
     lines = (edge.made, f"{one.word}, n {one.n}", counts)
     kept = one.kept / held if held else None
     return figures.DrawnEdge(edge.parent, edge.child, one.kind, lines, kept, href, words)
+
+
+_MAX_STUDIES = 50  # studies whose rates are shown
+
+
+class ModelInStudy(NamedTuple):
+    """A study that a model was in, with the model's breach rate under each scope."""
+
+    study: OpenStudy
+    state: str
+    rates: list[tuple[str, ShownRate]]
+
+
+def render_model(site: Site, asked: Asked) -> str:
+    """The page; `hops` in the query: the edges that its figure reaches."""
+    graph, kin = chosen(site, asked, "model")
+    hops = hops_of(asked)
+    shown = graph.around(kin.id, hops)
+    return site.html(
+        "lineage_model.html.jinja", asked,
+        graph=graph, kin=kin, hops=hops, picture=picture(site, graph, shown, kin.id),
+        facts=[] if kin.record is None else list(_facts(kin.record)), edges=graph.edges_of(kin.id),
+        studies=[_in_study(study, kin) for study in kin.studies[:_MAX_STUDIES]], path=asked.path,
+    )  # fmt: skip
+
+
+def _facts(model: Model) -> Iterator[tuple[str, str]]:
+    """The record in words. Files are a table of their own."""
+    yield from (("family", model.family), ("licence", model.licence), ("format", model.format))
+    for name, value in (("architecture", model.architecture), ("quantization", model.quantization)):
+        if isinstance(value, str):
+            yield name, value
+    yield "recipe", model.recipe.kind
+    for name, value in model.recipe.settings.items():
+        yield name, value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    if model.made.at:
+        device = "" if isinstance(model.made.device, msgspec.UnsetType) else f" on {model.made.device}"
+        yield "made", f"{model.made.at[:16].replace('T', ' ')} in {model.made.seconds:,.0f} s{device}"
+    yield from model.notes.items()
+    yield from catalog.facts(model)
+
+
+def _in_study(study: OpenStudy, kin: Kin) -> ModelInStudy:
+    study.refresh(0.02)
+    board = board_of(study)
+    studies = [
+        (scope, board.rate(study.places[kin.id], scope, "breach")) for scope in board.outcomes.breach_scopes
+    ]
+    return ModelInStudy(study, study.progress().state, [(scope, rate) for scope, rate in studies if rate])
+
+
+class EdgeTechnique(NamedTuple):
+    """A technique, or the harmless twins: how many trials there are of each sort. `query` opens them."""
+
+    technique: str  # "" for the twins of all techniques
+    counts: dict[str, int]
+    n: int
+    query: dict[str, str]
+
+
+class EdgeResult(NamedTuple):
+    """The result of one study. lines: its own comparisons in words, by kind of rate; [] before it has any."""
+
+    one: EdgeStudy
+    query: dict[str, str]
+    scope: str
+    lines: list[str]
+    rows: list[EdgeTechnique]
+
+
+def render_edge(site: Site, asked: Asked) -> str:
+    """The page."""
+    graph, child = chosen(site, asked, "child")
+    _, parent = chosen(site, asked, "parent")
+    edge = graph.edges.get((parent.id, child.id))
+    if edge is None:
+        raise UnknownName("parent of this model", parent.name, [b.parent for b in graph.edges_of(child.id)])
+    return site.html(
+        "lineage_edge.html.jinja", asked,
+        edge=edge, parent=parent, child=child, results=[_result(one) for one in edge.studies],
+    )  # fmt: skip
+
+
+def _result(one: EdgeStudy) -> EdgeResult:
+    study, board = one.study, board_of(one.study)
+    estimates = board.estimates
+    ids = tuple(study.plan.models[m].id for m in (one.both.a, one.both.b))
+    held = () if estimates is None else estimates.edges
+    inherited = [edge for edge in held if (edge.parent, edge.child) == ids and edge.compared.n]
+    query = {"a": study.names[one.both.a], "b": study.names[one.both.b]}
+    lines = [] if estimates is None else [_line(estimates, edge) for edge in inherited]
+    return EdgeResult(one, query, board.main_scope, lines, list(_rows(one, query)))
+
+
+def _line(estimates: Estimates, edge: Inheritance) -> str:
+    is_twins = edge.compared.measure == "over_refusal"
+    of = "harmless twins" if is_twins else scope_name(estimates, edge.compared.technique)
+    held = "answered by the parent" if is_twins else "held by the parent"
+    return f"{capital(of)}: {edge.verdict}. Kept of those {held}: {retention_words(edge)}."
+
+
+def _rows(one: EdgeStudy, query: dict[str, str]) -> Iterator[EdgeTechnique]:
+    study, board = one.study, board_of(one.study)
+    wanted = [(name, Filters(technique=t)) for t, name in enumerate(study.techniques)]
+    for name, filters in (*wanted, ("", Filters(kind="benign"))):
+        both = shared(study, board, one.both.a, one.both.b, filters)
+        if both.n_all:
+            more = {"technique": name} if name else {"kind": "benign"}
+            yield EdgeTechnique(name, {which: both.n(which) for which in WHICH}, both.n_all, query | more)
+
+
+PAGES = (
+    Page("/lineage", render, menu="3 Lineage", is_exported=True),
+    Page("/lineage/{model}", render_model, is_exported=True),
+    Page("/lineage/{parent}/{child}", render_edge, is_exported=True),
+)

@@ -1,4 +1,4 @@
-"""Two models on the same trials: those that only one of them broke, both, or neither."""
+"""Two models on the same trials: those that only one of them broke, both, or neither; and one trial."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ from typing import NamedTuple
 
 from heredity.core.errors import UsageError
 from heredity.view.pages.conversations import number
-from heredity.view.pairs import WHICH, Shared, Which, is_edge, page_of, pairs, shared
+from heredity.view.pairs import WHICH, Shared, Which, beside, is_edge, page_of, pairs, shared
 from heredity.view.places import OpenStudy
-from heredity.view.queries import KINDS, Filters, ListedRow, place_of, read_filters, rows_of
+from heredity.view.queries import KINDS, Filters, ListedRow, place_of, read, read_filters, rows_of
 from heredity.view.rates import board_of
-from heredity.view.site import Asked, Site
-
-PATH, MENU, TAB = "/s/{study}/pairs", "", "3 Two models"
-IS_EXPORTED = True
+from heredity.view.site import Asked, Page, Site
 
 
 class PairOfRows(NamedTuple):
@@ -76,3 +73,30 @@ def _rows(study: OpenStudy, both: Shared, places: list[int]) -> list[PairOfRows]
     n = study.plan.n_per_model
     rows = rows_of(study, [place + m * n for place in places for m in (both.a, both.b)])
     return [PairOfRows(p, rows[p + both.a * n], rows[p + both.b * n]) for p in places]
+
+
+def render_trial(site: Site, asked: Asked) -> str:
+    """The page."""
+    study = site.open(asked)
+    wanted, n = chosen(study, asked), study.plan.n_per_model
+    place = number(asked.parts["place"])
+    if place >= n:
+        raise UsageError(f"Each model has the trials 0 to {n - 1}.")
+    both = shared(study, board_of(study), wanted.a, wanted.b, wanted.filters)
+    sort = int(both.sorts[place])
+    if sort and "which" not in asked.query:
+        wanted = wanted._replace(which=WHICH[sort - 1])
+    before, after = beside(both.places(wanted.which), place)
+    indices = [place + m * n for m in (wanted.a, wanted.b)]
+    return site.html(
+        "pair.html.jinja", asked, study,
+        chosen=wanted, place=place, trial=study.grid.trial(indices[0]), before=before, after=after,
+        sides=[(m, i, read(study, i)) for m, i in zip((wanted.a, wanted.b), indices, strict=True)],
+        query=wanted.query(study), n=both.n(wanted.which), is_edge=is_edge(study, wanted.a, wanted.b),
+        at=int((both.sorts[: place + 1] == sort).sum()) if sort == WHICH.index(wanted.which) + 1 else 0,
+    )  # fmt: skip
+
+
+PAIRS = Page("/s/{study}/pairs", render, tab="3 Two models", is_exported=True)
+PAIR = Page("/s/{study}/pair/{place}", render_trial, is_exported=True)
+PAGES = (PAIRS, PAIR)

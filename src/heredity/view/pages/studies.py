@@ -13,10 +13,8 @@ from heredity.study.folders import is_study
 from heredity.study.plan import PLAN
 from heredity.view.places import ListedStudy, OpenStudy, StudyProgress
 from heredity.view.rates import Chip, chips
-from heredity.view.site import Asked, Site
+from heredity.view.site import Asked, Page, Site
 
-PATH, MENU, TAB = "/", "1 Studies", ""
-IS_EXPORTED = True
 _SECONDS = 1.0  # that reading new rows may take, of all studies together
 
 
@@ -63,3 +61,6 @@ def planned_at(study: OpenStudy) -> str:
         return at[:19].replace("T", " ")
     written = datetime.fromtimestamp((study.folder / PLAN).stat().st_mtime, UTC)
     return written.isoformat(sep=" ", timespec="seconds")[:19]
+
+
+PAGES = (Page("/", render, menu="1 Studies", is_exported=True),)

@@ -1,4 +1,7 @@
-"""One study: what it found, what only one of two models did, and every cell as it fills."""
+"""One study: what it found, what only one of two models did, and every cell as it fills.
+
+The sections of its report are a page of their own.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,23 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from heredity.core.errors import HeredityError
+from heredity.core.sections import Badge, TrialLink
 from heredity.study.advice import advise
 from heredity.study.estimates import ALL, JUDGED, Measure
+from heredity.study.findings.protocols import RecordedStudy
 from heredity.study.findings.unasked import rates_in_words, worse_in_words
 from heredity.study.headline import headline
 from heredity.study.outcomes import is_part
-from heredity.study.wording import title
+from heredity.study.sections import study_sections
+from heredity.study.wording import BADGES, cell_words, title
 from heredity.view.pages.lineage import decided
 from heredity.view.pairs import WHICH, endpoint_of, is_edge, is_guard, pairs, shared
 from heredity.view.places import OpenStudy, report_of
 from heredity.view.queries import CellCounts, cells, read_filters, unasked
 from heredity.view.rates import Board, ShownRate, board_of, chips
-from heredity.view.site import Asked, Site
+from heredity.view.site import Asked, Page, Site
 
-PATH, MENU, TAB = "/s/{study}", "", "1 Overview"
-IS_EXPORTED = True
 MAX_PAIRS = 12  # that are listed; a form compares any two
 
 
@@ -163,3 +168,24 @@ def _cell(board: Board, cell: CellCounts | None, technique: str, measure: Measur
     if cell is None:
         return MatrixCell(None, None)
     return MatrixCell(cell, board.rate(cell.model, technique, measure))
+
+
+def render_findings(site: Site, asked: Asked) -> str:
+    """The sections; a sentence if the study has no estimates yet. Raises an error of the estimates."""
+    study = site.open(asked)
+    estimates = study.estimates()
+    if isinstance(estimates, HeredityError):
+        raise estimates
+    recorded = estimates and RecordedStudy(study.plan, estimates)
+    return site.html(
+        "findings.html.jinja", asked, study,
+        sections=study_sections(recorded, study.folder) if recorded else [],
+        has_estimates=estimates is not None, cell_words=cell_words, badges=BADGES,
+        is_trial=lambda cell: isinstance(cell, TrialLink), is_badge=lambda cell: isinstance(cell, Badge),
+    )  # fmt: skip
+
+
+PAGES = (
+    Page("/s/{study}", render, tab="1 Overview", is_exported=True),
+    Page("/s/{study}/findings", render_findings, tab="5 Findings", is_exported=True),
+)

@@ -1,4 +1,4 @@
-"""The trainings of the store: those in progress and those whose models it holds."""
+"""The trainings of the store: those in progress and those whose models it holds; and one, with its curve."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from heredity.core.errors import HeredityError
+from heredity.core.errors import HeredityError, UnknownName
 from heredity.core.files import is_locked, open_file, read_file, stamp_file
 from heredity.core.progress import time_words
 from heredity.core.records import Model, is_digest
-from heredity.core.sanitize import Shown, shown
+from heredity.core.sanitize import Shown, label, shown
 from heredity.lineage.store import RUN, RunInProgress, key_of
-from heredity.view.pages.lineage import records, store_of
+from heredity.view.pages.lineage import lineage_of, records, store_of
 from heredity.view.places import TRAINING
-from heredity.view.site import Asked, Site
+from heredity.view.site import Asked, Page, Site, curve
 
 # --- the trainings of a store -------------------------------------------------------------------------
 # Files are only read. A row that cannot be read is counted, and is in no curve. A curve has at most POINTS
@@ -235,8 +235,6 @@ class _KeptAnswer(msgspec.Struct):
     messages: list[_KeptMessage] = []
 
 
-PATH, MENU, TAB = "/training", "4 Training", ""
-IS_EXPORTED = False
 _MAX_RUNS = 100  # runs that are listed
 
 
@@ -259,3 +257,47 @@ def render(site: Site, asked: Asked) -> str:
         except (HeredityError, OSError) as error:
             lines.append(TrainingLine(run, None, str(error)))
     return site.html("training.html.jinja", asked, lines=lines, n=len(trainings), store=store)
+
+
+_LINES = 20  # of the table
+
+
+def render_run(site: Site, asked: Asked) -> str:
+    """The page."""
+    store, key = store_of(site), asked.parts["run"]
+    run = find(store, key)
+    if run is None:
+        raise UnknownName("training", label(key), [each.key for each in runs(store)])
+    points, models = read_curve(run), lineage_of(site).models
+    words = f"Loss of {run.name} over {points.n_done} steps"
+    return site.html(
+        "training_run.html.jinja", asked,
+        run=run, curve=points, svg=curve([(p.last, p.loss) for p in points.points], label(words, 200)),
+        rows=_few(points.points), terms=sorted({name for p in points.points for name in p.terms})[:6],
+        samples=samples(run), settings=_settings(run),
+        parents=[(ident, models.get(ident)) for ident in run.parents],
+    )  # fmt: skip
+
+
+def _few(points: list[LossPoint]) -> list[LossPoint]:
+    """Points for a table, evenly chosen, with the first and the last."""
+    if len(points) <= _LINES:
+        return points
+    return [points[round(i * (len(points) - 1) / (_LINES - 1))] for i in range(_LINES)]
+
+
+def _settings(run: ShownTraining) -> list[tuple[str, str]]:
+    if run.model is not None:
+        held = run.model.recipe.settings
+    else:
+        try:
+            held = msgspec.json.decode(read_file(run.folder / RUN), type=RunInProgress).recipe.settings
+        except (OSError, HeredityError, msgspec.DecodeError):
+            return []  # of a release before this file
+    return [(k, v if isinstance(v, str) else msgspec.json.encode(v).decode()) for k, v in held.items()]
+
+
+PAGES = (
+    Page("/training", render, menu="4 Training"),
+    Page("/training/{run}", render_run),
+)

@@ -14,10 +14,7 @@ from heredity.study.plan import Plan
 from heredity.study.wording import find, names, percent, plural
 from heredity.view.pages.studies import planned_at
 from heredity.view.places import OpenStudy
-from heredity.view.site import Asked, Site, trend
-
-PATH, MENU, TAB = "/trend", "2 Trend", ""
-IS_EXPORTED = True
+from heredity.view.site import Asked, Page, Site, trend
 
 
 class TrendLine(NamedTuple):
@@ -114,3 +111,6 @@ def _group(studies: list[OpenStudy], asked: str) -> TrendGroup:
     questions = _questions(first.plan, _endpoint(first), asked)
     name, application = first.plan.application.name, first.saved.application_digest
     return TrendGroup(name, application, questions, scope, len(studies), lines)
+
+
+PAGES = (Page("/trend", render, menu="2 Trend", is_exported=True),)
