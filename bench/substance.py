@@ -28,7 +28,7 @@ from heredity.core import readers
 from heredity.core.records import Exchange, Response
 from heredity.redteam import no_answer, probes
 from heredity.redteam.judges import default_verdict
-from heredity.redteam.probes.bank import fill
+from heredity.redteam.probes import fill
 from heredity.study.plan import Grid, read_plan
 from heredity.study.storage import open_responses
 

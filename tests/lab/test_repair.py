@@ -33,7 +33,7 @@ from heredity.recipes.finetune import Finetune
 from heredity.recipes.guard import WORDS, Guard
 from heredity.recipes.merge import Merge
 from heredity.redteam import probes
-from heredity.redteam.probes.bank import ProbeFile
+from heredity.redteam.probes import ProbeFile
 from heredity.stats import compare, verdict
 from heredity.stats.intervals import ALPHA
 from heredity.study import plan

@@ -117,17 +117,17 @@ def import_(kind: str, file: Path, options: tuple[str, ...], out: Path | None, a
     from heredity.core.errors import UsageError
     from heredity.core.files import write_atomic
     from heredity.core.terminal import note, write_json
-    from heredity.redteam.probes import importing
+    from heredity.redteam.probes import importers
 
     given = dict(option.partition("=")[::2] for option in options)
     if without := [option for option in options if "=" not in option]:
         raise UsageError(f"'{without[0]}' must be NAME=VALUE.")
-    spec = importing.parse_import(f"{importing.PREFIX}{kind}:{file}")._replace(path=file, options=given)
-    imported = importing.read_import(spec)
+    spec = importers.parse_import(f"{importers.PREFIX}{kind}:{file}")._replace(path=file, options=given)
+    imported = importers.read_import(spec)
     if out is not None:
         if out.exists():
             raise UsageError(f"{out} already exists. Name another file.")
-        write_atomic(out, importing.to_toml(imported).encode())
+        write_atomic(out, importers.to_toml(imported).encode())
     if as_json:
         write_json(imported.probes)
     of = Counter(probe.kind for probe in imported.probes)

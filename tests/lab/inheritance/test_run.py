@@ -42,7 +42,7 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.quantize import Quantize
 from heredity.redteam import probes
-from heredity.redteam.probes.bank import ProbeFile
+from heredity.redteam.probes import ProbeFile
 from heredity.stats.edges import KINDS
 from heredity.study.aggregate import read_proven
 from heredity.study.findings.edge_verdicts import NAME, EdgeVerdict, edge_verdicts

@@ -18,7 +18,7 @@ from heredity.core.records import Consult, Exchange, Probe, Reply, Request, Resp
 from heredity.redteam import attacks
 from heredity.redteam.attacks.protocols import KINDS, ProbeTransform, Strategy, Turns
 from heredity.redteam.judges import checks
-from heredity.redteam.probes.bank import SLOT
+from heredity.redteam.probes import SLOT
 from tests.support.conversations import APPLICATION, PROBES, REFUSAL, REPLIES, laid, loaded, talk, trial
 from tests.support.errors import raises
 

@@ -16,7 +16,7 @@ from heredity.redteam import probes
 from heredity.redteam.attacks import language
 from heredity.redteam.attacks._words import languages, table, translations
 from heredity.redteam.checks.package import find_use
-from heredity.redteam.probes.bank import SLOT, read_bank
+from heredity.redteam.probes import SLOT, read_bank
 from heredity.redteam.text import letters_and_digits
 from tests.support.conversations import BY_ID, HOW, talk, trial
 

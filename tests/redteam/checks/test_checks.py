@@ -19,7 +19,7 @@ from heredity.redteam import judges, probes
 from heredity.redteam.checks.pattern import PATTERN_LIMIT
 from heredity.redteam.checks.secret import SecretForms
 from heredity.redteam.judges import checks
-from heredity.redteam.probes.bank import read_bank
+from heredity.redteam.probes import read_bank
 from tests.support.errors import raises
 from tests.support.trials import exchange, make_application, probe, response
 

@@ -21,7 +21,7 @@ from heredity.application.spec import Application
 from heredity.core.records import Probe, Verdict
 from heredity.redteam import probes
 from heredity.redteam.judges import checks
-from heredity.redteam.probes.bank import fill
+from heredity.redteam.probes import fill
 from tests.support.conversations import ROOT
 from tests.support.trials import exchange, response
 

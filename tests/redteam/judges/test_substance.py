@@ -14,7 +14,7 @@ from msgspec import UNSET
 from heredity.application.spec import Application
 from heredity.core.records import Check, Probe, Response, Verdict
 from heredity.redteam import judges, no_answer, probes
-from heredity.redteam.probes.bank import fill
+from heredity.redteam.probes import fill
 from tests.support import bench_modules
 from tests.support.trials import exchange, probe, response
 

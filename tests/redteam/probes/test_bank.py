@@ -18,7 +18,7 @@ from heredity.redteam.attacks import direct
 from heredity.redteam.checks import load_check
 from heredity.redteam.checks.word import WordCheck
 from heredity.redteam.judges import checks
-from heredity.redteam.probes.bank import SLOT, ProbeFile, read_bank
+from heredity.redteam.probes import SLOT, ProbeFile, read_bank
 from heredity.redteam.text import letters_and_digits, shown_texts
 
 ROOT = Path(__file__).parents[3]

@@ -13,7 +13,7 @@ from heredity.core.records import Exchange, Probe, Reply, Response, Severity
 from heredity.redteam import probes
 from heredity.redteam.checks import is_useful
 from heredity.redteam.judges import checks
-from heredity.redteam.probes.bank import ProbeFile, read_bank
+from heredity.redteam.probes import ProbeFile, read_bank
 from heredity.redteam.text import shown_texts
 from tests.redteam.probes.test_bank import APPLICATION, WORLD, breach, quotations
 

@@ -9,8 +9,7 @@ import pytest
 from heredity.core.errors import BadInput
 from heredity.core.records import ToolDescription
 from heredity.redteam import probes
-from heredity.redteam.probes import bank
-from heredity.redteam.probes.bank import with_insert
+from heredity.redteam.probes import read_bank, with_insert
 from tests.support.errors import raises
 from tests.support.studies import APPLICATION
 
@@ -140,6 +139,6 @@ def test_a_value_of_the_wrong_type_names_its_line(tmp_path: Path, wrong: str, li
     head = 'title = "t"\ndescription = "d"\n\n[[probe]]\nid = "one"\ncluster = "c"\nwhy_no_twin = "x"\n'
     path.write_text(head + wrong + '\ncheck = { kind = "secret" }\n')
     with pytest.raises(BadInput) as caught:
-        bank.read_bank(path)
+        read_bank(path)
     assert (caught.value.code, caught.value.line) == ("wrong-type", line)
     assert words in str(caught.value)

@@ -14,8 +14,7 @@ from heredity.application.spec import Application
 from heredity.cli.probes import command
 from heredity.core.errors import BadInput, HeredityError, UnknownName, UsageError
 from heredity.redteam import probes
-from heredity.redteam.probes import importing
-from heredity.redteam.probes.bank import read_bank
+from heredity.redteam.probes import importers, read_bank
 from tests.support.errors import check, raises
 
 DATA = Path(__file__).parents[3] / "../shared/data"
@@ -66,7 +65,7 @@ def tiny(kind: str, folder: Path) -> str:
     return f"import:{kind}:{folder / name}?context=mails.jsonl"
 
 
-@pytest.mark.parametrize("kind", importing.kinds())
+@pytest.mark.parametrize("kind", importers.kinds())
 def test_every_importer_reads_its_format_and_its_file_form_loads_back_equal(
     kind: str, tmp_path: Path
 ) -> None:
@@ -76,11 +75,11 @@ def test_every_importer_reads_its_format_and_its_file_form_loads_back_equal(
     assert all(p.turns and p.threats and p.cluster for p in found)
     assert all(p.why_no_twin or p.twin for p in found if p.kind == "breach")
     written = tmp_path / "out.toml"
-    written.write_text(importing.to_toml(importing.load_import(spec)), encoding="utf-8")
+    written.write_text(importers.to_toml(importers.load_import(spec)), encoding="utf-8")
     assert read_bank(written).probes == found == probes.load(spec)
 
 
-@pytest.mark.parametrize("kind", importing.kinds())
+@pytest.mark.parametrize("kind", importers.kinds())
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.data())
 def test_a_damaged_file_is_read_or_explained(kind: str, tmp_path: Path, data: st.DataObject) -> None:
@@ -107,12 +106,12 @@ def test_nothing_of_a_row_is_changed_and_its_braces_are_no_slots(tmp_path: Path)
 
 
 def test_what_is_left_out_is_counted_with_its_line(tmp_path: Path) -> None:
-    assert importing.load_import(tiny("harmbench", tmp_path)).left_out == (
+    assert importers.load_import(tiny("harmbench", tmp_path)).left_out == (
         (4, "copyright: the set decides it by hashes of books", 0),
     )
     (tmp_path / "c.csv").write_text("prompt\nOne?\n\n   \nOne?\n")
-    found = importing.load_import(f"import:csv:{tmp_path / 'c.csv'}")
-    assert found.left_out == ((4, "it has no prompt", 0), (5, importing.SAME, 2))
+    found = importers.load_import(f"import:csv:{tmp_path / 'c.csv'}")
+    assert found.left_out == ((4, "it has no prompt", 0), (5, importers.SAME, 2))
 
 
 def test_a_conversation_of_pyrit_keeps_its_turns(tmp_path: Path) -> None:
@@ -223,4 +222,4 @@ def test_the_real_files_are_read(spec: str, n_breach: int, n_benign: int) -> Non
 def test_the_names_of_importers_stand_in_the_document() -> None:
     page = Path(__file__).parents[3] / "docs" / "how-to" / "answers.md"
     words = page.read_text(encoding="utf-8")
-    assert all(f"`{kind}`" in words for kind in importing.kinds())
+    assert all(f"`{kind}`" in words for kind in importers.kinds())

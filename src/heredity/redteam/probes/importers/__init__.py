@@ -22,7 +22,15 @@ from heredity.core import registry
 from heredity.core.errors import BadInput, UnknownName, UsageError, did_you_mean
 from heredity.core.readers import rows
 from heredity.core.records import Check, Probe
-from heredity.redteam.probes.bank import why_name_taken
+
+
+def why_name_taken(name: str) -> str:
+    """Why a user's own technique may not have this name; "" if it may."""
+    if name in ("all", "judge_free", "judged"):  # SCOPES of study/estimates.py
+        return f"'{name}' is the name of a row over several techniques; choose another"
+    if name in registry.names("redteam.probes", ".toml"):
+        return f"'{name}' is a technique of heredity's own; choose another name"
+    return ""
 
 
 class ImportedItem(NamedTuple):
