@@ -607,7 +607,7 @@ def test_each_table_of_a_section_has_its_title_and_each_verdict_its_colour(
     words = "worse", "not worse", "not enough evidence", "better"
     verdicts = [TextTable(f"T{i}", ["m"], [[Badge(word, "n 9")]]) for i, word in enumerate(words)]
     section = Section("own", "Own", "", (*verdicts, TextTable("Folded", [], [], summary="More")))
-    monkeypatch.setattr("heredity.view.pages.findings.study_sections", lambda *_: [section])
+    monkeypatch.setattr("heredity.view.pages.study.study_sections", lambda *_: [section])
     page = finished.render(f"/s/{key(finished)}/findings")
     assert re.findall(r"<h[23].*?>(\w+)</h", page) == ["Own", "T1", "T2", "T3"]  # the first has the section's
     assert re.findall(r'class="verdict (\w+)"', page) == ["worse", "same", "unknown", "same"]
