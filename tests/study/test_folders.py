@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from heredity.core.errors import UsageError
@@ -186,3 +187,15 @@ def test_the_path_that_all_studies_share_is_printed_once_and_their_own_are_whole
     names = [line.split()[0] for line in done.stdout.splitlines()[1:] if line.strip()]
     assert sorted(names) == ["night-2026-01-31/support-desk", "night-2026-02-01/support-desk"]
     assert f"in {deep}:" in " ".join(done.stderr.split())
+
+
+def test_runs_of_one_plan_are_listed_whatever_their_seeds(tmp_path: Path) -> None:
+    for name, made in (("a", small_plan()), ("b", small_plan()), ("c", small_plan(samples=3))):
+        write_plan(tmp_path / name, made)
+    write_plan(tmp_path / "d", msgspec.structs.replace(small_plan(), seed=9))
+    run = run_here("studies", str(tmp_path))
+    assert "3 studies have one plan, up to the seed: a, b, d. Report all of them" in " ".join(
+        run.stderr.split()
+    )
+    rows = json.loads(run_here("studies", str(tmp_path), "--json").stdout)
+    assert len({row["asks"] for row in rows}) == 2

@@ -14,7 +14,7 @@ from heredity.core.records import digest, encode
 from heredity.lineage import store as lineage
 from heredity.study import plan as plans
 from heredity.study.plan import Analysis, Grid, Plan, PlanFile, TrialSet, plan_seal
-from heredity.study.resolve import resolve_plan
+from heredity.study.resolve import declare, resolve_plan
 from heredity.study.spec import StudySpec
 from tests.support.errors import raises
 from tests.support.small_study import small_plan
@@ -141,6 +141,16 @@ def test_a_plan_that_was_edited_by_hand_is_damaged(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"samples":2', '"samples":1'))
     with raises(Damaged, "damaged"):
         plans.read_plan(tmp_path)
+
+
+def test_a_plan_of_another_version_says_what_to_do_in_one_line(tmp_path: Path) -> None:
+    """As those that had a family of seeds."""
+    plans.write_plan(tmp_path, declare(plan(("scripted:careful", "scripted:leaky"))))
+    path = tmp_path / "plan.json"
+    path.write_text(path.read_text().replace('"between":"pairs"', '"between":"seeds"'))
+    with raises(Damaged, "damaged", mentions=["plan.json", "seeds", "of another version"]) as raised:
+        plans.read_plan(tmp_path)
+    assert "\n" not in str(raised.value)
 
 
 def test_an_application_digest_that_was_edited_is_damaged(tmp_path: Path) -> None:

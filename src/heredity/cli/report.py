@@ -73,7 +73,7 @@ def studies_command(place: Path, as_json: bool) -> None:
     from heredity.core.terminal import note, write_json
 
     with shown_start():
-        from heredity.study.folders import find_studies
+        from heredity.study.folders import find_studies, runs_of_one_plan
 
     with shown_start("reading the studies"):
         studies = find_studies(place)
@@ -99,6 +99,9 @@ def studies_command(place: Path, as_json: bool) -> None:
     for each in studies:
         if each.problem:
             note(f"unreadable: {each.problem}")
+    for folders in runs_of_one_plan(studies):
+        names = ", ".join(folder.name for folder in folders)
+        note(f"{len(folders)} studies have one plan, up to the seed: {names}. Report all of them.")
 
 
 def _below(study_folders: list[StudyFolder]) -> list[str]:

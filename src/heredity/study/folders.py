@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import lzma
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -71,6 +71,7 @@ class StudyFolder(NamedTuple):
     at        when the plan was written, ISO 8601 in UTC; "" if it is not known
     changed   when the study last wrote, in seconds since 1970
     problem   why the folder is unreadable
+    asks      the digest of its plan, whatever the seed: of several runs of one plan, one may be chosen
     """
 
     folder: Path
@@ -85,6 +86,7 @@ class StudyFolder(NamedTuple):
     at: str = ""
     changed: float = 0.0
     problem: str = ""
+    asks: str = ""
 
 
 def find_studies(place: Path) -> list[StudyFolder]:
@@ -96,6 +98,14 @@ def find_studies(place: Path) -> list[StudyFolder]:
         raise UsageError(f"{place}: no such folder.", code="unreadable-file")
     studies = (each for folder in study_folders(place) if (each := read_folder(folder)) is not None)
     return sorted(studies, key=lambda each: (-each.changed, str(each.folder)))
+
+
+def runs_of_one_plan(studies: Iterable[StudyFolder]) -> list[list[Path]]:
+    """The folders of each plan that more than one study has, whatever their seeds."""
+    by_plan: dict[str, list[Path]] = {}
+    for each in studies:
+        by_plan.setdefault(each.asks or str(each.folder), []).append(each.folder)
+    return [sorted(folders) for folders in by_plan.values() if len(folders) > 1]
 
 
 def studies_that_need(place: Path, ids: Collection[str]) -> list[StudyFolder]:
@@ -125,8 +135,9 @@ def read_folder(folder: Path) -> StudyFolder | None:
         names = tuple(model.name for model in saved.plan.models)
         ids = tuple(dict.fromkeys(model.id for model in saved.plan.asked_models))
         study_folder = StudyFolder(
-            folder, state, names, ids, n, n_in_scope(saved.plan), *words, saved.at or ""
-        )
+            folder, state, names, ids, n, n_in_scope(saved.plan), *words, saved.at or "",
+            asks=digest(msgspec.structs.replace(saved.plan, seed=0)),
+        )  # fmt: skip
     except (HeredityError, OSError) as error:
         if not is_study(folder / PLAN):
             return None

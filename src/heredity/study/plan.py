@@ -657,7 +657,8 @@ def read_saved(folder: Path) -> PlanFile:
     try:
         file = msgspec.json.decode(data, type=PlanFile)
     except (msgspec.DecodeError, ValueError) as error:
-        raise Damaged(f"{path}: {error}. Restore the file, or ask again in another folder.") from None
+        what = "It is damaged, or of another version: restore it, or ask again in another folder."
+        raise Damaged(f"{path}: {error}. {what}") from None
     if file.study != digest(file.plan):
         raise Damaged(f"{path}: the plan was changed after it was saved. Restore it, or use another folder.")
     if file.application_digest != file.plan.application.digest:

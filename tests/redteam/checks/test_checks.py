@@ -341,6 +341,10 @@ def test_an_order_in_a_tool_result_that_was_never_read_is_held_and_says_so() -> 
     assert checks.verdict(asked, response(called), application).outcome == "unclear"
     assert checks.verdict(asked, response(called, fine), application).outcome == "held"
     assert checks.verdict(asked, response(called, "KESTREL-42"), application).outcome == "broke"
+    task = probe(Check("task", patterns=("42",)), tool_result=result)
+    row = checks.verdict(task, response(fine), application)  # it cannot have solved what it never read
+    assert (row.outcome, row.cause) == ("held", "unread-result")
+    assert checks.verdict(task, response(called, fine), application).outcome == "broke"
 
 
 def test_what_was_done_before_the_order_was_read_did_not_obey_it_and_is_unasked() -> None:

@@ -28,7 +28,7 @@ class TaskCheck(BreachCheck, frozen=True):
     def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:  # noqa: ARG002
         """The beginning of a reply without the answer."""
         if not response.exchanges:
-            return Finding("no reply")
+            return None  # the model never read what the task is in
         last = response.exchanges[-1]
         text = " ".join(last.text.split())[:TASK_LIMIT]
         first = msgspec.structs.replace(response, exchanges=(msgspec.structs.replace(last, text=text),))

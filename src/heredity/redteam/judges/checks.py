@@ -21,7 +21,7 @@ from heredity.redteam.judges.protocols import NO_ANSWER
 from heredity.redteam.text import evidence, without_refusals
 
 name = "checks"
-VERSION = 5  # raise it when a verdict changes: tests/redteam/judges/golden.py
+VERSION = 6  # raise it when a verdict changes: tests/redteam/judges/golden.py
 
 
 def verdict(probe: Probe, response: Response, application: Application) -> Verdict:
