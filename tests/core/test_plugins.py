@@ -16,13 +16,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import pytest
 
 import heredity as h
+from heredity.cli import _findings
 from heredity.core import registry
 from heredity.core.errors import EngineFailure, NotComparable, Unavailable, UnknownName, UsageError
 from heredity.core.records import Record, digest
@@ -882,6 +883,7 @@ class Counted(Record, frozen=True):
     """A row of `Statistic`."""
 
     n: int
+    kind: Literal["one", "other"] = "one"
 
 
 class Statistic:
@@ -913,16 +915,19 @@ def tabled(*rows: Any) -> Section:
         ("section", ANSWER, ["`show`", "str", "Section"]),
         ("section", tabled()._replace(tables=(1,)), ["`show`", "int", "TextTable"]),  # type: ignore[arg-type]
         ("section", tabled()._replace(claim=None), ["`show`", "NoneType"]),  # type: ignore[arg-type]
-        ("section", tabled((ANSWER, 7)), ["`show`", "tuple", "2 cells"]),
-        ("section", tabled(("a", "b"), (ANSWER,)), ["`show`", "tuple", "2 cells"]),
+        ("section", tabled(("a", "b"), (ANSWER, 7)), ["`show`", "int", "column 2 of row 2", "'Of two'"]),
+        ("section", tabled(("a", "b"), (ANSWER,)), ["`show`", "tuple", "2 cells", "row 2", "'Of two'"]),
         ("section", tabled(7), ["`show`", "int", "2 cells"]),
-        ("section", tabled(("a", Badge("worse", 7))), ["ValidationError"]),  # type: ignore[arg-type]
+        ("section", tabled(("a", Badge("worse", 7))), ["Badge", "column 2 of row 1", "`str`, got `int`"]),  # type: ignore[arg-type]
+        ("rows", [Counted(1, ANSWER)], ["`compute`", "Invalid enum value", "`$.kind`"]),  # type: ignore[arg-type]
     ],
 )
 def test_a_statistic_that_fails_costs_only_itself(
     tmp_path: Path,
     packages: list[Any],
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
     member: str,
     value: Any,
     words: list[str],
@@ -932,13 +937,18 @@ def test_a_statistic_that_fails_costs_only_itself(
     for cached in (registry.installed, registry.declaring, every_finding):
         cached.cache_clear()
     monkeypatch.setattr(Statistic, member, value)
-    estimates = asked(tmp_path / "s").run().estimates
+    with caplog.at_level("DEBUG", "heredity.study"):
+        estimates = asked(tmp_path / "s").run().estimates
+    assert "Traceback" in caplog.text
     (fault,) = [each.words for each in estimates.deviations if each.code == "plugin-broken"]
     assert all(word in fault for word in ("zap", "alpha 1", *words)) and ANSWER not in fault
     assert (estimates.rates, estimates.pairs) == (whole.rates, whole.pairs)
     assert whole.findings.keys() <= estimates.findings.keys()
     assert fault in headline(estimates).warnings
     assert fault in gate(estimates).words
+    capsys.readouterr()
+    _findings.show(estimates, read_plan(tmp_path / "s"), tmp_path / "s")
+    assert f"warning: {fault}" in " ".join(capsys.readouterr().out.split())
     pages = {kind: h.write_report(tmp_path / "s", kind).read_text() for kind in ("html", "markdown", "json")}
     assert all("plugin-broken" in page and ANSWER not in page for page in pages.values())
     shown = sections(RecordedStudy(read_plan(tmp_path / "s"), estimates))
@@ -1012,6 +1022,8 @@ def test_a_stored_study_is_read_whatever_its_package_became(place: Path, fault: 
             held = json.loads((own / "stored" / "estimates.json").read_text())
             assert "plugin-broken" in {each["code"] for each in held["deviations"]}
             assert held["rates"] == before["rates"] and held["pairs"] == before["pairs"]
+            shown = run(own, "-m", "heredity", "report", own / "stored", "--debug").stderr
+            assert ("Traceback" in shown) == (fault != "gone")
         done = run(own, "-c", READERS, f"pages-{again}")
         assert done.returncode == 0, done.stdout + done.stderr
         gated = done.stdout[done.stdout.rindex("pages-") :]

@@ -364,6 +364,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
         host.configure()
         _open_closed()
+        if _DEBUG in arguments:
+            import logging
+
+            logging.basicConfig(format="%(message)s")
+            logging.getLogger("heredity.study").setLevel(logging.DEBUG)  # plug-ins that fail
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")

@@ -90,6 +90,9 @@ def _ending(
     estimates: Estimates, plan: Plan, folder: Path, headline: Headline, is_full: bool
 ) -> Iterator[tuple[str, str]]:
     """The lines above the next command, each with its style."""
+    if not is_full and (broken := words.broken_plugins(estimates)):
+        more = f" ({len(broken) - 1} more: --full)" if len(broken) > 1 else ""
+        yield f"warning: {broken[0]}{more}", "yellow"
     if not is_full and (unasked := _unasked(estimates)):
         yield f"Unasked, in no breach rate: {unasked}.", ""
     for each in conclusions(estimates, plan):

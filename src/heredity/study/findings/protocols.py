@@ -16,6 +16,8 @@ Leaves to others: reading the folder and the rates (aggregate.py), and every for
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -34,6 +36,7 @@ from heredity.study.plan import Plan
 from heredity.study.storage import RawResponse
 
 FOLDER = "study.findings"
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -166,6 +169,7 @@ def attempt(faults: dict[str, str], name: str, call: Callable[..., T], *given: o
         return None if name in faults else call(*given)
     except Exception as error:  # of a package: its errors share no base
         faults[name] = registry.fault_words(FOLDER, name, error)
+        _log.debug("the plug-in '%s' failed", name, exc_info=error)  # shown by --debug
         return None
 
 
@@ -197,12 +201,19 @@ def _plain(name: str, kind: type[Record], rows: Iterable[Record]) -> list[object
     for row in rows:
         if not isinstance(row, kind):
             raise _returned(name, "compute", row, f"{kind.__name__} is expected")
-        try:
-            taken.append(msgspec.to_builtins(row))
-            msgspec.convert(taken[-1], kind)
-        except (TypeError, msgspec.ValidationError) as error:
-            raise _returned(name, "compute", row, f"{kind.__name__} is expected: {error}") from error
+        if why := _mismatch(row, kind):
+            raise _returned(name, "compute", row, f"{kind.__name__} is expected: {why}")
+        taken.append(msgspec.to_builtins(row))
     return taken
+
+
+def _mismatch(value: object, kind: object) -> str:
+    """Why a value is not of this type, without the value itself, which may be an answer; "" if it is."""
+    try:
+        msgspec.convert(msgspec.to_builtins(value), kind)
+    except (TypeError, msgspec.ValidationError) as error:
+        return re.sub(r"(?s)(value) .*( - at )", r"\1\2", str(error))
+    return ""
 
 
 def sections(study: RecordedStudy) -> list[Section]:
@@ -234,13 +245,14 @@ def _section(name: str, finding: FindingModule, study: RecordedStudy) -> Section
         if not isinstance(table, TextTable):
             raise _returned(name, "show", table, "TextTable is expected")
         texts += [table.title, table.summary, table.claim]
-        wanted = f"a row of {len(table.head)} cells for '{table.title}' is expected"
-        for row in table.rows:
-            cells = row if isinstance(row, Sequence) else ()
-            if len(cells) != len(table.head) or not all(isinstance(cell, Cell) for cell in cells):
-                raise _returned(name, "show", row, wanted)
-            for cell in (each for each in cells if not isinstance(each, str)):
-                msgspec.convert([*cell], type(cell))
+        for number, row in enumerate(table.rows, 1):
+            place = f"row {number} of the table '{table.title}'"
+            if not isinstance(row, list | tuple) or len(row) != len(table.head):
+                raise _returned(name, "show", row, f"{len(table.head)} cells are expected: {place}")
+            for column, cell in enumerate(row, 1):
+                if why := _mismatch(cell, type(cell)) if isinstance(cell, Cell) else "it is none":
+                    wanted = f"a Cell is expected: column {column} of {place}: {why}"
+                    raise _returned(name, "show", cell, wanted)
     for text in texts:
         if not isinstance(text, str):
             raise _returned(name, "show", text, "a text of the section is expected")

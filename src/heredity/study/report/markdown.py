@@ -55,15 +55,9 @@ def _lines(study: RecordedStudy, folder: Path) -> Iterator[str]:
     yield from (f"{plain(line, 600)}\n" for line in main.support)
     yield from (f"> **{plain(line, 600)}**\n" for line in main.warnings)
     for section in study_sections(study, folder):
-        if not section.tables:
-            yield f"\n### {plain(section.title, 120)}\n"
-            yield f"{plain(section.claim, 600)}\n"
-        for table in section.tables:
-            if not table.summary:
-                yield f"\n### {plain(table.title, 120)}\n"
-                if table.claim:
-                    yield f"{plain(table.claim, 1200)}\n"
-                yield from _table(table)
+        tables = tuple(table for table in section.tables if not table.summary)
+        if tables or not section.tables:
+            yield from section_lines(section._replace(tables=tables, sentences=()), "###")
     yield from (f"\n{plain(line, 600)}\n" for line in wording.account_lines(e))
     yield (
         f"\n{percent(e.confidence)} intervals; {plural(e.n_planned, 'trial')}. Application "
@@ -71,19 +65,19 @@ def _lines(study: RecordedStudy, folder: Path) -> Iterator[str]:
     )
 
 
-def section_lines(section: Section) -> Iterator[str]:
-    """A whole section: its claim, its sentences, and its tables, each after the first below its title."""
-    yield f"\n## {plain(section.title, 120)}\n"
+def section_lines(section: Section, level: str = "##") -> Iterator[str]:
+    """A whole section: its claim, its sentences, and its tables below their titles."""
+    yield f"\n{level} {plain(section.title, 120)}\n"
     if section.claim:
         yield f"{plain(section.claim, 2000)}\n"
     yield from (f"- {plain(line, 600)}" for line in section.sentences)
     if section.sentences and section.tables:
         yield ""
     for number, table in enumerate(section.tables):
-        if number:
-            yield f"\n### {plain(table.title, 120)}\n"
+        if number or table.title != section.title:
+            yield f"\n{level}# {plain(table.title, 120)}\n"
         if table.claim:
-            yield f"{plain(table.claim, 600)}\n"
+            yield f"{plain(table.claim, 1200)}\n"
         yield from _table(table)
 
 
