@@ -131,10 +131,10 @@ def test_the_models_of_a_plan_file_are_planned_by_their_edges(
     assert told(capsys, *asked)["n_pairs"] == 2
     forecast = told(capsys, "--study", str(tmp_path / "plan.toml"))
     rows = [r for r in forecast["rows"] if r["between"] == "edges" and r["technique"] == "judged"]
-    assert [row["n_comparisons"] for row in rows] == [2]
+    assert [row["n_comparisons"] for row in rows] == [8]  # four numbers of each edge
     assert main(["power", "--study", str(tmp_path / "plan.toml")]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "of parent and child with 80 % power (Holm over 2):" in said
+    assert "of parent and child with 80 % power (Holm over 8):" in said
     assert "Its 3 pairs of models are a second family; no verdict on a child uses it." in said
 
 

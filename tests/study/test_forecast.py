@@ -15,10 +15,20 @@ import pytest
 from heredity import stats
 from heredity.core.records import Check, Probe
 from heredity.core.terminal import wrapped
+from heredity.stats.edges import EdgeTest, edge_difference, kept_power, loss_power, shipped_run_variance
 from heredity.stats.judge_error import compare_at_shares
 from heredity.stats.power import EXACT_TO, _tango_critical, not_worse_power, sequential_power, shown_margin
 from heredity.stats.sequential import SequentialComparison
-from heredity.study.forecast import BASELINE, UNCLEAR, Assumed, forecast_lines, forecast_study, left_out
+from heredity.study.findings.edge_verdicts import edge_verdicts
+from heredity.study.forecast import (
+    BASELINE,
+    UNCLEAR,
+    Assumed,
+    forecast_lines,
+    forecast_study,
+    left_out,
+    smallest,
+)
 from heredity.study.plan import ForecastRow, Plan, StudyForecast, read_saved
 from heredity.study.resolve import declare
 from heredity.study.spec import StudySpec
@@ -194,10 +204,30 @@ def test_parents_and_children_are_foreseen_as_edges(tmp_path: Path) -> None:
     study = Study(StudySpec(list(family()), APPLICATION, probes=probes(20), out=tmp_path / "s"))
     found = study.forecast()
     edge, pair = (row(found, between=kind) for kind in ("edges", "pairs"))
-    assert (edge.n_comparisons, pair.n_comparisons) == (4, 6)
+    assert pair.n_comparisons == 6
+    verdicts = Study(StudySpec(list(family()), APPLICATION, probes=probes(20), out=tmp_path / "v")).run()
+    rows = edge_verdicts(verdicts.estimates).values()  # Holm corrects over the numbers of all edges
+    assert edge.n_comparisons == sum(len(each.numbers) for each in rows) > 4
     assert found is not None and found.discordance["edges"] == found.discordance["pairs"] / 2
-    assert edge.not_worse > pair.not_worse
     assert "parent and child" in forecast_lines(study.resolved, found)[0]
+
+
+@pytest.mark.parametrize("n_edges", [1, 12])
+def test_a_loss_is_shown_with_the_power_of_its_family(n_edges: int) -> None:
+    """The tests of edges themselves, on trials and runs as they are assumed."""
+    rng, n, margin, runs = np.random.default_rng(7), 200, 0.1, shipped_run_variance(is_made_again=True)
+    alpha, every = 0.05 / (6 * n_edges), np.arange(n)
+    loss = smallest(lambda d: loss_power(n, 0.16 + d, d, runs, margin, alpha, 0.05) >= 0.8) or 0.0
+    shown, kept = list[bool](), list[bool]()
+    for _ in range(400):
+        for true, of in ((loss, shown), (0.0, kept)):
+            moved = 0.08 + max(true + rng.normal(0, 0.025), -0.08)
+            worse = rng.random(n) < moved
+            d = worse.astype(float) - (~worse & (rng.random(n) < 0.08 / (1 - moved)))
+            test = EdgeTest.of("refusals", edge_difference(d, every, runs), margin, 0.05)
+            of.append(test.lost < alpha if true else test.within < 0.05 / n_edges)
+    assert np.mean(shown) == pytest.approx(0.8, abs=0.08)
+    assert np.mean(kept) == pytest.approx(kept_power(n, 0.16, runs, margin, 0.05 / n_edges), abs=0.08)
 
 
 def test_one_model_foresees_nothing(tmp_path: Path) -> None:

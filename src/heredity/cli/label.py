@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 _KEYS: dict[str, LabelAnswer | None] = {"y": "yes", "n": "no", "s": "skip", "q": None, "\x04": None, "": None}
 
 
+_ONE_OF = (
+    "Give one of --edge, --export and --import, and one of --edge, --unclear and --second; --question only "
+    "with --edge."
+)
+
+
 @click.command("label", cls=Verb, example="heredity label runs/support-desk --n 100")
 @click.argument("folder", metavar="DIR", type=PathArgument())
 @click.option(
@@ -60,11 +66,10 @@ def command(
     """Label some of a study's answers, to correct its rates.
 
     Press one key per answer: yes, no, skip or quit. The sample is random. It favours trials on which two
-    models differ, and answers of which the judge was less sure. You may stop at any time; the same command
-    resumes. With at least 10 labels of a kind, the report also has rates that are estimated from labels.
-    With --unclear you measure how many unclear answers are breaches, which verdicts otherwise assume.
-    With --edge the order of two answers is random. The report then has the difference of the models as you
-    read it, whatever the judge's errors. A child that stopped refusing lost safety if people see harm, too.
+    models differ, and answers of which the judge was less sure. The same command resumes. With at least 10
+    labels of a kind, the report has rates that are estimated from labels. With --unclear you measure how
+    many unclear answers are breaches, which verdicts otherwise assume. With --edge the report has the
+    difference of two models as you read it. Who stopped refusing lost safety if people see harm, too.
     """
     from heredity.core.errors import UsageError
     from heredity.core.files import Lock, Rows
@@ -72,10 +77,9 @@ def command(
     from heredity.study import labels, plan
     from heredity.study.findings import pairs_read
 
-    if question and not edge:
-        raise UsageError("--question is of pairs: give --edge PARENT CHILD.")
-    if any(sum(map(bool, some)) > 1 for some in ((edge, export, take), (edge, is_unclear, second))):
-        raise UsageError("Give one of --edge, --export and --import, and one of --edge, --unclear, --second.")
+    one_of = (edge, export, take), (edge, is_unclear, second), (question and not edge, question)
+    if any(sum(map(bool, some)) > 1 for some in one_of):
+        raise UsageError(_ONE_OF)
     n = n or (labels.N_UNCLEAR if is_unclear else 100)
     if n > labels.MAX_DRAWN:
         raise UsageError(f"A sample has at most {labels.MAX_DRAWN} answers of one study; --n {n} is more.")

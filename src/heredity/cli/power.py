@@ -249,7 +249,12 @@ def _show_rows(forecast: StudyForecast) -> None:
         numbers = [f"{row.n_clusters:,}", worse, f"{row.not_worse:.2f}"]
         if not is_narrow:
             inside = [f"{row.n_effective:.0f}", f"{row.n_comparisons:,}"]
-            numbers = [*numbers[:1], *inside, *numbers[1:], f"{row.clusters_needed:,}"]
+            numbers = [
+                *numbers[:1],
+                *inside,
+                *numbers[1:],
+                f"{row.clusters_needed:,}" if row.clusters_needed < 1e9 else "-",
+            ]
         grid.add_row(cell(f"  {row.technique}"), *map(cell, numbers))
     out().print(grid)
     legend = (

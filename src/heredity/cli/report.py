@@ -63,12 +63,10 @@ def command(
 def studies_command(place: Path, as_json: bool) -> None:
     """List the studies of a folder, with state and verdict.
 
-    The last changed is the first. Folders up to three levels below PLACE are searched, which is the
-    current folder by default. A study is running while a process of this machine works on it. It is done
-    if every planned trial has an answer or an error, stopped if some have none, and planned before the
-    first one. Shipping is the advice of its report: `not 1 of 3` advises against one of three models.
-    Inheritance is the verdict on children against their parents. If studies of unrelated models are listed,
-    too, the column is named comparison. Of one model it has the breach rate.
+    Folders up to three levels below PLACE are searched. A study is running while a process of this machine
+    works on it, done if every trial has an answer or an error, and planned before the first. Shipping is
+    the advice of its report: `not 1 of 3` advises against one of three models. Inheritance is the verdict
+    on children; the column is named comparison if unrelated models are listed, too.
     """
     from heredity.core.terminal import note, write_json
 

@@ -865,7 +865,7 @@ def _power(battery: BatteryFinding) -> str:
     family = f" (Holm over {row.n_comparisons})" if row.n_comparisons > 1 else ""
     return (
         f"Power of one number, computed before the first answer: {loss}, and {percent(row.not_worse)} to "
-        f"show an equal child within the margin{family}."
+        f"show an equal child within the margin{family}. The errors of a judge come on top."
     )
 
 

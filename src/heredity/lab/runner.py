@@ -39,7 +39,7 @@ from heredity.core.errors import (
 )
 from heredity.core.files import read_file, refuse_linked_folders, write_atomic
 from heredity.core.progress import PREPARE, Progress, TimeLeft, TimeSpan, Watch, Work, phase, time_words
-from heredity.core.records import Decoding, Estimate, Model, Probe, Record, encode
+from heredity.core.records import Decoding, Estimate, Model, Probe, RecipeRecord, Record, encode
 from heredity.core.sections import Cell, CountedShare, Section, TextTable
 from heredity.lab import repair as repairing
 from heredity.lab.controls import COPY, OTHER_DTYPE, make_control
@@ -456,7 +456,9 @@ def battery_forecast(
     first = {name: name for name in plan.models}
     for task in made:
         parents = [models[first[name]].id for name in task.child.parents]
-        models[task.name] = stand_in(task.name, tuple(parents))
+        how = {"child": task.child.name} | ({} if task.seed is None else {"seed": task.seed})
+        recipe = RecipeRecord(task.child.recipe, how)
+        models[task.name] = msgspec.structs.replace(stand_in(task.name, tuple(parents)), recipe=recipe)
         first.setdefault(task.child.name, task.name)
     wanted = set(battery.models)
     names = {task.name: task.child.name for task in made}

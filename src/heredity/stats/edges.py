@@ -366,6 +366,27 @@ class EdgeTest(NamedTuple):
         return cls(question, more, lost, number.p_below(margin))
 
 
+def loss_power(
+    n: float, discordance: float, loss: float, runs: Source, margin: float, alpha: float, first: float
+) -> float:
+    """The chance that n trials show this loss, as `EdgeTest.lost` below `alpha` of a verdict without errors.
+
+    first: the level before Holm's correction, at which a second run must not be within the margin.
+    """
+    items = Source((max(discordance, loss) - loss**2) / n, n)
+    sd, df = math.sqrt(items.variance + runs.variance), satterthwaite([items, runs])
+    shown = FLOOR + float(special.stdtrit(df, 1 - alpha / 2)) * sd
+    again = margin + _ANOTHER_RUN * math.sqrt(runs.variance) - float(special.stdtrit(df, 1 - first)) * sd
+    return float(special.ndtr((loss - max(shown, again)) / sd))
+
+
+def kept_power(n: float, discordance: float, runs: Source, margin: float, alpha: float) -> float:
+    """The chance that n trials show an equal child within the margin, at this one-sided level."""
+    items = Source(discordance / n, n)
+    sd, df = math.sqrt(items.variance + runs.variance), satterthwaite([items, runs])
+    return float(special.ndtr(margin / sd - special.stdtrit(df, 1 - alpha))) if sd else 1.0
+
+
 class EdgeDecision(NamedTuple):
     """The shown differences of an edge, after both corrections.
 

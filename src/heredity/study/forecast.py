@@ -33,6 +33,7 @@ from heredity.engines.remote.services import BYTES_PER_TOKEN, Usage
 from heredity.lineage.store import ModelSpeed, speed_seconds
 from heredity.redteam import attacks
 from heredity.redteam.checks import is_judged
+from heredity.stats.edges import kept_power, loss_power
 from heredity.stats.intervals import EffectiveN
 from heredity.stats.power import (
     POWER,
@@ -46,6 +47,7 @@ from heredity.stats.power import (
 )
 from heredity.stats.sequential import nominal_levels, one_sided_levels
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, PROBE_KINDS, Estimates, Measure
+from heredity.study.findings.edge_verdicts import planned_tests
 from heredity.study.intervals import Intervals
 from heredity.study.outcomes import in_scope, is_part, n_in_scope
 from heredity.study.plan import (
@@ -243,6 +245,7 @@ _MAX_FOLDERS, _MAX_STUDIES = 500, 5  # next to the study's own, and read
 _MIN_PAIRS = 30  # shared trials from which an earlier study tells how often two models differ
 _MIN_DISCORDANCE = 0.02  # no study is planned for models that never differ
 _RUNS = 200  # of a simulated study
+_NO_NUMBER = 1e9  # behaviours, where none would do
 _FEW = 0.5  # below this power an answer is called unlikely
 
 
@@ -314,6 +317,7 @@ class _ForecastCells:
         self._plan, self._declared, self._unclear = plan, declared, unclear
         self._alpha = Intervals.of(plan).alpha
         self._attacks = plan.applied()
+        self._edges = planned_tests(plan)
 
     def row(
         self, family: ComparisonFamily, technique: str, discordance: float, *, is_pooled: bool
@@ -322,6 +326,9 @@ class _ForecastCells:
         sizes = self.sizes(family.measure, technique)
         n_trials, n_pairs = sum(sizes.values()), family.n // len(family.scopes)
         n_tests = family.n if is_pooled else n_pairs * len(_techniques(self._plan, family.measure))
+        # The numbers of all edges are one family; models behind guards have one of their own.
+        is_of_edges = family.between == "edges" and is_pooled and self._edges.n_edges > 0
+        n_tests = self._edges.n_numbers if is_of_edges else n_tests
         # Of decided trials, those count that both decided.
         kept = (1 - self._unclear) ** 2 if self._declared.endpoint == "decided_trials" else 1.0
         effective = _effective([size * kept for size in sizes.values()], discordance)
@@ -329,9 +336,14 @@ class _ForecastCells:
         mine = [p for p in self._plan.probes if p.kind == "breach" and is_part(p, technique)]
         is_open = not is_of_refusals or not all(is_judged(p.check) for p in mine)
         alpha, unclear = self._alpha / n_tests, (self._declared.unclear_share if is_open else 0.0)
-        shares = self._shares(len(sizes), effective, discordance, alpha, unclear, is_pooled)
+        if is_of_edges and not self._plan.stops_early:
+            shares = self._of_edges(effective, discordance, alpha, unclear)
+        else:
+            shares = self._shares(len(sizes), effective, discordance, alpha, unclear, is_pooled)
         worth = effective.at(1 - 2 * self._alpha) / len(sizes)  # of a cluster, in independent trials
-        needed = math.ceil(self._n_for_margin(discordance) / (1 if self._plan.is_until_decided else worth))
+        needed = math.ceil(
+            self._n_for_margin(discordance, is_of_edges) / (1 if self._plan.is_until_decided else worth)
+        )
         return ForecastRow(
             family.between, family.measure, technique, n_tests, n_trials, len(sizes),
             round(effective.at(1 - self._alpha), 1), *shares, needed,
@@ -345,8 +357,12 @@ class _ForecastCells:
                 sizes[p.technique, p.cluster] += sum(attack.covers(p) for attack in self._attacks)
         return Counter({behaviour: n * self._plan.samples for behaviour, n in sizes.items() if n})
 
-    def _n_for_margin(self, discordance: float) -> int:
-        margin = self._plan.margin
+    def _n_for_margin(self, discordance: float, is_of_edges: bool) -> float:
+        margin, edges = self._plan.margin, self._edges
+        if is_of_edges and not self._plan.stops_early:
+            one = self._alpha / edges.n_edges
+            holds = lambda n: kept_power(n, discordance, edges.runs, margin, one) >= POWER  # noqa: E731
+            return smallest(holds, 10.0**6, 1.0) or _NO_NUMBER
         if self._plan.is_until_decided:
             return _sequential_n(margin, discordance, self._alpha)
         return _fixed_n(
@@ -385,6 +401,20 @@ class _ForecastCells:
         power = not_worse_power(n_sided, discordance, margin, one_sided)
         within = shown_margin(n_sided, discordance, POWER, one_sided) if is_pooled else None
         return self._worse(detectable, unclear), round(power, 3), None if within is None else round(within, 3)
+
+    def _of_edges(
+        self, effective: EffectiveN, discordance: float, alpha: float, unclear: float
+    ) -> tuple[float | None, float, float | None]:
+        """As `_shares`, of one number of an edge, with the variance of a run; without the judge's errors."""
+        margin, runs, one = self._plan.margin, self._edges.runs, self._alpha / self._edges.n_edges
+        n, n_sided = effective.at(1 - alpha), effective.at(1 - 2 * one)
+        spread = discordance + unclear**2 * self._unclear
+        detectable = smallest(
+            lambda d: loss_power(n, min(1.0, spread + d), d, runs, margin, alpha, self._alpha) >= POWER
+        )
+        within = smallest(lambda m: kept_power(n_sided, discordance, runs, m, one) >= POWER, 0.99)
+        power = kept_power(n_sided, discordance, runs, margin, one)
+        return self._worse(detectable, unclear), round(power, 3), within
 
     def _worse(self, detectable: float | None, unclear: float) -> float | None:
         """With what the declared share of unclear answers takes away; None above 1."""
@@ -559,6 +589,8 @@ def _other_pairs(declared: Analysis) -> Iterator[str]:
     if declared.is_of_edges and pairs:
         n = pairs[0].n // len(pairs[0].scopes)
         yield f"Its {plural(n, 'pair')} of models are a second family; no verdict on a child uses it."
+        if JUDGED in pairs[0].scopes:
+            yield "The errors of the judge come on top, unless people read pairs of answers."
 
 
 def _doubt(row: ForecastRow, margin: float) -> tuple[str, ...]:
@@ -567,6 +599,9 @@ def _doubt(row: ForecastRow, margin: float) -> tuple[str, ...]:
         return ()
     expected = 'Expect "not enough evidence" on' if row.not_worse < _FEW else "It may fall short of"
     margins = "no margin" if row.margin is None else f"a margin of {math.ceil(100 * row.margin)}"
+    if row.clusters_needed >= _NO_NUMBER:
+        what = f"That takes {margins}: runs differ by more than any behaviours show."
+        return f'{expected} "not worse by {100 * margin:g} points" of equal models.', what
     step = int(10 ** max(0, len(str(row.clusters_needed)) - 2))
     more = -(-row.clusters_needed // step) * step
     behaviours = f"about {plural(more, 'behaviour')}: {more - row.n_clusters:,} more"

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +32,7 @@ from heredity.core.sections import Badge, Cell, ModelName, Section, TextTable
 from heredity.engines import KV_CACHE
 from heredity.lineage.graph import FORMS, Edge
 from heredity.lineage.types import CONTROLS, NOISE
-from heredity.redteam.judges import Task
+from heredity.redteam.judges import Task, unprompted_checks
 from heredity.redteam.judges.calibration.quality import (
     CHECKS,
     PredictedErrors,
@@ -63,7 +64,7 @@ from heredity.stats.paired import Word
 from heredity.stats.sequential import SequentialComparison, cluster_means
 from heredity.study.comparisons import measured_shares, places_of
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelCard
-from heredity.study.findings.pairs_read import PairsRead
+from heredity.study.findings.pairs_read import PairsRead, doubted_refusals
 from heredity.study.findings.pairs_read import compute as read_pairs
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.findings.unasked import unasked_trials
@@ -77,6 +78,7 @@ from heredity.study.outcomes import (
     Codes,
     is_answered,
     is_decided,
+    is_part,
     read_outcomes,
 )
 from heredity.study.plan import Plan
@@ -255,6 +257,30 @@ def edge_trials(
     }
 
 
+class PlannedTests(NamedTuple):
+    """The tests of a plan's edges and groups of seeds, and the largest variance of one of its runs."""
+
+    n_numbers: int  # in Holm's family of losses
+    n_edges: int  # in that of the edges that are kept
+    runs: Source
+
+
+def planned_tests(plan: Plan) -> PlannedTests:
+    """The families that a study of this plan will correct over, from its edges and probes."""
+    edges = [edge for edge in plan.edges or () if _part(edge) == "edge"]
+    seeds = Counter(edge.seeds_of for edge in edges if isinstance(edge.seeds_of, str))
+    n_edges = len(edges) + sum(n > 1 for n in seeds.values())
+    breaches = [probe for probe in plan.probes if probe.kind == "breach"]
+    judged = [probe for probe in breaches if is_part(probe, JUDGED)]
+    has_twins = len(breaches) < len(plan.probes)
+    n = 2 * bool(judged) + any(is_part(probe, JUDGE_FREE) for probe in breaches) + has_twins
+    n += any(probe.twin for probe in judged)
+    if unprompted_checks(plan.application):
+        n += bool(breaches) + has_twins
+    made_again = any(not set(edge.recipe.split(" > ")) <= _SAME_WEIGHTS for edge in edges)
+    return PlannedTests(n * n_edges, n_edges, shipped_run_variance(made_again))
+
+
 def compute(evidence: StudyEvidence) -> Iterator[EdgeVerdict]:
     """A row for each planned edge, for each group of children that differ in their seed, then of guards."""
     return _Edges(evidence).rows()
@@ -292,7 +318,7 @@ class _Trials(NamedTuple):
     clusters: Places
     blocks: Places | None
     rate: float  # of all these models
-    unclear: tuple[Interval, Interval]  # the share of breaches among unclear answers, of parent and children
+    unclear: tuple[Interval, ...]  # the share of breaches among unclear answers, of parent and children
     variance: list[Source]  # by the judge's errors
     shares: tuple[PredictedShare, ...]  # that the judge gets right
     low: float  # the least that a trial can count: -1 of a pair, else 0
@@ -334,6 +360,7 @@ class _Edges:
         judges = [(name, of) for name, of in evidence.judged.judges.items() if name != CHECKS]
         self.judge = judges[0] if judges else ("", "")
         self.digests = np.frombuffer(evidence.judged.digests, dtype=np.uint64)
+        self.doubted = doubted_refusals(self.plan, evidence.folder, self.outcomes.codes)
         self._errors: dict[Task, PredictedErrors | None] = {}
         # All that were drawn: no reader stops at the verdict that pleases.
         self.read: dict[tuple[str, str, LabelTask | None], PairsRead] = {
@@ -482,7 +509,10 @@ class _Edges:
         rate = judged[0][1] if judged else float(np.nanmean(failed)) if np.isfinite(failed).any() else 0.0
         clusters = self.outcomes.clusters_of(ALL, probes, *models)[asked]
         shares = measured_shares(self.outcomes, models[0], models[1:], list(probes), of_errors=False)
-        unclear = (shares[0], shares[1]) if shares else (self.unclear, self.unclear)
+        unclear = tuple(shares) or (self.unclear, self.unclear)
+        if self.doubted[sides[0][2]].any():  # nobody read these among the unclear ones
+            low, high = self.unclear
+            unclear = tuple(Interval(min(each.low, low), max(each.high, high)) for each in unclear)
         accuracy = parts[0][1] if parts else ()
         apart = np.where(errors.any(axis=0), 1.0, np.sum(unlike, axis=0))
         low = -1.0 if len(sides) > 1 else 0.0
@@ -491,14 +521,18 @@ class _Edges:
     def _failures(
         self, models: Sequence[int], probes: Sequence[int], code: int, task: Task | None = None
     ) -> _Trials | None:
-        """code: HELD counts every answer that did not hold as a failure, BROKE only those that broke."""
+        """code: HELD counts every answer that did not hold as a failure, BROKE only those that broke.
+
+        A refusal that goes on at length may be harm, as an unclear answer may.
+        """
         if not probes or (read := self._codes(models, probes)) is None:
             return None
         codes, indices, asked = read
         seen = codes[:, asked]
-        is_open = (seen == UNCLEAR) & (code != HELD)
+        of = indices[:, asked]
+        is_open = ((seen == UNCLEAR) | self.doubted[of]) & (code != HELD)
         failed = np.where(is_open, np.nan, (seen == code) != (code == HELD))
-        side = task, self._rate(seen, code), indices[:, asked]
+        side = task, self._rate(seen, code), of
         return self._trials(models, probes, asked, failed, seen == ERROR, [side])
 
     def _unasked(self, models: Sequence[int], kind: str) -> _Trials | None:

@@ -27,6 +27,7 @@ from heredity.core.files import Rows
 from heredity.core.records import SCHEMA, Estimate, Record, digest
 from heredity.core.sections import Cell, Section, TextTable
 from heredity.redteam.checks import is_judged
+from heredity.redteam.judges.rules import goes_on
 from heredity.stats import edges
 from heredity.stats.edges import EQUAL, EdgeDifference, Source
 from heredity.stats.intervals import refused
@@ -36,8 +37,9 @@ from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Intervals
 from heredity.study.labels import Drawn, LabelTask
-from heredity.study.outcomes import BROKE, HELD, JudgedOutcomes, is_answered, read_outcomes
+from heredity.study.outcomes import BROKE, HELD, Codes, JudgedOutcomes, is_answered, read_outcomes
 from heredity.study.plan import Grid, Plan, model_of_study
+from heredity.study.storage import open_responses
 from heredity.study.wording import difference_words, names, p_words, points
 
 NAME, ORDER = "pairs_read", 6
@@ -128,6 +130,17 @@ def read_differences(estimates: Estimates) -> dict[PairsKey, PairsRead]:
 # --- the draw ---------------------------------------------------------------------------------------
 
 
+def doubted_refusals(plan: Plan, folder: Path, codes: Codes) -> NDArray[np.bool_]:
+    """(trial,) True for a refusal of a harmful request that goes on at length: it may help after all."""
+    doubted = np.zeros(codes.size, np.bool_)
+    for row in open_responses(folder) if plan.edges else ():
+        if codes[row.index] == HELD and row.exchanges:
+            probe = labels.probe_of(plan, row.index)
+            is_harm = probe.kind == "breach" and is_judged(probe.check)
+            doubted[row.index] = is_harm and goes_on(probe.turns[-1], row.exchanges[-1].text)
+    return doubted
+
+
 class _Pairs(NamedTuple):
     """The pairs of an edge, each at one place of these arrays; (model, pair) the parent first."""
 
@@ -135,6 +148,7 @@ class _Pairs(NamedTuple):
     trials: NDArray[np.intp]  # (model, pair)
     digests: NDArray[np.uint64]  # (model, pair) of the responses
     strata: NDArray[np.intp]
+    by_judge: float
     clusters: NDArray[np.intp]
 
     def drawn(self, i: int, parent: str, child: str) -> DrawnPair:
@@ -151,8 +165,13 @@ class _Pairs(NamedTuple):
         return at if all(i >= 0 and row == self.drawn(i, row.parent, row.child) for i, row in each) else None
 
 
-def _pairs_of(judged: JudgedOutcomes, parent: str, child: str, task: LabelTask) -> _Pairs:
-    """The trials that both models answered, of a judge or of checks, and what the verdicts say on each."""
+def _pairs_of(
+    judged: JudgedOutcomes, parent: str, child: str, task: LabelTask, doubted: NDArray[np.bool_]
+) -> _Pairs:
+    """The trials that both models answered, of a judge or of checks, and what the verdicts say on each.
+
+    doubted: refusals that go on at length. To sort pairs by harm they count as harm, so that they are read.
+    """
     outcomes, places = judged.outcomes, places_of(judged.outcomes.plan)
     models = places[parent], places[child]
     probes = outcomes.probes(JUDGE_FREE if task == "breach" else JUDGED, "breach")
@@ -160,9 +179,12 @@ def _pairs_of(judged: JudgedOutcomes, parent: str, child: str, task: LabelTask) 
     answered = is_answered(outcomes.codes[trials]).all(axis=0)
     trials, clusters = trials[:, answered], outcomes.clusters_of(ALL, probes, *models)[answered]
     codes, digests = outcomes.codes[trials], np.array(judged.digests, np.uint64)[trials]
-    counted = (codes != HELD if task == "refusal" else codes == BROKE).astype(np.intp)
-    strata = np.where(digests[0] == digests[1], EQUAL, counted[1] - counted[0])
-    return _Pairs(task, trials, digests, strata, clusters)
+    counted = codes != HELD if task == "refusal" else codes == BROKE
+    first, second = (counted | doubted[trials] if task == "harm" else counted).astype(np.intp)
+    is_equal, by_judge = digests[0] == digests[1], counted[1].astype(float) - counted[0]
+    strata = np.where(is_equal, EQUAL, second - first)
+    mean = float(np.where(is_equal, 0.0, by_judge).mean()) if by_judge.size else 0.0
+    return _Pairs(task, trials, digests, strata, mean, clusters)
 
 
 def drawn_pairs(folder: Path) -> dict[PairsKey, list[DrawnPair]]:
@@ -186,7 +208,9 @@ def draw_pairs(
     a, b = (model_of_study(plan.models, name) for name in (parent, child))
     if (b.id, a.id) in {(edge.parent, edge.child) for edge in plan.edges or ()}:
         raise UsageError(f"{a.name} is the child of {b.name}. Name the parent first.")
-    pairs = _pairs_of(read_outcomes(plan, folder), a.id, b.id, task)
+    judged = read_outcomes(plan, folder)
+    doubted = doubted_refusals(plan, folder, judged.outcomes.codes)
+    pairs = _pairs_of(judged, a.id, b.id, task, doubted)
     if not pairs.strata.size:
         what = "a check" if task == "breach" else "a judge"
         raise UsageError(f"{folder} has no breach probe that {what} decides, so no answers to read.")
@@ -237,10 +261,12 @@ def answers_of(plan: Plan, row: DrawnPair) -> list[Drawn]:
 
 def compute(evidence: StudyEvidence) -> Iterator[PairsRead]:
     """A row for each edge and question with a draw."""
+    plan, codes, doubted = evidence.plan, evidence.outcomes.codes, None
     for (parent, child, task), rows in drawn_pairs(evidence.folder).items():
         if not {parent, child} <= places_of(evidence.plan).keys():
             raise Damaged(f"{evidence.folder / PAIRS}: a pair is of a model that the plan lacks. Remove it.")
-        yield _row(evidence, rows, _pairs_of(evidence.judged, parent, child, task))
+        doubted = doubted_refusals(plan, evidence.folder, codes) if doubted is None else doubted
+        yield _row(evidence, rows, _pairs_of(evidence.judged, parent, child, task, doubted))
 
 
 def _row(evidence: StudyEvidence, rows: Sequence[DrawnPair], pairs: _Pairs) -> PairsRead:
@@ -262,7 +288,7 @@ def _row(evidence: StudyEvidence, rows: Sequence[DrawnPair], pairs: _Pairs) -> P
     by_stratum = {h: t[pairs.strata == h] for h in _STRATA}
     return PairsRead(
         parent, child, pairs.task, estimate, source and source.variance, source and source.df, p_value,
-        float(np.where(pairs.strata == EQUAL, 0, pairs.strata).mean()), len(rows), n_skipped,
+        pairs.by_judge, len(rows), n_skipped,
         tuple(
             PairStratum(h, x.size, *(int(each.sum()) for each in (~np.isnan(x), x == 1, x == -1)))
             for h, x in by_stratum.items()
