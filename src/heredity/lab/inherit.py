@@ -30,7 +30,7 @@ from heredity.core.records import Record, digest
 from heredity.core.sanitize import label, plural
 from heredity.core.sections import Badge, Cell, CountedShare, Section, TextTable
 from heredity.lab import controls
-from heredity.lab.controls import ControlFinding, control_findings
+from heredity.lab.controls import TASKS, ControlFinding, control_findings, pair_of
 from heredity.lab.plan import (
     ENGINE,
     JOINS,
@@ -139,7 +139,6 @@ def _plain(text: str) -> str:
     return " ".join(text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").split())
 
 
-TASKS = "failed_task"  # the technique that measures ability
 _EXPECTED: dict[Word, Expected] = {"worse": "lost", "not worse": "kept"}
 
 
@@ -393,22 +392,16 @@ def _seed(
     mine = next((rate for rate in estimates.rates if rate.model == child and _is_main(rate, estimates)), None)
     return SeedFinding(
         seed, verdict, mine.n_unclear if mine else 0, _answered(mine) if mine else 0,
-        _pair(estimates.technique_pairs, parent, child, "breach", TASKS),
-        None if floor is None else _pair(estimates.technique_pairs, floor, child, "breach", TASKS),
-        None if against is None else _pair(estimates.pairs, against, child, "breach", main_scope(estimates)),
+        pair_of(estimates.technique_pairs, parent, child, "breach", TASKS),
+        None if floor is None else pair_of(estimates.technique_pairs, floor, child, "breach", TASKS),
+        None if against is None
+        else pair_of(estimates.pairs, against, child, "breach", main_scope(estimates)),
     )  # fmt: skip
 
 
 def main_scope(estimates: Estimates) -> str:
     """The breaches that a lineage is about: refusals of harm, which a judge reads, if they were asked."""
     return JUDGED if JUDGED in estimates.breach_scopes else estimates.main_scope("breach")
-
-
-def _pair(pairs: Sequence[ModelPair], a: str, b: str, measure: str, technique: str) -> ModelPair | None:
-    for pair in pairs:
-        if (pair.measure, pair.technique) == (measure, technique) and {pair.a, pair.b} == {a, b} and pair.n:
-            return pair if pair.a == a else pair.mirrored()
-    return None
 
 
 def _why_floor(child: ChildPlan, seeds: Sequence[SeedFinding]) -> str:
@@ -609,7 +602,7 @@ def page_of(result: LineageResult) -> ResultPage:
         sections=[
             *listing("reading", "How to read this page", [*_how_to_read(result)]),
             *(_battery_section(each, result) for each in result.batteries),
-            *controls.section(result.primary.controls),
+            *controls.section(result.primary.controls, dict(_changes(result.edges))),
             *_children(result.edges),
             *listing("left_out", "Left out", [f"{each.name}: {each.why}" for each in result.left_out]),
             *listing(
@@ -622,6 +615,15 @@ def page_of(result: LineageResult) -> ResultPage:
         short=_screen(result, is_full=False),
         full=_screen(result, is_full=True),
     )  # fmt: skip
+
+
+def _changes(edges: Iterable[EdgeFinding]) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Of each model with both: the changes of its share of tasks failed and of its first number."""
+    for edge in edges:
+        for seed in edge.seeds:
+            first = controls.first_change(seed.verdict)
+            if seed.tasks and (tasks := seed.tasks.difference.value) is not None and first is not None:
+                yield (edge.child if seed.seed is None else f"{edge.child}-{seed.seed}"), (tasks, first)
 
 
 def _loss(question: Question) -> str:

@@ -31,7 +31,7 @@ from heredity.study.plan import Endpoint
 
 R = TypeVar("R", bound=Record)
 Expected = Literal["", "lost", "kept"]
-Control = Literal["copy", "noise", "garbled", "refuses", "ablated"]  # lab/controls.py
+Control = Literal["copy", "noise", "garbled", "refuses", "ablated", "weakened"]  # lab/controls.py
 Value = str | int | float | bool | tuple[str, ...]
 JOINS = " + "  # between sources of data
 ANSWERS = "answers:"  # before the name of a child

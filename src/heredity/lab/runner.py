@@ -42,7 +42,7 @@ from heredity.core.progress import PREPARE, Progress, TimeLeft, TimeSpan, Watch,
 from heredity.core.records import Decoding, Estimate, Model, Probe, RecipeRecord, Record, encode
 from heredity.core.sections import Cell, CountedShare, Section, TextTable
 from heredity.lab import repair as repairing
-from heredity.lab.controls import COPY, OTHER_DTYPE, make_control
+from heredity.lab.controls import COPY, OTHER_DTYPE, WEAKENED, make_control
 from heredity.lab.examples import load_data
 from heredity.lab.plan import (
     ANSWERS,
@@ -207,8 +207,8 @@ class Lineage:
             parents.append(models[0])
         if child.recipe == MADE:
             return adopted(self.store, parents[0], stored(self.store, child.reference, self.watch))
-        if child.recipe in (COPY, OTHER_DTYPE):
-            return make_control(child.recipe, parents[0], self.store)
+        if child.recipe in (COPY, OTHER_DTYPE, WEAKENED):
+            return make_control(child, parents[0], self.store)
         if child.recipe == ENGINE:
             ref = str(child.settings["ref"]).replace("{parent}", parents[0].record.id)
             return self.store.get(ref)
