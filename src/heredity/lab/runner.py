@@ -149,7 +149,7 @@ class Lineage:
                 if target is None or not target.WRAPS_MODEL or ref != "{parent}":  # "call:" would run code
                     return f"its ref is not 'ENGINE:{{parent}}' but '{prefix}:{ref}'"
                 return ""
-            if child.recipe not in (MADE, REPAIR, BEHIND, COPY, OTHER_DTYPE):
+            if child.recipe not in (MADE, REPAIR, BEHIND, COPY, OTHER_DTYPE, WEAKENED):
                 self._recipe(task)
             return ""
         except BadInput:

@@ -15,7 +15,7 @@ from heredity.core import host
 from heredity.engines import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.lab import inherit as run
-from heredity.lab.controls import caution, with_controls
+from heredity.lab.controls import ControlFinding, Weakened, caution, section, with_controls
 from heredity.lab.inherit import LineageResult, page_of
 from heredity.lab.plan import BatteryPlan, LineagePlan, plan_of
 from heredity.lineage.store import Store
@@ -26,7 +26,7 @@ from heredity.study.plan import read_plan
 from tests.support.tiny_models import make_model
 
 HARMFUL = {p.turns[-1] for p in probes.load("harmful_request") if p.kind == "breach"}
-KINDS = {"copy", "noise", "garbled", "refuses"}
+KINDS = {"copy", "noise", "garbled", "refuses", "weakened"}
 USUAL = host.choose_dtype(32, 64)  # of tiny models
 
 
@@ -101,6 +101,32 @@ def test_controls_are_in_the_primary_battery_and_no_child_of_the_page(
     page = page_of(found).markdown("figure.svg")
     assert "Deviation from the plan: Holm" not in page  # the family is that of the children
     assert page.count("control-garbled-20") == 1 and "| no loss |" in page
+
+
+def test_a_child_stands_beside_its_parent_made_as_weak_by_noise() -> None:
+    def known(name: str, kind: str, first: float, tasks: float | None) -> ControlFinding:
+        return ControlFinding(name, kind, "cannot tell", "", None, first, tasks)
+
+    weak = [known("a", "weakened", 0.1, 0.2), known("b", "weakened", 0.3, 0.4), known("c", "copy", 0.9, 0.3)]
+    changes = {"mine": (0.3, 0.5), "strong": (-0.1, 0.0), "weaker": (0.5, 0.5)}
+    (shown,) = section([*weak, known("d", "weakened", 0.5, None)], changes)
+    assert [row[-1] for row in shown.tables[1].rows] == ["+20.0", "+0.0", "weaker than all"]
+    assert len(section(weak, {})[0].tables) == len(section(weak[2:], changes)[0].tables) == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_a_weakened_parent_differs_by_its_share_of_noise(store: Store, tmp_path: Path, share: float) -> None:
+    from heredity.formats.safetensors_io import read_all
+
+    parent = store.pull(str(make_model(tmp_path / "one", "llama")))
+    before, after = (
+        read_all(each.folder) for each in (parent, store.grow_once(Weakened(share), [store.whole(parent)]))
+    )
+    for name, tensor in before.items():
+        off = float((after[name].float() - tensor.float()).std()) if tensor.ndim > 1 else 0.0
+        expected = share * float(tensor.float().std()) if tensor.ndim > 1 else 0.0
+        assert off == pytest.approx(expected, rel=0.15), name
+        assert tensor.ndim > 1 or torch.equal(after[name], tensor)
 
 
 def test_the_garbler_and_who_refuses_cost_no_answer(out: Path) -> None:
