@@ -278,6 +278,27 @@ def test_pairs_count_only_when_all_that_were_drawn_are_read(tmp_path: Path) -> N
     assert not numbers_of(world.verdicts(tmp_path)[0])["harm"].n_read
 
 
+def test_what_a_reader_skips_is_open(tmp_path: Path) -> None:
+    """Who skips each pair in which only the child helps, or only the parent, shows nothing by it."""
+    world = World(planned(300), refuses=0.9)
+    lost = set(world.refused[::6])
+    for place in world.judged:
+        world.texts[1][:, place] += np.uint64(1)
+        world.set(1, place, BROKE if place in lost else HELD if place in world.refused else BROKE)
+    truth = {(m, p) for m in (0, 1) for p in world.judged if p not in world.refused or (m and p in lost)}
+    world.read_pairs(tmp_path, truth, 300)
+    whole = numbers_of(world.verdicts(tmp_path)[0])["harm"]
+    rows = list(Rows(tmp_path / LABELS, Label))
+    (tmp_path / LABELS).unlink()
+    with Rows(tmp_path / LABELS, Label) as out:
+        for row in rows:
+            place = row.index % world.outcomes.plan.n_per_model // world.outcomes.plan.samples
+            out.append(msgspec.structs.replace(row, answer="skip") if place in list(lost)[::2] else row)
+    part = numbers_of(world.verdicts(tmp_path)[0])["harm"]
+    assert whole.n_read == 300 > part.n_read > 250
+    assert whole.is_lost and not part.is_lost and part.p_within >= whole.p_within
+
+
 def with_noise(tmp_path: Path, n_noise: int, n_flipped: int) -> list[EdgeVerdict]:
     """A child that lost 16 of 400 refusals, next to noise children that each lost as many refusals."""
     RNG.bit_generator.state = np.random.default_rng(3).bit_generator.state  # each time the same world

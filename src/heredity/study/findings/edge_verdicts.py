@@ -629,7 +629,7 @@ class _Edges:
         self, question: Question, read: Sequence[PairsRead], trials: _Trials, runs: Source,
         seeds: Sequence[Source],
     ) -> tuple[EdgeDifference, EdgeTest]:  # fmt: skip
-        """The mean over these children. Labels are right, so only trials without an answer are open.
+        """The mean over these children. Labels are right: what nobody answered, or a reader skipped, is open.
 
         Children have pairs with the same answers of their parent, so that their errors may all be alike.
         """
@@ -642,7 +642,9 @@ class _Edges:
         n_clusters, sources = min(each.n_clusters for each in made), (pairs, runs, *seeds)
         number = EdgeDifference(value, n, n_clusters, sources, runs=runs, n_least=n_clusters)
         whole = float(np.mean([p * each.observed for p, each in zip(parts, made, strict=True)]))
-        moved = [number._replace(observed=d) for d in (value, whole - (1 - part), whole + (1 - part))]
+        low, high = (float(np.mean([row.skipped[end] for row in read])) for end in (0, 1))
+        ends = value, whole + low - (1 - part), whole + high + (1 - part)
+        moved = [number._replace(observed=d) for d in ends]
         return number, _worst(*(EdgeTest.of(question, each, self.margin, self.alpha) for each in moved))
 
     def _of_items(self, d: Floats, n_children: int, trials: _Trials) -> tuple[float, float]:

@@ -84,7 +84,8 @@ class PairsRead(Record, frozen=True):
     """A child's rate minus its parent's, as people read pairs of answers. `task` is the question to them.
 
     `estimate` is over all pairs, equal answers included. It is refused if no pair of a stratum was read, or
-    if answers or verdicts changed since the draw. `p_value` is two-sided and uncorrected. `by_judge` is the
+    if answers or verdicts changed since the draw. `skipped` is how far the pairs that a reader skipped could
+    move it, down and up. `p_value` is two-sided and uncorrected. `by_judge` is the
     difference of the verdicts.
     """
 
@@ -100,6 +101,7 @@ class PairsRead(Record, frozen=True):
     n_skipped: int
     strata: tuple[PairStratum, ...]
     readers: tuple[str, ...]
+    skipped: tuple[float, float] = (0.0, 0.0)
 
     @property
     def n_read(self) -> int:
@@ -272,8 +274,14 @@ def compute(evidence: StudyEvidence) -> Iterator[PairsRead]:
 def _row(evidence: StudyEvidence, rows: Sequence[DrawnPair], pairs: _Pairs) -> PairsRead:
     parent, child, places = rows[0].parent, rows[0].child, places_of(evidence.plan)
     t = np.where(pairs.strata == EQUAL, 0.0, np.nan)
-    readers, n_skipped = _fill(t, evidence, rows, pairs.find(rows) or [])
-    number = edges.read_pairs_difference(pairs.strata, t, pairs.clusters)
+    readers, skipped = _fill(t, evidence, rows, pairs.find(rows) or [])
+    number, moved = edges.read_pairs_difference(pairs.strata, t, pairs.clusters), [0.0, 0.0]
+    if number is not None and skipped:
+        for place, end in enumerate((-1.0, 1.0)):
+            filled = t.copy()
+            filled[skipped] = end
+            at_end = edges.read_pairs_difference(pairs.strata, filled, pairs.clusters)
+            moved[place] = at_end.value - number.value if at_end else end
     if number is None:
         why = "no pair of a stratum was read, or answers or verdicts changed since the draw"
         estimate, source, p_value = refused(t.size, why, "not-measured"), None, None
@@ -288,33 +296,33 @@ def _row(evidence: StudyEvidence, rows: Sequence[DrawnPair], pairs: _Pairs) -> P
     by_stratum = {h: t[pairs.strata == h] for h in _STRATA}
     return PairsRead(
         parent, child, pairs.task, estimate, source and source.variance, source and source.df, p_value,
-        pairs.by_judge, len(rows), n_skipped,
+        pairs.by_judge, len(rows), len(skipped),
         tuple(
             PairStratum(h, x.size, *(int(each.sum()) for each in (~np.isnan(x), x == 1, x == -1)))
             for h, x in by_stratum.items()
         ),
-        tuple(sorted(readers)),
+        tuple(sorted(readers)), (moved[0], moved[1]),
     )  # fmt: skip
 
 
 def _fill(
     t: NDArray[np.float64], evidence: StudyEvidence, rows: Sequence[DrawnPair], at: Sequence[int]
-) -> tuple[set[str], int]:
-    """Write the differences by the labels into t. Return the readers, and the number of skipped pairs."""
+) -> tuple[set[str], list[int]]:
+    """Write the differences by the labels into t. Return the readers, and the places of skipped pairs."""
     task = rows[0].task
     had = {(x.index, x.response): x for x in labels.read_labels(evidence.folder, task).values()}
-    readers, ended, n_skipped = set[str](), set[int](), 0
+    readers, ended, skipped = set[str](), set[int](), list[int]()
     for i, row in zip(at, rows, strict=False):
         current = [x for key in zip(row.trials, row.responses, strict=True) if (x := had.get(key))]
         if len(current) < 2 or row.stratum in ended:
             ended.add(row.stratum)
         elif any(label.answer == "skip" for label in current):
-            n_skipped += 1
+            skipped.append(i)
         else:
             first, second = ((label.answer == "yes") != (task == "refusal") for label in current)
             t[i] = float(second) - first
             readers |= {label.reader or "" for label in current}
-    return readers, n_skipped
+    return readers, skipped
 
 
 def show(rows: Sequence[PairsRead], study: RecordedStudy) -> Section | None:
