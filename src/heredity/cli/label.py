@@ -18,8 +18,8 @@ from heredity.cli import Name, PathArgument, Verb
 if TYPE_CHECKING:
     from heredity.core.files import Rows
     from heredity.core.records import Response
-    from heredity.study.findings.pairs_read import DrawnPair
-    from heredity.study.labels import Drawn, Label, LabelAnswer, LabelTask
+    from heredity.study.findings.pairs_read import DrawnPair, PairsTask
+    from heredity.study.labels import Drawn, Label, LabelAnswer
     from heredity.study.plan import Plan
 
 _KEYS: dict[str, LabelAnswer | None] = {"y": "yes", "n": "no", "s": "skip", "q": None, "\x04": None, "": None}
@@ -44,8 +44,9 @@ _ONE_OF = (
     "--edge", type=Name(), nargs=2, metavar="PARENT CHILD", help="Read both answers to each trial, in pairs."
 )
 @click.option(
-    "--question", type=click.Choice(["refusal", "harm", "breach"]), show_default="that of the study's rate",
-    help="With --edge: whether an answer refuses, does the harm that was asked for, or breaks a check.",
+    "--question", type=click.Choice(["refusal", "harm", "breach", "twin"]),
+    show_default="that of the study's rate",
+    help="With --edge: does it refuse, do the harm asked for, break a check, or refuse a benign twin?",
 )  # fmt: skip
 @click.option(
     "--second", type=Name(), metavar="JUDGE",
@@ -60,7 +61,7 @@ _ONE_OF = (
     "--import", "take", type=PathArgument(), metavar="FILE", help="Read a labelled file: CSV or JSON lines."
 )
 def command(
-    folder: Path, n: int | None, is_unclear: bool, edge: tuple[str, str] | None, question: LabelTask | None,
+    folder: Path, n: int | None, is_unclear: bool, edge: tuple[str, str] | None, question: PairsTask | None,
     second: str | None, reader: str | None, export: Path | None, take: Path | None,
 ) -> None:  # fmt: skip
     """Label some of a study's answers, to correct its rates.

@@ -17,9 +17,9 @@ from heredity.stats.judge_error import PredictedShare
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, ModelCard
 from heredity.study.findings import pairs_read
 from heredity.study.findings.edge_verdicts import EdgeNumber, EdgeVerdict, compute, reading_words
-from heredity.study.findings.pairs_read import answers_of, draw_pairs
+from heredity.study.findings.pairs_read import PairsTask, answers_of, draw_pairs
 from heredity.study.findings.protocols import StudyEvidence
-from heredity.study.labels import LABELS, Label, LabelTask, add_label, remove_last_label
+from heredity.study.labels import LABELS, Label, add_label, remove_last_label
 from heredity.study.outcomes import BROKE, ERROR, HELD, UNCLEAR, JudgedOutcomes, Outcomes
 from heredity.study.plan import Endpoint, Plan
 from heredity.study.resolve import declare
@@ -71,7 +71,7 @@ class World:
         return list(compute(StudyEvidence(tmp_path, self.judged_by(judge))))
 
     def read_pairs(
-        self, tmp_path: Path, broke: set[tuple[int, int]], n: int, task: LabelTask | None = None
+        self, tmp_path: Path, broke: set[tuple[int, int]], n: int, task: PairsTask | None = None
     ) -> None:
         """n pairs of the first edge are drawn, and people read them: the (model, probe) in `broke` broke."""
         made = self.outcomes.plan
@@ -82,7 +82,8 @@ class World:
             for row in (row for pair in drawn for row in answers_of(made, pair)):
                 at = divmod(row.index, made.n_per_model)
                 does = (at[0], at[1] // made.samples) in broke
-                add_label(rows, row, "yes" if does != (row.task == "refusal") else "no", "ann")
+                is_turned = row.task == "refusal" and task != "twin"
+                add_label(rows, row, "yes" if does != is_turned else "no", "ann")
 
     def word(self, tmp_path: Path) -> str:
         (only,) = self.verdicts(tmp_path)
@@ -276,6 +277,22 @@ def test_pairs_count_only_when_all_that_were_drawn_are_read(tmp_path: Path) -> N
     assert numbers_of(world.verdicts(tmp_path)[0])["harm"].n_read
     remove_last_label(tmp_path)
     assert not numbers_of(world.verdicts(tmp_path)[0])["harm"].n_read
+
+
+def test_pairs_that_people_read_show_that_safety_is_kept_where_a_judge_cannot(tmp_path: Path) -> None:
+    """No answer is equal, so the judge's errors leave all open; each reading names the next one."""
+    made = planned(400)
+    probes = tuple(p for p in made.probes if p.technique == "harmful_request")
+    world = World(msgspec.structs.replace(made, probes=probes), refuses=0.6)
+    world.texts[1] += np.uint64(1)
+    helped = {(m, p) for m in (0, 1) for p in world.judged if p not in world.refused}
+    asked = []
+    while (row := world.verdicts(tmp_path)[0]).word == "cannot tell" and row.to_read and len(asked) < 4:
+        asked.append(row.to_read)
+        world.read_pairs(tmp_path, set() if row.to_read == "twin" else helped, 200, row.to_read)
+    assert row.word == "kept" and sorted(asked) == ["harm", "refusal", "twin"]
+    told_apart = numbers_of(row)["discrimination"]
+    assert told_apart.n_read == 400 and told_apart.estimate.value == 0.0
 
 
 def test_what_a_reader_skips_is_open(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
     rows = draw_pairs(folder, plan, "base", "tuned", 100, "harm")   # heredity label --edge base tuned
     read_differences(estimates)[parent_id, child_id, "harm"].number   # an EdgeDifference
 
-A reading has a question: whether an answer refuses, helps, or is the breach that a check looks for. Whichever
-rate the plan declares, each edge can be read for each.
+A reading has a question: whether an answer refuses, helps, is the breach that a check looks for, or refuses a
+benign twin. Whichever rate the plan declares, each edge can be read for each.
 
 The study's digest orders the trials, and the first ones of each stratum are drawn. All children of a parent
 share the order, so that its answers are read once.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +45,11 @@ from heredity.study.wording import difference_words, names, p_words, points
 NAME, ORDER = "pairs_read", 6
 PAIRS = "pairs.jsonl"
 _STRATA = {-1: "only the parent's", 0: "alike", 1: "only the child's"}
+PairsTask = Literal["refusal", "harm", "breach", "twin"]
 # What a difference counts.
-_COUNTED: dict[LabelTask, str] = {"refusal": "not refused", "harm": "harmful help", "breach": "breaches"}
+_COUNTED: dict[PairsTask, str] = {
+    "refusal": "not refused", "harm": "harmful help", "breach": "breaches", "twin": "twins refused",
+}  # fmt: skip
 _CLAIM = (
     "People read a random sample of the pairs of answers, without names and verdicts. The verdicts only sort "
     "the pairs: their errors move no difference, even if there are more with one model. Equal answers do not "
@@ -62,7 +65,7 @@ class DrawnPair(Record, frozen=True):
 
     parent: str
     child: str
-    task: LabelTask  # the question to the reader
+    task: PairsTask  # the question to the reader
     trials: tuple[int, int]
     stratum: int
     responses: tuple[str, str]
@@ -91,7 +94,7 @@ class PairsRead(Record, frozen=True):
 
     parent: str
     child: str
-    task: LabelTask
+    task: PairsTask
     estimate: Estimate
     variance: float | None
     df: float | None
@@ -120,7 +123,7 @@ class PairsRead(Record, frozen=True):
 Row = PairsRead
 
 
-PairsKey = tuple[str, str, LabelTask]  # the ids of parent and child, and the question
+PairsKey = tuple[str, str, PairsTask]  # the ids of parent and child, and the question
 
 
 def read_differences(estimates: Estimates) -> dict[PairsKey, PairsRead]:
@@ -146,7 +149,7 @@ def doubted_refusals(plan: Plan, folder: Path, codes: Codes) -> NDArray[np.bool_
 class _Pairs(NamedTuple):
     """The pairs of an edge, each at one place of these arrays; (model, pair) the parent first."""
 
-    task: LabelTask
+    task: PairsTask
     trials: NDArray[np.intp]  # (model, pair)
     digests: NDArray[np.uint64]  # (model, pair) of the responses
     strata: NDArray[np.intp]
@@ -168,7 +171,7 @@ class _Pairs(NamedTuple):
 
 
 def _pairs_of(
-    judged: JudgedOutcomes, parent: str, child: str, task: LabelTask, doubted: NDArray[np.bool_]
+    judged: JudgedOutcomes, parent: str, child: str, task: PairsTask, doubted: NDArray[np.bool_]
 ) -> _Pairs:
     """The trials that both models answered, of a judge or of checks, and what the verdicts say on each.
 
@@ -176,7 +179,10 @@ def _pairs_of(
     """
     outcomes, places = judged.outcomes, places_of(judged.outcomes.plan)
     models = places[parent], places[child]
-    probes = outcomes.probes(JUDGE_FREE if task == "breach" else JUDGED, "breach")
+    if task == "twin":
+        probes = outcomes.probes(ALL, "over_refusal")
+    else:
+        probes = outcomes.probes(JUDGE_FREE if task == "breach" else JUDGED, "breach")
     trials = np.array([outcomes.indices_of(m, ALL, probes) for m in models])
     answered = is_answered(outcomes.codes[trials]).all(axis=0)
     trials, clusters = trials[:, answered], outcomes.clusters_of(ALL, probes, *models)[answered]
@@ -198,7 +204,7 @@ def drawn_pairs(folder: Path) -> dict[PairsKey, list[DrawnPair]]:
 
 
 def draw_pairs(
-    folder: Path, plan: Plan, parent: str, child: str, n: int, task: LabelTask | None = None
+    folder: Path, plan: Plan, parent: str, child: str, n: int, task: PairsTask | None = None
 ) -> list[DrawnPair]:
     """The n pairs to read, in order: those of an earlier draw, and new ones, which are saved.
 
@@ -214,8 +220,7 @@ def draw_pairs(
     doubted = doubted_refusals(plan, folder, judged.outcomes.codes)
     pairs = _pairs_of(judged, a.id, b.id, task, doubted)
     if not pairs.strata.size:
-        what = "a check" if task == "breach" else "a judge"
-        raise UsageError(f"{folder} has no breach probe that {what} decides, so no answers to read.")
+        raise UsageError(f"{folder} has no answers of both to read for the question {task}.")
     held = drawn_pairs(folder).get((a.id, b.id, task), [])
     if pairs.find(held) is None:
         raise UsageError(
@@ -248,11 +253,15 @@ def task_of(plan: Plan) -> LabelTask:
     return "refusal" if plan.analysis is not None and plan.analysis.endpoint == "not_refused" else "harm"
 
 
+def _label_task(row: DrawnPair) -> LabelTask:
+    return "refusal" if row.task == "twin" else row.task
+
+
 def answers_of(plan: Plan, row: DrawnPair) -> list[Drawn]:
     """The two answers of a pair, in half of the pairs the child's first. No rate counts their labels."""
-    grid = Grid(plan)
+    grid, task = Grid(plan), _label_task(row)
     answers = [
-        Drawn(trial, grid.trial(trial).id, response, row.task, 0.0, 0.0, 0.0, row.n_pairs)
+        Drawn(trial, grid.trial(trial).id, response, task, 0.0, 0.0, 0.0, row.n_pairs)
         for trial, response in zip(row.trials, row.responses, strict=True)
     ]
     return answers[::-1] if labels.uniform(row.child, row.trials[0], "order") < 0.5 else answers
@@ -310,7 +319,8 @@ def _fill(
 ) -> tuple[set[str], list[int]]:
     """Write the differences by the labels into t. Return the readers, and the places of skipped pairs."""
     task = rows[0].task
-    had = {(x.index, x.response): x for x in labels.read_labels(evidence.folder, task).values()}
+    of_task = labels.read_labels(evidence.folder, _label_task(rows[0]))
+    had = {(x.index, x.response): x for x in of_task.values()}
     readers, ended, skipped = set[str](), set[int](), list[int]()
     for i, row in zip(at, rows, strict=False):
         current = [x for key in zip(row.trials, row.responses, strict=True) if (x := had.get(key))]

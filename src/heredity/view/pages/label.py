@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from heredity.core.errors import UsageError
 from heredity.core.files import Lock, Rows
@@ -14,13 +14,14 @@ from heredity.study import labels, wording
 from heredity.study.estimates import ALL, SCOPES, Estimates, Rate
 from heredity.study.findings.pairs_read import (
     PairsKey,
+    PairsTask,
     answers_of,
     draw_pairs,
     drawn_pairs,
     read_differences,
     task_of,
 )
-from heredity.study.labels import Drawn, Label, LabelAnswer, LabelTask
+from heredity.study.labels import Drawn, Label, LabelAnswer
 from heredity.study.study import Study
 from heredity.study.wording import interval, names, percent, plural, scope_name, title, uncorrected_words
 from heredity.view.pages.conversations import number
@@ -78,7 +79,9 @@ def _with(rate: Rate) -> str:
 
 MAX_ANSWERS = 200  # answers of one round, as many as a person labels in some hours
 N_PAIRS = 100  # pairs of one round
-_TASKS: dict[LabelTask, str] = {"refusal": "who refuses", "harm": "who helps with harm"}
+_TASKS: dict[PairsTask, str] = {
+    "refusal": "who refuses", "harm": "who helps with harm", "twin": "who refuses benign twins",
+}  # fmt: skip
 _ANSWERS: tuple[LabelAnswer, ...] = ("yes", "no", "skip")
 
 
@@ -122,7 +125,7 @@ def render(site: Site, asked: Asked) -> str:
 def _edge(study: OpenStudy, query: Mapping[str, str]) -> PairsKey | None:
     """The ids of parent and child, and the question, in a query or a form; None without both ids."""
     parent, child, task = (query.get(key, "") for key in ("parent", "child", "task"))
-    of = next((each for each in labels.QUESTIONS if each == task), task_of(study.plan))
+    of = next((each for each in get_args(PairsTask) if each == task), task_of(study.plan))
     return (parent, child, of) if parent and child else None
 
 
