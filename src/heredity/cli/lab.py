@@ -53,6 +53,7 @@ _OF_MODELS = ("application", "probes", "attack")  # options that a plan file has
 @click.option(
     "--controls", is_flag=True, help="Ask every child whose verdict is known, not only two of rounding."
 )
+@click.option("--margins", is_flag=True, help="Measure refusal margins with the weights, too: exploratory.")
 @click.option(
     "--out", type=PathArgument(), metavar="DIR", help="Folder of the studies.  [default: runs/PARENT-...]"
 )
@@ -64,8 +65,8 @@ _OF_MODELS = ("application", "probes", "attack")  # options that a plan file has
 def inherit_command(
     ctx: click.Context, models: tuple[str, ...], renamed: tuple[str, ...], data: tuple[str, ...],
     application: Path | None, probes: tuple[str, ...], attack: tuple[str, ...], margin: float | None,
-    judge: str | None, yes: bool, quick: bool, controls: bool, out: Path | None, page: Path | None,
-    full: bool,
+    judge: str | None, yes: bool, quick: bool, controls: bool, margins: bool, out: Path | None,
+    page: Path | None, full: bool,
 ) -> None:  # fmt: skip
     """Measure what children kept of a parent's safety.
 
@@ -88,7 +89,7 @@ def inherit_command(
 
     if len(models) == 1 and Path(models[0]).is_dir():
         folder = Path(models[0])
-        _refuse_beside(ctx, str(folder), set(ctx.params) - {"models", "page", "yes", "full"})
+        _refuse_beside(ctx, str(folder), set(ctx.params) - {"models", "margins", "page", "yes", "full"})
         result = run.read_result(folder)
     else:
         if _is_file(models):
@@ -100,6 +101,10 @@ def inherit_command(
         plan = plan.quick() if quick else plan
         folder = out or RESULTS / f"{Path(models[0]).stem}-{run.plan_digest(plan)[:8]}"
         result = _inherited(plan, folder, yes)
+    if margins:
+        store = open_store()
+        with shown_work(store, "measuring the margins") as display:
+            result = run.measure_margins(folder, store, display)
     show_page(run.page_of(result), folder, page, full)
 
 

@@ -232,6 +232,9 @@ class WhiteBoxEngine(Engine, Protocol):
     def until(self, n_layers: int) -> WhiteBoxEngine:
         """Return an engine of the first layers only. Raises EngineFailure if there are fewer layers."""
 
+    def opening_logs(self, request: Request, texts: Sequence[str]) -> list[float]:
+        """Return the natural-log probability that an answer begins with each of these texts."""
+
     def state(self, request: Request) -> torch.Tensor:
         """Return the residual stream after the last layer, at the last prompt token.
 

@@ -29,8 +29,9 @@ from heredity.core.progress import Watch
 from heredity.core.records import Record, digest
 from heredity.core.sanitize import label, plural
 from heredity.core.sections import Badge, Cell, CountedShare, Section, TextTable
-from heredity.lab import controls
+from heredity.lab import controls, margins
 from heredity.lab.controls import TASKS, ControlFinding, control_findings, pair_of
+from heredity.lab.margins import EdgeMargin
 from heredity.lab.plan import (
     ENGINE,
     JOINS,
@@ -264,7 +265,7 @@ class BatteryFinding(Record, frozen=True):
 class LineageResult(Record, frozen=True):
     """The verdicts of a lineage, battery by battery; the first battery is the primary one.
 
-    notes: of the plan, for the reader.
+    notes: of the plan, for the reader. margins: of the primary battery, if they were measured.
     """
 
     title: str
@@ -275,6 +276,7 @@ class LineageResult(Record, frozen=True):
     left_out: tuple[LeftOutChild, ...]
     making: dict[str, float] = msgspec.field(default_factory=dict)  # seconds, by the plan's names
     notes: tuple[str, ...] = ()
+    margins: tuple[EdgeMargin, ...] = ()
 
     @property
     def primary(self) -> BatteryFinding:
@@ -304,7 +306,13 @@ def collect(plan: LineagePlan, grown: MadeFile, results: Mapping[str, Result], a
         grown.left_out,
         grown.seconds,
         plan.notes or (),
+        tuple(margins.edge_margins(results[batteries[0].plan.name], _pairs(batteries[0].edges))),
     )
+
+
+def _pairs(edges: Iterable[EdgeFinding]) -> list[tuple[str, str]]:
+    """The ids of parent and child, seed by seed."""
+    return [(seed.verdict.parent, seed.verdict.child) for edge in edges for seed in edge.seeds]
 
 
 def _battery(
@@ -494,6 +502,14 @@ def read_result(out: Path) -> LineageResult:
     return collect(held.plan, made, read_results(out, [each.name for each in held.plan.battery]), held.at)
 
 
+def measure_margins(out: Path, store: Store, watch: Watch | None = None) -> LineageResult:
+    """Measure the refusal margins of a finished lineage, in its primary battery (margins.py)."""
+    primary = read_result(out).primary
+    models = dict.fromkeys(model for pair in _pairs(primary.edges) for model in pair)
+    margins.measure(Result.read(out / primary.plan.name), list(models), store, watch)
+    return read_result(out)
+
+
 def _minutes(plan: LineagePlan, possible: Sequence[Task]) -> float:
     return sum(task.child.minutes for task in possible) + sum(each.minutes for each in plan.battery)
 
@@ -603,6 +619,7 @@ def page_of(result: LineageResult) -> ResultPage:
             *listing("reading", "How to read this page", [*_how_to_read(result)]),
             *(_battery_section(each, result) for each in result.batteries),
             *controls.section(result.primary.controls, dict(_changes(result.edges))),
+            *margins.section(result.margins, _called(result.edges)),
             *_children(result.edges),
             *listing("left_out", "Left out", [f"{each.name}: {each.why}" for each in result.left_out]),
             *listing(
@@ -995,6 +1012,13 @@ def _child(edge: EdgeFinding, parent: str) -> str:
 
 def _model(edge: EdgeFinding, seed: SeedFinding) -> str:
     return edge.child if seed.seed is None else f"{edge.child}, seed {seed.seed}"
+
+
+def _called(edges: Iterable[EdgeFinding]) -> dict[str, str]:
+    """The names of parents and children by id."""
+    of = [(edge, seed) for edge in edges for seed in edge.seeds]
+    parents = {seed.verdict.parent: edge.parent for edge, seed in of}
+    return parents | {seed.verdict.child: _model(edge, seed) for edge, seed in of}
 
 
 def _verdict(edge: EdgeFinding) -> Badge:

@@ -39,6 +39,7 @@ from heredity.engines.torch import autotune, refusal_direction
 from heredity.engines.torch.autotune import Tuning
 from heredity.engines.torch.decoder import (
     BLOCK,
+    PAD,
     Decoder,
     KvSlots,
     ResidualHook,
@@ -198,6 +199,7 @@ class KvQuantizedDecoder(Decoder):
 
 # A row attends by itself, and a softmax sums whole blocks. Part of `numerics`: stored keys hold it.
 _RULE = "rows apart"
+_RARE = -14.0  # log-probability of the beginning of a text that is not followed
 _HEAD_ROWS = 64  # places at which the logits of a whole vocabulary are held at once
 
 
@@ -386,6 +388,38 @@ class AnsweringEngine:
                 is_greedy = bool((logs.argmax(dim=1) == tokens).all())
                 scores.append(TokenScores(logs.gather(1, tokens[:, None])[:, 0].tolist(), is_greedy))
             return scores
+
+    def opening_logs(self, request: Request, texts: Sequence[str]) -> list[float]:
+        """Return the natural-log probability that an answer begins with each of these texts.
+
+        The prompt is read once, and the texts grow together. One whose first tokens are less likely than
+        e^_RARE is not followed: its value is that of these tokens. Raises ContextOverflow.
+        """
+        decoder = self.decoder
+        with torch.inference_mode():
+            rows = [self.codec.continuation(text) for text in texts]
+            n_most = max(map(len, rows))
+            prefix, prompt = self._prompt(request, n_most)
+            slots = decoder.slots(1, round_up(len(prompt) + n_most + PAD, BLOCK))
+            hidden = decoder.prefill(prefix, slots, 0, prompt)[len(prompt) - 1 : len(prompt)]
+            first = torch.log_softmax(decoder.logits(hidden).float(), dim=-1)[0].cpu()
+            totals = [float(first[row[0]]) for row in rows]
+            active = [at for at, row in enumerate(rows) if len(row) > 1 and totals[at] > _RARE]
+            slots.resize(max(1, len(active)), slots.capacity, 1)
+            for slot in range(1, len(active)):
+                slots.move(0, slot, len(prompt))
+            active.sort(key=lambda at: -len(rows[at]))  # so that those left are the first slots
+            for i in range(1, n_most):
+                active = [at for at in active if len(rows[at]) > i]
+                if not active:
+                    break
+                tokens = continued(prompt, [rows[at][i - 1] for at in active])
+                lengths = torch.full((len(active),), len(prompt) + i - 1)
+                logits = decoder.step(prefix, slots, torch.tensor(tokens), lengths)
+                logs = torch.log_softmax(logits.float(), dim=-1).cpu()
+                for slot, at in enumerate(active):
+                    totals[at] += float(logs[slot, rows[at][i]])
+            return totals
 
     def log_probability(
         self, request: Request, output: Sequence[int], picked: Sequence[tuple[int, int]]
