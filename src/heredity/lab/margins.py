@@ -7,8 +7,8 @@ k below 1 shrinks the margin, a below 0 shifts it towards answers, both before a
 of judged answers to a third of the behaviours, by all models of the study; the others are measured. Each
 model uses its own template and the prompts of its own answers.
 
-Promises: a margin is no verdict, and no verdict uses it. It is refused if the openings are rare, or if it
-does not predict the judged refusals of either model. Holm corrects k and a over all edges of the study.
+Promises: no verdict uses a margin. It is refused if the openings are rare, or if it does not predict the
+judged refusals of either model. Holm corrects k and a over all edges of the study.
 
 Sources: the refusal-affirmation logit gap, 2506.24056; HC3, MacKinnon and White 1985, and its clustered form,
 MacKinnon, Nielsen and Webb 2023.
@@ -86,7 +86,7 @@ class Regression(NamedTuple):
 
 
 class EdgeMargin(NamedTuple):
-    """The margins of an edge. why_not: why there are none; the rest of it is then None.
+    """The margins of an edge. why_not: the reason that it has no fit; "" if it has.
 
     n: valid requests, of n_asked. p_holm: of k and a. discrimination: mean of the child's margin less that of
     its twin, less the same of the parent, over n_pairs. auc, slope: of the parent and the child.
