@@ -452,8 +452,6 @@ def explain_out_of_memory(what: str, advice: str) -> Iterator[None]:
 
 def keep_freed_memory() -> bool:
     """Tell glibc to serve all memory from a heap that it does not trim. False: there is no glibc."""
-    import ctypes
-
     mallopt = _glibc("mallopt")
     options = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 256 << 20))
     if mallopt is None:
@@ -463,8 +461,6 @@ def keep_freed_memory() -> bool:
 
 def trim_memory() -> None:
     """Return free memory to the kernel and to GPUs, after a model was read and after it was closed."""
-    import ctypes
-
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
@@ -476,8 +472,6 @@ def trim_memory() -> None:
 def _glibc(name: str) -> Callable[..., int] | None:
     if not sys.platform.startswith("linux"):
         return None
-    import ctypes
-
     try:
         function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
     except (OSError, AttributeError):

@@ -429,7 +429,3 @@ class Split(NamedTuple):
 def _map(folder: Path, card: Card, shard: Shard) -> _Mapped:
     dtype, index = np.dtype(card.dtype).newbyteorder("<"), index_of(shard.path)
     return _Mapped(np.memmap(folder / shard.path, dtype, "r"), np.memmap(folder / index, "<u8", "r"))
-
-
-if TYPE_CHECKING:
-    from hashlib import _Hash

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 import torch
@@ -22,9 +22,6 @@ from heredity.engines import Capabilities
 from heredity.engines.encoder import SilentEngine
 from heredity.formats import images as pixels
 from heredity.formats.tokenizer_files import load_tokenizer
-
-if TYPE_CHECKING:
-    pass
 
 _PREPARATION = "preprocessor_config.json"
 

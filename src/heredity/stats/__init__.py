@@ -13,46 +13,21 @@ decision         expected cost by the user's costs, chance to be the best, ranks
 scaling          scaling laws
 """
 
-from heredity.stats.intervals import clustered_rate, wilson
-from heredity.stats.judge_error import rogan_gladen
-from heredity.stats.paired import (
-    Comparison,
-    Inherited,
-    Table,
-    clustered_difference,
-    compare,
-    holm,
-    inherited,
-    mcnemar_exact,
-    retention,
-    tabulate,
-    tango,
-    upper_bound,
-    verdict,
-    verdict_words,
-)
-from heredity.stats.power import detectable_difference, n_for_difference, n_for_margin, n_for_rate_width
-
-__all__ = [
-    "Comparison",
-    "Inherited",
-    "Table",
-    "clustered_difference",
-    "clustered_rate",
-    "compare",
-    "detectable_difference",
-    "holm",
-    "inherited",
-    "mcnemar_exact",
-    "n_for_difference",
-    "n_for_margin",
-    "n_for_rate_width",
-    "retention",
-    "rogan_gladen",
-    "tabulate",
-    "tango",
-    "upper_bound",
-    "verdict",
-    "verdict_words",
-    "wilson",
-]
+from heredity.stats.intervals import clustered_rate as clustered_rate
+from heredity.stats.intervals import wilson as wilson
+from heredity.stats.judge_error import rogan_gladen as rogan_gladen
+from heredity.stats.paired import Comparison as Comparison
+from heredity.stats.paired import Table as Table
+from heredity.stats.paired import compare as compare
+from heredity.stats.paired import holm as holm
+from heredity.stats.paired import inherited as inherited
+from heredity.stats.paired import mcnemar_exact as mcnemar_exact
+from heredity.stats.paired import retention as retention
+from heredity.stats.paired import tabulate as tabulate
+from heredity.stats.paired import tango as tango
+from heredity.stats.paired import upper_bound as upper_bound
+from heredity.stats.paired import verdict as verdict
+from heredity.stats.paired import verdict_words as verdict_words
+from heredity.stats.power import detectable_difference as detectable_difference
+from heredity.stats.power import n_for_difference as n_for_difference
+from heredity.stats.power import n_for_margin as n_for_margin

@@ -178,8 +178,6 @@ class GuardModule(Protocol):
     GUARD: type[GuardRule]
 
 
-__all__ = ["GuardRule", "GuardSpec", "chosen", "content", "kinds", "load_guard", "parse_guard"]
-
 FOLDER = "application.guards"
 _OWN = {"kind", "name", "is_on", "fails"}  # keys of a table that are not settings of its kind
 

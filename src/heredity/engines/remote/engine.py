@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from queue import Empty
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import httpx
 import msgspec
@@ -54,7 +54,7 @@ from heredity.engines.remote.apis import (
     RemoteApi,
     render,
 )
-from heredity.engines.remote.services import BYTES_PER_TOKEN, HOMES, NO_KEY, Budget, Calls, Price, Usage
+from heredity.engines.remote.services import BYTES_PER_TOKEN, HOMES, NO_KEY, Calls, Price, Usage
 
 # --- concurrency and retries: everything but `room` runs in the loop's thread -----------------------------
 
@@ -698,12 +698,6 @@ def add(a: Usage, b: Usage) -> Usage:
     )
 
 
-if TYPE_CHECKING:
-    from heredity.engines.remote.apis import Endpoint, RemoteApi
-
-__all__ = ["Budget", "Calls", "Price", "RemoteEngine", "Usage", "load"]
-
-
 def load(
     model: Model,
     folder: Path,  # noqa: ARG001 (there are no files)
@@ -716,9 +710,6 @@ def load(
 
     Raises Unavailable if the environment variable with the key is not set, Damaged for an incomplete record.
     """
-    from heredity.engines._streaming import KeyMask
-    from heredity.engines.remote.apis import Endpoint
-
     calls = calls or Calls()
     settings = model.recipe.settings
     try:
@@ -871,9 +862,6 @@ class _Session:
                 return
 
     def _prepare(self, request: Request) -> Generator[Reply, None, InFlightRequest | None]:
-        from heredity.engines._streaming import StreamedAnswer
-        from heredity.engines.remote.apis import render
-
         prompt = render(request)
         try:
             body = self._api.body(request)

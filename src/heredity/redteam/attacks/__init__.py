@@ -43,9 +43,7 @@ from heredity.redteam.attacks._words import Ladder
 from heredity.redteam.attacks.protocols import (
     DEFAULT_CONTEXT,
     KINDS,
-    MARK,
     AdaptiveStrategy,
-    AttackContext,
     AttackerStrategy,
     AttackFile,
     AttackPart,
@@ -57,30 +55,14 @@ from heredity.redteam.attacks.protocols import (
     SearchedDelivery,
     Strategy,
     TextTransform,
-    TriggerWanted,
     Turns,
     TurnTransform,
     Variants,
     WeightSearch,
 )
-
-__all__ = [
-    "MARK",
-    "Attack",
-    "AttackContext",
-    "TriggerWanted",
-    "check_attacker",
-    "check_index",
-    "context_for",
-    "load",
-    "named",
-    "names",
-    "planned",
-    "split_scope",
-    "unsupported",
-    "warnings",
-    "why_unsupported",
-]
+from heredity.redteam.attacks.protocols import MARK as MARK
+from heredity.redteam.attacks.protocols import AttackContext as AttackContext
+from heredity.redteam.attacks.protocols import TriggerWanted as TriggerWanted
 
 FOLDER = "redteam.attacks"
 # Names of techniques or globs; what is only hex digits is the digest of a file (suffix.py).

@@ -101,18 +101,6 @@ class CheckModule(Protocol):
         """The struct of this kind."""
 
 
-__all__ = [
-    "BadCheck",
-    "BreachCheck",
-    "Finding",
-    "check_class",
-    "did",
-    "is_judged",
-    "kinds",
-    "load_check",
-    "parse_check",
-]
-
 FOLDER = "redteam.checks"
 _SHARED = frozenset(Check.__struct_fields__) - {"kind", "settings"}
 _fields = cache(msgspec.structs.fields)

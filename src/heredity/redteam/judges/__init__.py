@@ -23,63 +23,32 @@ from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.records import Probe, Response, Verdict
 from heredity.redteam.judges import checks, rules
-from heredity.redteam.judges._choice import (
-    Decider,
-    identity,
-    is_answer,
-    judge_rows,
-    load,
-    needs_judge,
-    pair_of,
-    stored_models,
-    task_of,
-    unprompted_checks,
-)
-from heredity.redteam.judges.calibration.quality import (
-    Calibration,
-    JudgeQuality,
-    ReadErrors,
-    calibrate,
-    calibration,
-    calibrations,
-    check_errors_elsewhere,
-    check_positive,
-    check_quality,
-    quality,
-    quality_of_card,
-)
-from heredity.redteam.judges.protocols import DEFAULT, Judge, JudgeFile, Models, Task
-
-__all__ = [
-    "DEFAULT",
-    "Calibration",
-    "Decider",
-    "Judge",
-    "JudgeQuality",
-    "Models",
-    "ReadErrors",
-    "Task",
-    "calibrate",
-    "calibration",
-    "calibrations",
-    "check_errors_elsewhere",
-    "check_positive",
-    "check_quality",
-    "default_verdict",
-    "identity",
-    "is_answer",
-    "judge_rows",
-    "load",
-    "names",
-    "needs_judge",
-    "pair_of",
-    "quality",
-    "quality_of_card",
-    "stored_models",
-    "task_of",
-    "unprompted_checks",
-    "versions",
-]
+from heredity.redteam.judges._choice import Decider as Decider
+from heredity.redteam.judges._choice import identity as identity
+from heredity.redteam.judges._choice import is_answer as is_answer
+from heredity.redteam.judges._choice import judge_rows as judge_rows
+from heredity.redteam.judges._choice import load as load
+from heredity.redteam.judges._choice import needs_judge as needs_judge
+from heredity.redteam.judges._choice import pair_of as pair_of
+from heredity.redteam.judges._choice import stored_models as stored_models
+from heredity.redteam.judges._choice import task_of as task_of
+from heredity.redteam.judges._choice import unprompted_checks as unprompted_checks
+from heredity.redteam.judges.calibration.quality import Calibration as Calibration
+from heredity.redteam.judges.calibration.quality import JudgeQuality as JudgeQuality
+from heredity.redteam.judges.calibration.quality import ReadErrors as ReadErrors
+from heredity.redteam.judges.calibration.quality import calibrate as calibrate
+from heredity.redteam.judges.calibration.quality import calibration as calibration
+from heredity.redteam.judges.calibration.quality import calibrations as calibrations
+from heredity.redteam.judges.calibration.quality import check_errors_elsewhere as check_errors_elsewhere
+from heredity.redteam.judges.calibration.quality import check_positive as check_positive
+from heredity.redteam.judges.calibration.quality import check_quality as check_quality
+from heredity.redteam.judges.calibration.quality import quality as quality
+from heredity.redteam.judges.calibration.quality import quality_of_card as quality_of_card
+from heredity.redteam.judges.protocols import DEFAULT as DEFAULT
+from heredity.redteam.judges.protocols import Judge as Judge
+from heredity.redteam.judges.protocols import JudgeFile
+from heredity.redteam.judges.protocols import Models as Models
+from heredity.redteam.judges.protocols import Task as Task
 
 _JUDGES: tuple[Judge, ...] = (checks, rules)  # a module is a judge: the type checker sees to it
 

@@ -246,9 +246,6 @@ def _lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
             yield name, module
 
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 PADDING_MULTIPLE = 32  # tokens; every new matmul size costs time and memory to set up
 MIN_SHARED = 16  # tokens; a shorter shared beginning saves less than copying its keys and values costs
 LOGIT_ROWS = 256  # rows of logits at once, so that they stay in the processor's cache
