@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from heredity.application.calls import attempted_call, parse_tool_calls
+from heredity.application.tools import attempted_call, parse_tool_calls
 from heredity.core.records import Check, ToolCall
 from heredity.redteam.judges import checks
 from tests.support.clock import computing_within

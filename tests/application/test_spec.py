@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heredity.application.calls import attempted_call, parse_tool_calls
 from heredity.application.conversation import ApplicationSession
 from heredity.application.guards import GuardSpec
 from heredity.application.retrieval import Retrieval
 from heredity.application.sandbox import ConversationLimits
 from heredity.application.servers import McpServer
 from heredity.application.spec import Application, Passage
+from heredity.application.tools import attempted_call, parse_tool_calls
 from heredity.core.errors import BadArgument, BadInput
 from heredity.core.records import (
     Check,

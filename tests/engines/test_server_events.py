@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heredity.engines import _streaming
-from heredity.engines._streaming import EventReader
+from heredity.engines import _workers
+from heredity.engines._workers import EventReader
 
 STREAM = (
     b": hello\r\n\r\ndata: one\n\ndata:two\r\rid: 3\r\n"
@@ -39,7 +39,7 @@ class CountedPattern:
 
 def test_a_long_line_in_many_parts_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read again with each part, a line of 8 MB took a quarter of a second for each kilobyte."""
-    counted = CountedPattern(_streaming._LINE_END)
+    counted = CountedPattern(_workers._LINE_END)
     monkeypatch.setattr(_streaming, "_LINE_END", counted)
     reader, line = EventReader(), b"data: " + b"x" * 4000
     found = [data for at in range(0, len(line), 10) for data in reader.feed(line[at : at + 10])]

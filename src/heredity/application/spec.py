@@ -17,12 +17,11 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from heredity.application import functions
-from heredity.application.calls import parse_tool_calls
 from heredity.application.guards import MODEL_KIND, GuardFacts, GuardSpec, parse_guard
 from heredity.application.retrieval import Retrieval
 from heredity.application.sandbox import ConversationLimits, Offered
 from heredity.application.servers import McpServer, listed
-from heredity.application.tools import check_world, plain_tools
+from heredity.application.tools import check_world, parse_tool_calls, plain_tools
 from heredity.core.errors import (
     BadArgument,
     BadInput,

@@ -33,8 +33,16 @@ from heredity.core.errors import EngineFailure, Unavailable, UsageError
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, Stop, ToolCall
 from heredity.engines import Capabilities, FirstAnswer, Listener, Provenance, failed_reply
-from heredity.engines._streaming import KeyMask, StreamedAnswer
-from heredity.engines._workers import Hear, WorkerPool, conversation_id, conversation_text, error_row, unheard
+from heredity.engines._workers import (
+    Hear,
+    KeyMask,
+    StreamedAnswer,
+    WorkerPool,
+    conversation_id,
+    conversation_text,
+    error_row,
+    unheard,
+)
 
 MAX_TEXT = 1_000_000  # characters of one answer that are kept
 _EXTRAS = ("conversation", "seed", "max_tokens", "temperature", "top_p")

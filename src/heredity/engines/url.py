@@ -30,8 +30,17 @@ from heredity.core.errors import Damaged, EngineFailure, Unavailable, UsageError
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, Stop
 from heredity.engines import Capabilities, FirstAnswer, Listener, Provenance, call
-from heredity.engines._streaming import EventReader, KeyMask, StreamedAnswer
-from heredity.engines._workers import Hear, WorkerPool, conversation_id, conversation_text, error_row, unheard
+from heredity.engines._workers import (
+    EventReader,
+    Hear,
+    KeyMask,
+    StreamedAnswer,
+    WorkerPool,
+    conversation_id,
+    conversation_text,
+    error_row,
+    unheard,
+)
 from heredity.engines.call import MAX_TEXT, NO_PREFILL, as_dicts
 from heredity.engines.remote.engine import retry_after
 

@@ -54,8 +54,7 @@ from heredity.engines import (
     base_folder,
     failed_reply,
 )
-from heredity.engines._streaming import EventReader
-from heredity.engines._workers import WorkerPool, error_row
+from heredity.engines._workers import EventReader, WorkerPool, error_row
 from heredity.engines.chat import FolderChat, has_tokenizer, parse_tool_calls, vocabulary
 
 # --- the program: it ends with this process, even after kill -9, with all its child processes ------------

@@ -32,8 +32,8 @@ from typing import NamedTuple
 import msgspec
 from msgspec import UnsetType
 
-from heredity.application.calls import is_bare_call, parse_tool_calls
 from heredity.application.spec import Application
+from heredity.application.tools import is_bare_call, parse_tool_calls
 from heredity.core.records import Cause, Exchange, Message, Probe, Response
 from heredity.redteam.checks import is_judged, is_useful
 from heredity.redteam.text import (

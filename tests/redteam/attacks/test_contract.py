@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from heredity.application.calls import parse_tool_calls
 from heredity.application.conversation import ApplicationSession
 from heredity.application.spec import Application
+from heredity.application.tools import parse_tool_calls
 from heredity.core import registry
 from heredity.core.errors import Unavailable, UsageError
 from heredity.core.records import Consult, Exchange, Probe, Reply, Request, Response, Turn

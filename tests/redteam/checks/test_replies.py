@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from heredity.application.calls import parse_tool_calls
 from heredity.application.spec import Application
+from heredity.application.tools import parse_tool_calls
 from heredity.core.records import Probe, Verdict
 from heredity.redteam import probes
 from heredity.redteam.judges import checks

@@ -43,8 +43,7 @@ from heredity.core.host import Device
 from heredity.core.records import Decoding, Model, Reply, Request, ToolCall, digest
 from heredity.core.sanitize import clean_text, plural
 from heredity.engines import Capabilities, FirstAnswer, Listener, Provenance, RequestStream, failed_reply
-from heredity.engines._streaming import EventReader, KeyMask, StreamedAnswer
-from heredity.engines._workers import ASK_AGAIN
+from heredity.engines._workers import ASK_AGAIN, EventReader, KeyMask, StreamedAnswer
 from heredity.engines.remote.apis import (
     ApiAnswer,
     ApiModule,

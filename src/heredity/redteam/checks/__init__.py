@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_c
 import msgspec
 from msgspec import UNSET, UnsetType, json
 
-from heredity.application.calls import is_bare_call
 from heredity.application.spec import Application
-from heredity.application.tools import World, covers
+from heredity.application.tools import World, covers, is_bare_call
 from heredity.core import registry
 from heredity.core.errors import BadInput, Damaged, UnknownName, UsageError, code_of, did_you_mean
 from heredity.core.records import Change, Check, Probe, Response, Usefulness

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from heredity.application.calls import attempted_call, parse_tool_calls
 from heredity.application.spec import Application
+from heredity.application.tools import attempted_call, parse_tool_calls
 from heredity.core.records import Probe, Response
 from heredity.redteam.checks import BreachCheck, Finding
 from heredity.redteam.text import evidence, fold, plain_value, squeeze, supplied
