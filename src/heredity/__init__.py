@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from heredity.engines import EngineModule as EngineModule
     from heredity.lab.corpus import build_corpus as build_corpus
     from heredity.lab.exposure import expose as expose
-    from heredity.lineage.adoption import adopt as adopt
     from heredity.lineage.store import Store as Store
     from heredity.lineage.store import grow as grow
     from heredity.lineage.store import searching_in as searching_in
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
     from heredity.recipes import DerivableRecipe as DerivableRecipe
     from heredity.recipes import recipe as recipe
     from heredity.recipes.ablate import Ablate as Ablate
+    from heredity.recipes.adopt import adopt as adopt
     from heredity.recipes.alora import Alora as Alora
     from heredity.recipes.distill import Distill as Distill
     from heredity.recipes.finetune import Finetune as Finetune
@@ -105,11 +105,11 @@ _NAMES = {
     "engines": "Engine EngineModule",
     "lab.corpus": "build_corpus",
     "lab.exposure": "expose",
-    "lineage.adoption": "adopt",
     "lineage.store": "Store grow searching_in",
     "lineage.types": "Grown Recipe",
     "recipes": "DerivableRecipe recipe",
     "recipes.ablate": "Ablate",
+    "recipes.adopt": "adopt",
     "recipes.alora": "Alora",
     "recipes.distill": "Distill",
     "recipes.finetune": "Finetune",

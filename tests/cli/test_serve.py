@@ -81,8 +81,8 @@ def test_every_model_is_served_in_every_application(tmp_path: Path) -> None:
 def test_a_base_and_an_adapter_in_one_process_answer_as_each_does_alone(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from heredity.core.records import Decoding, Message, Request
-    from heredity.lineage.adoption import adopt
     from heredity.lineage.store import Store, load_engine
+    from heredity.recipes.adopt import adopt
     from tests.support.random_adapters import random_adapter
     from tests.support.tiny_models import make_model
 

@@ -40,7 +40,7 @@ class CountedPattern:
 def test_a_long_line_in_many_parts_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read again with each part, a line of 8 MB took a quarter of a second for each kilobyte."""
     counted = CountedPattern(_workers._LINE_END)
-    monkeypatch.setattr(_streaming, "_LINE_END", counted)
+    monkeypatch.setattr(_workers, "_LINE_END", counted)
     reader, line = EventReader(), b"data: " + b"x" * 4000
     found = [data for at in range(0, len(line), 10) for data in reader.feed(line[at : at + 10])]
     assert found == [] and reader.feed(b"\n\n") == [b"x" * 4000]

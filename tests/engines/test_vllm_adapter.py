@@ -18,9 +18,9 @@ from heredity.core.records import Message, Request
 from heredity.engines import vllm
 from heredity.engines.transformers import TransformersEngine
 from heredity.engines.vllm import VllmEngine, server_options
-from heredity.lineage.adoption import adopt
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
+from heredity.recipes.adopt import adopt
 from heredity.study import plan as plans
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study

@@ -21,12 +21,11 @@ import heredity as h
 from heredity.core.errors import Damaged, OutOfMemory, Refused, Unavailable, UnknownName, UsageError
 from heredity.core.progress import Progress
 from heredity.core.records import Descent, Evidence
-from heredity.lineage.adoption import adopt
 from heredity.lineage.catalog import facts, plain_name
 from heredity.lineage.evidence import Findings, compare_quantized
 from heredity.lineage.store import Store
 from heredity.lineage.types import Description, Grown
-from heredity.recipes.adopt import Adopt, read_claims
+from heredity.recipes.adopt import Adopt, adopt, read_claims
 from heredity.recipes.merge_adapter import merge
 from heredity.recipes.quantize import Quantize
 from tests.recipes.test_pull_sources import play_hub, use_index

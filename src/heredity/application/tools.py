@@ -7,9 +7,9 @@ Promises: the same calls over the same state give the same results and changes. 
 changes nothing and returns the reason. Nothing outside the state is touched, whatever a model writes.
 Arguments are checked against the tool's JSON schema before the tool sees them. A schema, which a server may
 have written, reaches no network, and neither a pattern nor a reference keeps the check busy.
-One reading of calls serves the conversation, which runs them, and the checks, which judge them. So a call that
-a check counts is a call that ran. It takes linear time and never raises. A signature or a description is not a
-call. Nor is a call that a sentence quotes, declines or reports.
+One reading of calls serves the conversation, which runs them, and the checks, which judge them. So a call
+that a check counts is a call that ran. It takes linear time and never raises. A signature or a description
+is not a call. Nor is a call that a sentence quotes, declines or reports.
 Leaves to others: which tools there are (spec.py), calls that an engine reads in its model's format, and which
 changes are a breach (judges/checks.py).
 """

@@ -227,8 +227,8 @@ def adopt_command(
     from heredity.cli import pull
     from heredity.core import terminal
     from heredity.core.sanitize import plain
-    from heredity.lineage.adoption import adopt
     from heredity.lineage.catalog import facts
+    from heredity.recipes.adopt import adopt
 
     store = open_store()
     given = [_parent(store, parent) for parent in parents]

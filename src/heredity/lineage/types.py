@@ -180,19 +180,6 @@ class Adoption:
 
 
 @runtime_checkable
-class Adopter(Protocol):
-    """The plug-in `recipes/adopt`."""
-
-    def resolve_files(
-        self, ref: str, adoption: Adoption, downloads: Path, progress: Watch | None = None
-    ) -> Recipe:
-        """The recipe that records the files of `ref` as a child. Raises UsageError or Refused."""
-
-    def of_stored(self, adoption: Adoption) -> Recipe:
-        """The recipe that records its last parent, a stored model, as a child of the first."""
-
-
-@runtime_checkable
 class Dequantizer(Protocol):
     """The plug-in `recipes/dequantize`."""
 

@@ -1,4 +1,4 @@
-"""Record a model that was made elsewhere as the child of a model of the store.
+"""Record a model that was made elsewhere as the child of a model of the store, with evidence.
 
 `Adopt` takes a stored model as its second parent, and `AdoptFiles` a folder, a file or a hub's repository.
 Files of the store are hard links if the file system allows, otherwise copies.
@@ -20,17 +20,18 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, Protocol
 
-from heredity.core.errors import Damaged, Refused, UsageError, first_line
+from heredity.core.errors import Damaged, Refused, Unavailable, UsageError, first_line
 from heredity.core.files import Lock, explain_full_disk
 from heredity.core.progress import Watch, about, phase
 from heredity.core.records import Descent, Evidence, Level, Model, Relation
 from heredity.engines.chat import has_tokenizer, template_source, vocabulary
 from heredity.formats.gguf import read_gguf
 from heredity.formats.static_embeddings import holds_static
-from heredity.lineage import evidence
-from heredity.lineage.catalog import is_quantized_name, plain_name
+from heredity.lineage import evidence, graph
+from heredity.lineage.catalog import is_from_hub, is_quantized_name, names_of, plain_name
 from heredity.lineage.evidence import Findings, read_config
-from heredity.lineage.references import is_there
+from heredity.lineage.references import HUB, is_there
+from heredity.lineage.store import Store
 from heredity.lineage.types import Adoption, Description, Grown, KnownParent, Recipe
 from heredity.recipes.merge_adapter import TOKENIZER
 from heredity.recipes.pull import folder
@@ -280,11 +281,6 @@ def _check_tokenizer(folder: Path, name: str) -> None:
             f"'{name}' is not adopted: its tokenizer does not load ({first_line(error)}). Take its files out"
             " of the folder to use that of the parent."
         ) from error
-
-
-def of_stored(adoption: Adoption) -> Recipe:
-    """The recipe that records its second parent, a stored model, as a child of the first."""
-    return Adopt(adoption.name, adoption)
 
 
 def resolve_files(ref: str, adoption: Adoption, downloads: Path, progress: Watch | None = None) -> Recipe:
@@ -568,3 +564,66 @@ def link_files(model: Grown, out: Path) -> None:
         except OSError:  # another file system, or one without links
             with explain_full_disk(out, file.bytes):
                 shutil.copyfile(source, target)
+
+
+def adopt(
+    ref: str,
+    parents: Grown | Sequence[Grown],
+    store: Store | None = None,
+    made: Relation | None = None,
+    name: str = "",
+    is_declared: bool = False,
+    progress: Watch | None = None,
+) -> Grown:
+    """Record a model that another tool made as a child of its parents, with the evidence of its descent.
+
+        base = store.pull("hf:org/base")
+        child = h.adopt("out/my-adapter", base, store)
+
+    ref: a folder with a PEFT adapter or with whole weights, a .gguf file, "hf:ORG/REPO", or a model of the
+    store. Training leftovers, such as optimizer.pt and checkpoints, are left out by name and never opened.
+    parents: one; of a merge several, and of a distilled student its start and its teacher.
+    made: "lora", "alora", "finetune", "quantize", "merge" or "distill"; None lets the files decide.
+    is_declared: record the descent although the model's own files name another parent.
+
+    Raises Refused, with the contradictions, for other shapes or tokens, for values that are unrelated to the
+    parent's, and for files that name another parent. Raises UsageError for a path that does not exist.
+    """
+    given = [parents] if isinstance(parents, Grown) else list(parents)
+    if not given or (len(given) > 1 and made not in ("merge", "distill")):
+        raise UsageError(f"A child has one parent, of a merge or a distillation several, not {len(given)}.")
+    store = store or Store(given[0].folder.parents[2])
+    for parent in given:
+        if why := graph.why_childless(parent.record, needs_text=False):
+            raise Unavailable(f"Nothing is adopted as a child of '{parent.record.name}': {why}.")
+    whole = [store.whole(parent) for parent in given]
+    kin = [[parent.record, *store.ancestors(parent.record)] for parent in whole]
+    known = tuple(KnownParent(names_of(models), is_from_hub(models)) for models in kin)
+    adoption = Adoption(made, known, name, is_declared, _others(store, whole))
+    if not (ref.startswith(HUB) or "/" in ref or "\\" in ref or Path(ref).exists()):
+        with phase(progress, "comparing with the parent", ref):
+            return _stored(store, ref, whole, adoption)
+    return store.grow(resolve_files(ref, adoption, store.downloads, progress), whole)
+
+
+def _others(store: Store, parents: Sequence[Grown]) -> frozenset[str]:
+    """The plain names of models that are unrelated to these parents."""
+    related = {
+        each.id
+        for parent in parents
+        for each in (parent.record, *store.ancestors(parent.record), *store.descendants(parent.record))
+    }
+    return names_of(model for model in store.models() if model.id not in related and not model.parents)
+
+
+def _stored(store: Store, ref: str, whole: Sequence[Grown], adoption: Adoption) -> Grown:
+    """A stored model as a child; itself if its record has that ancestor already."""
+    made = store.get(ref)
+    if made.record.id in {parent.record.id for parent in whole}:
+        raise UsageError(f"'{made.record.name}' cannot be its own child.")
+    if len(whole) > 1:
+        raise UsageError("Give the files of a merge by their path; a stored model gets one parent.")
+    ancestors = {each.id for each in store.ancestors(made.record)}
+    if {parent.record.id for parent in whole} <= ancestors:
+        return made
+    return store.grow(Adopt(adoption.name, adoption), [*whole, made])

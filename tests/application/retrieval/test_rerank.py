@@ -36,9 +36,9 @@ from heredity.core.errors import (
 )
 from heredity.core.records import Message, Request, Retrieved
 from heredity.formats.architectures import modality_of
-from heredity.lineage.adoption import adopt
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
+from heredity.recipes.adopt import adopt
 from heredity.redteam import attacks
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study

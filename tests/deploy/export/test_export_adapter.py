@@ -18,9 +18,9 @@ from heredity.deploy import export
 from heredity.deploy.export import adapter as adapter_form
 from heredity.engines.chat import ChatCodec
 from heredity.formats.safetensors_io import read_all
-from heredity.lineage.adoption import adopt
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
+from heredity.recipes.adopt import adopt
 from heredity.recipes.alora import Alora
 from heredity.recipes.lora import Lora
 from heredity.recipes.merge_adapter import MergeAdapter

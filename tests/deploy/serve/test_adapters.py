@@ -26,9 +26,9 @@ from heredity.deploy.serve import chat
 from heredity.deploy.serve.model_registry import AdapterLoader, ServingRules, SharedServices, by_base, share
 from heredity.deploy.serve.request_log import RequestLog
 from heredity.deploy.serve.worker import shared as sharing
-from heredity.lineage.adoption import adopt
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
+from heredity.recipes.adopt import adopt
 from heredity.redteam.judges.guard import JudgeReaders
 from tests.deploy.serve.serving import client, listening, until
 from tests.support.errors import raises

@@ -24,9 +24,9 @@ from heredity.application.spec import Application
 from heredity.core.records import Decoding, Message, Request
 from heredity.deploy.serve.model_registry import AdapterLoader, BaseService, ServingRules, share
 from heredity.engines.torch.decoder import number_of
-from heredity.lineage.adoption import adopt
 from heredity.lineage.store import Store, load_engine
 from heredity.lineage.types import Grown
+from heredity.recipes.adopt import adopt
 from tests.deploy.serve.serving import listening, until
 from tests.support.random_adapters import random_adapter
 from tests.support.tiny_models import WORDS, make_model
