@@ -29,8 +29,7 @@ from heredity.study.wording import find, title
 from heredity.view.export import export
 from heredity.view.pairs import WHICH, beside, pairs, shared
 from heredity.view.places import OpenStudy, StudyPlace
-from heredity.view.queries import Filters, read, unasked
-from heredity.view.rates import board_of
+from heredity.view.queries import Filters, board_of, read, unasked
 from heredity.view.site import Site
 from tests.support import report_studies, small_study
 from tests.support.findings import rows_of

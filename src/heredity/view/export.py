@@ -33,8 +33,17 @@ from heredity.view.pages.conversations import LIST, ONE, number
 from heredity.view.pages.pairs import PAIR, PAIRS, chosen
 from heredity.view.pairs import WHICH, Which, is_edge, shared
 from heredity.view.places import OpenStudy, StudyPlace, report_of
-from heredity.view.queries import STATES, Filters, ListedRow, Transcript, read, read_filters, rows_of, unasked
-from heredity.view.rates import board_of
+from heredity.view.queries import (
+    STATES,
+    Filters,
+    ListedRow,
+    Transcript,
+    board_of,
+    read,
+    read_filters,
+    rows_of,
+    unasked,
+)
 from heredity.view.site import Asked, Page, Site, state_word
 
 CONVERSATIONS = 100  # of a file of trials

@@ -27,8 +27,7 @@ from heredity.study.outcomes import BROKE, Outcomes, is_part
 from heredity.study.plan import Plan
 from heredity.study.storage import run_records
 from heredity.view.places import OpenStudy
-from heredity.view.queries import PAGE, Filters
-from heredity.view.rates import Board, ShownRate, board_of
+from heredity.view.queries import PAGE, Board, Filters, ShownRate, board_of
 
 Which = Literal["only-a", "only-b", "both", "neither"]
 WHICH: tuple[Which, ...] = get_args(Which)

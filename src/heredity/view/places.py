@@ -142,7 +142,7 @@ class OpenStudy:
     path: Path  # of its index
     is_whole: bool = False  # whether the last refresh came to the end of the rows
     _estimates: tuple[list[int], Estimates | HeredityError] | None = field(default=None, repr=False)
-    board: tuple[object, object] | None = field(default=None, repr=False)  # of rates.py
+    board: tuple[object, object] | None = field(default=None, repr=False)  # of queries.py
 
     def __post_init__(self) -> None:
         self._stamp = stamp_file(self.folder / PLAN)

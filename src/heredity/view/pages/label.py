@@ -26,8 +26,7 @@ from heredity.study.study import Study
 from heredity.study.wording import interval, names, percent, plural, scope_name, title, uncorrected_words
 from heredity.view.pages.conversations import number
 from heredity.view.places import OpenStudy
-from heredity.view.queries import Transcript, read
-from heredity.view.rates import board_of
+from heredity.view.queries import Transcript, board_of, read
 from heredity.view.site import Asked, Page, Site
 
 

@@ -32,8 +32,7 @@ from heredity.view.pages.conversations import number
 from heredity.view.pages.studies import planned_at
 from heredity.view.pairs import WHICH, Shared, shared
 from heredity.view.places import OpenStudy
-from heredity.view.queries import Filters
-from heredity.view.rates import ShownRate, board_of
+from heredity.view.queries import Filters, ShownRate, board_of
 from heredity.view.site import Asked, Page, Site
 
 # --- the models and edges of a place ------------------------------------------------------------------

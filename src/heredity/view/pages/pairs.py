@@ -8,8 +8,7 @@ from heredity.core.errors import UsageError
 from heredity.view.pages.conversations import number
 from heredity.view.pairs import WHICH, Shared, Which, beside, is_edge, page_of, pairs, shared
 from heredity.view.places import OpenStudy
-from heredity.view.queries import KINDS, Filters, ListedRow, place_of, read, read_filters, rows_of
-from heredity.view.rates import board_of
+from heredity.view.queries import KINDS, Filters, ListedRow, board_of, place_of, read, read_filters, rows_of
 from heredity.view.site import Asked, Page, Site
 
 

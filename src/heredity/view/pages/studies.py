@@ -12,7 +12,7 @@ from heredity.study.estimates import Estimates
 from heredity.study.folders import is_study
 from heredity.study.plan import PLAN
 from heredity.view.places import ListedStudy, OpenStudy, StudyProgress
-from heredity.view.rates import Chip, chips
+from heredity.view.queries import Chip, chips
 from heredity.view.site import Asked, Page, Site
 
 _SECONDS = 1.0  # that reading new rows may take, of all studies together

@@ -22,8 +22,7 @@ from heredity.study.wording import BADGES, cell_words, title
 from heredity.view.pages.lineage import decided
 from heredity.view.pairs import WHICH, endpoint_of, is_edge, is_guard, pairs, shared
 from heredity.view.places import OpenStudy, report_of
-from heredity.view.queries import CellCounts, cells, read_filters, unasked
-from heredity.view.rates import Board, ShownRate, board_of, chips
+from heredity.view.queries import Board, CellCounts, ShownRate, board_of, cells, chips, read_filters, unasked
 from heredity.view.site import Asked, Page, Site
 
 MAX_PAIRS = 12  # that are listed; a form compares any two
