@@ -10,7 +10,7 @@ from typing import Any
 
 from heredity.core.records import Decoding, Message, Request
 from heredity.engines.remote import engine as remote
-from heredity.engines.remote.engine import Budget, Calls, Price, Usage
+from heredity.engines.remote.services import Budget, Calls, Price, Usage
 from heredity.lineage.store import Store
 from tests.support.fault_server import FaultServer
 

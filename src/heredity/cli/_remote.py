@@ -15,8 +15,7 @@ from heredity.cli import Amount, Name
 
 if TYPE_CHECKING:
     from heredity.engines import Engine
-    from heredity.engines.remote.engine import Calls, Price
-    from heredity.engines.remote.services import Usage
+    from heredity.engines.remote.services import Calls, Price, Usage
     from heredity.lineage.store import Store
     from heredity.lineage.types import Grown
     from heredity.study.plan import Plan
@@ -62,7 +61,7 @@ def calls(
     max_cost: float | None = None, price: Sequence[str] = (),
 ) -> Calls:  # fmt: skip
     """The options as the engine takes them. Raises UsageError."""
-    from heredity.engines.remote.engine import Budget, Calls
+    from heredity.engines.remote.services import Budget, Calls
 
     more = {} if concurrency is None else {"concurrency": concurrency}
     return Calls(
@@ -171,7 +170,7 @@ def _spelt_out(ref: str) -> str:
 
 def _price(entry: str) -> tuple[str, Price]:
     from heredity.core.errors import UsageError
-    from heredity.engines.remote.engine import Price
+    from heredity.engines.remote.services import Price
 
     ref, _, numbers = entry.rpartition("=")
     try:

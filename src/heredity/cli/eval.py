@@ -23,7 +23,7 @@ from heredity.core.sanitize import plain, plural
 from heredity.core.terminal import cell, out, table
 
 if TYPE_CHECKING:
-    from heredity.engines.remote.engine import Calls
+    from heredity.engines.remote.services import Calls
     from heredity.evals.run import Evaluation, Grade, Grades, TaskCard
 
 

@@ -26,7 +26,7 @@ from heredity.cli import (
 from heredity.study.spec import FLAGS, StudySpec, locate_sources, read_plan_file
 
 if TYPE_CHECKING:
-    from heredity.engines.remote.engine import Calls
+    from heredity.engines.remote.services import Calls
     from heredity.lineage.store import Store
     from heredity.lineage.types import Grown
     from heredity.study.advice import Costs
