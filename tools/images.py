@@ -28,7 +28,7 @@ from heredity.view.app import ViewSettings, app
 from heredity.view.pages.training import runs
 from heredity.view.pairs import pairs, shared
 from heredity.view.places import OpenStudy, StudyPlace
-from heredity.view.rates import board_of
+from heredity.view.queries import board_of
 from heredity.view.site import Site
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"

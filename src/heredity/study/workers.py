@@ -276,9 +276,10 @@ class StudyWorker:
             return self._loader(grown)
         if grown.record.format == "remote" and choose(grown.record) == "remote":
             from heredity.engines.remote import engine as remote
+            from heredity.engines.remote.services import Calls
 
             how = self._setup
-            calls = remote.Calls(how.concurrency, keys=how.keys, prices=how.prices)
+            calls = Calls(how.concurrency, keys=how.keys, prices=how.prices)
             engine = remote.load(grown.record, grown.folder, calls=calls)
             record_at_answer(engine, grown, self._store)
             return engine
