@@ -134,13 +134,9 @@ def satterthwaite(parts: Sequence[Source]) -> float:
 
 
 def edge_difference(
-    differences: ArrayLike,
-    clusters: ArrayLike,
-    runs: Source = NO_RUNS,
-    more: Sequence[Source] = (),
-    sens: PredictedShare | None = None,
-    spec: PredictedShare | None = None,
-) -> EdgeDifference:
+    differences: ArrayLike, clusters: ArrayLike, runs: Source = NO_RUNS, more: Sequence[Source] = (),
+    sens: PredictedShare | None = None, spec: PredictedShare | None = None,
+) -> EdgeDifference:  # fmt: skip
     """The mean of these differences, child minus parent, one per trial, in [-1, 1].
 
     clusters: the behaviour of each trial. more: other variances, as of the judge (`judge_spread`).
@@ -251,13 +247,9 @@ def read_pairs_difference(
 
 
 def judge_spread(
-    rate: float,
-    sens: PredictedShare,
-    spec: PredictedShare,
-    n_families: int,
-    likeness: float = 0.0,
+    rate: float, sens: PredictedShare, spec: PredictedShare, n_families: int, likeness: float = 0.0,
     differing: float = 1.0,
-) -> tuple[Source, Source]:
+) -> tuple[Source, Source]:  # fmt: skip
     """The variance of a difference because the judge errs otherwise on the child than on the parent.
 
         2 (1 - rho) [theta^2 t1^2 + (1 - theta)^2 t0^2] w^2
@@ -419,15 +411,9 @@ def decide(edges: Sequence[Sequence[EdgeTest]], alpha: float) -> list[EdgeDecisi
 
 
 def edge_word(
-    decision: EdgeDecision,
-    alpha: float,
-    *,
-    has_twins: bool = True,
-    is_weak: bool = False,
-    had_it: bool = True,
-    took_over: bool = True,
-    is_help_read: bool = True,
-) -> EdgeWord:
+    decision: EdgeDecision, alpha: float, *, has_twins: bool = True, is_weak: bool = False,
+    had_it: bool = True, took_over: bool = True, is_help_read: bool = True,
+) -> EdgeWord:  # fmt: skip
     """The verdict on a child against its parent.
 
     has_twins  over-refusal was measured; without it who refuses everything would be "kept"

@@ -67,15 +67,9 @@ class _Judge(NamedTuple):
 
 
 def rogan_gladen(
-    k: int,
-    n: int,
-    sens_k: float,
-    sens_n: float,
-    spec_k: float,
-    spec_n: float,
-    confidence: float = CONFIDENCE,
-    n_effective: float | None = None,
-) -> Estimate:
+    k: int, n: int, sens_k: float, sens_n: float, spec_k: float, spec_n: float,
+    confidence: float = CONFIDENCE, n_effective: float | None = None,
+) -> Estimate:  # fmt: skip
     """The true rate behind k of n judged positive, with its interval.
 
     The judge caught `sens_k` of `sens_n` labelled breaches, and passed `spec_k` of `spec_n` labelled safe
@@ -180,13 +174,9 @@ def _shrunk_variance(k: float, n: float) -> float:
 
 
 def correct_for_family(
-    k: int,
-    n: int,
-    sens: PredictedShare,
-    spec: PredictedShare,
-    confidence: float = CONFIDENCE,
+    k: int, n: int, sens: PredictedShare, spec: PredictedShare, confidence: float = CONFIDENCE,
     n_effective: float | None = None,
-) -> Estimate:
+) -> Estimate:  # fmt: skip
     """The true rate behind k of n judged positive, where the answers are of one more family.
 
     The interval has every true rate theta that makes the judged rate p plausible:
@@ -355,13 +345,9 @@ class _Sample(NamedTuple):
 
 
 def ppi_mean(
-    labels: ArrayLike,
-    judged: ArrayLike,
-    others: ArrayLike,
-    chances: ArrayLike | None = None,
-    confidence: float = CONFIDENCE,
-    clusters: tuple[ArrayLike, ArrayLike] | None = None,
-) -> Estimate:
+    labels: ArrayLike, judged: ArrayLike, others: ArrayLike, chances: ArrayLike | None = None,
+    confidence: float = CONFIDENCE, clusters: tuple[ArrayLike, ArrayLike] | None = None,
+) -> Estimate:  # fmt: skip
     """The rate that people would give, from their labels on some trials and a judge's verdicts on all.
 
     labels   0 or 1 per labelled trial; `judged` has the judge's verdicts or scores on the same trials
@@ -543,14 +529,9 @@ class SharedComparison(NamedTuple):
 
 
 def compare_at_shares(
-    a: ArrayLike,
-    b: ArrayLike,
-    clusters: ArrayLike,
-    share_a: float = 0.0,
-    share_b: float = 0.0,
-    confidence: float = CONFIDENCE,
-    errors: float = 0.0,
-) -> SharedComparison:
+    a: ArrayLike, b: ArrayLike, clusters: ArrayLike, share_a: float = 0.0, share_b: float = 0.0,
+    confidence: float = CONFIDENCE, errors: float = 0.0,
+) -> SharedComparison:  # fmt: skip
     """Compare two models where a share of the unclear answers of each counts as breaches.
 
     "b is worse" survives a declared share s if it holds at `share_a=s`; "b is not worse" if it holds at

@@ -205,14 +205,9 @@ def compare(
 
 
 def compare_in_blocks(
-    a: ArrayLike,
-    b: ArrayLike,
-    clusters: ArrayLike,
-    blocks: ArrayLike,
-    confidence: float = CONFIDENCE,
-    alpha: float = ALPHA,
-    n_tests: int = 1,
-) -> Comparison:
+    a: ArrayLike, b: ArrayLike, clusters: ArrayLike, blocks: ArrayLike, confidence: float = CONFIDENCE,
+    alpha: float = ALPHA, n_tests: int = 1,
+) -> Comparison:  # fmt: skip
     """`compare`, valid under any stopping rule. `blocks` is the interim analysis that first had each trial.
 
     No cluster may lie in two blocks. `detectable`: see power.detectable_in_clusters; at alpha / n_tests.
@@ -317,16 +312,9 @@ def verdict(
 
 
 def verdict_words(
-    name_a: str,
-    name_b: str,
-    comparison: Comparison,
-    margin: float = MARGIN,
-    alpha: float = ALPHA,
-    p_adjusted: float | None = None,
-    verb: str = "broke",
-    withheld: str = "",
-    not_better: str = "",
-) -> str:
+    name_a: str, name_b: str, comparison: Comparison, margin: float = MARGIN, alpha: float = ALPHA,
+    p_adjusted: float | None = None, verb: str = "broke", withheld: str = "", not_better: str = "",
+) -> str:  # fmt: skip
     """The verdict on b against a in plain sentences, with the counts, the interval and the test behind it.
 
     withheld: the reason why there is not enough evidence although the test shows a difference.
@@ -559,13 +547,9 @@ class _CrossedSums(NamedTuple):
 
 
 def crossed_rate(
-    broke: ArrayLike,
-    rows: ArrayLike,
-    columns: ArrayLike,
-    rng: np.random.Generator,
-    confidence: float = CONFIDENCE,
-    n_draws: int = N_DRAWS,
-) -> Estimate:
+    broke: ArrayLike, rows: ArrayLike, columns: ArrayLike, rng: np.random.Generator,
+    confidence: float = CONFIDENCE, n_draws: int = N_DRAWS,
+) -> Estimate:  # fmt: skip
     """The rate of trials that share behaviours (`rows`) and attacks (`columns`), with Wilson's interval.
 
     broke: 0 or 1 per trial. Refused if one of the factors has fewer than two levels.
@@ -582,14 +566,9 @@ def crossed_rate(
 
 
 def crossed_difference(
-    a: ArrayLike,
-    b: ArrayLike,
-    rows: ArrayLike,
-    columns: ArrayLike,
-    rng: np.random.Generator,
-    confidence: float = CONFIDENCE,
-    n_draws: int = N_DRAWS,
-) -> CrossedDifference:
+    a: ArrayLike, b: ArrayLike, rows: ArrayLike, columns: ArrayLike, rng: np.random.Generator,
+    confidence: float = CONFIDENCE, n_draws: int = N_DRAWS,
+) -> CrossedDifference:  # fmt: skip
     """b's rate minus a's on the same trials, with Tango's interval and a t test.
 
     Refused, with p = 1, if one of the factors has fewer than two levels.

@@ -335,14 +335,9 @@ def _first(decided: _Floats, discordance: float, share: float) -> int:
 
 
 def sequential_n_for_margin(
-    margin: float,
-    discordance: float,
-    rng: np.random.Generator,
-    power: float = POWER,
-    alpha: float = ALPHA,
-    deff: float = 1.0,
-    runs: int = 1000,
-) -> SequentialSize:
+    margin: float, discordance: float, rng: np.random.Generator, power: float = POWER,
+    alpha: float = ALPHA, deff: float = 1.0, runs: int = 1000,
+) -> SequentialSize:  # fmt: skip
     """Pairs until "not worse by `margin`" is shown if the two are equal.
 
     Evidence is computed sixty times per doubling of n."""
@@ -367,14 +362,9 @@ def sequential_n_for_margin(
 
 
 def sequential_power(
-    ends: Sequence[int],
-    discordance: float,
-    rng: np.random.Generator,
-    difference: float = 0.0,
-    margin: float | None = None,
-    alpha: float = ALPHA,
-    runs: int = 500,
-) -> float:
+    ends: Sequence[int], discordance: float, rng: np.random.Generator, difference: float = 0.0,
+    margin: float | None = None, alpha: float = ALPHA, runs: int = 500,
+) -> float:  # fmt: skip
     """The chance that interim analyses after `ends` pairs decide, by simulation.
 
     margin: None asks for the difference, b above a. Otherwise it asks for "not worse" within the margin.

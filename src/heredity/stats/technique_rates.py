@@ -292,15 +292,9 @@ class Heterogeneity(NamedTuple):
 
 
 def heterogeneity(
-    a: ArrayLike,
-    b: ArrayLike,
-    techniques: ArrayLike,
-    behaviours: ArrayLike,
-    rng: np.random.Generator,
-    margin: float = MARGIN,
-    alpha: float = ALPHA,
-    n_draws: int = N_DRAWS,
-) -> Heterogeneity:
+    a: ArrayLike, b: ArrayLike, techniques: ArrayLike, behaviours: ArrayLike, rng: np.random.Generator,
+    margin: float = MARGIN, alpha: float = ALPHA, n_draws: int = N_DRAWS,
+) -> Heterogeneity:  # fmt: skip
     """Compare b with a in each technique, and test whether the difference depends on the technique.
 
     a, b        per trial, whether the model broke

@@ -101,14 +101,9 @@ def paired_outcomes(outcomes: Outcomes, a: int, bs: Sequence[int], probes: list[
 
 
 def pair_verdicts(
-    comparison: stats.Comparison,
-    trials: PairedOutcomes,
-    intervals: Intervals,
-    declared: Analysis,
-    margin: float,
-    p_holm: float | None,
-    shares: Sequence[Interval] = (),
-) -> PairVerdicts:
+    comparison: stats.Comparison, trials: PairedOutcomes, intervals: Intervals, declared: Analysis,
+    margin: float, p_holm: float | None, shares: Sequence[Interval] = (),
+) -> PairVerdicts:  # fmt: skip
     """The verdicts on a pair. `trials` are those behind `comparison`, with unclear answers and errors.
 
     shares: of breaches among the unclear answers of a and of b, as bounds; () for the declared share.
@@ -224,11 +219,9 @@ def places_of(plan: Plan) -> dict[str, int]:
 
 
 def compare_groups(
-    outcomes: Outcomes,
-    measure: Measure,
-    techniques: Sequence[str],
+    outcomes: Outcomes, measure: Measure, techniques: Sequence[str],
     models: Sequence[tuple[int, tuple[int, ...]]],
-) -> Iterator[tuple[ComparedGroup, ModelPair]]:
+) -> Iterator[tuple[ComparedGroup, ModelPair]]:  # fmt: skip
     cells = [(name, probes) for name in techniques if (probes := outcomes.probes(name, measure))]
     # Plans that declare no analysis keep the level of one comparison, as the releases that made them did.
     n_tests = len(cells) * len(models) if outcomes.plan.analysis is not None else 1

@@ -370,14 +370,9 @@ class _ForecastCells:
         )
 
     def _shares(
-        self,
-        n_clusters: int,
-        effective: EffectiveN,
-        discordance: float,
-        alpha: float,
-        unclear: float,
+        self, n_clusters: int, effective: EffectiveN, discordance: float, alpha: float, unclear: float,
         is_pooled: bool,
-    ) -> tuple[float | None, float, float | None]:
+    ) -> tuple[float | None, float, float | None]:  # fmt: skip
         """Detectable difference, power of "not worse", and the margin that is shown."""
         margin = self._plan.margin
         if self._plan.is_until_decided:

@@ -745,12 +745,9 @@ def _worst(test: EdgeTest, against: EdgeTest, for_child: EdgeTest) -> EdgeTest:
 
 
 def _filled(
-    trials: _Trials,
-    unclear_parent: float,
-    unclear_child: float,
-    is_for_child: bool = True,
+    trials: _Trials, unclear_parent: float, unclear_child: float, is_for_child: bool = True,
     wrong: float = 0.0,
-) -> Floats:
+) -> Floats:  # fmt: skip
     """The failures, if these shares of the unclear answers are, and `wrong` of the verdicts are not right.
 
     is_for_child: wrong verdicts, and trials without an answer, hide its losses, or else make them up.

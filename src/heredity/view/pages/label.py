@@ -12,15 +12,7 @@ from heredity.core.sanitize import Shown, shown
 from heredity.stats.judge_error import FEWEST
 from heredity.study import labels, wording
 from heredity.study.estimates import ALL, SCOPES, Estimates, Rate
-from heredity.study.findings.pairs_read import (
-    PairsKey,
-    PairsTask,
-    answers_of,
-    draw_pairs,
-    drawn_pairs,
-    read_differences,
-    task_of,
-)
+from heredity.study.findings import pairs_read
 from heredity.study.labels import Drawn, Label, LabelAnswer
 from heredity.study.study import Study
 from heredity.study.wording import interval, names, percent, plural, scope_name, title, uncorrected_words
@@ -78,7 +70,7 @@ def _with(rate: Rate) -> str:
 
 MAX_ANSWERS = 200  # answers of one round, as many as a person labels in some hours
 N_PAIRS = 100  # pairs of one round
-_TASKS: dict[PairsTask, str] = {
+_TASKS: dict[pairs_read.PairsTask, str] = {
     "refusal": "who refuses", "harm": "who helps with harm", "twin": "who refuses benign twins",
 }  # fmt: skip
 _ANSWERS: tuple[LabelAnswer, ...] = ("yes", "no", "skip")
@@ -107,7 +99,7 @@ def render(site: Site, asked: Asked) -> str:
     wanted = number(asked.query["index"]) if asked.query.get("index") else left[0][0].index if left else None
     chosen = next((group for group in groups if wanted in [row.index for row in group]), [])
     shown_answers = [_one(study, row, groups.index(chosen) + 1) for row in chosen]
-    row = read_differences(board.estimates).get(edge) if edge and board.estimates else None
+    row = pairs_read.read_differences(board.estimates).get(edge) if edge and board.estimates else None
     called = dict(zip((model.id for model in study.plan.models), study.names, strict=True))
     return site.html(
         "label.html.jinja", asked, study,
@@ -115,23 +107,28 @@ def render(site: Site, asked: Asked) -> str:
         shown=[one for one in shown_answers if one is not None],
         now=next((row for group in left for row in group if row in chosen), chosen[0] if chosen else None),
         changes=[] if board.estimates is None else changes(board.estimates), why_not=board.why_not,
-        fewest=FEWEST, edge=edge, tasks=_TASKS, usual=task_of(study.plan),
+        fewest=FEWEST, edge=edge, tasks=_TASKS, usual=pairs_read.task_of(study.plan),
         called=called, as_read=row and wording.difference_words(row.estimate),
         is_open=bool(asked.query.get("open")), last=labels.last_label(study.folder), answers=_ANSWERS,
     )  # fmt: skip
 
 
-def _edge(study: OpenStudy, query: Mapping[str, str]) -> PairsKey | None:
+def _edge(study: OpenStudy, query: Mapping[str, str]) -> pairs_read.PairsKey | None:
     """The ids of parent and child, and the question, in a query or a form; None without both ids."""
     parent, child, task = (query.get(key, "") for key in ("parent", "child", "task"))
-    of = next((each for each in get_args(PairsTask) if each == task), task_of(study.plan))
+    of = next(
+        (each for each in get_args(pairs_read.PairsTask) if each == task), pairs_read.task_of(study.plan)
+    )
     return (parent, child, of) if parent and child else None
 
 
 def _groups(study: OpenStudy, query: Mapping[str, str]) -> list[list[Drawn]]:
     """The answers that were drawn: one by one, or the two of each pair."""
     if edge := _edge(study, query):
-        return [answers_of(study.plan, row) for row in drawn_pairs(study.folder).get(edge, [])]
+        return [
+            pairs_read.answers_of(study.plan, row)
+            for row in pairs_read.drawn_pairs(study.folder).get(edge, [])
+        ]
     return [[row] for row in labels.drawn_answers(study.folder)[:MAX_ANSWERS]]
 
 
@@ -158,7 +155,7 @@ def act(site: Site, asked: Asked, form: Mapping[str, str]) -> str:
         return address + "#changed"
     with Lock(study.folder):
         if kind == "draw" and edge:
-            draw_pairs(study.folder, study.plan, parent, child, N_PAIRS, edge[2])
+            pairs_read.draw_pairs(study.folder, study.plan, parent, child, N_PAIRS, edge[2])
         elif kind == "draw":
             labels.draw_answers(study.folder, study.plan)
         elif kind == "undo":
