@@ -164,15 +164,14 @@ def run(side: str, options: argparse.Namespace) -> dict[str, Any]:
 def told(options: argparse.Namespace, folder: Path) -> float:
     """Bits per byte of the held-out documents, computed by one function for all sides."""
     from heredity.recipes.pretrain import training
-    from heredity.train import perplexity
     from heredity.train.models import causal_lm
 
     corpus = recipe_of(options).text
-    look = perplexity.PerplexityCheck(
+    look = training.PerplexityCheck(
         corpus.split("validation"), training.specials(corpus).end, options.context,
-        perplexity.token_bytes(corpus.folder / "tokenizer.json"), 20_000, 1,
+        training.token_bytes(corpus.folder / "tokenizer.json"), 20_000, 1,
     )  # fmt: skip
-    return look.evaluate(causal_lm.load(folder))[perplexity.BITS_PER_BYTE]
+    return look.evaluate(causal_lm.load(folder))[training.BITS_PER_BYTE]
 
 
 def with_heredity(options: argparse.Namespace) -> dict[str, Any]:

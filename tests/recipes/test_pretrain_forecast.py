@@ -16,7 +16,7 @@ from heredity.lab import scaling_laws
 from heredity.lineage.store import Store
 from heredity.recipes.pretrain import recipe as pretrain
 from heredity.recipes.pretrain import training
-from heredity.train import loop, perplexity
+from heredity.train import loop
 from heredity.train.loop import DistContext
 from tests.recipes.test_pretrain import recipe as recipe
 from tests.support.corpora import small_corpus as small_corpus
@@ -61,7 +61,7 @@ def test_looks_are_foreseen_as_they_come(tmp_path: Path, recipe: Path) -> None:
     foretold = short.workload().n_evaluated
     grown = Store(tmp_path / "store").grow_once(short, [])
     rows = [json.loads(line) for line in (grown.folder / loop.METRICS).read_text().splitlines()]
-    looks = sum(perplexity.BITS_PER_BYTE in row["terms"] for row in rows)
+    looks = sum(training.BITS_PER_BYTE in row["terms"] for row in rows)
     assert looks == 3  # behind steps 2, 4 and 5
     assert foretold == looks * min(2000, int(short.text.lengths("validation").sum()))
 

@@ -11,10 +11,10 @@ torch = pytest.importorskip("torch")
 
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
-from heredity.recipes.pretrain import masked
+from heredity.recipes.pretrain import masked, training
 from heredity.recipes.pretrain import recipe as pretrain
 from heredity.recipes.pretrain.masked import ACCURACY, BITS_PER_BYTE, MASKED_ACCURACY, MaskedCheck
-from heredity.train import loop, perplexity
+from heredity.train import loop
 from heredity.train.models import encoder
 from tests.train.test_distributed import N_STEPS, NEAR, assert_the_same_training, command, made, rows
 from tests.train.test_distributed import recipe as recipe
@@ -30,7 +30,7 @@ N_TIED = 4
 
 def looked_at(model: Grown, settings: pretrain.Pretrain) -> tuple[Any, dict[str, float]]:
     """What one process finds of a model in the held-out gaps: logits (gaps, vocabulary), and the terms."""
-    words = perplexity.token_bytes(settings.text.folder / "tokenizer.json")
+    words = training.token_bytes(settings.text.folder / "tokenizer.json")
     check = MaskedCheck(masked._dataset(settings, "validation"), words, settings.validation_tokens, every=1)
     net = encoder.load(model.folder)
     with torch.no_grad():

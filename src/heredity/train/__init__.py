@@ -3,7 +3,6 @@
 loop.py         the loop: steps, optimizers, checkpoints, metrics, progress
 distributed.py  the processes that torchrun starts, their collectives, and weights in shards (FSDP2)
 kernels.py      attention, norms, rotary positions and gates that are faster on a CPU
-perplexity.py   bits per byte of held-out text
 forecast.py     the memory, layout and time of a pre-training, by its recipe
 rehearsal.py    its FLOPs, and one sharded step on fake tensors, so that failures show up before the run
 data/           examples, packed documents, masked text

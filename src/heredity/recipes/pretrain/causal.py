@@ -9,8 +9,10 @@ from heredity.formats.safetensors_io import copy_rest
 from heredity.recipes._training_run import canary_notes
 from heredity.recipes.pretrain.recipe import Pretrain, refuse_other_tokens
 from heredity.recipes.pretrain.training import (
+    BITS_PER_BYTE,
     TOKENIZER,
     TOKENIZER_CONFIG,
+    PerplexityCheck,
     PretrainRun,
     config_of,
     dist_of,
@@ -18,11 +20,11 @@ from heredity.recipes.pretrain.training import (
     packed,
     specials,
     throughput_notes,
+    token_bytes,
     weight_notes,
     write_samples,
     write_weights,
 )
-from heredity.train import perplexity
 from heredity.train.models import causal_lm
 from heredity.train.models.causal_lm import CausalLM
 from heredity.train.objectives.causal import Causal
@@ -37,11 +39,11 @@ def train(recipe: Pretrain, folder: Path) -> PretrainRun:
     Raises UsageError for a corpus of other tokens than the base's, and OutOfMemory before the first step.
     """
     corpus = recipe.text
-    check = perplexity.PerplexityCheck(
+    check = PerplexityCheck(
         corpus.split("validation"),
         specials(corpus).end,
         recipe.context,
-        perplexity.token_bytes(corpus.folder / TOKENIZER),
+        token_bytes(corpus.folder / TOKENIZER),
         recipe.validation_tokens,
         recipe.every,
         dist_of(recipe),
@@ -70,7 +72,7 @@ def write(recipe: Pretrain, run: PretrainRun, out: Path) -> dict[str, str]:
         for name in (TOKENIZER, TOKENIZER_CONFIG):
             shutil.copyfile(recipe.text.folder / name, out / name)
     write_samples(samples(recipe, run.network), out)
-    metrics, key = run.metrics, perplexity.BITS_PER_BYTE
+    metrics, key = run.metrics, BITS_PER_BYTE
     evaluations = [m.terms[key] for m in metrics if key in m.terms]
     n_read = sum(m.n_tokens for m in metrics)
     planted = recipe.text.card.canaries

@@ -21,16 +21,18 @@ from heredity.recipes.pretrain.training import (
     PretrainRun,
     config_of,
     dist_of,
+    first_chunks,
     learn,
     packed,
+    rank_microbatches,
     specials,
     throughput_notes,
+    token_bytes,
     weight_notes,
     write_samples,
     write_tokenizer,
     write_weights,
 )
-from heredity.train import perplexity
 from heredity.train.data.packed import (
     END_TOKENS,
     IntArray,
@@ -45,7 +47,6 @@ from heredity.train.models import encoder
 from heredity.train.models.causal_lm import CausalLM, PackedBatch
 from heredity.train.objectives import Loss
 from heredity.train.objectives.causal import summed_cross_entropy
-from heredity.train.perplexity import first_chunks, rank_microbatches
 
 if TYPE_CHECKING:
     from heredity.corpus.card import Cut
@@ -116,7 +117,7 @@ _N_SAMPLES, _N_TOKENS = 3, 48  # samples, and tokens of each
 
 def train(recipe: Pretrain, folder: Path) -> PretrainRun:
     """Draw weights from the seed and run every step. Raises OutOfMemory before the first."""
-    sizes = perplexity.token_bytes(recipe.text.folder / TOKENIZER)
+    sizes = token_bytes(recipe.text.folder / TOKENIZER)
     check = MaskedCheck(
         _dataset(recipe, "validation"), sizes, recipe.validation_tokens, recipe.every, dist_of(recipe)
     )
