@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 import heredity
-from heredity.application import init
-from heredity.application.init import FILES, write_starter
+from heredity import application
+from heredity.application import FILES, write_starter
 from heredity.cli import main
 from heredity.core.errors import UsageError
 from tests.support.documents import ROOT
@@ -100,7 +100,7 @@ def test_a_ci_job_passes_as_it_is_written(
 @pytest.mark.parametrize("name", ["github.yml", "gitlab.yml"])
 def test_the_page_on_ci_shows_the_job_that_is_written(name: str) -> None:
     page = (ROOT / "docs" / "how-to" / "run.md").read_text("utf-8")
-    source = Path(init.__file__).parent / "starter" / name
+    source = Path(application.__file__).parent / "starter" / name
     job = re.sub(r"^#.*\n", "", source.read_text("utf-8"), flags=re.MULTILINE)
     assert f"```yaml\n{job}```" in page
 

@@ -42,7 +42,7 @@ def init_command(folder: Path) -> None:
     The plan uses scripted models, so that it runs in seconds without a download. Existing files are never
     overwritten.
     """
-    from heredity.application.init import write_starter
+    from heredity.application import write_starter
     from heredity.core.sanitize import plain
     from heredity.core.terminal import write
 

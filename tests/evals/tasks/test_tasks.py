@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from heredity.core import registry
-from heredity.core.answers import last_number
 from heredity.core.errors import BadInput, UnknownName
 from heredity.evals import metrics, tasks
 from heredity.evals.metrics import ItemAnswer
 from heredity.evals.tasks import EvalTask
+from heredity.redteam.text import last_number
 from tests.support.errors import raises
 
 FOLDER = Path(tasks.__file__).parent

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from heredity.core import registry
-from heredity.core.answers import LONGEST as LONGEST
+from heredity.redteam.text import LONGEST as LONGEST
 
 LETTERS = "ABCDEFGHIJ"
 

@@ -6,8 +6,8 @@ of spaces become one, and surrounding quotes, backticks and one final full stop 
 
 from __future__ import annotations
 
-from heredity.core.answers import plain_answer
 from heredity.evals.metrics import ItemAnswer, Marked
+from heredity.redteam.text import plain_answer
 
 TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "exact match", "%", True, "reply", False, False
 

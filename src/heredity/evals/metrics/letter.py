@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 
-from heredity.core.answers import plain_answer
 from heredity.evals.metrics import LETTERS, LONGEST, ItemAnswer, Marked
+from heredity.redteam.text import plain_answer
 
 TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "letter", "%", True, "reply", True, True
 _ALONE = re.compile(r"(?<![\w'’])([A-J])(?![\w'’])(?! [a-z])")

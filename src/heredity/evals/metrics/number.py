@@ -6,8 +6,8 @@ a model that shows its work says the result at the end.
 
 from __future__ import annotations
 
-from heredity.core.answers import last_number
 from heredity.evals.metrics import ItemAnswer, Marked
+from heredity.redteam.text import last_number
 
 TITLE, UNIT, IS_SHARE, ASKS, NEEDS_OPTIONS, SHOWS_LETTERS = "number match", "%", True, "reply", False, False
 

@@ -1,7 +1,7 @@
 """Shared by the objectives: a recipe's parts put together for the training loop, and the files of its child.
 
-Bits per byte of held-out text make models with different tokenizers comparable. Every evaluation reads the same
-documents from their beginning; no gradient and no random number is used.
+Bits per byte of held-out text make models with different tokenizers comparable. Every evaluation reads the
+same documents from their beginning; no gradient and no random number is used.
 Leaves to others: data, network and loss of each objective (causal.py, masked.py, contrastive.py), and the
 loop itself (train/loop.py).
 """

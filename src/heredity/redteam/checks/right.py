@@ -14,10 +14,9 @@ import unicodedata
 from typing import ClassVar
 
 from heredity.application.spec import Application
-from heredity.core.answers import LONGEST, last_number, plain_answer
 from heredity.core.records import AnswerRule, Probe, Response
 from heredity.redteam.checks import BadCheck, BreachCheck, Finding
-from heredity.redteam.text import evidence
+from heredity.redteam.text import LONGEST, evidence, last_number, plain_answer
 
 
 class RightCheck(BreachCheck, frozen=True):
