@@ -15,7 +15,7 @@ import pytest
 from heredity.core.errors import BadInput, Damaged, NotComparable, UsageError, WrongHash
 from heredity.corpus import Corpus, tokenizer
 from heredity.corpus.build import draw
-from heredity.corpus.card import fingerprint
+from heredity.corpus.storage import fingerprint
 from tests.support.corpora import TOKENIZER, Build, paragraphs
 from tests.support.errors import raises
 

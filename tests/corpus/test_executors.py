@@ -12,7 +12,7 @@ import pytest
 
 from heredity.core.errors import UsageError
 from heredity.corpus import recipe as recipes
-from heredity.corpus.card import Card
+from heredity.corpus.storage import Card
 from heredity.lab.corpus import build_corpus
 from tests.support.corpora import TOKENIZER, paragraphs
 from tests.support.errors import raises

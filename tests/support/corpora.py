@@ -11,8 +11,8 @@ import pytest
 
 from heredity.corpus import recipe as recipes
 from heredity.corpus.build import build
-from heredity.corpus.card import Card
 from heredity.corpus.steps import DocumentTransform, TransformedBatch
+from heredity.corpus.storage import Card
 from heredity.corpus.text import TextBatch
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from heredity.cli import Lister, PathArgument, Verb
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from heredity.corpus.card import Card, ImageCard
+    from heredity.corpus.storage import Card, ImageCard
 
 
 @click.group("corpus", cls=Lister, example="heredity corpus build shelf.toml")
@@ -137,7 +137,7 @@ def _show(card: Card | ImageCard) -> None:
     from heredity.core.terminal import out
 
     screen = out()
-    from heredity.corpus.card import ImageCard
+    from heredity.corpus.storage import ImageCard
 
     for grid in (
         [_image_sources(card), _image_splits(card)]

@@ -9,7 +9,6 @@ build.py        the whole build, in one process or many: planted canaries, mixtu
 images.py       the build of a corpus of captioned images
 workspace.py    the work folder, from which a killed build resumes
 tokenizer.py    a byte-level BPE tokenizer that transformers and llama.cpp can load
-card.py         the contents of corpus.json
 storage.py      shards and corpus.json on disk: written, checked, and memory-mapped as a Corpus
 executors.py    the steps on datatrove's executors
 

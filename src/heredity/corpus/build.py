@@ -25,18 +25,6 @@ from heredity.core.readers import naming
 from heredity.core.records import Message, digest
 from heredity.corpus import _tables as tables
 from heredity.corpus import storage, tokenizer, workspace
-from heredity.corpus.card import (
-    SCHEMA,
-    CanaryRow,
-    Card,
-    Cut,
-    Dtype,
-    MixtureRow,
-    Shard,
-    SourceRow,
-    SplitRow,
-    StepRow,
-)
 from heredity.corpus.jobs import (
     Calls,
     JobFolder,
@@ -55,7 +43,20 @@ from heredity.corpus.recipe import Canary, CorpusRecipe, kind_of
 from heredity.corpus.recipe import read as read_recipe
 from heredity.corpus.sources import Input
 from heredity.corpus.steps import Context, Duplicates
-from heredity.corpus.storage import ShardWriter, dtype_of
+from heredity.corpus.storage import (
+    SCHEMA,
+    CanaryRow,
+    Card,
+    Cut,
+    Dtype,
+    MixtureRow,
+    Shard,
+    ShardWriter,
+    SourceRow,
+    SplitRow,
+    StepRow,
+    dtype_of,
+)
 from heredity.corpus.workspace import Nobody, Watch
 
 
@@ -147,7 +148,7 @@ def draw(seed: int, place: int) -> str:
 
 
 if TYPE_CHECKING:
-    from heredity.corpus.card import ImageCard
+    from heredity.corpus.storage import ImageCard
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]

@@ -25,7 +25,11 @@ from heredity.core.files import sync_folder, write_atomic
 from heredity.core.readers import naming
 from heredity.core.records import digest
 from heredity.corpus import storage, tokenizer, workspace
-from heredity.corpus.card import (
+from heredity.corpus.jobs import JobResult, finish, is_whole
+from heredity.corpus.recipe import CorpusRecipe, ImageSettings
+from heredity.corpus.sources import Input, SkippedDocument
+from heredity.corpus.sources.images import CaptionedImage, ImagesSource
+from heredity.corpus.storage import (
     SCHEMA,
     Cut,
     ImageCard,
@@ -33,13 +37,10 @@ from heredity.corpus.card import (
     ImageSourceRow,
     PairRow,
     Shard,
+    ShardWriter,
     TokenizerFacts,
+    dtype_of,
 )
-from heredity.corpus.jobs import JobResult, finish, is_whole
-from heredity.corpus.recipe import CorpusRecipe, ImageSettings
-from heredity.corpus.sources import Input, SkippedDocument
-from heredity.corpus.sources.images import CaptionedImage, ImagesSource
-from heredity.corpus.storage import ShardWriter, dtype_of
 from heredity.corpus.workspace import Nobody, Watch
 from heredity.formats import images
 

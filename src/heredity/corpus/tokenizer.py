@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from heredity.core.errors import BadInput, Unavailable, UsageError, how_to_install
 from heredity.core.files import hash_file, write_atomic
 from heredity.corpus import recipe
-from heredity.corpus.card import TokenizerFacts
+from heredity.corpus.storage import TokenizerFacts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -15,7 +15,7 @@ from heredity.evals import tasks
 from heredity.redteam import probes
 
 if TYPE_CHECKING:
-    from heredity.corpus.card import Card, ImageCard
+    from heredity.corpus.storage import Card, ImageCard
     from heredity.corpus.workspace import Watch
 
 

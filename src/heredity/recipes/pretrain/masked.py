@@ -49,7 +49,7 @@ from heredity.train.objectives import Loss
 from heredity.train.objectives.causal import summed_cross_entropy
 
 if TYPE_CHECKING:
-    from heredity.corpus.card import Cut
+    from heredity.corpus.storage import Cut
     from heredity.recipes.pretrain.recipe import Pretrain
 
 ACCURACY = "accuracy"

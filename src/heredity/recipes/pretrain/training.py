@@ -36,7 +36,7 @@ from heredity.train.objectives import Objective
 
 if TYPE_CHECKING:
     from heredity.corpus import Corpus, ImageCorpus
-    from heredity.corpus.card import Cut
+    from heredity.corpus.storage import Cut
     from heredity.recipes.pretrain.recipe import Pretrain
 import math
 from functools import cached_property
