@@ -3,7 +3,7 @@
 Promises: a model exists whole and recorded, or not at all. Its id is a digest over recipe, parents and
 files, the same on every machine. A half, empty or linked file is never recorded, and a recorded path never
 leads outside its folder. A crash leaves only a temporary folder, which a later run clears.
-Leaves to others: how a child is made (recipes/), what the files hold (recipes/pull/folder.py) and how a
+Leaves to others: how a child is made (recipes/), what the files hold (recipes/pull) and how a
 model answers (engines/).
 """
 

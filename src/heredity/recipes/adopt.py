@@ -34,7 +34,7 @@ from heredity.lineage.references import HUB, is_there
 from heredity.lineage.store import Store
 from heredity.lineage.types import Adoption, Description, Grown, KnownParent, Recipe
 from heredity.recipes.merge_adapter import TOKENIZER
-from heredity.recipes.pull import folder
+from heredity.recipes.pull import WANTED, check_files, copy_checked, refuse_link, refuse_name
 from heredity.recipes.pull.hub import HubFile, Repository, choose, download, look_up
 from heredity.recipes.pull.recipe import (
     FromFile,
@@ -445,7 +445,7 @@ def _source(ref: str, downloads: Path, progress: Watch | None) -> _Source:
                 f"{path / steps[-1][1]}"
             )
         for name in sorted(names):
-            folder.refuse_name(path / name, name)
+            refuse_name(path / name, name)
         raise Refused(f"{path} holds neither safetensors nor GGUF; nothing else is opened.")
     return _FromFolder(path, _CONFIG in names)
 
@@ -465,7 +465,7 @@ def refuse_pickled_adapter(place: Path | str, names: Iterable[str]) -> None:
 
 def _wanted(names: Iterable[str], is_adapter: bool) -> list[str]:
     """The files at the top of a folder that make up the model; code is refused by the caller."""
-    patterns = _ADAPTER if is_adapter else folder.WANTED
+    patterns = _ADAPTER if is_adapter else WANTED
     return [
         name
         for name in sorted(names)
@@ -495,12 +495,12 @@ class _FromFolder:
     def bring(self, out: Path) -> _Brought:
         there = {each.name: each for each in self.path.iterdir() if not each.name.startswith(".")}
         if code := sorted(name for name in there if name.endswith(".py")):
-            folder.refuse_name(self.path / code[0], code[0])
+            refuse_name(self.path / code[0], code[0])
         files = {name for name, each in there.items() if each.is_symlink() or not each.is_dir()}
         chosen = _wanted(files, self.is_adapter)
         for name in chosen:
-            folder.refuse_link(there[name])
-        folder.copy_checked(self.path, chosen, out, self.is_adapter)
+            refuse_link(there[name])
+        copy_checked(self.path, chosen, out, self.is_adapter)
         left = [f"{name}/" if name not in files else name for name in there.keys() - set(chosen)]
         name = self.path.resolve().name
         return _Brought(name, None, {"source": f"folder: {name}"} | _left_out(left))
@@ -540,7 +540,7 @@ class _FromHub:
         files = [each for each in self._files() if each.n_bytes]
         with Lock(parts):
             move_parts(download(self.repository, files, parts, self.progress), out)
-            folder.check_files(out, repo, self.is_adapter)
+            check_files(out, repo, self.is_adapter)
             remove_parts(parts)
         top = {each.path for each in self.repository.files if "/" not in each.path and each.path[:1] != "."}
         left = _left_out(top - {each.path for each in files})

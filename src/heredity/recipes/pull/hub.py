@@ -33,7 +33,7 @@ from heredity.core.errors import (
 )
 from heredity.core.files import explain_full_disk, hash_file
 from heredity.core.progress import Progress, Watch
-from heredity.recipes.pull.folder import WANTED, refuse_name, refuse_outside
+from heredity.recipes.pull import WANTED, refuse_name, refuse_outside
 
 if TYPE_CHECKING:
     import httpx

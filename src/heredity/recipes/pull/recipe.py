@@ -56,8 +56,19 @@ from heredity.formats.static_embeddings import holds_static, read_static
 from heredity.lineage.catalog import Entry, File, aliases, catalogue, names
 from heredity.lineage.store import now
 from heredity.lineage.types import Description, Grown, Preview, Pull
-from heredity.recipes.pull import folder, preview
-from heredity.recipes.pull.folder import refuse_outside
+from heredity.recipes.pull import (
+    ADAPTER_CONFIG,
+    adapter_config_refused,
+    check_files,
+    check_shards,
+    choose_files,
+    copy_checked,
+    drop_code,
+    is_file_name,
+    preview,
+    refuse_name,
+    refuse_outside,
+)
 from heredity.recipes.pull.hub import (
     UNREACHABLE,
     Address,
@@ -359,13 +370,13 @@ def resolve(ref: str, downloads: Path, progress: Watch | None = None, mirrors: P
     if is_file:
         if path.suffix == ".gguf":
             return FromFile(path)
-        folder.refuse_name(path, path.name)
+        refuse_name(path, path.name)
         if path.suffix == ".safetensors":
             raise UsageError(
                 f"{path}: weights alone are not a model; pull the folder with its config and tokenizer."
             )
         raise UsageError(f"{path}: neither a .gguf file nor a folder of a model.")
-    if folder.is_file_name(path.name) or "/" in ref or "\\" in ref:
+    if is_file_name(path.name) or "/" in ref or "\\" in ref:
         raise UsageError(
             f"{ref}: no such file or folder. A model of the hub is written hf:ORG/REPO.",
             code="unreadable-file",
@@ -426,7 +437,7 @@ class FromCatalogue:
         parts = self.downloads / self.name
         with Lock(parts):
             fetched = self._fetch(parts, out)
-            folder.check_files(out, self.name)
+            check_files(out, self.name)
             remove_parts(parts)
         return self._describe(fetched)
 
@@ -517,8 +528,8 @@ class FromFamily:
             if seen is not None and self._held() is None:  # before any file is fetched
                 _write(self._place, seen)
             move_parts(download(repository, files, parts, self.progress), out)
-            dropped = folder.drop_code(out) if self.entry.own_code else []
-            folder.check_files(out, self.entry.hub.repo)
+            dropped = drop_code(out) if self.entry.own_code else []
+            check_files(out, self.entry.hub.repo)
             if seen is not None:
                 hold_files(self._place, seen, out)
             remove_parts(parts)
@@ -603,7 +614,7 @@ class FromHub:
         repository, files = self._listing
         with Lock(self._parts):
             move_parts(download(repository, files, self._parts, self.progress), out)
-            folder.check_files(out, self.repo)
+            check_files(out, self.repo)
             remove_parts(self._parts)
         notes = {"source": f"model hub: {self.repo} at {repository.commit}"}
         return describe_files(out, self.repo.split("/")[1], repository.licence, notes)
@@ -645,7 +656,7 @@ class FromFile:
         read_gguf(self.path)  # before the copy, because a damaged file needs none
         with explain_full_disk(out, self.path.stat().st_size):
             shutil.copyfile(self.path, out / self.path.name)
-        folder.check_files(out, str(self.path.parent))
+        check_files(out, str(self.path.parent))
         return describe_files(out, self.path.stem, None, {"source": f"file: {self.path.name}"})
 
 
@@ -664,7 +675,7 @@ class FromFolder:
 
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:  # noqa: ARG002
         """Choose, copy and check the files. Raises Refused or Damaged."""
-        folder.copy_checked(self.path, self._chosen(), out)
+        copy_checked(self.path, self._chosen(), out)
         name = self.path.resolve().name
         return describe_files(out, name, None, {"source": f"folder: {name}"})
 
@@ -673,9 +684,9 @@ class FromFolder:
         return preview.of_folder(self.path, self._chosen())
 
     def _chosen(self) -> list[str]:
-        if (config := self.path / folder.ADAPTER_CONFIG).is_file():  # before the leftovers of its training
-            raise folder.adapter_config_refused(config)
-        chosen = folder.choose_files(self.path)
+        if (config := self.path / ADAPTER_CONFIG).is_file():  # before the leftovers of its training
+            raise adapter_config_refused(config)
+        chosen = choose_files(self.path)
         if not any(name.endswith((".safetensors", ".gguf")) for name in chosen):
             raise Refused(f"{self.path} holds neither safetensors nor GGUF; nothing else is opened.")
         return chosen
@@ -694,7 +705,7 @@ def describe_files(out: Path, name: str, licence: str | None, notes: dict[str, s
     config = out / "config.json"
     if not config.is_file():
         raise Damaged(f"'{name}' has no config.json; without it the weights cannot be loaded.")
-    folder.check_shards(out, name)
+    check_shards(out, name)
     parsed = msgspec.json.decode(config.read_bytes())
     settings = parsed if isinstance(parsed, dict) else {}
     family, modality = str(settings.get("model_type", "unknown"))[:80], modality_of(settings, out)

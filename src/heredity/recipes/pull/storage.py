@@ -31,7 +31,7 @@ from heredity.lineage.store import (
     write_record,
 )
 from heredity.lineage.types import Grown
-from heredity.recipes.pull.folder import check_files
+from heredity.recipes.pull import check_files
 from heredity.recipes.pull.hub import check_room
 
 if TYPE_CHECKING:
