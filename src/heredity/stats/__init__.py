@@ -31,3 +31,4 @@ from heredity.stats.paired import verdict_words as verdict_words
 from heredity.stats.power import detectable_difference as detectable_difference
 from heredity.stats.power import n_for_difference as n_for_difference
 from heredity.stats.power import n_for_margin as n_for_margin
+from heredity.stats.power import n_for_rate_width as n_for_rate_width
