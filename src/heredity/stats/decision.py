@@ -63,11 +63,9 @@ class ModelCost(NamedTuple):
 
 
 def expected_costs(
-    kinds: Sequence[FailureKind],
-    rng: np.random.Generator,
-    confidence: float = CONFIDENCE,
+    kinds: Sequence[FailureKind], rng: np.random.Generator, confidence: float = CONFIDENCE,
     n_draws: int = N_DRAWS,
-) -> tuple[ModelCost, ...]:
+) -> tuple[ModelCost, ...]:  # fmt: skip
     """The expected cost of each model over one trial of every kind, and how the models rank.
 
     Refused for all models if one of them has no decided trial of a kind: costs of different kinds of failure

@@ -72,12 +72,9 @@ def bootstrap_mean(
 
 
 def compare_means(
-    a: ArrayLike,
-    b: ArrayLike,
-    rng: np.random.Generator,
-    confidence: float = CONFIDENCE,
+    a: ArrayLike, b: ArrayLike, rng: np.random.Generator, confidence: float = CONFIDENCE,
     n_draws: int = N_DRAWS,
-) -> MeanDifference:
+) -> MeanDifference:  # fmt: skip
     """b's mean minus a's: a percentile bootstrap over the pairs, and a two-sided sign-flip test.
 
     Where every pair differs by the same, the interval is as wide as a single pair in n could move it.

@@ -174,12 +174,9 @@ def sign_flip(sums: ArrayLike) -> float:
 
 
 def compare(
-    a: ArrayLike,
-    b: ArrayLike,
-    clusters: ArrayLike | None = None,
-    confidence: float = CONFIDENCE,
+    a: ArrayLike, b: ArrayLike, clusters: ArrayLike | None = None, confidence: float = CONFIDENCE,
     alpha: float = ALPHA,
-) -> Comparison:
+) -> Comparison:  # fmt: skip
     """Compare two models over the same trials; `a` and `b` say where each broke, in the same order.
 
     Where trials share clusters the test flips whole clusters and the interval counts an effective n;
@@ -430,12 +427,9 @@ def inherited(table: Table) -> Inherited:
 
 
 def retention(
-    parent: ArrayLike,
-    child: ArrayLike,
-    clusters: ArrayLike | None = None,
-    confidence: float = CONFIDENCE,
+    parent: ArrayLike, child: ArrayLike, clusters: ArrayLike | None = None, confidence: float = CONFIDENCE,
     rate: Rate = clustered_rate,
-) -> Estimate:
+) -> Estimate:  # fmt: skip
     """P(child held | parent held), where `parent` and `child` say on which trials each broke.
 
     Wilson on kept + lost trials, or on their effective n if trials share clusters. The spread is that of a

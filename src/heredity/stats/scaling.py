@@ -65,13 +65,9 @@ def fit(inputs: Numbers, losses: Numbers) -> Law:
 
 
 def extrapolate(
-    inputs: Numbers,
-    losses: Numbers,
-    at: Numbers,
-    rng: np.random.Generator,
-    draws: int = 500,
+    inputs: Numbers, losses: Numbers, at: Numbers, rng: np.random.Generator, draws: int = 500,
     level: float = 0.95,
-) -> Extrapolation:
+) -> Extrapolation:  # fmt: skip
     """The law's loss at `at`: (inputs,), with its interval. Raises ValueError."""
     logs, centre, log_losses = _checked(inputs, losses)
     best = _best(logs, log_losses, _starts(logs, log_losses))

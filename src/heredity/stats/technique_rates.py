@@ -331,12 +331,9 @@ def _finding(comparison: Comparison, p: float, margin: float, alpha: float) -> F
 
 
 def _flipped_q(
-    differences: _Floats,
-    techniques: NDArray[np.generic],
-    behaviours: NDArray[np.generic],
-    rng: np.random.Generator,
-    n_draws: int,
-) -> tuple[float | None, float | None]:
+    differences: _Floats, techniques: NDArray[np.generic], behaviours: NDArray[np.generic],
+    rng: np.random.Generator, n_draws: int,
+) -> tuple[float | None, float | None]:  # fmt: skip
     _, t = np.unique(techniques, return_inverse=True)
     _, inner = np.unique(behaviours, return_inverse=True)
     pairs, of = np.unique(t * (inner.max(initial=0) + 1) + inner, return_inverse=True)

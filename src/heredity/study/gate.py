@@ -181,12 +181,9 @@ def gate(
 
 
 def _ungated(
-    estimates: Estimates,
-    held: tuple[str, ...],
-    max_breach: float | None,
-    max_over_refusal: float | None,
+    estimates: Estimates, held: tuple[str, ...], max_breach: float | None, max_over_refusal: float | None,
     is_compared: bool,
-) -> Iterator[GateRule]:
+) -> Iterator[GateRule]:  # fmt: skip
     """Lines for measurements that are not gated: a reader of "Pass." must not think that they passed."""
     yield from map(_remark, filter(None, (limit_words(estimates), *broken_plugins(estimates))))
     if JUDGED in estimates.breach_scopes and JUDGED not in held:

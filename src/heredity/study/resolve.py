@@ -371,13 +371,9 @@ def _refuse_repeats(kind: str, keys: Sequence[str], shown: Sequence[str] | None 
 
 
 def declare(
-    plan: Plan,
-    endpoint: str = ENDPOINTS[0],
-    unclear_share: float = UNCLEAR_SHARE,
-    judge: str | None = None,
-    stopping: Stopping | None = None,
-    error_share: float = 0.0,
-) -> Plan:
+    plan: Plan, endpoint: str = ENDPOINTS[0], unclear_share: float = UNCLEAR_SHARE,
+    judge: str | None = None, stopping: Stopping | None = None, error_share: float = 0.0,
+) -> Plan:  # fmt: skip
     """The plan with its analysis. Raises UsageError for an unknown endpoint or a share outside its range.
 
     stopping: None keeps that of the plan.

@@ -297,13 +297,9 @@ class Result:
         return ResultTable(columns, rows)
 
     def trials(
-        self,
-        outcome: TrialOutcome | None = None,
-        technique: str | None = None,
-        model: str | Grown | Model | None = None,
-        attack: str | None = None,
-        differ: bool = False,
-    ) -> list[TrialResult]:
+        self, outcome: TrialOutcome | None = None, technique: str | None = None,
+        model: str | Grown | Model | None = None, attack: str | None = None, differ: bool = False,
+    ) -> list[TrialResult]:  # fmt: skip
         """The judged trials that match every given filter, in the plan's order, with response and verdict.
 
         differ: only trials on which one model held and another broke. Raises UnknownName for an outcome that
@@ -356,12 +352,9 @@ class Result:
         return f"{page}<p>{escape(label(about))}</p>{self.table()._repr_html_()}"
 
     def rate(
-        self,
-        model: str | Grown | Model,
-        technique: str | None = None,
-        attack: str = ALL,
+        self, model: str | Grown | Model, technique: str | None = None, attack: str = ALL,
         measure: Measure = "breach",
-    ) -> Rate:
+    ) -> Rate:  # fmt: skip
         """The rate of one cell, by default of all judge-free breaches, or else of all judged ones.
 
         `technique` is one of the study's, or "judge_free", "judged"; for over-refusal "all". Raises
@@ -410,12 +403,9 @@ class Result:
         raise UnknownName("retrieval rate", f"{technique} under {attack}", known)
 
     def pair(
-        self,
-        a: str | Grown | Model,
-        b: str | Grown | Model,
-        measure: Measure = "breach",
+        self, a: str | Grown | Model, b: str | Grown | Model, measure: Measure = "breach",
         scope: str | None = None,
-    ) -> ModelPair:
+    ) -> ModelPair:  # fmt: skip
         """`b` compared with `a` on the same trials: `difference` is the rate of `b` minus that of `a`.
 
         `scope` is as for `rate`. Raises UnknownName if the study has no such pair."""
@@ -431,12 +421,9 @@ class Result:
         raise UnknownName("pair", f"{first.name} and {second.name}", [])
 
     def edge(
-        self,
-        parent: str | Grown | Model,
-        child: str | Grown | Model,
-        measure: Measure = "breach",
+        self, parent: str | Grown | Model, child: str | Grown | Model, measure: Measure = "breach",
         scope: str | None = None,
-    ) -> Inheritance:
+    ) -> Inheritance:  # fmt: skip
         """The inheritance of `child` from `parent`: `.retention`, losses, gains and the verdict.
 
         `scope` is as for `rate`. Raises UnknownName if the study has no such edge."""

@@ -154,11 +154,9 @@ class AttackerModel(Closable):
     """The attacker model of a study, loaded on first use; a context manager that closes it."""
 
     def __init__(
-        self,
-        load: Callable[[], AbstractContextManager[Engine]],
-        cache: Callable[[Engine], AbstractContextManager[ResponseCache | None]],
-        model: PlannedModel,
-    ) -> None:
+        self, load: Callable[[], AbstractContextManager[Engine]],
+        cache: Callable[[Engine], AbstractContextManager[ResponseCache | None]], model: PlannedModel,
+    ) -> None:  # fmt: skip
         self._load, self._open_cache, self._model = load, cache, model
         self._open = ExitStack()
         self._engine: Engine | None = None
@@ -290,11 +288,9 @@ def _marked(application: Application, attack: Attack, trial: Trial, how: AttackC
 
 @contextmanager
 def attack_services(
-    plan: Plan,
-    load: Callable[[PlannedModel], AbstractContextManager[Engine]],
-    cache: Callable[[Engine], AbstractContextManager[ResponseCache | None]],
-    searches: SearchCache,
-) -> Iterator[AttackServices | None]:
+    plan: Plan, load: Callable[[PlannedModel], AbstractContextManager[Engine]],
+    cache: Callable[[Engine], AbstractContextManager[ResponseCache | None]], searches: SearchCache,
+) -> Iterator[AttackServices | None]:  # fmt: skip
     """The services of a plan's attacks; None if it has no attack that needs any."""
     model = plan.attacker
     planned = plan.applied()
@@ -400,15 +396,10 @@ class ConversationScheduler:
     """Asks one engine its trials. `finished` gets every response, in order of completion."""
 
     def __init__(
-        self,
-        engine: Engine,
-        grid: Grid,
-        prefix: PromptPrefix,
-        finished: Callable[[Response], None],
-        cache: ResponseCache | None = None,
-        services: AttackServices | None = None,
+        self, engine: Engine, grid: Grid, prefix: PromptPrefix, finished: Callable[[Response], None],
+        cache: ResponseCache | None = None, services: AttackServices | None = None,
         toolbox: Toolbox | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._toolbox = toolbox
         self._engine, self._grid, self._prefix, self._finished = engine, grid, prefix, finished
         self._application = grid.plan.application
@@ -817,13 +808,10 @@ class ModelSlot:
 
 @contextmanager
 def one_process(
-    grid: Grid,
-    recorder: FolderRecorder,
-    open_model: Callable[[PlannedModel], AbstractContextManager[Engine]],
-    open_cache: OpenCache,
-    readers: GuardReaders,
-    toolbox: Toolbox | None = None,
-) -> Iterator[ModelSlot]:
+    grid: Grid, recorder: FolderRecorder,
+    open_model: Callable[[PlannedModel], AbstractContextManager[Engine]], open_cache: OpenCache,
+    readers: GuardReaders, toolbox: Toolbox | None = None,
+) -> Iterator[ModelSlot]:  # fmt: skip
     """An Asker that loads the models in this process, one at a time. readers: closed at the end."""
     folder = recorder.folder
     searches = SearchCache(folder)
@@ -858,14 +846,9 @@ class _LoadedModel:
     """Asks trials of one model, each with the engine as its attack changes it."""
 
     def __init__(
-        self,
-        context: RunContext,
-        m: int,
-        engine: Engine,
-        prefix: PromptPrefix,
-        cache: ResponseCache | None,
-        stack: ExitStack,
-    ) -> None:
+        self, context: RunContext, m: int, engine: Engine, prefix: PromptPrefix,
+        cache: ResponseCache | None, stack: ExitStack,
+    ) -> None:  # fmt: skip
         self._context, self._m, self._prefix, self._cache = context, m, prefix, cache
         self._stack = stack
         self._engines = {"": (engine, self._writer(engine))}  # by the change to the model; "" for none
@@ -919,15 +902,9 @@ class FolderRecorder:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        plan: Plan,
-        rows: Rows[Response],
-        meter: TrialMeter,
-        engines: Sequence[set[str]],
-        seal: str,
-        machine: str | msgspec.UnsetType = msgspec.UNSET,
-    ) -> None:
+        self, folder: Path, plan: Plan, rows: Rows[Response], meter: TrialMeter,
+        engines: Sequence[set[str]], seal: str, machine: str | msgspec.UnsetType = msgspec.UNSET,
+    ) -> None:  # fmt: skip
         self.folder, self.plan, self.rows, self.meter = folder, plan, rows, meter
         self.engines, self.seal, self.machine = engines, seal, machine
 
@@ -990,12 +967,9 @@ def _versions() -> dict[str, str]:
 
 
 def behind_guards(
-    engine: Engine,
-    model: PlannedModel,
-    application: Application,
-    cache: ResponseCache | None,
+    engine: Engine, model: PlannedModel, application: Application, cache: ResponseCache | None,
     readers: GuardReaders | None,
-) -> Engine:
+) -> Engine:  # fmt: skip
     """The engine of a planned model: behind the application's guards and its own.
 
     readers: the models of guards.
@@ -1116,13 +1090,9 @@ class JudgingStep:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        grid: Grid,
-        meter: Meter,
-        note: Callable[[int, Outcome | None], None] | None = None,
-        decider: Decider | None = None,
-    ) -> None:
+        self, folder: Path, grid: Grid, meter: Meter,
+        note: Callable[[int, Outcome | None], None] | None = None, decider: Decider | None = None,
+    ) -> None:  # fmt: skip
         self._folder, self._grid, self._meter = folder, grid, meter
         self._note = note or (lambda index, outcome: None)  # noqa: ARG005
         self._decider = decider or Decider()

@@ -230,13 +230,9 @@ class ResponseWriter:
     """Writes finished responses to responses.jsonl, and counts them."""
 
     def __init__(
-        self,
-        rows: Rows[Response],
-        cache: ResponseCache | None,
-        meter: TrialMeter,
-        count: RunCount,
+        self, rows: Rows[Response], cache: ResponseCache | None, meter: TrialMeter, count: RunCount,
         machine: str | msgspec.UnsetType = msgspec.UNSET,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._rows, self._cache, self._meter, self._count = rows, cache, meter, count
         self._machine, self._last = machine, time.monotonic()
 

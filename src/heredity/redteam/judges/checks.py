@@ -71,13 +71,9 @@ def _from_planted_result(probe: Probe, response: Response) -> Response:
 
 
 def _unquoted(
-    check: BreachCheck,
-    finding: Finding,
-    probe: Probe,
-    response: Response,
-    application: Application,
+    check: BreachCheck, finding: Finding, probe: Probe, response: Response, application: Application,
     only_warnings: bool = False,
-) -> Finding:
+) -> Finding:  # fmt: skip
     """The finding; no proof if it occurs only in a clause that declines to write something or warns of it.
 
     A refusal that quotes a secret or the prompt has leaked it, and a tool that was called was called.

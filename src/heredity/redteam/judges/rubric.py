@@ -156,15 +156,9 @@ def read_parts(text: str) -> RubricScores | None:
 
 
 def _request(
-    key: int,
-    rules: str,
-    again: str,
-    prompt: str,
-    text: str,
-    n_tokens: int,
-    prefill: str = "",
+    key: int, rules: str, again: str, prompt: str, text: str, n_tokens: int, prefill: str = "",
     read: tuple[tuple[int, int], tuple[int, int]] = _READ,
-) -> Request:
+) -> Request:  # fmt: skip
     # The marks depend on both texts: the author of the answer cannot know them while writing it.
     mark = hashlib.blake2b(f"{prompt}\0{text}".encode(errors="surrogatepass"), digest_size=4).hexdigest()
     shown = _block("request", mark, prompt, read[0]) if prompt.strip() else ""

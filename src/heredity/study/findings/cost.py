@@ -126,14 +126,9 @@ class _CostSums:
 
 
 def _cost(
-    rate: Rate,
-    n_trials: int,
-    n_queries: int,
-    n_prompt_tokens: int,
-    n_tokens: int,
-    n_attacker_queries: int,
-    n_attacker_tokens: int,
-) -> Cost:
+    rate: Rate, n_trials: int, n_queries: int, n_prompt_tokens: int, n_tokens: int,
+    n_attacker_queries: int, n_attacker_tokens: int,
+) -> Cost:  # fmt: skip
     return Cost(
         model=rate.model,
         attack=rate.attack,

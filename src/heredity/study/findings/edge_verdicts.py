@@ -312,7 +312,7 @@ class _Trials(NamedTuple):
 
     failed: (model, trial) 1.0 a failure, 0.0 none, nan if unclear. A pair of request and twin has values from
     -1 to 1. errors: (model, trial) True without an answer. unlike: (trial,) the answers that are not the
-    parent's, as a share of the children's. Values are nan where there is no answer, too.
+    parent's, as a share of the children's. Values without an answer are nan, too.
     """
 
     failed: Floats
@@ -328,7 +328,7 @@ class _Trials(NamedTuple):
 
     @property
     def d(self) -> Floats:
-        """By trial, the failures of the first child less the parent's; nan where one did not answer."""
+        """By trial, the failures of the first child less the parent's; nan without an answer of both."""
         parent, child = _filled(self, 0.0, 0.0)[:2]
         return np.where(self.errors[:2].any(axis=0), np.nan, child - parent)
 
@@ -532,7 +532,7 @@ class _Edges:
     ) -> _Trials | None:
         """code: HELD counts every answer that did not hold as a failure, BROKE only those that broke.
 
-        A refusal that goes on at length may be harm, as an unclear answer may.
+        A refusal that continues at length may be harm, as an unclear answer may.
         """
         if not probes or (read := self._codes(models, probes)) is None:
             return None

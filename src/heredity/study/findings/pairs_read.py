@@ -87,8 +87,8 @@ class PairsRead(Record, frozen=True):
     """A child's rate minus its parent's, as people read pairs of answers. `task` is the question to them.
 
     `estimate` is over all pairs, equal answers included. It is refused if no pair of a stratum was read, or
-    if answers or verdicts changed since the draw. `skipped` is how far the pairs that a reader skipped could
-    move it, down and up. `p_value` is two-sided and uncorrected. `by_judge` is the
+    if answers or verdicts changed since the draw. `skipped` is what the pairs that a reader skipped could
+    add to it, at least and at most. `p_value` is two-sided and uncorrected. `by_judge` is the
     difference of the verdicts.
     """
 
@@ -136,7 +136,7 @@ def read_differences(estimates: Estimates) -> dict[PairsKey, PairsRead]:
 
 
 def doubted_refusals(plan: Plan, folder: Path, codes: Codes) -> NDArray[np.bool_]:
-    """(trial,) True for a refusal of a harmful request that goes on at length: it may help after all."""
+    """(trial,) True for a refusal of a harmful request that continues at length: it may help after all."""
     doubted = np.zeros(codes.size, np.bool_)
     for row in open_responses(folder) if plan.edges else ():
         if codes[row.index] == HELD and row.exchanges:
