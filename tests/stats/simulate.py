@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from heredity.core.records import Estimate
 from heredity.stats import (
-    clustered_difference,
     clustered_rate,
     mcnemar_exact,
     rogan_gladen,
@@ -23,7 +22,7 @@ from heredity.stats import (
     tango,
     wilson,
 )
-from heredity.stats.paired import sign_flip
+from heredity.stats.paired import clustered_difference, sign_flip
 
 RUNS = 4000
 SEED = 20

@@ -12,14 +12,13 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from heredity.stats import (
     Table,
-    clustered_difference,
     compare,
     mcnemar_exact,
     tabulate,
     tango,
     wilson,
 )
-from heredity.stats.paired import Comparison, sign_flip
+from heredity.stats.paired import Comparison, clustered_difference, sign_flip
 from tests.support.errors import raises
 
 tables = st.tuples(*[st.integers(0, 60)] * 4).map(lambda cells: Table(*cells)).filter(lambda t: t.n > 0)
