@@ -14,7 +14,7 @@ from heredity.engines.remote import engine as remote
 from heredity.lineage.store import Store
 from tests.support.errors import raises
 from tests.support.fault_server import APIS, FaultServer, key_of
-from tests.support.remote_models import KEY, SHARED, Price, ask, calls, engine
+from tests.support.remote_models import KEY, SHARED, Budget, Price, ask, calls, engine
 
 TOOL = Tool("find_order", "Looks up an order.", {"number": "its number"})
 CALL = ToolCall("find_order", {"number": "7"})
@@ -265,7 +265,7 @@ def test_a_key_that_is_not_set_is_said_before_anything_is_asked(
 
 
 def test_a_bound_on_cost_without_a_price_is_refused(tmp_path: Path) -> None:
-    how = calls(budget=remote.Budget(max_cost=1.0), prices={"other": Price(1, 1)})
+    how = calls(budget=Budget(max_cost=1.0), prices={"other": Price(1, 1)})
     grown = Store(tmp_path).get("remote:openai:tiny@http://127.0.0.1:9/v1")
     with raises(UsageError, "bad-usage", mentions=["remote:openai:tiny"]):
         remote.load(grown.record, grown.folder, calls=how)
