@@ -76,14 +76,14 @@ class Bound(NamedTuple):
 
 
 BOUNDS = {
-    "scripted study": Bound(83, 45),
+    "scripted study": Bound(82, 45),
     "torch prompt": Bound(12, 12),
     "HTTP question": Bound(14, 14),
     "derive lora": Bound(25, 25),
     # Plug-ins from outside rose lines by 368, and documents by the pages of their protocols.
-    "files": Bound(466, 440),
+    "files": Bound(440, 440),
     # The issue on verdicts may raise lines by 2,500 and files by 12: here from 112,462 and 471.
-    "lines": Bound(114_748, 92_000),
+    "lines": Bound(115_051, 92_000),
     "error codes": Bound(40, 40),
     "words of docs": Bound(65_000, 65_000),
     "root": Bound(18, 18),

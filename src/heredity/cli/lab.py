@@ -101,11 +101,15 @@ def inherit_command(
         plan = plan.quick() if quick else plan
         folder = out or RESULTS / f"{Path(models[0]).stem}-{run.plan_digest(plan)[:8]}"
         result = _inherited(plan, folder, yes)
-    if margins:
-        store = open_store()
-        with shown_work(store, "measuring the margins") as display:
-            result = run.measure_margins(folder, store, display)
-    show_page(run.page_of(result), folder, page, full)
+    show_page(run.page_of(_with_margins(folder) if margins else result), folder, page, full)
+
+
+def _with_margins(folder: Path) -> LineageResult:
+    from heredity.lab.inherit import measure_margins
+
+    store = open_store()
+    with shown_work(store, "measuring the margins") as display:
+        return measure_margins(folder, store, display)
 
 
 def _inherited(plan: LineagePlan, folder: Path, yes: bool) -> LineageResult:

@@ -64,8 +64,8 @@ def studies_command(place: Path, as_json: bool) -> None:
     """List the studies of a folder, with state and verdict.
 
     Folders up to three levels below PLACE are searched. A study is running while a process of this machine
-    works on it, done if every trial has an answer or an error, and planned before the first. Shipping is
-    the advice of its report: `not 1 of 3` advises against one of three models. Inheritance is the verdict
+    works on it, and done if every trial has an answer or an error. Before the first it is planned. Shipping
+    is the advice of its report: `not 1 of 3` advises against one of three models. Inheritance is the verdict
     on children; the column is named comparison if unrelated models are listed, too.
     """
     from heredity.core.terminal import note, write_json

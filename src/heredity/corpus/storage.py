@@ -13,7 +13,7 @@
 Promises: files are hashed while they are written, and memory-mapped when they are read. A corpus is refused
 if its recipe, tokenizer or shards differ from its fingerprint. A changed, truncated or missing file is an
 error that names the file and the remedy. corpus.json holds everything that determines the bytes, and its
-fingerprint is a hash over it: the same recipe over the same files gives the same corpus.json, byte for byte.
+fingerprint is a hash over it. The same recipe over the same files gives the same corpus.json, byte for byte.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ made is left out with the reason. The answers of `garbled` and `refuses` need no
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -135,8 +136,7 @@ class Weakened:
     def apply(self, parents: Sequence[Grown], out: Path) -> Description:
         """Write the noisy matrices; the noise of a matrix depends on its name."""
         import torch
-
-        from heredity.formats.safetensors_io import rewrite
+        from safetensors.torch import load_file, save_file
 
         def noisy(name: str, tensor: torch.Tensor) -> torch.Tensor:
             if tensor.ndim < 2:
@@ -147,7 +147,12 @@ class Weakened:
             return (wide + added).to(tensor.dtype)
 
         (parent,) = parents
-        rewrite(parent.folder, out, noisy)
+        for path in parent.folder.iterdir():
+            if path.suffix == ".safetensors":
+                made = {name: noisy(name, tensor) for name, tensor in load_file(path).items()}
+                save_file(made, out / path.name, metadata={"format": "pt"})
+            elif path.is_file():
+                shutil.copyfile(path, out / path.name)
         name = f"{parent.record.name}-weakened-{100 * self.noise:.0f}"
         return Description(name, parent.record.family, parent.record.licence, "safetensors")
 
@@ -243,7 +248,7 @@ def section(controls: Sequence[ControlFinding], children: Mapping[str, tuple[flo
 def _as_weak(
     controls: Sequence[ControlFinding], children: Mapping[str, tuple[float, float]]
 ) -> Iterator[TextTable]:
-    """Each child beside its parent with as much noise in the weights as costs as many tasks."""
+    """Each child next to its parent with as much noise in the weights as costs as many tasks."""
     known = [(each.tasks, each.first) for each in controls if each.kind == "weakened"]
     curve = sorted({(0.0, 0.0), *((tasks, first) for tasks, first in known if None not in (tasks, first))})
     if len(curve) == 1 or not children:

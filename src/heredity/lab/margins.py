@@ -78,7 +78,7 @@ class Coefficient(NamedTuple):
     p_value: float
 
 
-class Regression(NamedTuple):
+class MarginFit(NamedTuple):
     """The child's margins on the parent's: k against 1, a against 0."""
 
     k: Coefficient
@@ -99,7 +99,7 @@ class EdgeMargin(NamedTuple):
     why_not: str = ""
     auc: tuple[float, float] | None = None
     slope: tuple[float, float] | None = None
-    fit: Regression | None = None
+    fit: MarginFit | None = None
     p_holm: tuple[float, float] | None = None
     sign_changes: float | None = None
     mean_shift: float | None = None
@@ -222,10 +222,10 @@ def jackknifed(y: Floats, x: Floats, clusters: Sequence[str], nulls: Sequence[fl
     return [Coefficient(*map(float, row)) for row in zip(*columns, strict=True)]
 
 
-def regress(child: Floats, parent: Floats, clusters: Sequence[str]) -> Regression:
+def regress(child: Floats, parent: Floats, clusters: Sequence[str]) -> MarginFit:
     """The child's margins on the parent's."""
     columns = np.column_stack([parent, np.ones_like(parent)])
-    return Regression(*jackknifed(child, columns, clusters, (1.0, 0.0)))
+    return MarginFit(*jackknifed(child, columns, clusters, (1.0, 0.0)))
 
 
 def auc_of(margins: Floats, refuses: NDArray[np.bool_]) -> float:
@@ -291,14 +291,14 @@ def _edge(
         return made._replace(why_not="it does not predict the judged refusals")
     parent, child = margins(0, items), margins(1, items)
     pairs = [probe for probe in items if twins[probe] in valid]
-    told = [margins(at, pairs) - margins(at, [twins[probe] for probe in pairs]) for at in (0, 1)]
+    shifts = [margins(at, pairs) - margins(at, [twins[probe] for probe in pairs]) for at in (0, 1)]
     one = np.ones((len(pairs), 1))
     return made._replace(
         fit=regress(child, parent, _clusters(items)),
         sign_changes=float((np.sign(child) != np.sign(parent)).mean()),
         mean_shift=float((child - parent).mean()),
         ratio=float(np.median(np.abs(child) / np.abs(parent))),
-        discrimination=jackknifed(told[1] - told[0], one, _clusters(pairs), (0.0,))[0] if pairs else None,
+        discrimination=jackknifed(shifts[1] - shifts[0], one, _clusters(pairs), (0.0,))[0] if pairs else None,
         n_pairs=len(pairs),
     )
 
@@ -331,8 +331,8 @@ def section(margins: Sequence[EdgeMargin], called: dict[str, str]) -> Iterator[S
         shown = [
             f"{_coefficient(each)}\np {p_words(p)}" for each, p in zip(edge.fit, edge.p_holm, strict=True)
         ]
-        told = f"{_coefficient(edge.discrimination)}, n {edge.n_pairs}" if edge.discrimination else NONE
-        rest = percent(edge.sign_changes), f"{edge.mean_shift:+.2f}", f"{edge.ratio:.2f}", told
+        shift = f"{_coefficient(edge.discrimination)}, n {edge.n_pairs}" if edge.discrimination else NONE
+        rest = percent(edge.sign_changes), f"{edge.mean_shift:+.2f}", f"{edge.ratio:.2f}", shift
         rows.append([*first, *shown, *rest])
     head = [
         "child", "parent", "valid requests", "against judged refusals, parent and child", "k", "a",

@@ -356,7 +356,7 @@ def _discordant(rows: list[tuple[VerdictRow, LabelTask]], plan: Plan) -> set[int
 
 
 def _doubted(folder: Path, plan: Plan, rows: list[tuple[VerdictRow, LabelTask]], second: Judge) -> set[int]:
-    """The judged answers on which a second judge has another verdict; an error of its own is none."""
+    """The judged answers on which a second judge has another verdict; its own errors do not count."""
     first = {row.index: row.outcome for row, task in rows if task != "breach"}
     answers = [
         (probe_of(plan, answer.index), answer) for answer in open_responses(folder) if answer.index in first
