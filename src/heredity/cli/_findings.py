@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from heredity.core.records import Estimate
-from heredity.core.sanitize import label, plain
+from heredity.core.sanitize import label, plain, plural
 from heredity.core.sections import Cell, CountedShare, TextTable
 from heredity.core.terminal import cell, line_table, out, table, wrapped
 from heredity.study import wording as words
@@ -102,7 +102,7 @@ def _ending(
     readings = (what for edge in edges if (what := reading_words(edge, estimates.models, where)))
     yield from ((what, "") for what in islice(readings, None if is_full else 1))
     page = folder / "report.html"
-    warned = f" and {words.plural(len(headline.warnings), 'warning')}" if headline.warnings else ""
+    warned = f" and {plural(len(headline.warnings), 'warning')}" if headline.warnings else ""
     parts = [f"Report: {page}"] if page.exists() else []
     parts += [] if is_full else [f"all numbers{warned} here: --full"]
     if parts:
@@ -166,7 +166,7 @@ class Lines(NamedTuple):
             return self.rows, ""
         order = sorted(range(len(self.rows)), key=self.ranks.__getitem__)
         kept, others = sorted(order[: max(0, room - 2)]), order[max(0, room - 2) :]
-        left = words.plural(len(others), f"{'more ' if kept else ''}{self.noun}")
+        left = plural(len(others), f"{'more ' if kept else ''}{self.noun}")
         if self.head[-1] == "verdict":
             verdicts = Counter(self.rows[n][-1].removesuffix(" (judge)") for n in others)
             left += f": {', '.join(f'{n} {verdict}' for verdict, n in verdicts.items())}"

@@ -101,8 +101,7 @@ def command(
 
 
 def _summary(summary: Summary) -> str:
-    from heredity.core.sanitize import plain
-    from heredity.study.wording import plural
+    from heredity.core.sanitize import plain, plural
 
     text = (
         f"{plural(summary.n_answers, 'answer')} of {plural(len(summary.models), 'model')} to "

@@ -528,7 +528,7 @@ def _finish_study(out: Path, counts: ConversationCounts, as_json: bool) -> None:
         write_json(rows)
     else:
         show_agent_tasks(agent_tasks.table(rows))
-    from heredity.study.wording import plural
+    from heredity.core.sanitize import plural
 
     text = f"AgentDojo {counts.version}: {plural(counts.n_cells, 'conversation')}, {counts.n_run:,} run now"
     text += f", {plural(counts.n_errors, 'error')} among them." if counts.n_errors else "."

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from heredity.core.errors import Damaged, UnknownName, UsageError
 from heredity.core.files import read_file, write_atomic
 from heredity.core.records import SCHEMA, Estimate, Record, encode
-from heredity.core.sanitize import label, listed
+from heredity.core.sanitize import label, listed, plural
 from heredity.stats.decision import FailureKind, expected_costs
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Rate
 from heredity.study.findings.edge_verdicts import EdgeVerdict, edge_verdicts, gravest
@@ -42,7 +42,6 @@ from heredity.study.wording import (
     names,
     pair_of,
     percent,
-    plural,
     points,
     undecided_words,
     unsigned,

@@ -29,6 +29,7 @@ from heredity.application.guards import load_guard
 from heredity.core.errors import HeredityError
 from heredity.core.progress import TimeLeft, TimeSpan, TrialMeter, Watch, Work, time_words
 from heredity.core.records import Message, Request, digest, encode
+from heredity.core.sanitize import plural
 from heredity.engines.remote.services import BYTES_PER_TOKEN, Usage
 from heredity.lineage.store import ModelSpeed, speed_seconds
 from heredity.redteam import attacks
@@ -60,7 +61,7 @@ from heredity.study.plan import (
     read_plan,
 )
 from heredity.study.storage import ESTIMATES, read_estimates, run_records
-from heredity.study.wording import plural, public_words
+from heredity.study.wording import public_words
 
 
 # --- usage -------------------------------------------------------------------------------------------

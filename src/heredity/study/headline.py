@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from heredity.core.records import Estimate
-from heredity.core.sanitize import label
+from heredity.core.sanitize import label, plural
 from heredity.engines import NOT_VERIFIED
 from heredity.redteam.checks import did
 from heredity.stats.edges import KINDS as EDGE_KINDS
@@ -49,7 +49,6 @@ from heredity.study.wording import (
     p_words,
     pair_of,
     percent,
-    plural,
     public_words,
     rate_words,
     stopping_words,

@@ -12,8 +12,7 @@ from typing import Any
 
 from heredity.application.guarded import GUARD_ANSWERS, GUARD_SECONDS
 from heredity.core.records import Estimate
-from heredity.core.sanitize import label
-from heredity.core.sanitize import plural as plural
+from heredity.core.sanitize import label, plural
 from heredity.core.sections import Badge, Cell, CountedShare, ModelName, ShareDifference, StackedCounts
 from heredity.redteam.attacks import split_scope
 from heredity.redteam.probes.public import GET, PublicFile

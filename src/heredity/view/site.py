@@ -24,7 +24,7 @@ from markupsafe import Markup
 from heredity.core import __version__, registry
 from heredity.core.errors import UnknownName
 from heredity.core.records import Estimate
-from heredity.core.sanitize import label
+from heredity.core.sanitize import label, plural
 from heredity.redteam.checks import did
 from heredity.study import wording
 from heredity.study.turns import page_environment, quoted, role_word
@@ -285,7 +285,7 @@ class Site:
             "is_searched": is_searched,
             "link": self.link,
             "percent": wording.percent,
-            "plural": wording.plural,
+            "plural": plural,
             "quoted": quoted,
             "role_word": role_word,
             "severity_words": wording.severity_words,

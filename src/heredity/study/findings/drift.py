@@ -11,7 +11,7 @@ from pathlib import Path
 
 from heredity.core.files import Rows
 from heredity.core.records import Outcome, Record
-from heredity.core.sanitize import label
+from heredity.core.sanitize import label, plural
 from heredity.core.sections import Section, TextTable
 from heredity.redteam import judges
 from heredity.redteam.judges.calibration.quality import (
@@ -26,7 +26,6 @@ from heredity.redteam.judges.calibration.quality import (
 from heredity.redteam.no_answer import is_stamped
 from heredity.study.estimates import Estimates
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
-from heredity.study.wording import plural
 
 NAME, ORDER = "drift", 96
 CANARIES = "canaries.jsonl"

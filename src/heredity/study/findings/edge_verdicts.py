@@ -28,6 +28,7 @@ import msgspec
 import numpy as np
 
 from heredity.core.records import Estimate, Record
+from heredity.core.sanitize import plural
 from heredity.core.sections import Badge, Cell, ModelName, Section, TextTable
 from heredity.engines import KV_CACHE
 from heredity.lineage.graph import FORMS, Edge
@@ -81,7 +82,7 @@ from heredity.study.outcomes import (
     read_outcomes,
 )
 from heredity.study.plan import Plan
-from heredity.study.wording import bare, names, plural, points, points_interval
+from heredity.study.wording import bare, names, points, points_interval
 
 NAME, ORDER = "edge_verdicts", 0
 QUESTIONS: dict[Question, str] = {

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from heredity.application.guarded import GUARD_ANSWERS, GUARD_SECONDS
 from heredity.application.guards import FAILED, FAILED_OPEN
 from heredity.core.records import Record
+from heredity.core.sanitize import plural
 from heredity.core.sections import Section, TextTable
 from heredity.lineage.types import CONTROL
 from heredity.study.estimates import Estimates, Inheritance
@@ -20,7 +21,7 @@ from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.findings.useful import useful_by_model
 from heredity.study.plan import Plan
 from heredity.study.storage import RawResponse
-from heredity.study.wording import difference_words, names, percent, plural, unsigned
+from heredity.study.wording import difference_words, names, percent, unsigned
 
 NAME, ORDER = "guards", 5
 _NAMED = 3  # guards that a sentence names

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from heredity.core.records import Estimate, Record
+from heredity.core.sanitize import plural
 from heredity.core.sections import Badge, Section, TextTable
 from heredity.stats.intervals import Interval, effective
 from heredity.stats.judge_error import CODINGS, Coding, flip_whole
@@ -25,7 +26,7 @@ from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, negated
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Bools, Floats, Intervals, Places
 from heredity.study.outcomes import BROKE, ERROR, UNCLEAR, Codes, Outcomes, is_answered, is_decided
-from heredity.study.wording import names, p_words, plural, points, points_interval
+from heredity.study.wording import names, p_words, points, points_interval
 
 CHECKS, JUDGE = "checks", "judge"  # who decides: checks only, or checks and the study's judge
 MAX_PAIRS = 45  # of ten models; more tables are read by nobody

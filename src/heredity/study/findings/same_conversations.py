@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from heredity.core.records import Exchange, Record, Response, digest
-from heredity.core.sanitize import label
+from heredity.core.sanitize import label, plural
 from heredity.core.sections import Cell, ModelName, Section, TextTable
 from heredity.redteam.judges import default_verdict, needs_judge
 from heredity.study.estimates import Estimates
@@ -26,7 +26,7 @@ from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.outcomes import BROKE, OneConversation, Outcomes
 from heredity.study.plan import Plan
 from heredity.study.storage import open_responses
-from heredity.study.wording import attack_name, names, plural
+from heredity.study.wording import attack_name, names
 
 NAME, ORDER = "same_conversations", 75
 _REPEATED = 0.1  # above this share of repeated conversations, the report warns of them

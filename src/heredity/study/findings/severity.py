@@ -13,6 +13,7 @@ from typing import get_args
 import numpy as np
 
 from heredity.core.records import Estimate, Record, Severity
+from heredity.core.sanitize import plural
 from heredity.core.sections import Cell, CountedShare, ModelName, Section, TextTable, TrialLink
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, SCOPES, Estimates
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
@@ -25,7 +26,6 @@ from heredity.study.wording import (
     attack_name,
     interval,
     names,
-    plural,
     severity_words,
     share_words,
 )

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from heredity.core.records import Record
-from heredity.core.sanitize import label
+from heredity.core.sanitize import label, plural
 from heredity.core.sections import Section, TextTable
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.plan import Plan
 from heredity.study.storage import RawResponse
-from heredity.study.wording import names, plural
+from heredity.study.wording import names
 
 NAME, ORDER = "tools", 40
 _CLAIM = (

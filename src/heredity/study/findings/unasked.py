@@ -16,6 +16,7 @@ import numpy as np
 
 from heredity import stats
 from heredity.core.records import Estimate, Record
+from heredity.core.sanitize import plural
 from heredity.core.sections import Cell, ModelName, Section, TextTable
 from heredity.redteam import judges
 from heredity.stats.paired import Comparison, Word
@@ -24,7 +25,7 @@ from heredity.study.estimates import ALL, Estimates
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.intervals import Bools, Intervals
 from heredity.study.outcomes import Outcomes, is_answered
-from heredity.study.wording import difference_words, interval, names, p_words, percent, plural, share_words
+from heredity.study.wording import difference_words, interval, names, p_words, percent, share_words
 
 NAME, ORDER = "unasked", 1
 ANY = "any"  # in place of a kind of check

@@ -365,7 +365,7 @@ _FUNCTIONS = {  # words, counts and figures that the template uses by name
     "counts_bar": _counts_bar,
     "min_n": advice.MIN_N,
     "percent": wording.percent,
-    "plural": wording.plural,
+    "plural": plural,
     "reach_labels": wording.reach_labels,
     "share_bar": _share_bar,
     "severity_words": wording.severity_words,

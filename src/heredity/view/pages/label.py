@@ -8,14 +8,14 @@ from typing import NamedTuple, get_args
 from heredity.core.errors import UsageError
 from heredity.core.files import Lock, Rows
 from heredity.core.records import Estimate
-from heredity.core.sanitize import Shown, shown
+from heredity.core.sanitize import Shown, plural, shown
 from heredity.stats.judge_error import FEWEST
 from heredity.study import labels, wording
 from heredity.study.estimates import ALL, SCOPES, Estimates, Rate
 from heredity.study.findings import pairs_read
 from heredity.study.labels import Drawn, Label, LabelAnswer
 from heredity.study.study import Study
-from heredity.study.wording import interval, names, percent, plural, scope_name, title, uncorrected_words
+from heredity.study.wording import interval, names, percent, scope_name, title, uncorrected_words
 from heredity.view.pages.conversations import number
 from heredity.view.places import OpenStudy
 from heredity.view.queries import Transcript, board_of, read

@@ -9,9 +9,10 @@ from markupsafe import Markup
 
 from heredity.core.errors import HeredityError
 from heredity.core.records import digest
+from heredity.core.sanitize import plural
 from heredity.study.estimates import ALL, Estimates, Rate
 from heredity.study.plan import Plan
-from heredity.study.wording import find, names, percent, plural
+from heredity.study.wording import find, names, percent
 from heredity.view.pages.studies import planned_at
 from heredity.view.places import OpenStudy
 from heredity.view.site import Asked, Page, Site, trend
