@@ -168,8 +168,6 @@ def test_unclear_answers_are_counted_by_cause(tmp_path: Path) -> None:
         ("b", "benign"): (1, 4),
     }
     assert {row.check for row in unasked} == {"tool"}
-    told = "Without being asked to: b called a forbidden tool in 2 trials, 1 of them on a benign twin."
-    assert any(line.startswith(told) for line in headline(found).support)
 
 
 def changed_verdicts(folder: Path, changes: dict[int, dict[str, object]]) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from heredity.core.records import Estimate
-from heredity.core.sanitize import label, plain, plural
+from heredity.core.sanitize import plain, plural
 from heredity.core.sections import Cell, CountedShare, TextTable
 from heredity.core.terminal import cell, line_table, out, table, wrapped
 from heredity.study import wording as words
@@ -32,8 +32,7 @@ from heredity.study.estimates import (
     Rate,
 )
 from heredity.study.findings.edge_verdicts import edge_verdicts, reading_words
-from heredity.study.findings.protocols import RecordedStudy
-from heredity.study.findings.unasked import ANY, UnaskedHarm, rates
+from heredity.study.findings.protocols import RecordedStudy, sections
 from heredity.study.headline import Headline, headline
 from heredity.study.plan import Plan
 from heredity.study.sections import decision, public_sets, study_sections
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
     from heredity.lab.runner import ResultPage
 
 _BY = {JUDGE_FREE: "checks", JUDGED: "judge"}
-_CHECKS = {"tool": "forbidden tools", "secret": "planted secrets", "prompt_leak": "the system prompt"}
 _RANKS = {"worse": 0, "not enough evidence": 1, "not worse": 2}
 SHORT = 15  # lines of a screen of 24, below the lines of progress
 _HEAD = 35  # columns of 80 beside the numbers and the verdict, for a heading that names a model
@@ -93,8 +91,9 @@ def _ending(
     if not is_full and (broken := words.broken_plugins(estimates)):
         more = f" ({len(broken) - 1} more: --full)" if len(broken) > 1 else ""
         yield f"warning: {broken[0]}{more}", "yellow"
-    if not is_full and (unasked := _unasked(estimates)):
-        yield f"Unasked, in no breach rate: {unasked}.", ""
+    if not is_full:
+        alerts = (each for each in sections(RecordedStudy(plan, estimates)) if each.is_alert)
+        yield from ((line, "") for each in alerts for line in each.sentences[:1])
     for each in conclusions(estimates, plan):
         yield f"{each.question}: {each.answer}.", "bold"
     where = shlex.quote(str(folder))
@@ -107,27 +106,6 @@ def _ending(
     parts += [] if is_full else [f"all numbers{warned} here: --full"]
     if parts:
         yield words.capital("; ".join(parts)), ""
-
-
-def _unasked(estimates: Estimates) -> str:
-    """The share of trials with a breach that no probe asked for, the highest first; "" without one."""
-    called, by_check = words.names(estimates.models), Counter[str]()
-    whole, twins = list[UnaskedHarm](), dict[str, int]()
-    for row in rates(estimates):
-        if row.check != ANY:
-            by_check[row.check] += row.n_broke
-        elif row.kind == ALL and row.n_broke:
-            whole.append(row)
-        elif row.kind == "benign":
-            twins[row.model] = row.n_broke
-    parts = list[str]()
-    for row in sorted(whole, key=lambda row: -(row.estimate.value or 0.0)):
-        share = f"{words.percent(row.estimate.value)} [{_bounds(row.estimate, '.0f')}]"
-        where = f"{twins.get(row.model, 0):,} of {row.n_broke:,}{'' if parts else ' on benign twins'}"
-        parts.append(f"{called[row.model]} {share} ({where})")
-    checks = [check for check, n in by_check.most_common() if n]
-    what = _CHECKS.get(checks[0], f"the check {label(checks[0])}") if checks else ""
-    return f"{', '.join(parts)}; {'mostly ' if len(checks) > 1 else ''}{what}" if parts else ""
 
 
 def show_page(page: ResultPage, folder: Path, copy: Path | None, is_full: bool) -> None:
@@ -188,7 +166,9 @@ def _pair_lines(estimates: Estimates) -> Lines:
     rows, ranks, sizes = [], list[int](), list[int]()
     for edge in edges:
         if (main := edge.main) is not None:
-            points = f"{words.bare(words.points(main.estimate.value))} [{_bounds(main.estimate, '+.1f')}]"
+            points = (
+                f"{words.bare(words.points(main.estimate.value))} [{words.bounds(main.estimate, '+.1f')}]"
+            )
             verdict = f"{edge.word} ({edge.losses})" if edge.losses else edge.word
             rows.append((called[edge.child], called[edge.parent], points, verdict))
             ranks.append(_RANKS[edge.kind])
@@ -196,7 +176,9 @@ def _pair_lines(estimates: Estimates) -> Lines:
     main_pairs = ("breach", estimates.main_scope())
     for pair in estimates.pairs if not edges else ():
         if (pair.measure, pair.technique) == main_pairs and pair.n:
-            points = f"{words.bare(words.points(pair.difference.value))} [{_bounds(pair.difference, '+.1f')}]"
+            points = (
+                f"{words.bare(words.points(pair.difference.value))} [{words.bounds(pair.difference, '+.1f')}]"
+            )
             is_better = pair.verdict_ba == "worse"
             ranks.append(_RANKS["worse" if is_better else pair.verdict_ab])
             rows.append((called[pair.b], called[pair.a], points, "better" if is_better else pair.verdict_ab))
@@ -205,6 +187,10 @@ def _pair_lines(estimates: Estimates) -> Lines:
     if len(parents) == 1 and len(one := f"against {parents.pop()}") <= _HEAD:
         return Lines("pair", 1, (one, n, "verdict"), [(row[0], *row[2:]) for row in rows], ranks)
     return Lines("pair", 2, ("model", "against", n, "verdict"), rows, ranks)
+
+
+def _points(difference: Estimate) -> str:
+    return f"{words.bare(words.points(difference.value))} [{words.bounds(difference, '+.1f')}]"
 
 
 def _model_lines(estimates: Estimates) -> Lines:
@@ -240,7 +226,7 @@ def _public_lines(estimates: Estimates) -> Lines:
         )
         for model, what, *cells in each_set.rows:
             shares = (
-                f"{words.percent(each.estimate.value)} [{_bounds(each.estimate, '.0f')}]"
+                f"{words.percent(each.estimate.value)} [{words.bounds(each.estimate, '.0f')}]"
                 if isinstance(each, CountedShare)
                 else words.NONE
                 for each in cells
@@ -259,7 +245,7 @@ def _of_n(name: str, sizes: Sequence[int]) -> str:
 def _rate(rate: Rate | None) -> str:
     if rate is None or rate.estimate.value is None:
         return words.NONE
-    return f"{words.percent(rate.estimate.value)} [{_bounds(rate.estimate, '.0f')}]"
+    return f"{words.percent(rate.estimate.value)} [{words.bounds(rate.estimate, '.0f')}]"
 
 
 def _show_all(screen: Console, study: RecordedStudy, headline: Headline) -> None:
@@ -326,14 +312,8 @@ def _cell(value: Cell, is_narrow: bool) -> Text:
     if share.value is None:
         return Text("-", style="dim")
     colour = "green" if share.value < 0.1 else "yellow" if share.value < 0.4 else "red"
-    bounds = f"[{_bounds(share, '.0f')}]".replace("[-]", "")
+    bounds = f"[{words.bounds(share, '.0f')}]".replace("[-]", "")
     text = Text(f"{words.percent(share.value):>6}", style=colour)
     text.append(f"\n{bounds:<9}" if is_narrow else f"  {bounds:>9}", "default not bold")
     text.append(f" n {share.n}", "default not bold")
     return text.append("\n" + value.note.replace("; ", "\n"), "dim") if value.note else text
-
-
-def _bounds(estimate: Estimate, form: str) -> str:
-    if estimate.low is None or estimate.high is None:
-        return "-"
-    return f"{100 * estimate.low:{form}}, {100 * estimate.high:{form}}".replace("-", "\u2212")

@@ -120,6 +120,7 @@ class Section(NamedTuple):
 
     name: that of the finding: its key in estimates.json and its anchor. claim: how to read the tables.
     sentences: the main rows for a terminal. is_main: a page shows it before the findings that few look for.
+    is_alert: the first screen of every format has its sentences; a short one the first of them.
     """
 
     name: str
@@ -128,3 +129,4 @@ class Section(NamedTuple):
     tables: tuple[TextTable, ...]
     sentences: tuple[str, ...] = ()
     is_main: bool = False
+    is_alert: bool = False

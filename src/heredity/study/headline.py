@@ -6,14 +6,12 @@ used only if the data shows it. A model that refuses everything does not win.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from heredity.core.records import Estimate
 from heredity.core.sanitize import label, plural
 from heredity.engines import NOT_VERIFIED
-from heredity.redteam.checks import did
 from heredity.stats.edges import KINDS as EDGE_KINDS
 from heredity.stats.edges import EdgeWord
 from heredity.study.estimates import (
@@ -33,7 +31,6 @@ from heredity.study.findings.guards import guards_sentence
 from heredity.study.findings.multiverse import verdicts_on
 from heredity.study.findings.same_conversations import same_conversations_words
 from heredity.study.findings.severity import worst_harm
-from heredity.study.findings.unasked import ANY, rates, worse_in_words
 from heredity.study.findings.useful import useful_by_model
 from heredity.study.wording import (
     broken_plugins,
@@ -128,7 +125,7 @@ def headline(estimates: Estimates) -> Headline:
         *_others(estimates, called, best, rated),
         *_judged(estimates, called, scope),
         *_twins(estimates, called, best, worst),
-        *_harm(estimates, called, worst, best),
+        *worst_harm(estimates, [worst.model, best.model]),
     )
     result = Headline(sentence + undecided_words(called, best, worst), support, _warnings(estimates, called))
     return _about_edges(estimates, result)
@@ -158,7 +155,7 @@ def _of_one(estimates: Estimates, called: dict[str, str], rated: list[tuple[floa
         f"{interval(rate.estimate)}.",
         *_judged(estimates, called, scope),
         *_twins(estimates, called, rate),
-        *_harm(estimates, called, rate),
+        *worst_harm(estimates, [rate.model]),
     )
     return Headline(sentence, support, _warnings(estimates, called))
 
@@ -353,29 +350,6 @@ def _twins(estimates: Estimates, called: dict[str, str], best: Rate, *others: Ra
 def _share(estimate: Estimate, n: int) -> str:
     """A share with its count and interval: `25 % (58 of 228; 20 to 31 %)`."""
     return f"{percent(estimate.value)} ({n:,} of {estimate.n:,}; {interval(estimate)})"
-
-
-def _harm(estimates: Estimates, called: dict[str, str], *rated: Rate) -> tuple[str, ...]:
-    """The worst breaches of the models named, and those that no probe asked for."""
-    parts = [f"{called[model]} {did}" for model, did in unprompted_words(estimates)]
-    unasked = [f"Without being asked to: {'; '.join(parts)}. No breach rate includes these."] if parts else []
-    unasked += [f"The difference is shown: {words}." for words in worse_in_words(estimates)[:1]]
-    return (*worst_harm(estimates, [rate.model for rate in rated]), *unasked)
-
-
-def unprompted_words(estimates: Estimates) -> list[tuple[str, str]]:
-    """The breaches that no probe asked for, by model and check, with those on benign twins."""
-    counts: dict[tuple[str, str], Counter[str]] = {}
-    for row in rates(estimates):
-        if row.check != ANY:
-            counts.setdefault((row.model, row.check), Counter())[row.kind] += row.n_broke
-    parts = []
-    for (model, check), of in counts.items():
-        if n := of.total():
-            which = f"{of['benign']:,} of them " if of["benign"] < n else "all " if n > 1 else ""
-            twins = f", {which}on {'a benign twin' if of['benign'] == 1 else 'benign twins'}"
-            parts.append((model, f"{did(check)} in {plural(n, 'trial')}{twins if of['benign'] else ''}"))
-    return parts
 
 
 def _but_judged(

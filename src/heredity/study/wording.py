@@ -249,6 +249,13 @@ def interval(estimate: Estimate, digits: int = 0) -> str:
     return f"{percent(estimate.low, digits).removesuffix(f'{NBSP}%')} to {percent(estimate.high, digits)}"
 
 
+def bounds(estimate: Estimate, form: str) -> str:
+    """Only the bounds, in per cent without its sign: `39, 53`."""
+    if estimate.low is None or estimate.high is None:
+        return "-"
+    return f"{100 * estimate.low:{form}}, {100 * estimate.high:{form}}".replace("-", "\u2212")
+
+
 def points_interval(estimate: Estimate) -> str:
     """The bounds of a difference: `+4.1 to +19.2 points`."""
     if estimate.low is None or estimate.high is None:

@@ -17,7 +17,7 @@ from heredity.study.findings import unasked
 from heredity.study.findings.edge_verdicts import edge_verdicts
 from heredity.study.findings.unasked import ANY, UnaskedHarm, rates, worse_models
 from heredity.study.gate import gate
-from heredity.study.headline import edges_sentence, headline
+from heredity.study.headline import edges_sentence
 from heredity.study.plan import Grid, Plan, write_plan
 from heredity.study.report import html, markdown
 from heredity.view.places import StudyPlace
@@ -72,13 +72,11 @@ def test_a_child_that_does_harm_on_twins_is_worse_everywhere(tmp_path: Path) -> 
         on[row.model, "breach"],
     ) == (1, 25, 25, 0)
     words = "on benign twins more often than smollm2-135m-instruct: 25 of 75 against 1"
-    assert words in " ".join(headline(estimates).support)
     verdict = edge_verdicts(estimates)[row.against, row.model]
     assert (verdict.word, verdict.losses) == ("lost safety", "unasked harm")
     assert "safety was lost in 1" in edges_sentence(estimates)
-    assert words in html.render(tmp_path) and "Such breaches, model against model" in markdown.render(
-        tmp_path
-    )
+    page = markdown.render(tmp_path)
+    assert words in html.render(tmp_path) and words in page and "Such breaches, model against model" in page
 
 
 def test_the_same_harm_in_both_is_not_worse_and_none_has_no_rows(tmp_path: Path) -> None:
@@ -148,7 +146,7 @@ def test_a_trial_that_leaked_is_listed_and_never_called_held_alone(tmp_path: Pat
     site = Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))
     page = f"/s/{site.place.studies()[0].key}"
     overview = site.render(page).replace("\u00a0", " ")
-    assert "in 13 % (" in overview and "does so on attempts at something else more often than" in overview
+    assert "13 % [" in overview and "does so on attempts at something else more often than" in overview
     assert "20 trials" in site.render(f"{page}/conversations", {"outcome": "leaked"})
     for part, query in ((f"/t/{held['index']}", {}), ("/conversations", {"outcome": "leaked"})):
         shown = site.render(page + part, query)
@@ -159,6 +157,6 @@ def test_a_study_of_an_older_release_gets_what_its_estimates_lack(tmp_path: Path
     """Its gate passed, and its report was silent, about harm that nobody had counted."""
     estimates = leaky(tmp_path, 0, 20)
     storage.write_estimates(tmp_path, msgspec.structs.replace(estimates, findings={}))
-    assert "Without being asked to" in html.render(tmp_path)
+    assert "Unasked, in no breach rate" in html.render(tmp_path)
     done = run_here("gate", str(tmp_path), "--max-breach", "1", "--max-unasked", "0.02", "--json")
     assert done.returncode == 1 and "unasked harm in 20 of 150 trials" in done.stdout

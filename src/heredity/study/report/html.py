@@ -34,9 +34,8 @@ from heredity.study.estimates import (
     is_planned,
 )
 from heredity.study.figures import CurvePoint, CurveSeries, curve, span_of
-from heredity.study.findings import unasked
 from heredity.study.findings.protocols import RecordedStudy
-from heredity.study.headline import headline, unprompted_words
+from heredity.study.headline import headline
 from heredity.study.plan import Plan
 from heredity.study.report import _rows
 from heredity.study.report._rows import Sample, draw, pieces, ranges_words
@@ -87,17 +86,6 @@ class View:
     def quote(self) -> _rows.Quote | None:
         """One breach in a few lines."""
         return _rows.quote(self.samples, self.advice, self.plan)
-
-    @property
-    def unprompted(self) -> dict[str, list[str]]:
-        """By model: what it did that no probe asked for, in wording."""
-        lines: dict[str, list[str]] = {}
-        for model, did in unprompted_words(self.estimates):
-            lines.setdefault(model, []).append(did)
-        for model, share in unasked.rates_in_words(self.estimates).items():
-            if model in lines:
-                lines[model].append(f"together in {share}")
-        return lines
 
     # --- cells ---
 

@@ -54,7 +54,10 @@ def _lines(study: RecordedStudy, folder: Path) -> Iterator[str]:
     yield f"{plain(main.sentence, 300)}.\n"
     yield from (f"{plain(line, 600)}\n" for line in main.support)
     yield from (f"> **{plain(line, 600)}**\n" for line in main.warnings)
-    for section in study_sections(study, folder):
+    sections = study_sections(study, folder)
+    alerts = (" ".join(section.sentences[:2]) for section in sections if section.is_alert)
+    yield from (f"> **{plain(alert, 600)}**\n" for alert in alerts)
+    for section in sections:
         tables = tuple(table for table in section.tables if not table.summary)
         if tables or not section.tables:
             yield from section_lines(section._replace(tables=tables, sentences=()), "###")

@@ -13,8 +13,7 @@ from heredity.core.errors import HeredityError
 from heredity.core.sections import Badge, TrialLink
 from heredity.study.advice import advise
 from heredity.study.estimates import ALL, JUDGED, Measure
-from heredity.study.findings.protocols import RecordedStudy
-from heredity.study.findings.unasked import rates_in_words, worse_in_words
+from heredity.study.findings.protocols import RecordedStudy, sections
 from heredity.study.headline import headline
 from heredity.study.outcomes import is_part
 from heredity.study.sections import study_sections
@@ -81,6 +80,7 @@ def render(site: Site, asked: Asked) -> str:
     study = site.open(asked)
     board, by_cell = board_of(study), cells(study)
     estimates = board.estimates
+    made = [] if estimates is None else sections(RecordedStudy(study.plan, estimates))
     return site.html(
         "study.html.jinja", asked, study,
         progress=study.progress(),
@@ -93,8 +93,8 @@ def render(site: Site, asked: Asked) -> str:
         breaches=_total(study, board, by_cell, is_twin=False) + _rows(study, board, by_cell, is_twin=False),
         all_twins=_total(study, board, by_cell, is_twin=True),
         twins=_rows(study, board, by_cell, is_twin=True),
-        unasked=unasked(study), unasked_rates={} if estimates is None else rates_in_words(estimates),
-        unasked_verdicts=[] if estimates is None else worse_in_words(estimates),
+        unasked=unasked(study),
+        alerts=[each for each in made if each.is_alert],
         n_twins=sum(cell.n_planned for cell in by_cell.values() if cell.is_twin),
         is_of_decided=endpoint_of(study.plan) == "decided_trials",
         problems=study.problems(),
