@@ -22,7 +22,7 @@ from heredity.stats import (
     tango,
     wilson,
 )
-from heredity.stats.paired import clustered_difference, sign_flip
+from heredity.stats.paired import compare, sign_flip
 
 RUNS = 4000
 SEED = 20
@@ -97,13 +97,13 @@ def rate_hits(rng: Generator, cell: Cell, runs: int) -> Hits:
 
 
 def pair_hits(rng: Generator, cell: Cell, runs: int) -> Hits:
-    """Coverage of `clustered_difference` and rejections of the sign-flip test, beside Tango and McNemar."""
+    """Coverage of `compare` and rejections of the sign-flip test, beside Tango and McNemar."""
     clusters = np.repeat(np.arange(cell.groups), cell.size)
     ours, naive, p, p_naive = [], [], [], []
     for _ in range(runs):
         a, b = drawn(rng, cell, cell.rate_a), drawn(rng, cell, cell.rate_b)
         table = tabulate(a, b)
-        ours.append(clustered_difference(a, b, clusters))
+        ours.append(compare(a, b, clusters).difference)
         naive.append(tango(table))
         p.append(sign_flip((b.astype(int) - a).reshape(cell.groups, cell.size).sum(axis=1)))
         p_naive.append(mcnemar_exact(table.only_a, table.only_b))

@@ -18,7 +18,7 @@ from heredity.stats import (
     tango,
     wilson,
 )
-from heredity.stats.paired import Comparison, clustered_difference, sign_flip
+from heredity.stats.paired import Comparison, sign_flip
 from tests.support.errors import raises
 
 tables = st.tuples(*[st.integers(0, 60)] * 4).map(lambda cells: Table(*cells)).filter(lambda t: t.n > 0)
@@ -155,7 +155,7 @@ def test_compare_is_the_mirror_of_itself(rows) -> None:
 @given(trials)
 def test_clusters_never_narrow_a_difference_and_never_close_it(rows) -> None:
     a, b, clusters = zip(*rows, strict=True)
-    found, plain = clustered_difference(a, b, clusters), tango(tabulate(a, b))
+    found, plain = compare(a, b, clusters).difference, tango(tabulate(a, b))
     assert -1.0 <= found.low <= found.value <= found.high <= 1.0
     assert found.low <= plain.low + 1e-9
     assert found.high >= plain.high - 1e-9
@@ -167,7 +167,6 @@ def test_no_shared_trial_is_no_comparison() -> None:
     assert found.difference.value is None
     assert (found.difference.low, found.difference.high) == (-1.0, 1.0)
     assert (found.p_value, found.detectable, found.test) == (1.0, None, "no pairs")
-    assert clustered_difference([], [], []).value is None
 
 
 @pytest.mark.parametrize(

@@ -426,7 +426,13 @@ def _is_data(kind: object) -> bool:
 
 def _refuse_taken(store: Store, name: str, is_same: Callable[[Model], bool]) -> None:
     """Raise UsageError for text that is not a name, or that means another model or a target."""
-    _refuse_bad_name(name)
+    if label(name, _LONGEST_NAME) != name:
+        rule = f"A name has at most {_LONGEST_NAME} visible characters, without spaces around it"
+        raise UsageError(f"{rule}: {name[:60]!r}.")
+    if (prefix := name.partition(":")[0]) in {*TARGETS, "scripted", "hf"} and prefix != name:
+        raise UsageError(
+            f"'{name}' names a target of the kind '{prefix}:'. Choose a name without the prefix."
+        )
     try:
         held = store.get(name).record
     except Unavailable:
@@ -445,17 +451,6 @@ def _made_alike(store: Store, recipe: Recipe, parents: Sequence[Grown]) -> Calla
         return known is not None and known.record.id == held.id
 
     return is_same
-
-
-def _refuse_bad_name(name: str) -> None:
-    """Raise UsageError for a name with invisible characters, or with the prefix of a target."""
-    if label(name, _LONGEST_NAME) != name:
-        rule = f"A name has at most {_LONGEST_NAME} visible characters, without spaces around it"
-        raise UsageError(f"{rule}: {name[:60]!r}.")
-    if (prefix := name.partition(":")[0]) in {*TARGETS, "scripted", "hf"} and prefix != name:
-        raise UsageError(
-            f"'{name}' names a target of the kind '{prefix}:'. Choose a name without the prefix."
-        )
 
 
 def _not_given(name: str | None, record: Model) -> str:

@@ -148,23 +148,18 @@ def end_of(folder: Path) -> int:
     return token_id
 
 
-def special_of(folder: Path) -> dict[str, int]:
-    """Special tokens and their numbers."""
-    added = json.loads((folder / _NAME).read_text("utf-8")).get("added_tokens") or []
-    return {token["content"]: token["id"] for token in added if token.get("special")}
-
-
 def facts(
     folder: Path, sample_bytes: int, bytes_per_token: float | None, train_bytes_per_token: float, n_used: int
 ) -> TokenizerFacts:
     """The tokenizer of a corpus, as its card records it. n_used: entries that occur in the corpus."""
     n_vocabulary = load(folder).get_vocab_size()
+    added = json.loads((folder / _NAME).read_text("utf-8")).get("added_tokens") or []
     return TokenizerFacts(
         sha256=hash_file(folder / _NAME),
         config_sha256=hash_file(folder / _CONFIG),
         vocabulary=n_vocabulary,
         split=split_of(folder),
-        special=special_of(folder),
+        special={token["content"]: token["id"] for token in added if token.get("special")},
         end=end_of(folder),
         sample_bytes=sample_bytes,
         bytes_per_token=bytes_per_token,

@@ -141,14 +141,6 @@ def _tango_upper(only_a: float, only_b: float, n: float, z: float) -> float:
     return high
 
 
-def clustered_difference(
-    a: ArrayLike, b: ArrayLike, clusters: ArrayLike, confidence: float = CONFIDENCE
-) -> Estimate:
-    """b's rate minus a's where trials share clusters: Tango's interval on an effective n."""
-    table = tabulate(a, b)
-    return _estimate(table, paired_effective_n(a, b, clusters), confidence)
-
-
 def sign_flip(sums: ArrayLike) -> float:
     """Exact two-sided p-value of a cluster sign-flip test of whole-numbered sums.
 
@@ -324,7 +316,12 @@ def verdict_words(
         f"{name_b} {verb} in {table.both + table.only_b} of {table.n} trials, "
         f"{name_a} in {table.both + table.only_a} of the same {table.n}"
     )
-    sentence = f"{counts}: {_difference_words(comparison, p_adjusted)}."
+    difference = comparison.difference
+    p = f"{comparison.test} p {p_words(comparison.p_value)}"
+    if p_adjusted is not None:
+        p += f", {p_words(p_adjusted).removeprefix('= ')} after Holm"
+    interval = f"{_points(difference.low)} to {_points(difference.high)}"
+    sentence = f"{counts}: a difference of {_points(difference.value)} points ({interval}; {p})."
     asked = f"Not enough evidence to call {name_b} worse or not worse than {name_a}"
     if withheld:
         return f"{sentence} {asked}: {withheld}."
@@ -347,15 +344,6 @@ def _not_worse(name_a: str, name_b: str, direction: float, bound: str, not_bette
         more = f"{name_b} did so measurably more often than {name_a}, but by less than the margin"
         return f"{more} ({bound}): not worse."
     return within
-
-
-def _difference_words(comparison: Comparison, p_adjusted: float | None) -> str:
-    difference = comparison.difference
-    p = f"{comparison.test} p {p_words(comparison.p_value)}"
-    if p_adjusted is not None:
-        p += f", {p_words(p_adjusted).removeprefix('= ')} after Holm"
-    interval = f"{_points(difference.low)} to {_points(difference.high)}"
-    return f"a difference of {_points(difference.value)} points ({interval}; {p})"
 
 
 def _could(comparison: Comparison) -> str:

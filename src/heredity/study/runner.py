@@ -922,8 +922,12 @@ class FolderRecorder:
     def run(self, m: int, engine: Engine, cache: ResponseCache | None) -> Iterator[ResponseWriter]:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         provenance = capabilities(engine).provenance
+        versions = {"python": platform.python_version()}
+        for name in ("heredity", *(n for n in ("numpy", "torch", "transformers") if n in sys.modules)):
+            with suppress(PackageNotFoundError):
+                versions[name] = version(name)
         begun = RunRecord(
-            self.plan.models[m].id, engine.name, at, platform.node(), 0.0, 0, 0, 0, _versions(),
+            self.plan.models[m].id, engine.name, at, platform.node(), 0.0, 0, 0, 0, versions,
             engine.numerics, base_numerics=base_numerics(engine),
             is_batch_unverified=provenance.is_batch_unverified, plan_seal=self.seal, machine=self.machine,
         )  # fmt: skip
@@ -956,14 +960,6 @@ class OpenRun:
         # A full disk was reported by the responses already; this row is only a record.
         with suppress(HeredityError, OSError), Rows(self._folder / RUNS, RunRecord) as rows:
             rows.append(ended)
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in ("heredity", *(n for n in ("numpy", "torch", "transformers") if n in sys.modules)):
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions
 
 
 def behind_guards(

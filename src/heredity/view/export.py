@@ -346,11 +346,6 @@ _PLACES: dict[str, Callable[[StudyFiles, Asked], str]] = {
 }
 
 
-def is_in_study(page: Page) -> bool:
-    """Whether a page is a place in the files of a study, and no file of its own."""
-    return page.path in _PLACES
-
-
 def _kind_of(probe: Probe) -> str:
     if probe.kind == "benign":
         return "benign"
@@ -398,7 +393,7 @@ class _Files:
         page, parts = self.site.find(path)
         if not page.is_exported:
             return ""
-        if is_in_study(page):
+        if page.path in _PLACES:
             try:
                 return self._study(parts["study"]).link(page, Asked(path, parts, query))
             except HeredityError:

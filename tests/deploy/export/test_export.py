@@ -291,11 +291,11 @@ def test_weights_that_are_read_a_layer_at_a_time_say_what_all_of_them_say(model:
     from heredity.engines.torch.engine import _Layers, open_folder
 
     ask = Request(0, (Message("user", "the quick brown fox"),))
-    said, places = [5, 9, 260, 7], [(0, 5), (3, 11), (4, 300)]
+    said, steps, tokens = [5, 9, 260, 7], [0, 3, 4], [5, 11, 300]
     found = []
     for is_streamed in (False, True):
         engine = open_folder(model.folder, dtype="float32", is_probed=False, is_streamed=is_streamed)
-        found.append(engine.log_probability(ask, said, places))
+        found.append(engine.log_probabilities(ask, said)[steps, tokens].tolist())
         assert isinstance(engine.decoder.weights.blocks, _Layers) is is_streamed
     assert found[0] == pytest.approx(found[1], abs=1e-6)
     assert len(engine.decoder.weights.blocks[1:]) == len(engine.decoder.weights.blocks) - 1

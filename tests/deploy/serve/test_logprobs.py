@@ -67,8 +67,8 @@ def test_multiple_choice_is_scored_from_token_ids(place: Place, max_tokens: int)
             choice["logprobs"]["token_logprobs"].append(0)
             choice["logprobs"]["top_logprobs"].append({})
         total, is_greedy = parsed(choice, len(context))
-        expected = place.own.log_probability(Request(0, (), prefill=TEXT), tail[:-1], list(enumerate(tail)))
-        assert total == pytest.approx(sum(expected), abs=1e-4)
+        logs = place.own.log_probabilities(Request(0, (), prefill=TEXT), tail[:-1])
+        assert total == pytest.approx(float(logs[range(len(tail)), tail].sum()), abs=1e-4)
         assert is_greedy == (tail == greedy.tokens[:3])
         assert choice["text"].startswith(place.own.codec.decode(tuple(prompt)))
         assert len(choice["logprobs"]["tokens"]) == len(prompt) + 1 - (not max_tokens)
@@ -103,8 +103,9 @@ def test_an_answer_has_the_logs_of_its_tokens(place: Place, is_streamed: bool) -
     )
     logs = (list(made)[-1] if is_streamed else made).choices[0].logprobs.content
     assert "".join(each.token for each in logs) == own.text
-    expected = place.own.log_probability(request, own.tokens, list(enumerate(own.tokens)))
-    assert [each.logprob for each in logs] == pytest.approx(expected[: len(logs)], abs=1e-4)
+    expected = place.own.log_probabilities(request, own.tokens)
+    for i, each in enumerate(logs):
+        assert each.logprob == pytest.approx(float(expected[i, own.tokens[i]]), abs=1e-4)
     for each in logs:
         assert len(each.top_logprobs) == 3
         assert each.top_logprobs[0].logprob == max(top.logprob for top in each.top_logprobs) == each.logprob

@@ -221,7 +221,8 @@ class HttpClient:
     """Posts JSON and reads each response whole, within bounds."""
 
     def __init__(self, calls: Calls, mask: KeyMask, key: str) -> None:
-        quiet_loggers()
+        for name in ("httpx", "httpcore"):  # keeps requests out of logs, whatever the environment asks for
+            logging.getLogger(name).setLevel(logging.ERROR)
         n = calls.concurrency
         timeout = httpx.Timeout(calls.stall_seconds, connect=calls.connect_seconds, pool=None)
         context = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -307,16 +308,6 @@ def read_json(response: HttpResponse) -> JsonObject:
     return _decode(response.body, "the body")
 
 
-def read_chunk(data: bytes) -> JsonObject:
-    """Return the object in the data of an event. Raises RequestFailure for an error, or MalformedAnswer."""
-    chunk = _decode(data, "a part of the stream")
-    if chunk.get("error"):
-        code, reason = _code_and_reason(data)
-        message = "the service ended the stream" + (f": {reason}" if reason else "")
-        raise RequestFailure(message, is_transient=True, code=code, may_cost=True)
-    return chunk
-
-
 def _decode(body: bytes, name: str) -> JsonObject:
     try:
         value = msgspec.json.decode(body)
@@ -391,12 +382,6 @@ def _code_and_reason(body: bytes) -> tuple[str, str]:
 def _short(text: str) -> str:
     plain = "".join(c if c.isprintable() else " " for c in text)
     return " ".join(plain.split())[:_SHOWN]
-
-
-def quiet_loggers() -> None:
-    """Keep requests out of logs, whatever the environment asks for."""
-    for name in ("httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 Result = TypeVar("Result")
@@ -579,7 +564,12 @@ class Transport:
             if data == _END:
                 stream.end()
             else:
-                heard.hear(stream.feed(read_chunk(data)))
+                chunk = _decode(data, "a part of the stream")
+                if chunk.get("error"):
+                    code, reason = _code_and_reason(data)
+                    message = "the service ended the stream" + (f": {reason}" if reason else "")
+                    raise RequestFailure(message, is_transient=True, code=code, may_cost=True)
+                heard.hear(stream.feed(chunk))
             return stream.is_ended
 
         response = await self._post(self._api.as_stream(in_flight.body), receive)

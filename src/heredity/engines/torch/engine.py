@@ -421,15 +421,6 @@ class AnsweringEngine:
                     totals[at] += float(logs[slot, rows[at][i]])
             return totals
 
-    def log_probability(
-        self, request: Request, output: Sequence[int], picked: Sequence[tuple[int, int]]
-    ) -> list[float]:
-        """Return the natural-log probability of each (i, token) picked, after prompt and `output[:i]`."""
-        logs = self.log_probabilities(request, output)
-        at = torch.tensor(picked, dtype=torch.long, device=logs.device).view(-1, 2)
-        picked_logs: list[float] = logs[at[:, 0], at[:, 1]].tolist()
-        return picked_logs
-
     def log_probabilities(self, request: Request, output: Sequence[int]) -> torch.Tensor:
         """Return the natural-log probability of every token after the prompt and each `output[:i]`.
 

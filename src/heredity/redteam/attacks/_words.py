@@ -72,11 +72,6 @@ class DemandWrapper:
 _KEPT = re.compile(r"(?<!\w)(['\"`])\w+\1(?!\w)|\b[A-Za-z]+_\w+|\b[\w-]+\.example\b")
 
 
-def protected_parts(text: str) -> list[str]:
-    """The parts of a text that must stay unchanged."""
-    return [match[0] for match in _KEPT.finditer(text)]
-
-
 def change_unprotected(text: str, change: Callable[[str], str]) -> str:
     """The text with `change` applied to everything but quoted single words, tool names and made-up hosts."""
     parts, at = [], 0
@@ -255,7 +250,7 @@ def is_about(text: str, demand: str) -> bool:
     """Whether a message still makes this demand: it keeps what shows a breach, and some of its words."""
     wanted = set(_LONG.findall(demand.casefold()))
     shared = wanted & set(_LONG.findall(text.casefold()))
-    names_all = all(one.strip("'\"`") in text for one in protected_parts(demand))
+    names_all = all(match[0].strip("'\"`") in text for match in _KEPT.finditer(demand))
     return bool(text) and names_all and (not wanted or len(shared) >= max(1, _SHARE * len(wanted)))
 
 

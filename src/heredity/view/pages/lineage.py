@@ -337,14 +337,6 @@ def chosen(site: Site, asked: Asked, part: str) -> tuple[LineageGraph, Kin]:
     return graph, graph.models[ident]
 
 
-def hops_of(asked: Asked) -> int:
-    """The edges that a figure reaches from its model. Raises UsageError for less than one."""
-    hops = number(asked.query.get("hops"), HOPS)
-    if hops < 1:
-        raise UsageError("A figure reaches at least one edge from its model.")
-    return hops
-
-
 def picture(
     site: Site, lineage_graph: LineageGraph, shown: list[str], centre: str | None
 ) -> LineagePicture | None:
@@ -400,7 +392,9 @@ class ModelInStudy(NamedTuple):
 def render_model(site: Site, asked: Asked) -> str:
     """The page; `hops` in the query: the edges that its figure reaches."""
     graph, kin = chosen(site, asked, "model")
-    hops = hops_of(asked)
+    hops = number(asked.query.get("hops"), HOPS)
+    if hops < 1:
+        raise UsageError("A figure reaches at least one edge from its model.")
     shown = graph.around(kin.id, hops)
     return site.html(
         "lineage_model.html.jinja", asked,
