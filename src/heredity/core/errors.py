@@ -1,21 +1,5 @@
 """Every error that heredity raises on purpose, so that a caller can tell a mistake from a failure.
 
-    HeredityError                 exit 2 on the command line, except as noted
-      UsageError                  the user asked for something that does not exist or does not fit
-        UnknownName               no such model, probe, attack, key; names the nearest known one
-        BadInput                  a file that a person wrote is malformed; has file and line
-      Refused                     heredity will not do this: pickle, remote code, a path outside its folder
-        WrongHash                 the bytes are not the ones that were pinned or recorded
-        NotComparable             rows under different application digests, or another schema
-      Damaged                     a file on disk is truncated, torn or of another kind than it claims
-      Unavailable                 a source, an engine or an optional package is missing
-      Busy                        another process holds this folder
-      OutOfMemory                 the work needs more memory than is available; says what to lower
-      EngineFailure               a model could not answer; becomes an error row, never a verdict
-        BudgetSpent               the run's budget of tokens or money is spent (exit 75: resume later)
-        ContextOverflow           the prompt and its answer do not fit into the model's context
-        ToolFailure               a tool that a model called has no result, not even an error
-
 Messages say what happened, where, and what to do next. No traceback is shown for any of them. A message may
 be reworded at any time; programs and tests read `code`, which stays the same. Each class has a code, and a
 raise may give another. docs/errors.md lists all codes.

@@ -1,17 +1,5 @@
 """Serve any model in any application behind an OpenAI-compatible API.
 
-    POST /v1/chat/completions     answers a conversation, in one body or as a stream of events
-    POST /v1/completions          continues a plain text, if there is no application
-    POST /v1/responses            the same as chat, in the form of OpenAI's Responses API
-    POST /v1/embeddings           embeddings of texts by a sentence encoder
-    POST /v1/messages             the same as chat, in the form of Anthropic's Messages API
-    GET  /v1/models               served models: id, parents, recipe; digest of the application
-    GET  /v1/models/NAME          one of them
-    POST /v1/load_lora_adapter    serves another adapter; off by default, as is ...
-    POST /v1/unload_lora_adapter  which ends that
-    GET  /metrics                 counts for Prometheus, if they are on
-    GET  /health                  200 while every model can answer
-
 The application adds its system prompt, passages, few-shot turns and tools to every conversation, as in a
 study. Its guards check each question and each answer. The server thus answers with the system that was
 measured. Tool calls go to the caller, who returns the results.

@@ -1,12 +1,8 @@
 """The models that a server answers for, by name, with adapters over one base that is loaded once.
 
-Adapters may come and go while the server runs:
-
-    POST /v1/load_lora_adapter      {"lora_name": NAME, "lora_path": MODEL, "load_inplace": false}
-    POST /v1/unload_lora_adapter    {"lora_name": NAME}
-
-The bodies are those of vLLM. MODEL is an adapter of the store by its name or id, never a path; without it
-NAME is. An adapter whose form cannot share its base has an engine of its own (formats/adapted.py).
+Adapters may come and go while the server runs, by requests with the bodies of vLLM. `lora_path` is an adapter
+of the store by its name or id, never a path; without it `lora_name` is. An adapter whose form cannot share
+its base has an engine of its own (formats/adapted.py).
 
 Promises: a name that means two models, or none, is refused with the names that there are. A model that comes
 later has the guards of its application and the request log, like those of the start. A request ends with the

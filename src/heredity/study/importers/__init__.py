@@ -3,12 +3,6 @@
 Each file here without an underscore handles one format: to add one, add a file with the members of
 AnswerImporter.
 
-    rows         JSON lines, CSV or TSV with a column map
-    inspect_ai   logs of inspect_ai (.eval, .json)
-    garak        reports of garak (.report.jsonl)
-    agentdojo    the folder of a run of AgentDojo, or one of its logs (.json)
-    request_log  the log of `heredity serve --request-log`
-
 Promises: the same files give the same study, and models are paired by prompt. An answer that one model lacks
 becomes an error row. A missing column is an error with file, line and the nearest name. An ambiguous verdict
 is refused. Nothing here claims that all models had the same application. The files are read twice, and no
