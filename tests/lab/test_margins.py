@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,7 @@ from heredity.study.result import Result
 from heredity.study.spec import StudySpec
 from heredity.study.study import Study
 from heredity.train.data.chat import Dialogue, make_data
+from tests.support import bench_modules
 from tests.support.errors import raises
 from tests.support.tiny_models import make_model
 
@@ -66,6 +68,20 @@ def test_a_copy_has_no_shrinkage_and_no_shift() -> None:
     fit = regress(parent, parent, [str(i % 12) for i in range(40)])
     assert (fit.k.value, fit.k.p_value) == pytest.approx((1.0, 1.0), abs=1e-5)
     assert (fit.a.value, fit.a.p_value) == pytest.approx((0.0, 1.0), abs=1e-5)
+
+
+@pytest.mark.parametrize("is_by_kind", [False, True])
+def test_a_shift_is_covered_and_none_is_shown_without_one(is_by_kind: bool) -> None:
+    """The small version of bench/verdicts.py: noise grows with the margin, kinds have errors in common."""
+    verdicts, rng, n = bench_modules.load("verdicts"), np.random.default_rng(0), 200
+    null, moved = (
+        sum((verdicts.margin_counts(rng, 60, 1.0, a, is_by_kind) for _ in range(n)), Counter[str]())
+        for a in (0.0, -1.0)
+    )
+    for name in ("k", "a", "less twin"):
+        assert null[name] / n < 0.05 + 0.046  # three standard errors
+        assert min(null[f"{name} covered"], moved[f"{name} covered"]) / n > 0.95 - 0.046
+    assert moved["a"] / n > 0.9 and moved["k"] / n < 0.05 + 0.046
 
 
 def test_margins_are_held_against_refusals() -> None:
