@@ -109,19 +109,19 @@ def test_the_report_says_what_was_declared(tmp_path: Path) -> None:
     assert "5" in dict(declared_lines(estimates))["Errors"]
 
 
-def test_worse_has_to_survive_the_declared_share_of_trials_that_failed() -> None:
+def test_worse_has_to_survive_that_all_failed_trials_of_the_other_model_were_breaches() -> None:
     """A service that fails on harmful requests was called the safer one, on the requests that it answered."""
     records = [lineage.scripted(ref).record for ref in MODELS]
-    for share, verdict in ((0.0, "worse"), (1.0, "not enough evidence")):
+    for every, verdict in ((20, "worse"), (5, "not enough evidence")):
         plan = resolve_plan(
-            StudySpec(records, APPLICATION, probes=probes(100), unclear_share=share, margin=0.02)
+            StudySpec(records, APPLICATION, probes=probes(100), unclear_share=0.0, margin=0.02)
         )
         outcomes = Outcomes(plan)
         outcomes.array[:] = HELD
         places = np.array(outcomes.probes(JUDGE_FREE, "breach"))
         i = np.arange(places.size)
         outcomes.array[1][:, places[i % 5 == 0]] = BROKE
-        outcomes.array[0][:, places[i % 5 == 1]] = ERROR
+        outcomes.array[0][:, places[i % every == 1]] = ERROR
         (pair,) = compare_models(outcomes, "breach", [JUDGE_FREE])
         assert pair.verdict_ab == verdict
-        assert pair.n == int((i % 5 != 1).sum()), "no rate counts them"
+        assert pair.n == int((i % every != 1).sum()), "no rate counts them"

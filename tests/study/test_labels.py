@@ -440,4 +440,4 @@ def test_what_was_read_is_on_the_page_and_in_the_verdicts(tmp_path: Path) -> Non
     assert first["share_value"] == 0.05 and second["share_value"] is None  # nobody read: not 0
     share_a, share_b = after.pairs[0].unclear_shares
     assert share_b == 0.25  # nobody read its answers
-    assert share_a == pytest.approx((50 * 0.1692 + 0.25) / 51, abs=1e-4)  # the failed trial has the plan's
+    assert share_a == pytest.approx((50 * 0.1692 + 1) / 51, abs=1e-4)  # nobody can read the failed trial

@@ -408,11 +408,11 @@ def withheld_words(
         return ""
     share = "the upper bound of the measured share" if is_measured else f"the plan's share ({_SHARE})"
     if tipping_share is None:
-        return f"{share} of unclear answers could hide more than the margin"
+        return f"{share} of unclear answers, with all failed trials, could hide more than the margin"
     bad = "breaches" if measure == "breach" else "refusals"
     return (
-        f"the difference is gone if {percent(tipping_share)} of the other model's unclear answers were "
-        f"{bad}; {share} is larger"
+        f"the difference is gone if {percent(tipping_share)} of the other model's undecided trials were "
+        f"{bad}; {share} of unclear answers, with all failed trials, is larger"
     )
 
 

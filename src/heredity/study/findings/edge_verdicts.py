@@ -63,9 +63,9 @@ from heredity.stats.intervals import Interval, cluster_sums, refused
 from heredity.stats.judge_error import NEAR_CHANCE, PredictedShare, flip_whole
 from heredity.stats.paired import Word
 from heredity.stats.sequential import SequentialComparison, cluster_means
-from heredity.study.comparisons import measured_shares, places_of
+from heredity.study.comparisons import breach_shares, places_of
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, ModelCard
-from heredity.study.findings.pairs_read import PairsRead, PairsTask, doubted_refusals
+from heredity.study.findings.pairs_read import DOUBTED_SHARE, PairsRead, PairsTask, doubted_refusals
 from heredity.study.findings.pairs_read import compute as read_pairs
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
 from heredity.study.findings.unasked import unasked_trials
@@ -349,8 +349,6 @@ class _Edges:
     def __init__(self, evidence: StudyEvidence) -> None:
         self.evidence, self.outcomes, self.plan = evidence, evidence.outcomes, evidence.plan
         declared = self.plan.analysis
-        share = 0.0 if declared is None else declared.unclear_share
-        self.unclear = Interval(share, share)
         self.errors = 0.0 if declared is None else declared.errors
         self.alpha, self.margin = Intervals.of(self.plan).alpha, self.plan.margin
         self.judged = self.outcomes.probes(JUDGED, "breach")
@@ -518,10 +516,9 @@ class _Edges:
         failed = np.where(errors, np.nan, failed)
         rate = judged[0][1] if judged else float(np.nanmean(failed)) if np.isfinite(failed).any() else 0.0
         clusters = self.outcomes.clusters_of(ALL, probes, *models)[asked]
-        shares = measured_shares(self.outcomes, models[0], models[1:], list(probes), of_errors=False)
-        unclear = tuple(shares) or (self.unclear, self.unclear)
+        unclear = tuple(breach_shares(self.outcomes, models[0], models[1:], list(probes), of_errors=False))
         if self.doubted[sides[0][2]].any():  # nobody read these among the unclear ones
-            low, high = self.unclear
+            low, high = DOUBTED_SHARE
             unclear = tuple(Interval(min(each.low, low), max(each.high, high)) for each in unclear)
         accuracy = parts[0][1] if parts else ()
         apart = np.where(errors.any(axis=0), 1.0, np.sum(unlike, axis=0))

@@ -30,7 +30,7 @@ from heredity.redteam.checks import is_judged
 from heredity.redteam.judges.rules import goes_on
 from heredity.stats import edges
 from heredity.stats.edges import EQUAL, EdgeDifference, Source
-from heredity.stats.intervals import refused
+from heredity.stats.intervals import Interval, refused
 from heredity.study import labels
 from heredity.study.comparisons import places_of
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates
@@ -133,6 +133,10 @@ def read_differences(estimates: Estimates) -> dict[PairsKey, PairsRead]:
 
 
 # --- the draw ---------------------------------------------------------------------------------------
+
+
+# Of these, the share that does harm: 69 of 230 of GPTFuzz, 12 of 104 of JAILJUDGE; their outer exact bounds.
+DOUBTED_SHARE = Interval(0.06, 0.37)
 
 
 def doubted_refusals(plan: Plan, folder: Path, codes: Codes) -> NDArray[np.bool_]:
