@@ -12,8 +12,8 @@ studies, with the seed printed. Nothing is downloaded.
     seeds        a recipe with a seed spread and no loss: called lost in at most 5 %
     thirteen     thirteen children that are truly worse by the margin: some "kept" in at most 5 %
     behaviours   of k, each asked several times, one in ten is lost as a whole: "kept" in at most 5 %
-    margins      refusal margins of n requests, in nats; noise grows with the margin. k, a and the shift
-                 of requests less twins: called different in about 5 % without a change, covered in about 95 %;
+    margins      refusal margins of n requests, in nats; noise grows with the margin. k, a and the shift of
+                 requests less twins: called different in about 5 % without a change, covered in about 95 %;
                  a change is shown more often than by McNemar's test on refusals. By kind: 18 kinds of
                  unequal size have errors in common, for which McNemar's test has no correction
 """
@@ -244,7 +244,7 @@ def _margins(rng: np.random.Generator, n_runs: int) -> Iterator[tuple[str, Count
 
 
 def margin_counts(rng: np.random.Generator, n: int, k: float, a: float, is_by_kind: bool) -> Counter[str]:
-    """What one study says of requests and twins. Twins only shrink, so the shift of requests is a."""
+    """The claims of one study, by name. Twins only shrink, so the shift of requests is a."""
     share = rng.dirichlet(np.full(18, 4.0))
     kinds = rng.choice(18, n, p=share) if is_by_kind else np.arange(n)
 

@@ -148,7 +148,7 @@ def test_a_margin_needs_to_predict_refusals_and_is_shown_with_its_own_correction
     assert held is not None
 
     def measured(noise: float) -> EdgeMargin:
-        scores = {}
+        scores: dict[str, dict[str, tuple[float, float]]] = {}
         for model, k in zip(edge, (1.0, 0.7), strict=True):
             refuses = {t.trial.probe.id: t.outcome in ("held", "refused") for t in result.trials(model=model)}
             rng = np.random.default_rng(0)
