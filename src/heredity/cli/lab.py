@@ -101,7 +101,7 @@ def inherit_command(
         plan = plan.quick() if quick else plan
         folder = out or RESULTS / f"{Path(models[0]).stem}-{run.plan_digest(plan)[:8]}"
         result = _inherited(plan, folder, yes)
-    show_page(run.page_of(_with_margins(folder) if margins else result), folder, page, full)
+    show_page(run.page_of(_with_margins(folder) if margins else result, folder), folder, page, full)
 
 
 def _with_margins(folder: Path) -> LineageResult:

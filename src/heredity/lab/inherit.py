@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from heredity.core.errors import Damaged, UsageError
+from heredity.core.errors import Damaged, HeredityError, UsageError
 from heredity.core.files import Lock, refuse_linked_folders
 from heredity.core.progress import Watch
 from heredity.core.records import Record, digest
@@ -531,6 +532,21 @@ def read_plan_file(out: Path) -> LineageFile:
     return held
 
 
+def runs_of(out: Path) -> str:
+    """Which run of its plan this lineage is, of those in folders next to it; "" for the only one."""
+    digest_of, runs = read_plan_file(out).digest, list[tuple[str, str]]()
+    for path in out.absolute().parent.glob(f"*/{PLAN}"):
+        with suppress(HeredityError, OSError):
+            each = read_plan_file(path.parent)
+            runs += [(each.at, path.parent.name)] if each.digest == digest_of else []
+    names = [name for _, name in sorted(runs)]
+    if len(names) < 2:
+        return ""
+    others = ", ".join(name for name in names if name != out.absolute().name)
+    place = names.index(out.absolute().name) + 1
+    return f"Run {place} of {len(names)} of this plan; the others: {others}. Report all of them."
+
+
 class Planned(NamedTuple):
     """The studies of a plan by name, with stand-ins for its models, and the minutes that it expects."""
 
@@ -598,9 +614,9 @@ _AGAINST = "No verdict uses these differences; p is after Holm over all pairs of
 _OTHERS = "others"  # the group of children without one, next to groups
 
 
-def page_of(result: LineageResult) -> ResultPage:
-    """The page of a lineage."""
-    lines = sentences(result)
+def page_of(result: LineageResult, out: Path | None = None) -> ResultPage:
+    """The page of a lineage. out: its folder; other runs of its plan are looked for next to it."""
+    lines, runs = sentences(result), list(filter(None, [runs_of(out) if out else ""]))
     noise, others = noise_floor(result), rest(result)
     return ResultPage(
         verb="inherit",
@@ -608,9 +624,9 @@ def page_of(result: LineageResult) -> ResultPage:
         title=result.title,
         caution=controls.caution(result.primary.controls) or (QUICK if result.primary.plan.is_quick else ""),
         sentences=lines,
-        gist=[*lines[:1], *_expectation(_edges(result)), *result.primary.to_read[:1]],
+        gist=[*runs, *lines[:1], *_expectation(_edges(result)), *result.primary.to_read[:1]],
         asides=[
-            *([f"Also: {others}."] if others else []), *below_floor(result.edges),
+            *runs, *([f"Also: {others}."] if others else []), *below_floor(result.edges),
             *([noise] if noise else []), *result.primary.to_read,
         ],
         figure=_figure(result),

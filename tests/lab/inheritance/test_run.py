@@ -37,7 +37,7 @@ from heredity.lab.inherit import (
     sentences,
 )
 from heredity.lab.plan import ChildPlan, LineagePlan, plan_of, read_plan
-from heredity.lab.runner import Lineage, Task, tasks
+from heredity.lab.runner import Lineage, Task, tasks, write_plan
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.quantize import Quantize
@@ -753,6 +753,19 @@ def test_one_child_has_one_sentence_with_its_verdict(found: LineageResult) -> No
 
 def test_only_the_page_of_a_quick_run_says_that_it_shows_nothing(found: LineageResult) -> None:
     assert not page_of(found).caution and "quick run" not in render(found, "x.svg")
+
+
+def test_other_runs_of_a_plan_are_named_first(found: LineageResult, out: Path, tmp_path: Path) -> None:
+    held = run.read_plan_file(out)
+    for name, at in (("b", held.at), ("a", "2020-01-01T00:00:00+00:00")):
+        write_plan(tmp_path / name / run.PLAN, msgspec.structs.replace(held, at=at))
+        assert run.runs_of(tmp_path / name) == "" or name == "a"
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / run.PLAN).write_text("{")
+    runs = run.runs_of(tmp_path / "b")
+    assert runs == "Run 2 of 2 of this plan; the others: a. Report all of them."
+    page = page_of(found, tmp_path / "b")
+    assert page.gist[0] == runs and f"- {runs}\n" in page.markdown("x.svg")
 
 
 def test_an_expectation_without_a_verdict_is_counted(found: LineageResult) -> None:
