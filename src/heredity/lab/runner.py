@@ -457,6 +457,8 @@ def battery_forecast(
     for task in made:
         parents = [models[first[name]].id for name in task.child.parents]
         how = {"child": task.child.name} | ({} if task.seed is None else {"seed": task.seed})
+        if not isinstance(task.child.guards, UnsetType):
+            how["guards"] = msgspec.to_builtins(task.child.guards)
         recipe = RecipeRecord(task.child.recipe, how)
         models[task.name] = msgspec.structs.replace(stand_in(task.name, tuple(parents)), recipe=recipe)
         first.setdefault(task.child.name, task.name)
