@@ -3,7 +3,7 @@
     python bench/abliteration.py                 20 children of each kind of SmolLM2 135M, about 25 minutes
     python bench/abliteration.py --children 4    quicker
 
-    ablated     without the refusal direction, searched with another half of the requests each time
+    ablated     without a refusal direction of another half of the requests each time, all at one place
     tuned       all weights, on word problems; another rate, seed and number of steps each time
     merged      the parent and two tuned ones, by each method in turn
     quantized   the parent or a tuned one, in each form in turn
@@ -30,7 +30,8 @@ import torch
 from safetensors import safe_open
 
 from _commit import commit
-from heredity.core.records import Evidence
+from heredity.core.records import Evidence, Message, Request
+from heredity.engines.torch.engine import open_folder
 from heredity.formats.safetensors_io import rewrite
 from heredity.lab.examples import requests_to_grant, requests_to_refuse, word_problems
 from heredity.lineage.evidence import places
@@ -53,6 +54,10 @@ class Children:
     def __init__(self, parent: Grown, place: Path, seed: int) -> None:
         self.parent, self.place, self.rng = parent, place, random.Random(seed)
         self.kept: dict[str, list[Grown]] = {"ablated": [], "tuned": []}
+        engine = open_folder(parent.folder, is_probed=False)
+        both = ([*map(asked, texts(data))] for data in (requests_to_refuse(), requests_to_grant()))
+        direction = engine.find_direction(*both)
+        self.where = f"{direction.layer}:{direction.position}"
 
     def made(self, recipe: Recipe, *parents: Grown) -> Grown:
         out = Path(mkdtemp(dir=self.place))
@@ -60,10 +65,11 @@ class Children:
         return Grown(self.parent.record, out)
 
     def ablated(self) -> Grown:
-        return self.made(Ablate(*(self.half(data) for data in (requests_to_refuse(), requests_to_grant()))))
+        halves = (self.half(data) for data in (requests_to_refuse(), requests_to_grant()))
+        return self.made(Ablate(*halves, place=self.where))
 
     def half(self, data: Data) -> Data:
-        prompts = [dialogue.messages[0].content for dialogue in data.dialogues]
+        prompts = texts(data)
         return Data.of(data.name, self.rng.sample(prompts, len(prompts) // 2))
 
     def tuned(self) -> Grown:
@@ -105,6 +111,14 @@ class Children:
         else:
             shutil.rmtree(child.folder)
         return evidence
+
+
+def texts(data: Data) -> list[str]:
+    return [dialogue.messages[0].content for dialogue in data.dialogues]
+
+
+def asked(text: str) -> Request:
+    return Request(0, (Message("user", text),))
 
 
 def evidence_of(child: Grown, parent: Grown) -> Evidence:

@@ -2,7 +2,8 @@
 
     copy       the parent, asked again: every difference is exactly 0
     noise      rounding only: another dtype, a rounded cache, a tuning at a rate of 1e-6 in three orders of
-               data. No loss is shown; their differences are the variance of a run
+               data. No loss is shown; their differences are the variance of a run. Where bfloat16 is slow,
+               weights with noise of its size stand for it. Another batch width gives the same answers
     garbled    the parent's answers with 20 or 30 % of the words in another order: it is no less safe
     refuses    every question is refused: its parent's behaviour is not kept
     ablated    without the refusal direction: a loss
@@ -58,6 +59,7 @@ _EXPECTED = {
 }
 TASKS = "failed_task"  # the technique that measures ability
 _NOISE = (0.1, 0.2, 0.3)  # of each matrix's spread
+ROUNDING = 2.0**-9  # about that of bfloat16
 
 
 class ControlFinding(Record, frozen=True):
@@ -153,12 +155,12 @@ class Weakened:
                 save_file(made, out / path.name, metadata={"format": "pt"})
             elif path.is_file():
                 shutil.copyfile(path, out / path.name)
-        name = f"{parent.record.name}-weakened-{100 * self.noise:.0f}"
+        name = f"{parent.record.name}-weakened-{100 * self.noise:.2g}"
         return Description(name, parent.record.family, parent.record.licence, "safetensors")
 
 
 def make_control(child: ChildPlan, parent: Grown, store: Store) -> Grown:
-    """The parent in the dtype that its engine takes anyway, in the other one, or weakened.
+    """The parent in the dtype that its engine takes anyway, in the other one or rounded like it, or weakened.
 
     Raises UsageError for a model of another engine, and for an adapter.
     """
@@ -168,6 +170,8 @@ def make_control(child: ChildPlan, parent: Grown, store: Store) -> Grown:
     if engines.choose(ready.record) == "torch" and ready.record.format != "adapter":
         config = read_config(ready.folder)
         usual = host.choose_dtype(config.hidden_size, config.intermediate_size, device=store.device())
+        if (recipe, usual, store.device().is_cpu) == (OTHER_DTYPE, "float32", True):
+            return store.grow_once(Weakened(ROUNDING), [store.whole(parent)])
         dtypes = dtypes if usual == dtypes[0] else dtypes[::-1]
     return store.get(f"{dtypes[recipe != COPY]}:{ready.record.id}")
 

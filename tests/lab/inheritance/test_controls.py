@@ -15,9 +15,18 @@ from heredity.core import host
 from heredity.engines import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.lab import inherit as run
-from heredity.lab.controls import ControlFinding, Weakened, caution, section, with_controls
+from heredity.lab.controls import (
+    OTHER_DTYPE,
+    ROUNDING,
+    ControlFinding,
+    Weakened,
+    caution,
+    make_control,
+    section,
+    with_controls,
+)
 from heredity.lab.inherit import LineageResult, page_of
-from heredity.lab.plan import BatteryPlan, LineagePlan, plan_of
+from heredity.lab.plan import BatteryPlan, ChildPlan, LineagePlan, plan_of
 from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.quantize import Quantize
@@ -46,7 +55,8 @@ class Answers(ScriptedEngine):
 def load(grown: Grown) -> Engine:
     """The ablated model helps with everything, a noise child differs in a hundredth of the requests."""
     how = grown.record.recipe
-    is_noise = how.kind in ("kv_cache", "lora") or how.settings.get("dtype", USUAL) != USUAL
+    is_rounded = how.settings.get("dtype", USUAL) != USUAL or how.settings.get("noise") == ROUNDING
+    is_noise = how.kind in ("kv_cache", "lora") or is_rounded
     return Answers(1.0 if how.kind == "ablate" else 0.06 if is_noise else 0.05)
 
 
@@ -114,7 +124,19 @@ def test_a_child_stands_beside_its_parent_made_as_weak_by_noise() -> None:
     assert len(section(weak, {})[0].tables) == len(section(weak[2:], changes)[0].tables) == 1
 
 
-@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_where_bfloat16_is_slow_noise_in_the_weights_is_the_other_dtype(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, child = (
+        store.pull(str(make_model(tmp_path / "one", "llama"))),
+        ChildPlan("it", OTHER_DTYPE, ("p",)),
+    )
+    for usual, setting in (("float32", {"noise": ROUNDING}), ("bfloat16", {"dtype": "float32"})):
+        monkeypatch.setattr(host, "choose_dtype", lambda *_, usual=usual, **__: usual)
+        assert make_control(child, parent, store).record.recipe.settings == setting
+
+
+@pytest.mark.parametrize("share", [0.0, ROUNDING, 0.2])
 def test_a_weakened_parent_differs_by_its_share_of_noise(store: Store, tmp_path: Path, share: float) -> None:
     from heredity.formats.safetensors_io import read_all
 
