@@ -25,7 +25,7 @@ from heredity.stats.power import (
     sequential_n_for_difference,
     sequential_n_for_margin,
 )
-from heredity.stats.sequential import RATE, path
+from heredity.stats.sequential import RATE, log_factors, log_mean_exp
 
 ALPHA, MARGIN, SEED = 0.05, 0.05, 9
 ENOUGH = -math.log(ALPHA)
@@ -96,6 +96,14 @@ def false_alarms(rng: np.random.Generator, pairs: Pairs, runs: int) -> tuple[flo
     flat = d.reshape(len(d), -1)
     naive = [_ever_mcnemar(row) for row in flat[: min(len(flat), 500)]]
     return _ever(ours), _ever(by_first), float(np.mean(naive))
+
+
+def path(values: Floats, null: float) -> Floats:
+    """(runs, behaviours) mean differences -> log E after each, against a mean of `null`."""
+    held, place = np.unique(values, return_inverse=True)
+    factors = log_factors(held, null, "both")
+    rows = place.reshape(values.shape)
+    return np.array([log_mean_exp(np.cumsum(factors[row], axis=0)) for row in rows])
 
 
 def _binomial(b: NDArray[np.int64], c: NDArray[np.int64]) -> Floats:

@@ -242,7 +242,7 @@ def test_an_answer_that_does_not_come_is_an_error_row_in_time() -> None:
 def test_a_target_that_always_hangs_ends_the_run() -> None:
     with raises(EngineFailure, "engine-failure"):
         engine = engine_of(hangs, width=1, timeout=0.001)
-        engine._timeout = -0.99
+        engine._patience = 0.01
         list(engine.reply(ask(i, "hello") for i in range(99)))
 
 

@@ -59,7 +59,7 @@ def test_one_burst_of_refusals_is_one_cut_and_the_pace_never_falls_below_one() -
     started = time.monotonic()
     for _ in range(10):
         pace.cut(started, 0.0)
-    assert (pace.room, pace.n_cuts) == (START // 2, 1)
+    assert pace.room == START // 2
     for _ in range(20):
         pace.cut(time.monotonic() + 60, 0.0)
     assert pace.room == 1

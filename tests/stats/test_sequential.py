@@ -21,7 +21,6 @@ from heredity.stats.sequential import (
     difference_sequence,
     discordant_log_e,
     log_e,
-    path,
     rate_log_e,
     rate_sequence,
     upper_bound,
@@ -148,13 +147,6 @@ def test_values_may_come_in_parts_and_the_highest_stays() -> None:
     bets.add(-np.ones(12)).add([])
     assert bets.log_e == pytest.approx(discordant_log_e(12, 8))
     assert bets.highest == at_its_height == pytest.approx(math.log(50.3), abs=0.01)
-    assert bets.is_above
-
-
-def test_a_path_is_the_evidence_after_every_value() -> None:
-    values = np.random.default_rng(3).choice([-1.0, 0.0, 1.0], (2, 30), p=[0.1, 0.6, 0.3])
-    found = path(values, 0.05, side="below")
-    assert found[1, 11] == pytest.approx(log_e(values[1, :12], 0.05, side="below"))
 
 
 def test_the_mixture_stays_exact_for_many_values() -> None:

@@ -12,17 +12,19 @@ import base64
 import hashlib
 import json
 import re
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 from urllib.parse import quote, quote_plus
 
 from heredity.core.errors import EngineFailure, HeredityError
 from heredity.core.records import Reply, Request
-from heredity.engines import Listener, RequestStream, n_started
+from heredity.engines import Capabilities, FirstAnswer, Listener, Provenance, RequestStream, n_started
 
 # --- answers in parts ------------------------------------------------------------------------------------
 
@@ -260,6 +262,36 @@ class WorkerPool:
             raise EngineFailure(
                 f"{self._n_lost} requests never came back within {self._timeout:g} s each: it hangs"
             )
+
+
+class PooledEngine:
+    """A target behind the Engine protocol, asked by `width` threads at once. Not all answers are streamed."""
+
+    numerics = ""  # an answer may depend on anything
+
+    def __init__(self, name: str, width: int, patience: float, mask: KeyMask) -> None:
+        self.name, self.width, self._patience, self._mask = name, width, patience, mask
+        self._first, self._nonce = FirstAnswer(), secrets.token_hex(8)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(streamer=self, provenance=Provenance(first_answer=self._first))
+
+    def render(self, request: Request) -> str:
+        raise NotImplementedError
+
+    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
+        return self._replies(requests, unheard)
+
+    def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
+        return self._replies(requests, partial(StreamedAnswer, listener=listener, mask=self._mask))
+
+    def _replies(self, requests: Iterable[Request | None], hear: Hear) -> Iterator[Reply]:
+        pool = WorkerPool(self._answer, self.width, self._patience, self.render, hear)
+        return self._first.announce(pool.reply(requests))
+
+    def _answer(self, request: Request, heard: StreamedAnswer) -> Reply:
+        raise NotImplementedError
 
 
 def error_row(

@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import importlib
 import inspect
-import secrets
 import sys
 import threading
 from collections.abc import (
@@ -24,7 +23,6 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from functools import partial
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import NamedTuple
@@ -32,16 +30,14 @@ from typing import NamedTuple
 from heredity.core.errors import EngineFailure, Unavailable, UsageError
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, Stop, ToolCall
-from heredity.engines import Capabilities, FirstAnswer, Listener, Provenance, failed_reply
+from heredity.engines import failed_reply
 from heredity.engines._workers import (
-    Hear,
     KeyMask,
+    PooledEngine,
     StreamedAnswer,
-    WorkerPool,
     conversation_id,
     conversation_text,
     error_row,
-    unheard,
 )
 
 MAX_TEXT = 1_000_000  # characters of one answer that are kept
@@ -332,39 +328,17 @@ def load(
     return CallEngine(Function(name, function), int(width), TIMEOUT_SECONDS)
 
 
-class CallEngine:
-    """A function behind the Engine protocol, called from `width` threads at once."""
+class CallEngine(PooledEngine):
+    """A function behind the Engine protocol. Only the answer of an iterator is heard in parts."""
 
     def __init__(self, function: Function, width: int, timeout_seconds: float) -> None:
-        self._function, self._width, self._timeout = function, width, timeout_seconds
-        self._first = FirstAnswer()
-        self._nonce, self._loop = secrets.token_hex(8), Loop(timeout_seconds)
-        self.name = f"call {function.name} width {width}"
-        self.numerics = ""  # the answer of a function may depend on anything
+        super().__init__(f"call {function.name} width {width}", width, timeout_seconds + 1, KeyMask())
+        self._function, self._loop = function, Loop(timeout_seconds)
 
     def render(self, request: Request) -> str:
         """Return the conversation as one text; the function's own prompt is unknown."""
         refuse_unseen(f"call:{self._function.name}", self._function.takes_messages, request)
         return conversation_text(request)
-
-    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
-        return self._replies(requests, unheard)
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(streamer=self, provenance=Provenance(first_answer=self._first))
-
-    @property
-    def width(self) -> int:
-        return self._width
-
-    def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
-        """Do the same as `reply`. Only the answer of an iterator is heard in parts."""
-        return self._replies(requests, partial(StreamedAnswer, listener=listener, mask=KeyMask()))
-
-    def _replies(self, requests: Iterable[Request | None], hear: Hear) -> Iterator[Reply]:
-        pool = WorkerPool(self._answer, self._width, self._timeout + 1, self.render, hear)
-        return self._first.announce(pool.reply(requests))
 
     def close(self) -> None:
         self._loop.close()

@@ -12,12 +12,10 @@ import json
 import os
 import random
 import re
-import secrets
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -29,17 +27,15 @@ import truststore
 from heredity.core.errors import Damaged, EngineFailure, Unavailable, UsageError
 from heredity.core.host import Device
 from heredity.core.records import Model, Reply, Request, Stop
-from heredity.engines import Capabilities, FirstAnswer, Listener, Provenance, call
+from heredity.engines import call
 from heredity.engines._workers import (
     EventReader,
-    Hear,
     KeyMask,
+    PooledEngine,
     StreamedAnswer,
-    WorkerPool,
     conversation_id,
     conversation_text,
     error_row,
-    unheard,
 )
 from heredity.engines.call import MAX_TEXT, NO_PREFILL, as_dicts
 from heredity.engines.remote.engine import retry_after
@@ -366,41 +362,18 @@ def _takes_messages(body: object) -> bool:
     return bool({"messages", "system"} & slots_in(body))
 
 
-class UrlEngine:
-    """An address behind the Engine protocol, asked over `width` connections at once."""
+class UrlEngine(PooledEngine):
+    """An address behind the Engine protocol. Only the answer of a stream of events is heard in parts."""
 
     def __init__(self, web: WebEndpoint, takes_messages: bool, width: int, timeout_seconds: float) -> None:
+        # Later than the request's own limit, whose error names the cause.
+        super().__init__(f"url {web.url} width {width}", width, timeout_seconds + 5, web.mask)
         self._web, self._takes_messages = web, takes_messages
-        self._width, self._timeout = width, timeout_seconds
-        self._first = FirstAnswer()
-        self._nonce = secrets.token_hex(8)
-        self.name = f"url {web.url} width {width}"
-        self.numerics = ""  # the answer of an application may depend on anything
 
     def render(self, request: Request) -> str:
         """Return the conversation as one text; the application's own prompt is unknown."""
         call.refuse_unseen(f"url:{self._web.url}", self._takes_messages, request)
         return conversation_text(request)
-
-    def reply(self, requests: Iterable[Request | None]) -> Iterator[Reply]:
-        return self._replies(requests, unheard)
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(streamer=self, provenance=Provenance(first_answer=self._first))
-
-    @property
-    def width(self) -> int:
-        return self._width
-
-    def stream(self, requests: Iterable[Request | None], listener: Listener) -> Iterator[Reply]:
-        """Do the same as `reply`. Only the answer of a stream of events is heard in parts."""
-        return self._replies(requests, partial(StreamedAnswer, listener=listener, mask=self._web.mask))
-
-    def _replies(self, requests: Iterable[Request | None], hear: Hear) -> Iterator[Reply]:
-        # Later than the request's own limit, whose error names the cause.
-        pool = WorkerPool(self._answer, self._width, self._timeout + 5, self.render, hear)
-        return self._first.announce(pool.reply(requests))
 
     def close(self) -> None:
         self._web.close()

@@ -77,8 +77,7 @@ class Bets:
     side    "both"; "above" doubts that it is at most `null`, "below" that it is at least `null`
     n_most  values that may come; decides only how finely the mixture is computed
 
-    `log_e` is the current evidence. `highest` is the largest so far (after any call of `add`). `is_above`
-    tells whether the mean was above the null at that point.
+    `log_e` is the current evidence. `highest` is the largest so far (after any call of `add`).
     """
 
     def __init__(
@@ -89,8 +88,7 @@ class Bets:
         self._within, self._null = within, (null - within.low) / (within.high - within.low)
         self._bets = _nodes(self._null, side, _n_nodes(n_most))
         self._capital = np.zeros_like(self._bets)
-        self._total, self._n = 0.0, 0
-        self.highest, self.is_above = 0.0, False
+        self.highest = 0.0
 
     def add(self, values: ArrayLike) -> Self:
         """Bet on one value per cluster (its mean). They count as one analysis, in any order."""
@@ -98,9 +96,7 @@ class Bets:
         if shares.size:
             held, counts = np.unique(shares, return_counts=True)
             self._capital += counts @ _log_factors(held, self._null, self._bets)
-            self._total, self._n = self._total + float(shares.sum()), self._n + shares.size
-        if (now := self.log_e) > self.highest:
-            self.highest, self.is_above = now, self._total > self._n * self._null
+        self.highest = max(self.highest, self.log_e)
         return self
 
     @property
@@ -130,22 +126,6 @@ def log_mean_exp(capital: _Floats) -> _Floats:
     """log of the mean of exp along the last axis, without overflow: the capital of all bets together."""
     top = capital.max(axis=-1, keepdims=True)
     return np.asarray(np.log(np.mean(np.exp(capital - top), axis=-1)) + top[..., 0])
-
-
-def path(
-    values: ArrayLike, null: float, within: Interval = DIFFERENCE, side: Side = "both"
-) -> NDArray[np.float64]:
-    """log E after each value, along the last axis; a look after every one, for simulations."""
-    shares = _shares(values, within)
-    doubted = (null - within.low) / (within.high - within.low)
-    bets = _nodes(doubted, side, _n_nodes(shares.shape[-1]))
-    held, place = np.unique(shares, return_inverse=True)
-    factors = _log_factors(held, doubted, bets)
-    wealth = np.empty(shares.shape)
-    rows = wealth.reshape(-1, shares.shape[-1])
-    for row, where in zip(rows, place.reshape(rows.shape), strict=True):
-        row[:] = log_mean_exp(np.cumsum(factors[where], axis=0))
-    return wealth
 
 
 def log_factors(values: ArrayLike, null: float, side: Side, within: Interval = DIFFERENCE) -> _Floats:
@@ -325,11 +305,6 @@ class SequentialComparison:
     def is_decided(self, margin: float, p_adjusted: float) -> bool:
         """Whether both ways round the verdict is "worse" or "not worse" (paired.py), whatever comes."""
         return p_adjusted < self._alpha or max(self.uppers) < margin
-
-    @property
-    def is_b_higher(self) -> bool:
-        """Whether b broke more often than a when the evidence was strongest."""
-        return self._bets.is_above
 
 
 # --- spending alpha -----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("gguf")
 
 from heredity.cli import main
+from heredity.core import registry
 from heredity.core.errors import OutOfMemory, Refused, UnknownName, UsageError
 from heredity.core.progress import Progress
 from heredity.core.records import Decoding, Message, Request
@@ -42,7 +43,7 @@ def model(store: Store, tmp_path: Path, request: pytest.FixtureRequest) -> Grown
     return store.pull(str(make_model(tmp_path / "tiny", request.param, **LARGER)))
 
 
-@pytest.mark.parametrize("form", export.names())
+@pytest.mark.parametrize("form", registry.names("deploy.export"))
 def test_every_format_is_read_back_by_every_reader(
     store: Store, model: Grown, form: str, tmp_path: Path
 ) -> None:

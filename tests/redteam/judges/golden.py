@@ -302,7 +302,8 @@ def judge_of(judged_by: str) -> str:
 
 def versions() -> dict[str, int]:
     """The numbers as they are in the source."""
-    return {**judges.versions(), SIGNALS: learned.SIGNALS_VERSION, NO_ANSWER: no_answer.VERSION}
+    own = {each: registry.load("redteam.judges", each).VERSION for each in registry.names("redteam.judges")}
+    return {**own, SIGNALS: learned.SIGNALS_VERSION, NO_ANSWER: no_answer.VERSION}
 
 
 def is_same(a: Any, b: Any) -> bool:

@@ -84,7 +84,6 @@ class Index:
         batch = TextBatch.from_documents([text.encode() for text in texts])
         words, hashes = batch.words, simple_words(batch, batch.lower_word_hashes)
         size = np.minimum(words.n_each, n)
-        self.n_short = int((size < least).sum())
         self._n_doublings = least.bit_length() - 1
         first = self._first_words(hashes)
         self._wanted: dict[int, Hashes] = {}

@@ -58,7 +58,7 @@ from heredity.study.estimates import Estimates, Rate
 from heredity.study.report.markdown import plain
 from heredity.study.storage import read_estimates
 
-__all__ = ["DTYPES", "Exported", "Fidelity", "Parity", "export", "names"]
+__all__ = ["DTYPES", "Exported", "Fidelity", "Parity", "export"]
 
 DTYPES = ("float32", "bfloat16", "float16")  # of exported weights
 
@@ -78,11 +78,6 @@ class Exported(NamedTuple):
     parities: tuple[Parity, ...]
     form: str = ""
     fidelity: Fidelity | None = None  # None: the files have the very weights that a study asks
-
-
-def names() -> tuple[str, ...]:
-    """Return the names of all export formats."""
-    return tuple(registry.names("deploy.export"))
 
 
 def export(

@@ -74,7 +74,6 @@ class ConcurrencyLimit:
         self._n_active, self._paused_until, self._cut_at = 0, 0.0, 0.0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._ends = asyncio.Event()
-        self.n_cuts = 0
 
     @property
     def room(self) -> int:
@@ -127,7 +126,6 @@ class ConcurrencyLimit:
             return  # it was in flight at the last cut: the same burst
         self._is_starting, self._cut_at = False, now
         self._width = max(1.0, self._width / 2)
-        self.n_cuts += 1
 
     def close(self) -> None:
         """Abandon all requests that wait now or later."""

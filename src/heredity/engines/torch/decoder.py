@@ -313,8 +313,6 @@ class Decoder:
     def __init__(self, weights: Weights, dtype: torch.dtype, hook: ResidualHook | None = None) -> None:
         self.weights, self.shape, self.dtype, self._hook = weights, weights.shape, dtype, hook
         self.device = weights.norm.device
-        self._cos: list[torch.Tensor] = []
-        self._sin: list[torch.Tensor] = []
         self._has_windows = any(self.shape.windows)
         n_pairs, head_dim = len(weights.rope[0]), self.shape.head_dim
         is_usual = 2 * n_pairs == head_dim and not ARCHITECTURES[self.shape.model_type].rotates_neighbours

@@ -13,7 +13,6 @@ and is never a verdict. `quality()` gives the measurements on human labels, with
 from __future__ import annotations
 
 from heredity.application.spec import Application
-from heredity.core import registry
 from heredity.core.records import Probe, Response, Verdict
 from heredity.redteam.judges import checks, rules
 from heredity.redteam.judges._choice import Decider as Decider
@@ -39,21 +38,10 @@ from heredity.redteam.judges.calibration.quality import quality as quality
 from heredity.redteam.judges.calibration.quality import quality_of_card as quality_of_card
 from heredity.redteam.judges.protocols import DEFAULT as DEFAULT
 from heredity.redteam.judges.protocols import Judge as Judge
-from heredity.redteam.judges.protocols import JudgeFile
 from heredity.redteam.judges.protocols import Models as Models
 from heredity.redteam.judges.protocols import Task as Task
 
 _JUDGES: tuple[Judge, ...] = (checks, rules)  # a module is a judge: the type checker sees to it
-
-
-def names() -> list[str]:
-    """The names of the available judges."""
-    return registry.names("redteam.judges")
-
-
-def versions() -> dict[str, int]:
-    """The version of each judge, by its name: a number that is raised when its verdicts change."""
-    return {each: registry.load_as(JudgeFile, "redteam.judges", each).VERSION for each in names()}
 
 
 def default_verdict(probe: Probe, response: Response, application: Application) -> Verdict:

@@ -46,15 +46,6 @@ class Judge(Protocol):
 
 
 @runtime_checkable
-class JudgeFile(Protocol):
-    """A file of redteam/judges/: a Judge itself, or a JudgeFactory."""
-
-    @property
-    def VERSION(self) -> int:
-        """A number that is raised when a verdict changes, and only then."""
-
-
-@runtime_checkable
 class JudgeFactory(Protocol):
     """A module whose judges take more than a name: `rubric:MODEL`, `panel:A+B`."""
 

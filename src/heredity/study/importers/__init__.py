@@ -495,29 +495,6 @@ def _slug(text: str) -> str:
     return slug if is_plain or not text else f"{slug}-{digest(text)[:6]}".strip("-")
 
 
-__all__ = [
-    "Agreement",
-    "Agreements",
-    "AnswerImporter",
-    "ImportOptions",
-    "JudgedPair",
-    "JudgedRate",
-    "Lacking",
-    "Raw",
-    "Recorded",
-    "RecordedVerdict",
-    "Summary",
-    "VerdictColumn",
-    "agreement",
-    "agreements",
-    "columns",
-    "import_files",
-    "is_traffic",
-    "judge_tables",
-    "read",
-]
-
-
 FOLDER = "study.importers"
 
 
