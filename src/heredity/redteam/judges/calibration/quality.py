@@ -756,8 +756,8 @@ class JudgeQuality(Record, frozen=True):
     accuracy: Estimate
 
 
-class QualityRow(Record, frozen=True):
-    """A row of the shipped table, in counts. `files` are the labels' SHA-256."""
+class CardCounts(msgspec.Struct, frozen=True):
+    """Counts of one judge on one labelled set, as the card of `learned` has them."""
 
     judge: str
     task: Task
@@ -766,6 +766,11 @@ class QualityRow(Record, frozen=True):
     sens_n: int
     spec_k: int
     spec_n: int
+
+
+class QualityRow(CardCounts, frozen=True, forbid_unknown_fields=True):
+    """A row of the shipped table. `files` are the labels' SHA-256."""
+
     rows: Half
     positive: tuple[str, ...]
     files: dict[str, str]
@@ -779,18 +784,6 @@ class QualityTable(Record, frozen=True):
     version: int  # of the judge `rules` that was measured
     table: tuple[QualityRow, ...]
     schema: int = SCHEMA
-
-
-class CardCounts(msgspec.Struct, frozen=True):
-    """Counts of one judge on one labelled set, as the card of `learned` has them."""
-
-    judge: str
-    task: Task
-    labels: str
-    sens_k: int
-    sens_n: int
-    spec_k: int
-    spec_n: int
 
 
 class TrainedCard(msgspec.Struct, frozen=True):
@@ -948,7 +941,7 @@ def shipped() -> QualityTable:
     return msgspec.json.decode(_TABLE.read_bytes(), type=QualityTable)
 
 
-def _calibration(row: Counts | CardCounts | QualityRow) -> Calibration:
+def _calibration(row: Counts | CardCounts) -> Calibration:
     half = f" ({row.rows} rows)" if isinstance(row, QualityRow) and row.rows != "all" else ""
     return Calibration(row.sens_k, row.sens_n, row.spec_k, row.spec_n, f"{row.labels}{half}")
 
