@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from scipy import special
 
 from heredity.stats import holm, n_for_difference, n_for_margin
-from heredity.stats.intervals import wilson_bounds
+from heredity.stats.intervals import Interval, wilson_bounds
 from heredity.stats.paired import mcnemar_exact
 from heredity.stats.power import (
     SequentialSize,
     sequential_n_for_difference,
     sequential_n_for_margin,
 )
-from heredity.stats.sequential import RATE, log_factors, log_mean_exp
+from heredity.stats.sequential import DIFFERENCE, RATE, Side, log_factors, log_mean_exp
 
 ALPHA, MARGIN, SEED = 0.05, 0.05, 9
 ENOUGH = -math.log(ALPHA)
@@ -98,10 +98,10 @@ def false_alarms(rng: np.random.Generator, pairs: Pairs, runs: int) -> tuple[flo
     return _ever(ours), _ever(by_first), float(np.mean(naive))
 
 
-def path(values: Floats, null: float) -> Floats:
-    """(runs, behaviours) mean differences -> log E after each, against a mean of `null`."""
+def path(values: Floats, null: float, within: Interval = DIFFERENCE, side: Side = "both") -> Floats:
+    """(runs, behaviours) means -> log E after each, against a mean of `null`."""
     held, place = np.unique(values, return_inverse=True)
-    factors = log_factors(held, null, "both")
+    factors = log_factors(held, null, side, within)
     rows = place.reshape(values.shape)
     return np.array([log_mean_exp(np.cumsum(factors[row], axis=0)) for row in rows])
 

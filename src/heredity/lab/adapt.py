@@ -451,12 +451,6 @@ class _Workshop:
             LESSONS: conversations(LESSONS, self.system, [("A question?", "An answer.")]),
         }
 
-    def with_steps(self, steps: Mapping[str, int], possible: Sequence[Task]) -> list[Task]:
-        """Plan the models for these steps of each trained way; the same tasks in that plan."""
-        self.lineage.plan = lineage_plan(self.task, self.guards, steps)
-        names = {each.name for each in possible}
-        return [each for each in tasks(self.plan) if each.name in names]
-
     @property
     def system(self) -> str:
         """The system message that training examples have; "" for none."""
@@ -607,7 +601,9 @@ def _planned(shop: _Workshop, lineage_run: LineageRun) -> tuple[AdaptFile, list[
                 steps[way] = task.steps or _steps_in_budget(shop, way, each.child.recipe)
         held = AdaptFile(shop.digest, now(), shop.task, shop.manual, steps, power, forecast)
         write_plan(shop.out / PLAN, held)
-    return held, shop.with_steps(held.steps, possible)
+    shop.lineage.plan = lineage_plan(shop.task, shop.guards, held.steps)
+    names = {each.name for each in possible}
+    return held, [each for each in tasks(shop.plan) if each.name in names]
 
 
 def _steps_in_budget(shop: _Workshop, way: str, kind: str) -> int:

@@ -146,6 +146,7 @@ def _rows(trials: list[_Trial], confidence: float) -> Iterator[AgentTasks]:
                 attacked = [trial for trial in mine if trial.attack == attack != NO_ATTACK]
                 done = [trial.recorded[DONE] for trial in alone if trial.recorded is not None]
                 ways = _two_ways(attacked, confidence)
+                idle = [trial.recorded.get(IDLE) for trial in alone if trial.recorded is not None]
                 yield AgentTasks(
                     model=model,
                     suite=suite,
@@ -156,7 +157,7 @@ def _rows(trials: list[_Trial], confidence: float) -> Iterator[AgentTasks]:
                     n_done=sum(done),
                     n_done_under_attack=_count(attacked, DONE),
                     n_broke=_count(attacked, REACHED),
-                    n_done_by_nothing=_by_nothing(alone),
+                    n_done_by_nothing=None if None in idle or not idle else sum(map(bool, idle)),
                     n_errors=sum(trial.recorded is None for trial in alone),
                     n_errors_under_attack=sum(trial.recorded is None for trial in attacked),
                 )
@@ -181,12 +182,6 @@ def _two_ways(trials: list[_Trial], confidence: float) -> Callable[[str], Estima
 
 def _count(trials: list[_Trial], finding: str) -> int:
     return sum(trial.recorded[finding] for trial in trials if trial.recorded is not None)
-
-
-def _by_nothing(trials: list[_Trial]) -> int | None:
-    """How many of these tasks count as done if nothing is done; None if not every log has it."""
-    idle = [trial.recorded.get(IDLE) for trial in trials if trial.recorded is not None]
-    return None if None in idle or not idle else sum(map(bool, idle))
 
 
 # --- words --------------------------------------------------------------------------------------------
