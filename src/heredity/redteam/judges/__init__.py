@@ -6,6 +6,13 @@ A judge that takes more than its name has `make(rest, models)`, which gives an o
 `protocols.py` has what else a judge can do. Raise `VERSION` when a verdict changes, and only then: answers
 judged by an earlier version are judged again.
 
+    checks   deterministic: a probe's own check decides (redteam/checks/)
+    rules    refusal, compliance, incoherence and emptiness by rules; measured on human labels
+    learned  refusal and harmful compliance, trained on human labels; needs torch and an encoder in the store
+    rubric   any model as judge: `rubric:MODEL`, `rubric:MODEL:yesno`, `rubric:MODEL:head`
+    guard    a guard model with its own template: `guard:NAME`, `guard:NAME:MODEL` (redteam/guards/)
+    panel    two judges or more: `panel:rules+learned`; if they disagree the verdict is unclear
+
 Promises: a judge never raises on any text, and takes time linear in its length. An error row stays an error
 and is never a verdict. `quality()` gives the measurements on human labels, with n.
 """
