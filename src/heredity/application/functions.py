@@ -10,7 +10,6 @@ function whose file changed since is not called.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import importlib
 import importlib.util
@@ -84,6 +83,8 @@ class DescribedFunction:
         named = {name: getattr(arguments, name) for name in self._arguments.__struct_fields__}
         value = self._function(**named)
         if inspect.isawaitable(value):
+            import asyncio  # 7 MiB that most studies do not need
+
             value = asyncio.run(_awaited(value))
         return Answer(_text(value))
 

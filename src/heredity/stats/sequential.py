@@ -378,7 +378,7 @@ def nominal_levels(information: tuple[float, ...], alpha: float = ALPHA) -> tupl
         target = spent(now, alpha) - so_far
         so_far += target
         step = _Step(density, before, now)
-        bound = _bound(step, target)
+        bound = _bound(step, target) if density else min(_WIDEST, -float(special.ndtri(target / 2)))
         levels.append(2 * float(special.ndtr(-bound)))
         density, before = step.inside(bound), now
     return tuple(levels)
