@@ -171,7 +171,7 @@ def test_a_study_of_a_lineage_is_about_its_edges_and_says_what_the_pairs_are(tmp
     forecast = study.forecast()
     assert forecast is not None
     told = forecast_lines(study.resolved, forecast)
-    assert told[0].endswith("of parent and child with 80 % power (Holm over 2):")
+    assert told[0].endswith("of parent and child with 80 % power (Holm over 8):")
     assert "Its 3 pairs of models are a second family; no verdict on a child uses it." in told
     assert max(map(len, told)) <= 80
     found = study.run().estimates

@@ -99,7 +99,7 @@ def studies_command(place: Path, as_json: bool) -> None:
             note(f"unreadable: {each.problem}")
     for folders in runs_of_one_plan(studies):
         names = ", ".join(folder.name for folder in folders)
-        note(f"{len(folders)} studies have one plan, up to the seed: {names}. Report all of them.")
+        note(f"Studies of one plan, up to the seed: {names}. Report all of them.")
 
 
 def _below(study_folders: list[StudyFolder]) -> list[str]:

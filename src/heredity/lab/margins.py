@@ -37,7 +37,6 @@ from heredity.lab.runner import grid
 from heredity.lineage.store import Store, load_engine
 from heredity.stats.paired import holm
 from heredity.study.result import Result, TrialResult
-from heredity.study.storage import Prefixes
 from heredity.study.wording import NONE, p_words, percent
 
 FILE = "margins.json"  # in the folder of a study
@@ -168,7 +167,7 @@ def measure(result: Result, models: Sequence[str], store: Store, watch: Watch | 
         if model not in held.scores:
             mine = [each for each in trials if each.trial.model.id == model]
             asked = [each for each in mine if not is_development[each.trial.probe.id]]
-            scores = held.scores | {model: _scores(result, asked, openings, store, watch)}
+            scores = held.scores | {model: _scores(asked, openings, store, watch)}
             held = msgspec.structs.replace(held, scores=scores)
             write_atomic(result.folder / FILE, encode(held) + b"\n")
 
@@ -180,10 +179,10 @@ def read(result: Result) -> MarginFile | None:
 
 
 def _scores(
-    result: Result, asked: Sequence[TrialResult], openings: Openings, store: Store, watch: Watch | None
+    asked: Sequence[TrialResult], openings: Openings, store: Store, watch: Watch | None
 ) -> dict[str, tuple[float, float]]:
     """By probe, the log-probabilities of both kinds of opening; {} without an engine that has the weights."""
-    grown, prefixes = store.get(asked[0].trial.model.id), Prefixes(result.folder)
+    grown = store.get(asked[0].trial.model.id)
     engine = load_engine(store.ready(grown), store, is_batched=False)
     scores: dict[str, tuple[float, float]] = {}
     texts, n_refusals = [*openings.refusals, *openings.answers], len(openings.refusals)
@@ -191,8 +190,8 @@ def _scores(
         if (weights := capabilities(engine).weights) is None:
             return scores
         for each in asked:
-            if each.response.exchanges:
-                request = Request(0, (), prefill=prefixes.prompt(each.response.exchanges[0]))
+            if each.prompt:
+                request = Request(0, (), prefill=each.prompt)
                 logs = weights.opening_logs(request, texts)
                 refusal, answer = (np.logaddexp.reduce(x) for x in (logs[:n_refusals], logs[n_refusals:]))
                 scores[each.trial.probe.id] = float(refusal), float(answer)

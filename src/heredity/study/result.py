@@ -202,6 +202,7 @@ class TrialResult:
     outcome: TrialOutcome
     response: Response
     verdict: Verdict
+    prompt: str  # the whole text before the first reply; "" without a reply
 
     @property
     def text(self) -> str:
@@ -313,12 +314,13 @@ class Result:
         is_wanted, called = select_trials(judged, wanted), wording.names(plan.models)
         verdicts = {r.index: r for r in storage.open_verdicts(self.folder) if is_wanted[r.index]}
         responses = {r.index: r for r in storage.open_responses(self.folder) if r.index in verdicts}
-        trials = []
-        for index in sorted(responses):
+        trials, prefixes = [], storage.Prefixes(self.folder)
+        for index, response in sorted(responses.items()):
             trial, verdict = grid.trial(index), verdicts[index]
             own = outcome_name(int(outcomes.codes[index]), trial.probe.kind == "benign")
             if own is not None:
-                trials.append(TrialResult(trial, called[trial.model.id], own, responses[index], verdict))
+                prompt = prefixes.prompt(response.exchanges[0]) if response.exchanges else ""
+                trials.append(TrialResult(trial, called[trial.model.id], own, response, verdict, prompt))
         return trials
 
     def edges(self, measure: Measure = "breach", scope: str | None = None) -> tuple[Inheritance, ...]:

@@ -1033,13 +1033,13 @@ def test_a_run_that_is_killed_while_it_makes_and_asks_ends_as_one_left_alone(tmp
     path.write_text(SMALL.format(teacher=tmp_path / "plan" / "teacher"), encoding="utf-8")
 
     def argv(name: str) -> list[str]:
-        return ["-m", "heredity", "inherit", str(path), "--out", str(tmp_path / name)]
+        return ["-m", "heredity", "inherit", str(path), "--out", str(tmp_path / name / "out")]
 
     def n_done() -> int:
         root = tmp_path / "store-1"
         steps = n_rows(root.glob(RUNS))
         models = len(list((root / "models").glob("*/model.json")))
-        return models + steps + n_rows((tmp_path / "first").glob("*/responses.jsonl"))
+        return models + steps + n_rows((tmp_path / "first").glob("out/*/responses.jsonl"))
 
     # While it trains, once the child is made, and in the middle of each study.
     first = ends_after_kills(
@@ -1050,6 +1050,6 @@ def test_a_run_that_is_killed_while_it_makes_and_asks_ends_as_one_left_alone(tmp
     )
     sentences_of = [each.stdout.partition("Page: ")[0] for each in (first, second)]
     assert sentences_of[0] == sentences_of[1] and "tuned: cannot tell" in sentences_of[0]
-    pages = [(tmp_path / name / "inheritance.md").read_text("utf-8") for name in ("first", "second")]
+    pages = [(tmp_path / name / "out" / "inheritance.md").read_text("utf-8") for name in ("first", "second")]
     results = [page.partition("## What was declared, and when")[0] for page in pages]
     assert results[0] == results[1]

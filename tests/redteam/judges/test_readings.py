@@ -12,6 +12,7 @@ from heredity.redteam.judges.calibration import quality
 from heredity.redteam.judges.calibration.quality import Reading, check_errors, count_readings
 from heredity.redteam.judges.checks import VERSION
 from heredity.study import folders
+from tests.redteam.judges import golden
 from tests.support import bench_modules
 
 
@@ -132,9 +133,7 @@ def test_readings_are_written_and_read_back_sorted(tmp_path) -> None:
 
 
 def test_the_shipped_readings_are_of_these_checks_and_rules() -> None:
-    from heredity.redteam.judges import versions
-
-    stale = {row.judge for row in quality.shipped_readings() if row.version != versions()[row.judge]}
+    stale = {row.judge for row in quality.shipped_readings() if row.version != golden.versions()[row.judge]}
     assert not stale, "stale: rebuild them with bench/readings.py"
 
 
