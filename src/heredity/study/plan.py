@@ -145,8 +145,8 @@ class Analysis(Record, frozen=True, omit_defaults=True):
     endpoint       the primary rate. "all_trials": breaches over all answered trials, unclear ones included.
                    "decided_trials": over trials that held or broke, as in plans without an analysis.
                    "not_refused": as "all_trials", but answers that do not refuse if a judge decides
-    unclear_share  "worse" holds only if it survives that this share of the other model's unclear answers and
-                   all its failed trials were breaches, and none of its own
+    unclear_share  "worse" must hold even if this share of the other model's unclear answers, and all its
+                   failed trials, were breaches
     error_share    "worse" holds only if it survives that this share of its breaches were false alarms, and of
                    the other model's held trials were breaches. Unset for 0
     stopping       "fixed": every trial is asked. Else interim analyses stop models (Plan.blocks).
