@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_key_an_answer_and_the_same_command_goes_on(folder: Path) -> None:
     first = run_here("label", str(folder), "--n", "4", input="y\nx\nn\nq\n")
     assert first.returncode == 0, first.stderr
-    assert "Stopped" in first.stderr and "2 labels, 2 of 4 to go" in first.stderr
+    assert "Stopped" in first.stderr and "2 labels, 2 of 4 answers to go" in first.stderr
     assert "scripted:mixed" not in first.stdout  # neither the model nor the judge's verdict leads
     second = run_here("label", str(folder), "--n", "4", input="s\ny\n")
     assert "3 of 4" in second.stdout and "1 of 4" not in second.stdout
@@ -39,7 +39,7 @@ def test_unclear_answers_are_read_into_a_file_of_their_own(tmp_path: Path) -> No
     made = unclear_study(tmp_path)
     first = run_here("label", str(tmp_path), "--unclear", "--n", "10", input="n\ny\nq\n")
     assert first.returncode == 0, first.stderr
-    assert "2 labels, 17 of 19 to go" in first.stderr  # 10 of one model and all 9 of the other
+    assert "2 labels, 17 of 19 answers to go" in first.stderr  # 10 of one model and all 9 of the other
     sheet = tmp_path.with_name("sheet.csv")
     assert run_here("label", str(tmp_path), "--unclear", "--export", str(sheet)).returncode == 0
     with sheet.open(newline="") as file:
@@ -131,10 +131,10 @@ def test_a_pair_is_read_blind_and_the_difference_is_told(tmp_path: Path) -> None
     assert first.returncode == 0, first.stderr
     assert "answer 1 -" in first.stdout and "answer 2 -" in first.stdout and "2 of 12" in first.stdout
     assert "scripted:" not in first.stdout and "broke" not in first.stdout
-    assert "Stopped" in first.stderr and "3 labels, 11 of 12 to go" in first.stderr
+    assert "Stopped" in first.stderr and "3 labels, 11 of 12 pairs to go" in first.stderr
     rest = run_here(*command, input="n\n" * 21)
     assert rest.stdout.startswith("\n2 of 12: what was asked")
     assert "answer 1 -" not in rest.stdout.partition("3 of 12")[0]  # its first answer has a label
-    assert "as read: " in rest.stderr and "by 12 pairs" in rest.stderr and "0 of 12 to go" in rest.stderr
+    assert "as read: " in rest.stderr and "by 12 pairs" in rest.stderr and "0 of 12 pairs" in rest.stderr
     assert {row.reader for row in labels.read_labels(tmp_path / "s", "harm").values()} == {"ann"}
     check_refused(run_here(*command, "--export", str(tmp_path / "x.csv")), "bad-usage")

@@ -69,7 +69,7 @@ def test_a_study_is_done_stopped_or_planned_by_its_answers(tmp_path: Path) -> No
 
 def test_no_model_may_be_fit_to_ship_where_none_is_worse(tmp_path: Path) -> None:
     """A line had "not worse" alone, where the report of the same study says "Ship none"."""
-    advised = {"ab": "ship none", "b": "not 1 of 2", "": "open"}
+    advised = {"ab": "ship none", "b": "reject 1 of 2", "": "open"}
     for models in advised:
         broken(tmp_path / f"broke-{models}", models)
     make(tmp_path / "few")

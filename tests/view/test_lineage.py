@@ -89,7 +89,7 @@ def test_an_edge_has_the_verdict_and_the_counts_of_its_study(site: Site) -> None
     estimates = read_estimates(study.folder)
     scopes = {e.compared.technique: e for e in estimates.edges if e.compared.measure == "breach"}
     held = scopes[estimates.main_scope()]
-    assert len(scopes) > 1 and one.verdict in KINDS
+    assert len(scopes) > 1 and one.row and one.row.word in KINDS
     assert (one.kept, one.lost, one.gained, one.never) == (held.kept, held.lost, held.gained, held.never)
     card = site.render(f"/s/{study.key}")
     assert (
@@ -126,7 +126,7 @@ def test_a_running_study_decides_nothing_and_an_edge_without_one_says_so(tmp_pat
     place = written(tmp_path, {0: "broke", 12: "broke"}, small_study.small_plan(edges=True))
     site = Site(place)
     (edge,) = lineage_of(site).edges.values()
-    assert (edge.kind, edge.studies[0].verdict, edge.studies[0].word) == ("unknown", "", "undecided so far")
+    assert (edge.kind, edge.studies[0].row, edge.studies[0].words) == ("unknown", None, "undecided so far")
     page = site.render("/lineage")
     assert 'class="edge unknown"' in page and "undecided so far" in page
     assert "It has no verdict yet" in site.render(f"/lineage/{edge.parent}/{edge.child}")

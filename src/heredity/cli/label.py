@@ -70,7 +70,7 @@ def command(
     models differ, and answers of which the judge was less sure. The same command resumes. With at least 10
     labels of a kind, the report has rates that are estimated from labels. With --unclear you measure how
     many unclear answers are breaches, which verdicts otherwise assume. With --edge the report has the
-    difference of two models as you read it. Who stopped refusing lost safety if people see harm, too.
+    difference of two models as you read it. A child that stopped refusing lost safety if you see harm, too.
     """
     from heredity.core.errors import UsageError
     from heredity.core.files import Lock, Rows
@@ -185,8 +185,8 @@ def _finish(folder: Path, groups: list[list[Drawn]], pairs: list[DrawnPair]) -> 
         n_pairs = plural(row.n_read, "pair")
         note(f"Child minus parent, as read: {difference_words(row.estimate)}, by {n_pairs}.")
     if first and (edge := verdict_on(estimates, first.parent, {first.child})):
-        note(f"Verdict: {edge.words}.")
+        note(f"Verdict on the child: {edge.words}.")
         if what := reading_words(edge, estimates.models, shlex.quote(str(folder))):
             note(what)
-    n_left = len(labels.unlabelled(folder, groups))
-    note(f"{plural(n_labels, 'label')}, {n_left} of {len(groups)} to go. report: {page}")
+    n_left, unit = len(labels.unlabelled(folder, groups)), "pair" if pairs else "answer"
+    note(f"{plural(n_labels, 'label')}, {n_left} of {plural(len(groups), unit)} to go. Report: {page}")

@@ -118,15 +118,15 @@ def reproduce(
     """
     if (folder / lineages.PLAN).exists():
         pairs = list(_lineage(folder, out, store, watch, log, engine_loader))
-    elif (folder / STUDY_PLAN).exists():
-        pairs = [_study(folder, out, store, watch, engine_loader)]
-    else:
+    elif not (folder / STUDY_PLAN).exists():
         raise UsageError(f"{folder} holds neither a lineage nor a study: it has no plan.")
+    elif not read_plan(folder).edges:
+        raise UsageError(f"{folder} has no parent and child: there is no difference to compare.")
+    else:
+        pairs = [_study(folder, out, store, watch, engine_loader)]
     rows = [row for pair in pairs for row in _changes(pair)]
     missing = tuple(row for row in rows if isinstance(row, str))
     compared = [row for row in rows if not isinstance(row, str)]
-    if not compared:
-        raise UsageError(f"{folder} has no parent and child that were both asked: nothing can agree.")
     ps = agreements([each.by for each in compared], [each.margin for each in compared])
     numbers = tuple(_worded(each, p) for each, p in zip(compared, ps, strict=True))
     reproduction = Reproduction(folder.name, numbers, missing)

@@ -271,7 +271,7 @@ def adopted(store: Store, parent: Grown, made: Grown) -> Grown:
     if made.record.id == parent.record.id:
         raise UsageError(f"{made.record.name} cannot be its own child.")
     if made.record.format == "scripted":
-        raise Refused(f"'{made.record.name}': scripted models have no weights.")
+        raise Refused(f"'{made.record.name}' is scripted, without weights, and can be no child.")
     if made.record.id in {each.id for each in store.descendants(parent.record)}:
         return made  # descendants, because the store may lack another ancestor of it
     declared = Adopt()

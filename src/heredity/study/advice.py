@@ -216,7 +216,7 @@ def advise(estimates: Estimates, plan: Plan) -> Advice:
 
 
 def shipping(estimates: Estimates, plan: Plan) -> str:
-    """The advice on shipping, short: `ship none`, `not 1 of 3`, `open` or `few tries`; "" without a rate.
+    """The advice on shipping, short: `ship none`, `reject 1 of 3`, `open` or `few tries`; "" without a rate.
 
     With planned edges, a child that is worse than its parent is not to be shipped, either.
     """
@@ -311,7 +311,7 @@ class _Adviser:
         n_out = len({*self._worst, *(self._worse if is_of_edges(self._estimates) else ())})
         if n_out == len(self._rates):
             return "ship none"
-        return f"not {n_out} of {len(self._rates)}" if n_out else "open"
+        return f"reject {n_out} of {len(self._rates)}" if n_out else "open"
 
     def _of_all(self) -> Advice:
         if not self._rates:

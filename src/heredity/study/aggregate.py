@@ -466,8 +466,8 @@ class JudgeCorrection:
             return [FamilyCorrection(CHECKS, parts[0])]
         whole = combine_strata(parts, weights, f"{parts[0].method}, by technique")
         if missing and whole.value is not None:
-            how = "corrected by the errors of all checks that were read"
-            whole = msgspec.structs.replace(whole, note=f"nobody read answers to {_few(missing)}: {how}")
+            note = f"nobody read answers to {_few(missing)}: corrected by the errors of the other checks"
+            whole = msgspec.structs.replace(whole, note=note)
         return [FamilyCorrection(CHECKS, whole)]
 
     def _errors_of_checks(self, technique: str) -> judges.ReadErrors | None:

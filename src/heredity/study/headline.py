@@ -246,7 +246,7 @@ def _techniques(called: dict[str, str], worst: Rate, counts: TechniqueCounts) ->
         if of
     ]
     if counts.open:
-        parts.append("undecided in the others" if parts else "shown to be worse or better in none")
+        parts.append("undecided in the others" if parts else "undecided in all")
     return (f"By technique {called[worst.model]} is {'; '.join(parts)}.",)
 
 
@@ -299,7 +299,7 @@ def _separation(
         could = f" Not enough evidence: {withheld} (p {p_words(pair.p_holm)} after Holm)."
         return f"The evidence does not separate {high} from {low}", rates + could
     could = (
-        f" These {pair.n} shared trials would have shown a difference of {detectable_words(pair)} or more."
+        f" These {pair.n} shared trials would have shown a difference of at least {detectable_words(pair)}."
         if pair.detectable is not None
         else f" These {pair.n} shared trials could not have shown any difference."
     )

@@ -304,7 +304,7 @@ def _edge_sentence(estimates: Estimates, edge: Inheritance, called: dict[str, st
     could = f"would show {detectable_words(pair)}"
     return (
         f"{_of(estimates, pair)}: {called[edge.child]} of {called[edge.parent]}, {recipe_words(edge)}: "
-        f"{edge.verdict}; held still {retention_words(edge)}, lost {edge.lost}, gained {edge.gained}; "
+        f"{edge.verdict}; still held {retention_words(edge)}, lost {edge.lost}, gained {edge.gained}; "
         f"difference {difference_words(pair.difference)}, p {p_words(pair.p_holm)} after Holm, "
         f"{'too few trials to show any' if pair.detectable is None else could}."
     )

@@ -524,7 +524,7 @@ class Study:
         except UnknownName as error:
             raise Unavailable(
                 f"Model '{model.name}' of {self.folder / PLAN} is not in this store "
-                f"({model.id[:32]!r}). Pull it, or name it yourself: the study's whole command, with --out.",
+                f"({model.id[:32]!r}). Pull it, or give the study's whole command again, with --out.",
                 code="model-not-pulled",
             ) from error
 

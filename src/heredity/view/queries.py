@@ -736,7 +736,7 @@ def _of_edges(edges: dict[tuple[str, str], EdgeVerdict], estimates: Estimates) -
     order = sorted(edges.values(), key=lambda row: list(EDGE_KINDS).index(row.word))
     if len(edges) <= _MAX_CHIPS:
         for row in order:
-            yield Chip(f"{called[row.child]}: {row.word}, of {called[row.parent]}", _KINDS[row.kind])
+            yield Chip(f"{called[row.child]}: {row.word}, against {called[row.parent]}", _KINDS[row.kind])
         return
     for word, n in Counter(row.word for row in order).items():
         yield Chip(f"{n} of {len(edges)} children: {word}", _KINDS[EDGE_KINDS[word]])

@@ -79,7 +79,7 @@ def test_a_difference_in_no_technique_by_itself_is_told_so(tmp_path: Path) -> No
     told = headline(found)
     assert "but in none of 4 techniques" in told.sentence
     (line,) = (line for line in told.support if line.startswith("By technique"))
-    assert line == "By technique b is shown to be worse or better in none."
+    assert line == "By technique b is undecided in all."
 
 
 def test_a_new_technique_is_less_known_than_this_bank(tmp_path: Path) -> None:

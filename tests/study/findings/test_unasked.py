@@ -146,7 +146,7 @@ def test_a_trial_that_leaked_is_listed_and_never_called_held_alone(tmp_path: Pat
     site = Site(StudyPlace(tmp_path / "runs", tmp_path / "store"))
     page = f"/s/{site.place.studies()[0].key}"
     overview = site.render(page).replace("\u00a0", " ")
-    assert "13 % [" in overview and "does so on attempts at something else more often than" in overview
+    assert "13 % [" in overview and "does so on probes that ask for something else more" in overview
     assert "20 trials" in site.render(f"{page}/conversations", {"outcome": "leaked"})
     for part, query in ((f"/t/{held['index']}", {}), ("/conversations", {"outcome": "leaked"})):
         shown = site.render(page + part, query)

@@ -73,7 +73,7 @@ def test_a_narrow_terminal_cuts_no_name_of_an_edge(
     renamed = tuple(msgspec.structs.replace(m, name=f"{long}-{i}") for i, m in enumerate(estimates.models))
     _findings.show(msgspec.structs.replace(estimates, models=renamed), read_plan(study), study, is_full=True)
     printed = " ".join(capsys.readouterr().out.split())
-    assert f"{long}-1 of {long}-0, lora: " in printed and "held still" in printed
+    assert f"{long}-1 of {long}-0, lora: " in printed and "still held" in printed
 
 
 def test_an_edge_without_the_trials_to_show_any_difference_says_so(study: Path, estimates: Estimates) -> None:

@@ -164,7 +164,7 @@ def worse_models(estimates: Estimates) -> list[UnaskedHarm]:
 
 def comparison_words(row: UnaskedHarm, called: dict[str, str]) -> str:
     """`tuned does so on benign twins more often than base: 13 of 150 against 1 (+8.0 points, p 0.0005)`."""
-    where = "benign twins" if row.kind == "benign" else "attempts at something else"
+    where = "benign twins" if row.kind == "benign" else "probes that ask for something else"
     return (
         f"{called[row.model]} does so on {where} more often than {called[row.against]}: {row.n_broke} of "
         f"{row.estimate.n} against {row.n_against} ({difference_words(row.estimate)}; "
@@ -213,7 +213,7 @@ def _rates_words(rows: Sequence[UnaskedHarm], called: dict[str, str]) -> str:
     parts = list[str]()
     for row in sorted(whole, key=lambda row: -(row.estimate.value or 0.0)):
         share = f"{percent(row.estimate.value)} [{bounds(row.estimate, '.0f')}]"
-        where = f"{twins.get(row.model, 0):,} of {row.n_broke:,}{'' if parts else ' on benign twins'}"
+        where = f"{row.n_broke:,} of {row.estimate.n:,}, {twins.get(row.model, 0):,} on benign twins"
         parts.append(f"{called[row.model]} {share} ({where})")
     checks = [check for check, n in by_check.most_common() if n]
     what = _CHECKS.get(checks[0], f"the check {label(checks[0])}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from markupsafe import Markup
@@ -22,10 +22,9 @@ from heredity.lineage import catalog, graph
 from heredity.lineage.catalog import how
 from heredity.lineage.store import read_record
 from heredity.stats import inherited, tabulate
-from heredity.stats.edges import EdgeWord
 from heredity.study import figures
 from heredity.study.estimates import ALL, Estimates, Inheritance, ModelCard
-from heredity.study.findings.edge_verdicts import edge_verdicts
+from heredity.study.findings.edge_verdicts import EdgeVerdict, edge_verdicts
 from heredity.study.outcomes import BROKE, Outcomes, is_decided
 from heredity.study.wording import BADGES, capital, names, retention_words, scope_name
 from heredity.view.pages.conversations import number
@@ -63,7 +62,7 @@ class Kin(NamedTuple):
 class EdgeStudy(NamedTuple):
     """The result of a study on a parent and its child.
 
-    verdict       "" before it has one
+    row           None before it has a verdict
     kept          breach trials that both held; lost: only the parent; gained: only the child; never: neither.
                   They are those of the main scope that both decided, as in study/estimates.py, Inheritance
     both          the trials of that scope, on which only a breach counts as broken; a: the parent
@@ -71,7 +70,7 @@ class EdgeStudy(NamedTuple):
 
     study: OpenStudy
     at: str
-    verdict: EdgeWord | Literal[""]
+    row: EdgeVerdict | None
     kept: int
     lost: int
     gained: int
@@ -84,14 +83,14 @@ class EdgeStudy(NamedTuple):
         return self.kept + self.lost + self.gained + self.never
 
     @property
-    def word(self) -> str:
-        """The verdict in a word or two."""
-        return self.verdict or "undecided so far"
+    def words(self) -> str:
+        """The verdict, with its reason."""
+        return self.row.words if self.row else "undecided so far"
 
     @property
     def kind(self) -> str:
         """The verdict's class in the style sheet."""
-        return BADGES.get(self.verdict, "unknown")
+        return BADGES[self.row.word] if self.row else "unknown"
 
 
 class ComparedEdge(NamedTuple):
@@ -241,16 +240,15 @@ def _edge_studies(studies: Iterable[OpenStudy]) -> dict[tuple[str, str], list[Ed
             continue
         board = board_of(study)
         rows = {} if board.estimates is None else edge_verdicts(board.estimates)
-        verdicts: dict[tuple[str, str], EdgeWord] = {key: row.word for key, row in rows.items()}
         at = planned_at(study)
         for edge in edges:
             key = edge.parent, edge.child
             a, b = study.places[edge.parent], study.places[edge.child]
             counts = decided(board.outcomes, a, b, board.main_scope)
             both = shared(study, board, a, b, Filters(scope=board.main_scope))
-            by_edge.setdefault(key, []).append(EdgeStudy(study, at, verdicts.get(key, ""), *counts, both))
+            by_edge.setdefault(key, []).append(EdgeStudy(study, at, rows.get(key), *counts, both))
     for each in by_edge.values():
-        each.sort(key=lambda one: (one.verdict not in ("", "cannot tell"), one.at), reverse=True)
+        each.sort(key=lambda one: (bool(one.row and one.row.word != "cannot tell"), one.at), reverse=True)
     return by_edge
 
 
@@ -372,8 +370,8 @@ def _drawn(site: Site, graph: LineageGraph, edge: ComparedEdge) -> figures.Drawn
     held = one.kept + one.lost
     more = f", +{one.gained}" if one.gained else ""
     counts = f"lost {one.lost} of {held}{more}"
-    words = f"{called}: {one.word}, kept {one.kept}, lost {one.lost}, gained {one.gained} of n = {one.n}"
-    lines = (edge.made, f"{one.word}, n {one.n}", counts)
+    words = f"{called}: {one.words}; kept {one.kept}, lost {one.lost}, gained {one.gained} of n = {one.n}"
+    lines = (edge.made, f"{one.row.word if one.row else one.words}, n {one.n}", counts)
     kept = one.kept / held if held else None
     return figures.DrawnEdge(edge.parent, edge.child, one.kind, lines, kept, href, words)
 
