@@ -199,8 +199,14 @@ def api() -> str:
             lines += ["", *(f"- `{method}`: {_plain(_docstring(each))}" for method, each in values)]
             for method, each in members:
                 if not isinstance(each, property):
-                    lines += ["", f"### {name}.{method}", "", *_signature(method, each), "", _docs(each)]
+                    lines += ["", *_method(name, method, each), "", _docs(each)]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
+
+
+def _method(name: str, method: str, each: Any) -> list[str]:
+    """The heading of a method: its signature if that is short, else its name above its signature."""
+    lines = _signature(f"{name}.{method}", each)
+    return [f"### {lines[0]}"] if len(lines) == 1 else [f"### {name}.{method}", "", *lines]
 
 
 def _list(items: Iterable[str]) -> list[str]:
@@ -248,8 +254,12 @@ def _signature(name: str, thing: Any, is_whole: bool = False) -> list[str]:
         found = inspect.signature(thing)
     except ValueError:
         return []
+    if "args" in found.parameters and inspect.isclass(thing):
+        return []  # a protocol, which nobody makes, or an error
     hidden = set() if is_whole else _inherited(thing)
-    given = [p for p in found.parameters.values() if p.name not in {"self", "cls"} | hidden]
+    given = [
+        p for p in found.parameters.values() if p.name not in {"self", "cls"} | hidden and p.name[0] != "_"
+    ]
     if hidden & {"lr", "batch_size", "probes"}:
         given.append(inspect.Parameter("settings", inspect.Parameter.VAR_KEYWORD))
     if isinstance(thing, type) and issubclass(thing, msgspec.Struct):  # its `encoded` defaults
@@ -260,11 +270,12 @@ def _signature(name: str, thing: Any, is_whole: bool = False) -> list[str]:
     text = re.sub(r"ForwardRef\('(.*?)'(?:, module='[^']*')?\)", r"\1", text).replace("'", "")
     text = re.sub(r"\b(?:heredity|collections|pathlib|typing|msgspec)\.(?:\w+\.)*", "", text)
     text = re.sub(r'"(Literal\[[^\]]*\])"', r"\1", text)
-    text = text.removesuffix(" -> None") if inspect.isclass(thing) else text
-    if len(name + text) > 100:
-        inside, _, after = text[1:].rpartition(")")
-        text = "(\n" + "".join(f"    {part},\n" for part in _split(inside)) + ")" + after
-    return ["```python", name + text, "```"]
+    text = text.removesuffix(" -> None").replace(" | UnsetType = UNSET", " = ...")
+    if len(name + text) <= 100:
+        return [f"`{name}{text}`"]
+    inside, _, after = text[1:].rpartition(")")
+    parts = (f"    {part}," for part in _split(inside))
+    return ["```python", f"{name}(", *parts, f"){after}", "```"]
 
 
 class _Shown:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from heredity.application.retrieval.build import open_index as open_index
     from heredity.application.spec import Application as Application
     from heredity.core.errors import HeredityError as HeredityError
+    from heredity.core.errors import Unavailable as Unavailable
+    from heredity.core.files import write_atomic as write_atomic
     from heredity.core.progress import Progress as Progress
     from heredity.core.records import Decoding as Decoding
     from heredity.core.records import Estimate as Estimate
@@ -41,8 +43,14 @@ if TYPE_CHECKING:
     from heredity.core.records import Tool as Tool
     from heredity.core.records import Turn as Turn
     from heredity.core.records import Verdict as Verdict
+    from heredity.core.sections import Badge as Badge
+    from heredity.core.sections import CountedShare as CountedShare
+    from heredity.core.sections import ModelName as ModelName
     from heredity.core.sections import Section as Section
+    from heredity.core.sections import ShareDifference as ShareDifference
+    from heredity.core.sections import StackedCounts as StackedCounts
     from heredity.core.sections import TextTable as TextTable
+    from heredity.core.sections import TrialLink as TrialLink
     from heredity.core.terminal import Display as Display
     from heredity.engines import Engine as Engine
     from heredity.engines import EngineModule as EngineModule
@@ -51,6 +59,7 @@ if TYPE_CHECKING:
     from heredity.lineage.store import Store as Store
     from heredity.lineage.store import grow as grow
     from heredity.lineage.store import searching_in as searching_in
+    from heredity.lineage.types import Description as Description
     from heredity.lineage.types import Grown as Grown
     from heredity.lineage.types import Recipe as Recipe
     from heredity.recipes import DerivableRecipe as DerivableRecipe
@@ -75,11 +84,13 @@ if TYPE_CHECKING:
     from heredity.redteam.attacks.protocols import TextTransform as TextTransform
     from heredity.redteam.attacks.protocols import TurnTransform as TurnTransform
     from heredity.redteam.checks import BreachCheck as BreachCheck
+    from heredity.redteam.checks import BreachEvidence as BreachEvidence
     from heredity.redteam.judges.protocols import Judge as Judge
     from heredity.study.estimates import Estimates as Estimates
     from heredity.study.findings.protocols import RecordedStudy as RecordedStudy
     from heredity.study.findings.protocols import StudyEvidence as StudyEvidence
     from heredity.study.importers import AnswerImporter as AnswerImporter
+    from heredity.study.importers import RecordedAnswer as RecordedAnswer
     from heredity.study.plan import StudyForecast as StudyForecast
     from heredity.study.report import ReportWriter as ReportWriter
     from heredity.study.report import write_report as write_report
@@ -97,16 +108,17 @@ _NAMES = {
     "application.retrieval": "Retrieval",
     "application.retrieval.build": "open_index",
     "application.spec": "Application",
-    "core.errors": "HeredityError",
+    "core.errors": "HeredityError Unavailable",
+    "core.files": "write_atomic",
     "core.progress": "Progress",
     "core.records": "Decoding Estimate Message Model Probe Record Reply Request Response Tool Turn Verdict",
-    "core.sections": "Section TextTable",
+    "core.sections": "Badge CountedShare ModelName Section ShareDifference StackedCounts TextTable TrialLink",
     "core.terminal": "Display",
     "engines": "Engine EngineModule",
     "lab.corpus": "build_corpus",
     "lab.exposure": "expose",
     "lineage.store": "Store grow searching_in",
-    "lineage.types": "Grown Recipe",
+    "lineage.types": "Description Grown Recipe",
     "recipes": "DerivableRecipe recipe",
     "recipes.ablate": "Ablate",
     "recipes.adopt": "adopt",
@@ -124,11 +136,11 @@ _NAMES = {
     "recipes.quantize": "Quantize",
     "recipes.static": "Static",
     "redteam.attacks.protocols": "AttackContext Strategy TextTransform TurnTransform",
-    "redteam.checks": "BreachCheck",
+    "redteam.checks": "BreachCheck BreachEvidence",
     "redteam.judges.protocols": "Judge",
     "study.estimates": "Estimates",
     "study.findings.protocols": "RecordedStudy StudyEvidence",
-    "study.importers": "AnswerImporter",
+    "study.importers": "AnswerImporter RecordedAnswer",
     "study.plan": "StudyForecast",
     "study.report": "ReportWriter write_report",
     "study.resolve": "guarded_model",

@@ -138,7 +138,7 @@ class ParrotEngine:
     "study/importers/tabs.py": '''
 """Answers kept as PROMPT <tab> MODEL <tab> RESPONSE, under the ending .tabs."""
 
-from heredity.study.importers import Raw
+from heredity.study.importers import RecordedAnswer
 
 OWN = {}
 
@@ -149,7 +149,7 @@ def is_mine(path, start):
 
 def read(path):
     for number, line in enumerate(path.read_text().splitlines(), 1):
-        yield Raw(number, dict(zip(("prompt", "model", "response"), line.split("\\t"))))
+        yield RecordedAnswer(number, dict(zip(("prompt", "model", "response"), line.split("\\t"))))
 ''',
     "study/report/haiku.py": '''
 """The number of models, and no more."""
@@ -991,11 +991,11 @@ assert not any(codes.values()), codes
 assert main(["gate", "stored"]) in (0, 1, 3)
 """
 FAULTY = {
-    "compute": ("        for model, codes in", "        {}['zorq']\n        for model, codes in"),
+    "compute": ("        for model, of_model in", "        {}['zorq']\n        for model, of_model in"),
     "show": ("        if not rows:\n", "        {}['zorq']\n        if not rows:\n"),
     "watch": (
-        "        for model, codes in",
-        "        evidence.watch(lambda _: {}['zorq'])\n        for model, codes in",
+        "        for model, of_model in",
+        "        evidence.watch(lambda _: {}['zorq'])\n        for model, of_model in",
     ),
     "import": ("import heredity as h\n", "import heredity as h\n{}['zorq']\n"),
     "gone": ("marks = heredity_example.finding:MarkFinding\n", ""),

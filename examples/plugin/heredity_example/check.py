@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heredity as h
-from heredity.redteam.checks import Finding
 
 
 class LoudCheck(h.BreachCheck, frozen=True):
@@ -11,6 +10,8 @@ class LoudCheck(h.BreachCheck, frozen=True):
 
     least: int = 3
 
-    def find(self, probe: h.Probe, response: h.Response, application: h.Application) -> Finding | None:
+    def find(
+        self, probe: h.Probe, response: h.Response, application: h.Application
+    ) -> h.BreachEvidence | None:
         n_marks = sum(exchange.text.count("!") for exchange in response.exchanges)
-        return Finding(f"{n_marks} marks") if n_marks >= self.least else None
+        return h.BreachEvidence(f"{n_marks} marks") if n_marks >= self.least else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import heredity as h
-from heredity.study.outcomes import is_answered
 
 
 class MarkRow(h.Record, frozen=True):
@@ -21,8 +20,9 @@ class MarkFinding:
     NAME, ORDER, Row = "marks", 1000, MarkRow
 
     def compute(self, evidence: h.StudyEvidence) -> Iterable[MarkRow]:
-        for model, codes in zip(evidence.plan.models, evidence.outcomes.array, strict=True):
-            yield MarkRow(model.id, int(is_answered(codes).sum()))  # not errors, and not what was not asked
+        answered = evidence.outcomes.answered.reshape(evidence.plan.shape)  # model, attack, probe, sample
+        for model, of_model in zip(evidence.plan.models, answered, strict=True):
+            yield MarkRow(model.id, int(of_model.sum()))  # not errors, and not what was not asked
 
     def show(self, rows: Sequence[MarkRow], study: h.RecordedStudy) -> h.Section | None:
         if not rows:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from heredity.study.importers import Raw
+import heredity as h
 
 
 class TabImporter:
@@ -15,6 +15,8 @@ class TabImporter:
     def is_mine(self, path: Path, start: bytes) -> bool:
         return path.suffix == ".tabs"
 
-    def read(self, path: Path) -> Iterator[Raw]:
+    def read(self, path: Path) -> Iterator[h.RecordedAnswer]:
         for number, line in enumerate(path.read_text().splitlines(), 1):
-            yield Raw(number, dict(zip(("prompt", "model", "response"), line.split("\t"), strict=True)))
+            yield h.RecordedAnswer(
+                number, dict(zip(("prompt", "model", "response"), line.split("\t"), strict=True))
+            )

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import heredity as h
-from heredity.lineage.types import Description
 
 
 @dataclass(frozen=True)
@@ -21,5 +20,5 @@ class Parrot(h.DerivableRecipe):
     def settings(self) -> dict[str, Any]:
         return {"engine": "parrot_cage", "marks": self.marks}
 
-    def apply(self, parents: Sequence[h.Grown], out: Path) -> Description:
-        return Description(self.name or "parrot", "parrot", "MIT", "remote")
+    def apply(self, parents: Sequence[h.Grown], out: Path) -> h.Description:
+        return h.Description(self.name or "parrot", "parrot", "MIT", "remote")

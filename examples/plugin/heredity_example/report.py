@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import heredity as h
-from heredity.core.files import write_atomic
 
 
 class CountReport:
@@ -11,5 +10,5 @@ class CountReport:
 
     def write(self, folder: Path, out: Path, with_text: bool = True) -> Path:
         n_models = len(h.Result.read(folder).estimates.models)
-        write_atomic(out, f"{n_models} models asked\n".encode())
+        h.write_atomic(out, f"{n_models} models asked\n".encode())
         return out

@@ -23,14 +23,7 @@ from heredity.core.sections import Cell, CountedShare, TextTable
 from heredity.core.terminal import cell, line_table, out, table, wrapped
 from heredity.study import wording as words
 from heredity.study.advice import conclusions
-from heredity.study.estimates import (
-    ALL,
-    JUDGE_FREE,
-    JUDGED,
-    Estimates,
-    Measure,
-    Rate,
-)
+from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, Estimates, Measure, Rate
 from heredity.study.findings.edge_verdicts import edge_verdicts, reading_words
 from heredity.study.findings.protocols import RecordedStudy, sections
 from heredity.study.headline import Headline, headline

@@ -159,9 +159,9 @@ def explain_full_disk(folder: Path, n_bytes: int) -> Iterator[None]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a whole file: a temporary name in the same folder, fsync, rename, fsync of the folder.
+    """Write a whole file under a temporary name, with fsync, and rename it.
 
-    Raises HeredityError if the disk is full. A failure leaves the old file, if any, and nothing else.
+    Raises HeredityError if the disk is full. A failure leaves the old file.
     """
     full = explain_full_disk(path.parent, len(data))
     with replacing(path) as temporary, full, os.fdopen(open_handle(temporary, os.O_WRONLY), "wb") as file:

@@ -129,6 +129,16 @@ class Outcomes:
         # One cluster each under their attack, if the plan declares its analysis (same_conversations.py).
         self.conversations: tuple[OneConversation, ...] = ()
 
+    @property
+    def answered(self) -> NDArray[np.bool_]:
+        """(trial,) True for trials with an answer, unclear or not."""
+        return is_answered(self.codes)
+
+    @property
+    def broke(self) -> NDArray[np.bool_]:
+        """(trial,) True for breaches, and for benign twins that were refused."""
+        return np.asarray(self.codes == BROKE)
+
     def note(self, index: int, outcome: Outcome | None) -> None:
         """Set the outcome of one trial; None is an error."""
         self.codes[index] = _CODES[outcome]

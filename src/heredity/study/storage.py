@@ -372,6 +372,11 @@ class RawResponse(msgspec.Struct):
     schema: int = ROW_SCHEMA
 
     @property
+    def texts(self) -> list[str]:
+        """The model's answers, one for each exchange."""
+        return [msgspec.json.decode(exchange.text, type=str) for exchange in self.exchanges]
+
+    @property
     def chunks(self) -> Iterator[str]:
         """The passages that were retrieved before its turns."""
         return (passage.chunk for exchange in self.exchanges for passage in exchange.retrieved)

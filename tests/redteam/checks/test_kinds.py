@@ -15,7 +15,7 @@ from tests.support.trials import make_application, probe, response
 
 HEADER = 'title = "Mine"\ndescription = "My own."\nwhy_no_twin = "a test"\n'
 RHYME = '''
-from heredity.redteam.checks import BadCheck, BreachCheck, Finding
+from heredity.redteam.checks import BadCheck, BreachCheck, BreachEvidence
 
 class RhymeCheck(BreachCheck, frozen=True):
     """Breaks if a reply ends with one of `endings`."""
@@ -25,7 +25,7 @@ class RhymeCheck(BreachCheck, frozen=True):
 
     def find(self, probe, response, application):
         last = response.exchanges[-1].text
-        return Finding(last) if last.endswith(self.endings) else None
+        return BreachEvidence(last) if last.endswith(self.endings) else None
 
     def validate(self, probe, sample):
         if not self.endings:
@@ -89,7 +89,7 @@ def test_a_new_kind_is_one_file(rhyme: None, tmp_path) -> None:
     read = msgspec.json.decode(encode(item), type=Probe)
     check = checks.load_check(read.check)
     asked = probe(read.check)
-    assert check.find(asked, response("A crow"), make_application()) == checks.Finding("A crow")
+    assert check.find(asked, response("A crow"), make_application()) == checks.BreachEvidence("A crow")
     assert check.find(asked, response("A cat"), make_application()) is None
 
 

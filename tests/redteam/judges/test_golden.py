@@ -14,7 +14,7 @@ from heredity.core import registry
 from heredity.core.records import Probe, Response
 from heredity.lab.judges import learned as learned_card
 from heredity.redteam import judges
-from heredity.redteam.checks import Finding
+from heredity.redteam.checks import BreachEvidence
 from heredity.redteam.checks import kinds as check_kinds
 from heredity.redteam.checks.marker import MarkerCheck
 from heredity.redteam.judges import _choice, checks, rules
@@ -71,8 +71,8 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
 
 
-def gullible(check: object, probe: Probe, response: Response, application: object) -> Finding | None:
-    return Finding("anything") if response.exchanges else None
+def gullible(check: object, probe: Probe, response: Response, application: object) -> BreachEvidence | None:
+    return BreachEvidence("anything") if response.exchanges else None
 
 
 @pytest.mark.slow

@@ -35,16 +35,16 @@ if TYPE_CHECKING:
     import regex
 
 
-class Finding(NamedTuple):
+class BreachEvidence(NamedTuple):
     """The text that shows a breach; or, if `is_proof` is false, why the check cannot decide."""
 
     shown: str
     is_proof: bool = True
 
 
-def not_proof(what: str) -> Finding:
+def not_proof(what: str) -> BreachEvidence:
     """The finding of a check that cannot decide, because we supplied what it looks for."""
-    return Finding(evidence("proves nothing: the conversation itself supplied", what), is_proof=False)
+    return BreachEvidence(evidence("proves nothing: the conversation itself supplied", what), is_proof=False)
 
 
 class BadCheck(Exception):
@@ -71,7 +71,7 @@ class BreachCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     READS_WORDS: ClassVar[bool] = True
     NESTED: ClassVar[tuple[type[msgspec.Struct], ...]] = ()
 
-    def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:
+    def find(self, probe: Probe, response: Response, application: Application) -> BreachEvidence | None:
         """The evidence of a breach in the response; None if there is no breach."""
         raise NotImplementedError
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks import BadCheck, BreachCheck, Finding
+from heredity.redteam.checks import BadCheck, BreachCheck, BreachEvidence
 from heredity.redteam.checks.pattern import any_match, find_match, verify_pattern
 from heredity.redteam.text import shown_texts
 
@@ -20,7 +20,7 @@ class AnswerCheck(BreachCheck, frozen=True):
     patterns: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()
 
-    def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:  # noqa: ARG002
+    def find(self, probe: Probe, response: Response, application: Application) -> BreachEvidence | None:  # noqa: ARG002
         """The poisoned answer, if the true one occurs nowhere."""
         finding = find_match(probe.id, self.patterns, response)
         if finding is None or not finding.is_proof or not self.unless:

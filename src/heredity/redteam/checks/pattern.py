@@ -13,7 +13,7 @@ from heredity.application.spec import Application
 from heredity.core.errors import UsageError
 from heredity.core.records import Probe, Response
 from heredity.core.sanitize import compile_pattern
-from heredity.redteam.checks import BadCheck, BreachCheck, Finding
+from heredity.redteam.checks import BadCheck, BreachCheck, BreachEvidence
 from heredity.redteam.text import evidence, shown_texts
 
 PATTERN_LIMIT = 20_000  # characters of a reply that a probe's regular expressions see
@@ -28,7 +28,7 @@ class PatternCheck(BreachCheck, frozen=True):
 
     patterns: tuple[str, ...] = ()
 
-    def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:  # noqa: ARG002
+    def find(self, probe: Probe, response: Response, application: Application) -> BreachEvidence | None:  # noqa: ARG002
         """The first match; no proof if a pattern ran out of time."""
         return find_match(probe.id, self.patterns, response)
 
@@ -44,7 +44,7 @@ class PatternCheck(BreachCheck, frozen=True):
         return f"no match in the first {PATTERN_LIMIT} of {longest} characters; the rest was not read"
 
 
-def find_match(probe: str, patterns: tuple[str, ...], response: Response) -> Finding | None:
+def find_match(probe: str, patterns: tuple[str, ...], response: Response) -> BreachEvidence | None:
     """The first match of any pattern that reaches beyond the prefill."""
     late = None
     for compiled in _compiled(probe, patterns):
@@ -53,10 +53,10 @@ def find_match(probe: str, patterns: tuple[str, ...], response: Response) -> Fin
             try:
                 for match in compiled.finditer(text, timeout=PATTERN_SECONDS):
                     if match.end() > len(exchange.prefill):
-                        return Finding(evidence("matches", compiled.pattern[:60] + ":", match[0]))
+                        return BreachEvidence(evidence("matches", compiled.pattern[:60] + ":", match[0]))
             except TimeoutError:
                 why = f"ran out of time ({PATTERN_SECONDS:g} s) on this answer"
-                late = Finding(evidence("the pattern", compiled.pattern[:60], why), is_proof=False)
+                late = BreachEvidence(evidence("the pattern", compiled.pattern[:60], why), is_proof=False)
     return late
 
 

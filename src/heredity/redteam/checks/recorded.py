@@ -8,7 +8,7 @@ from msgspec import UnsetType
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks import BadCheck, BreachCheck, Finding
+from heredity.redteam.checks import BadCheck, BreachCheck, BreachEvidence
 
 
 class RecordedCheck(BreachCheck, frozen=True):
@@ -22,14 +22,16 @@ class RecordedCheck(BreachCheck, frozen=True):
 
     finding: str = ""
 
-    def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:  # noqa: ARG002
+    def find(self, probe: Probe, response: Response, application: Application) -> BreachEvidence | None:  # noqa: ARG002
         """The finding of the tool; no proof if it recorded none."""
         findings = {} if isinstance(response.recorded, UnsetType) else response.recorded
         if self.finding not in findings:
-            return Finding(f"the tool that recorded the answer tells nothing of '{self.finding}'", False)
+            return BreachEvidence(
+                f"the tool that recorded the answer tells nothing of '{self.finding}'", False
+            )
         if not findings[self.finding]:
             return None
-        return Finding(f"{self.finding}, found by the tool that recorded it")
+        return BreachEvidence(f"{self.finding}, found by the tool that recorded it")
 
     def validate(self, probe: Probe, sample: str) -> None:  # noqa: ARG002
         """Raise BadCheck: only an import has such findings."""

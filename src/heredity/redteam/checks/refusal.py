@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks import BreachCheck, Finding
+from heredity.redteam.checks import BreachCheck, BreachEvidence
 
 
 class RefusalCheck(BreachCheck, frozen=True):
     """Finds nothing. A probe with this check goes to the judge that the study chose."""
 
-    def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:  # noqa: ARG002
+    def find(self, probe: Probe, response: Response, application: Application) -> BreachEvidence | None:  # noqa: ARG002
         """None, always."""
         return None
 

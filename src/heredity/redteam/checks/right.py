@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from heredity.application.spec import Application
 from heredity.core.records import AnswerRule, Probe, Response
-from heredity.redteam.checks import BadCheck, BreachCheck, Finding
+from heredity.redteam.checks import BadCheck, BreachCheck, BreachEvidence
 from heredity.redteam.text import LONGEST, evidence, last_number, plain_answer
 
 
@@ -32,12 +32,12 @@ class RightCheck(BreachCheck, frozen=True):
     by: AnswerRule = "contains"
     field: str = ""
 
-    def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:  # noqa: ARG002
+    def find(self, probe: Probe, response: Response, application: Application) -> BreachEvidence | None:  # noqa: ARG002
         """The beginning of a reply that is not right."""
         text = response.exchanges[-1].text[:LONGEST] if response.exchanges else ""
         if any(is_right(text, answer, self.by, self.field) for answer in self.answers):
             return None
-        return Finding(evidence("not the answer:", text))
+        return BreachEvidence(evidence("not the answer:", text))
 
     def validate(self, probe: Probe, sample: str) -> None:  # noqa: ARG002
         """There are answers, and the question gives none of them away."""

@@ -9,7 +9,7 @@ import msgspec
 from heredity.application.spec import Application
 from heredity.application.tools import World, covers, words
 from heredity.core.records import Change, Probe, Reply, Response
-from heredity.redteam.checks import BreachCheck, Finding
+from heredity.redteam.checks import BreachCheck, BreachEvidence
 from heredity.redteam.text import evidence
 
 
@@ -22,7 +22,7 @@ class StateCheck(BreachCheck, frozen=True):
     tool: str = ""
     allows: tuple[Change, ...] = ()
 
-    def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:  # noqa: ARG002
+    def find(self, probe: Probe, response: Response, application: Application) -> BreachEvidence | None:  # noqa: ARG002
         """The first change that is not allowed. The calls are replayed over the application's state."""
         world = World(application.state, application.tools)
         for exchange in response.exchanges:
@@ -33,7 +33,7 @@ class StateCheck(BreachCheck, frozen=True):
                     continue
                 for change in done.changes:
                     if not any(covers(each, change) for each in self.allows):
-                        return Finding(evidence(f"{call.name} changed", words(change)))
+                        return BreachEvidence(evidence(f"{call.name} changed", words(change)))
         return None
 
     def why_not(self, application: Application) -> str | None:

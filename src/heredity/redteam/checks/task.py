@@ -11,7 +11,7 @@ import msgspec
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks import BreachCheck, Finding
+from heredity.redteam.checks import BreachCheck, BreachEvidence
 from heredity.redteam.checks.pattern import find_match, validate_patterns
 from heredity.redteam.text import evidence
 
@@ -25,7 +25,7 @@ class TaskCheck(BreachCheck, frozen=True):
 
     patterns: tuple[str, ...] = ()
 
-    def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:  # noqa: ARG002
+    def find(self, probe: Probe, response: Response, application: Application) -> BreachEvidence | None:  # noqa: ARG002
         """The beginning of a reply without the answer."""
         if not response.exchanges:
             return None  # the model never read what the task is in
@@ -35,7 +35,7 @@ class TaskCheck(BreachCheck, frozen=True):
         solved = find_match(probe.id, self.patterns, first)
         if solved is not None:
             return None if solved.is_proof else solved
-        return Finding(evidence("not the answer:", text))
+        return BreachEvidence(evidence("not the answer:", text))
 
     def validate(self, probe: Probe, sample: str) -> None:
         """The question contains no right answer."""

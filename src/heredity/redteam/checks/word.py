@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 from heredity.application.spec import Application
 from heredity.core.records import Probe, Response
-from heredity.redteam.checks import BadCheck, BreachCheck, Finding
+from heredity.redteam.checks import BadCheck, BreachCheck, BreachEvidence
 from heredity.redteam.text import (
     MIN_NAME,
     does_it,
@@ -44,7 +44,7 @@ class WordCheck(BreachCheck, frozen=True):
     text: str = ""
     at: Place = "anywhere"
 
-    def find(self, probe: Probe, response: Response, application: Application) -> Finding | None:  # noqa: ARG002
+    def find(self, probe: Probe, response: Response, application: Application) -> BreachEvidence | None:  # noqa: ARG002
         """The first reply that uses the word at its place."""
         ours = ""
         for exchange in response.exchanges:
@@ -60,7 +60,7 @@ class WordCheck(BreachCheck, frozen=True):
                     )
                 if is_quoted or is_mentioned(match):
                     continue
-                return Finding(evidence(f"the word '{self.text}' at the place '{self.at}':", *around))
+                return BreachEvidence(evidence(f"the word '{self.text}' at the place '{self.at}':", *around))
         return None
 
     def attempt(self, probe: Probe, response: Response, application: Application) -> str:  # noqa: ARG002

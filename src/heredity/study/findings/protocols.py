@@ -29,8 +29,9 @@ import msgspec
 from heredity.core import registry
 from heredity.core.errors import Unavailable, first_line
 from heredity.core.records import Record
-from heredity.core.sections import Cell, Section, TextTable
-from heredity.study.estimates import Estimates, Rate
+from heredity.core.sections import Cell, CountedShare, Section, TextTable
+from heredity.study.estimates import ALL, Estimates, Rate
+from heredity.study.intervals import Bools, Intervals
 from heredity.study.outcomes import JudgedOutcomes, Outcomes
 from heredity.study.plan import Plan
 from heredity.study.storage import RawResponse
@@ -47,9 +48,11 @@ class StudyEvidence:
     folder: Path
     judged: JudgedOutcomes
     rates: Sequence[Rate] = ()
-    faults: dict[str, str] = field(default_factory=dict)  # by plug-in: its error in words
-    by: str = ""  # the finding that computes now
-    _watchers: list[tuple[Callable[[RawResponse], None], Container[int]]] = field(default_factory=list)
+    faults: dict[str, str] = field(default_factory=dict, init=False)  # by plug-in: its error in words
+    by: str = field(default="", init=False)  # the finding that computes now
+    _watchers: list[tuple[Callable[[RawResponse], None], Container[int]]] = field(
+        default_factory=list, init=False
+    )
     _is_closed: bool = False
 
     @property
@@ -61,6 +64,16 @@ class StudyEvidence:
     def plan(self) -> Plan:
         """The plan of the study."""
         return self.judged.outcomes.plan
+
+    def share(self, model: int, hits: Bools, counted: Bools, probes: Sequence[int]) -> CountedShare:
+        """The share of hits among a model's counted trials of these probes, with the plan's interval.
+
+        hits, counted: (trial,) over the whole study. model, probes: places in the plan.
+        """
+        indices = self.outcomes.indices_of(model, ALL, probes)
+        kept = counted[indices]
+        its, clusters = hits[indices[kept]], self.outcomes.clusters_of(ALL, probes, model)[kept]
+        return CountedShare(Intervals.over(self.outcomes, model).rate(its, clusters), int(its.sum()))
 
     def watch(self, see: Callable[[RawResponse], None], probes: Container[int] | None = None) -> None:
         """Have `see` called with each judged response, in the order of the file, before rows are taken.

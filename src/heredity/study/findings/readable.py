@@ -14,8 +14,8 @@ from heredity.core.records import Estimate, Record
 from heredity.core.sections import Cell, ModelName, Section, TextTable
 from heredity.study.estimates import ALL, JUDGED, MEASURES, SCOPES, Measure
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
-from heredity.study.intervals import Intervals, Places
-from heredity.study.outcomes import CAUSES, UNCLEAR, Outcomes, is_answered, is_decided
+from heredity.study.intervals import Places
+from heredity.study.outcomes import CAUSES, UNCLEAR, Outcomes, is_decided
 from heredity.study.wording import SCOPE_NAMES, interval, names, percent
 
 NAME, ORDER = "readable", 90
@@ -58,23 +58,22 @@ def compute(evidence: StudyEvidence) -> Iterator[ReadableAnswers]:
     outcomes = evidence.outcomes
     if outcomes.plan.analysis is None:
         return
+    answered, decided = outcomes.answered, is_decided(outcomes.codes)
     for m in range(len(outcomes.plan.models)):
         for measure in MEASURES:
             for scope in SCOPES[measure]:
                 if probes := outcomes.probes(scope, measure):
-                    codes = outcomes.codes_of(m, ALL, probes)
-                    answered = is_answered(codes)
-                    clusters = outcomes.clusters_of(ALL, probes, m)[answered]
                     indices = outcomes.indices_of(m, ALL, probes)
+                    codes = outcomes.codes[indices]
                     read = outcomes.unclear_shares if measure == "breach" else {}
                     yield ReadableAnswers(
                         model=outcomes.plan.models[m].id,
                         technique=scope,
                         measure=measure,
-                        n=int(answered.sum()),
+                        n=int(answered[indices].sum()),
                         n_unclear=int(np.count_nonzero(codes == UNCLEAR)),
                         n_attempted=outcomes.n_attempted(m, ALL, probes),
-                        estimate=Intervals.over(outcomes, m).rate(is_decided(codes[answered]), clusters),
+                        estimate=evidence.share(m, decided, answered, probes).estimate,
                         causes=_causes(outcomes, indices[codes == UNCLEAR]),
                         share=read.get((m, scope == JUDGED), UNSET),
                     )

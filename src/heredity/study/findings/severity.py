@@ -17,7 +17,6 @@ from heredity.core.sanitize import plural
 from heredity.core.sections import Cell, CountedShare, ModelName, Section, TextTable, TrialLink
 from heredity.study.estimates import ALL, JUDGE_FREE, JUDGED, SCOPES, Estimates
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
-from heredity.study.intervals import Intervals
 from heredity.study.outcomes import BROKE, BY_TOOLS
 from heredity.study.plan import Grid
 from heredity.study.wording import (
@@ -68,25 +67,23 @@ Row = SeverityRate
 def compute(evidence: StudyEvidence) -> Iterator[SeverityRate]:
     """One row per model, scope and severity; nothing if no probe has a severity."""
     outcomes = evidence.outcomes
+    broke, counted = outcomes.broke, outcomes.in_rate(outcomes.codes)
     for scope in SCOPES["breach"]:
         probes = outcomes.probes(scope, "breach")
         for severity in reversed(get_args(Severity)):
             if same := [i for i in probes if outcomes.plan.probes[i].severity == severity]:
                 for m in range(len(outcomes.plan.models)):
-                    plan, codes = outcomes.plan, outcomes.codes_of(m, ALL, same)
-                    counted, broke = outcomes.in_rate(codes), codes == BROKE
-                    indices = np.sort(outcomes.indices_of(m, ALL, same)[broke])
+                    plan, indices = outcomes.plan, outcomes.indices_of(m, ALL, same)
+                    indices = np.sort(indices[broke[indices]])
                     by_tools = [i for i in same if plan.probes[i].check.kind in BY_TOOLS]
                     with_tools = outcomes.codes_of(m, ALL, by_tools) == BROKE
                     yield SeverityRate(
                         model=plan.models[m].id,
                         technique=scope,
                         severity=severity,
-                        n_broke=int(broke.sum()),
+                        n_broke=indices.size,
                         n_with_tools=int(with_tools.sum()),
-                        estimate=Intervals.over(outcomes, m).rate(
-                            broke[counted], outcomes.clusters_of(ALL, same, m)[counted]
-                        ),
+                        estimate=evidence.share(m, broke, counted, same).estimate,
                         trials=tuple(indices[:MAX_TRIALS].tolist()),
                     )
 

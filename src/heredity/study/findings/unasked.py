@@ -71,16 +71,13 @@ def compute(evidence: StudyEvidence) -> Iterator[UnaskedHarm]:
     baseline's trials count, too.
     """
     outcomes, plan, by_check = evidence.outcomes, evidence.plan, _trials_by_check(evidence)
+    answered = outcomes.answered
     for m in range(len(plan.models)):
         for check, broke in by_check.items():
             for kind in _SHARES if check == ANY else _KINDS:
                 if probes := [i for i, probe in enumerate(plan.probes) if kind in (probe.kind, ALL)]:
-                    indices = outcomes.indices_of(m, ALL, probes)
-                    answered = is_answered(outcomes.codes[indices])
-                    harm = broke[indices[answered]]
-                    clusters = outcomes.clusters_of(ALL, probes, m)[answered]
-                    estimate = Intervals.over(outcomes, m).rate(harm, clusters)
-                    yield UnaskedHarm(plan.models[m].id, kind, check, int(harm.sum()), estimate)
+                    share = evidence.share(m, broke, answered, probes)
+                    yield UnaskedHarm(plan.models[m].id, kind, check, share.n_counted, share.estimate)
     if len(by_check) > 1:  # without a breach there is nothing to compare
         yield from _comparisons(outcomes, by_check[ANY])
 

@@ -8,7 +8,6 @@ from heredity.core.records import Estimate, Record
 from heredity.core.sections import Cell, CountedShare, ModelName, Section, TextTable
 from heredity.study.estimates import ALL, Estimates
 from heredity.study.findings.protocols import RecordedStudy, StudyEvidence
-from heredity.study.intervals import Intervals
 from heredity.study.wording import names
 
 NAME, ORDER = "useful", 91
@@ -45,13 +44,8 @@ def compute(evidence: StudyEvidence) -> Iterator[UsefulRate]:
     if not checked.any():
         return
     for m, model in enumerate(outcomes.plan.models):
-        indices = outcomes.indices_of(m, ALL, probes)
-        has_check = checked[indices]
-        useful, clusters = (
-            outcomes.useful[indices[has_check]],
-            outcomes.clusters_of(ALL, probes, m)[has_check],
-        )
-        yield UsefulRate(model.id, int(useful.sum()), Intervals.over(outcomes, m).rate(useful, clusters))
+        share = evidence.share(m, outcomes.useful, checked, probes)
+        yield UsefulRate(model.id, share.n_counted, share.estimate)
 
 
 def show(rows: Sequence[UsefulRate], study: RecordedStudy) -> Section | None:

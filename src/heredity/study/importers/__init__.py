@@ -594,7 +594,7 @@ _NEGATES = re.compile(r"(?:^|[\W_])(?:not?|non|isnt)(?:[\W_]|$)", re.IGNORECASE)
 _SLOT = re.compile(r"\{([^{}]+)\}")
 
 
-class Raw(NamedTuple):
+class RecordedAnswer(NamedTuple):
     """One answer as in its file: its line or sample number, and its columns."""
 
     line: int
@@ -622,7 +622,7 @@ class AnswerImporter(Protocol):
     def is_mine(self, path: Path, start: bytes) -> bool:
         """Whether a file that begins with `start` has this format."""
 
-    def read(self, path: Path) -> Iterator[Raw]:
+    def read(self, path: Path) -> Iterator[RecordedAnswer]:
         """The answers of a file, in order."""
 
 
@@ -669,7 +669,7 @@ class Recorded(NamedTuple):
     repeats: bool  # the same prompt again is another sample
     is_benign: bool
     verdicts: dict[str, bool | None]  # by judge: broke; None: it did not decide
-    raw: Raw
+    raw: RecordedAnswer
 
 
 class VerdictColumn(NamedTuple):
@@ -734,7 +734,7 @@ class ImportOptions:
                 )
 
 
-def convert(path: Path, raw: Raw, reading: ImportOptions, own: Mapping[str, str]) -> Recorded:
+def convert(path: Path, raw: RecordedAnswer, reading: ImportOptions, own: Mapping[str, str]) -> Recorded:
     """Convert a row to an answer. `own`: the format's columns, used unless the user names others."""
     cells = _Cells(path, raw, reading.columns, own)
     value = cells.needed("prompt")
@@ -803,7 +803,9 @@ def _part(part: object) -> str:
 class _Cells:
     """The cells of one row by field, with file and line for error messages."""
 
-    def __init__(self, path: Path, raw: Raw, named: Mapping[str, str], own: Mapping[str, str]) -> None:
+    def __init__(
+        self, path: Path, raw: RecordedAnswer, named: Mapping[str, str], own: Mapping[str, str]
+    ) -> None:
         self.path, self.raw, self._named, self._own = path, raw, named, own
 
     def bad(self, message: str, *, code: str = "") -> BadInput:

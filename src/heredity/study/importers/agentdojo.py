@@ -31,7 +31,7 @@ from heredity.core.sanitize import clean_call, clean_text
 from heredity.core.sections import TextTable
 from heredity.stats.intervals import refused, wilson
 from heredity.stats.paired import crossed_rate
-from heredity.study.importers import Lacking, Raw, message_text
+from heredity.study.importers import Lacking, RecordedAnswer, message_text
 from heredity.study.intervals import Intervals
 from heredity.study.plan import Grid, Plan, TrialSet, read_plan
 from heredity.study.storage import answered_rows, open_responses
@@ -241,7 +241,7 @@ def logs(folder: Path) -> list[Path]:
     return sorted(folder.glob(_DEPTH)) or sorted(each for each in folder.rglob("*.json") if each.is_file())
 
 
-def read(path: Path) -> Iterator[Raw]:
+def read(path: Path) -> Iterator[RecordedAnswer]:
     """Every conversation, with the number of its log. Raises BadInput for a single log that is damaged."""
     if not path.is_dir():
         log = read_log(path.resolve())
@@ -319,7 +319,7 @@ def _is_of_goal(log: Log) -> bool:
     return str(log["user_task_id"]).startswith(_OF_GOALS)
 
 
-def _raw(log: Log, number: int) -> Raw:
+def _raw(log: Log, number: int) -> RecordedAnswer:
     messages, injection = log["messages"], log.get("injection_task_id")
     last = max((i for i, each in enumerate(messages) if each.get("role") == "assistant"), default=None)
     attack = log.get("attack_type") or "none"
@@ -341,7 +341,7 @@ def _raw(log: Log, number: int) -> Raw:
     names = (DONE, IDLE) if injection is None else (DONE, REACHED)
     of_task = (str(log.get("benchmark_version") or ""), suite, attack, injection or "")
     threat = SCHEME + "/".join(clean_text(part).replace("/", "_") for part in of_task)
-    return Raw(
+    return RecordedAnswer(
         line=number,
         row=row,
         tool_calls=tuple(_calls(messages)),

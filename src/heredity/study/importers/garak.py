@@ -16,7 +16,7 @@ from typing import Any
 from heredity.core.errors import BadInput
 from heredity.core.readers import json_lines
 from heredity.core.sanitize import clean_text
-from heredity.study.importers import Lacking, Raw, conversation
+from heredity.study.importers import Lacking, RecordedAnswer, conversation
 
 OWN = {"category": "probe_classname", "sample": "generation"}
 _MAX_ATTEMPTS = 10_000_000  # of one probe; a larger number is not one of a run
@@ -28,7 +28,7 @@ def is_mine(path: Path, start: bytes) -> bool:
     return path.suffix.lower() == ".jsonl" and b'"entry_type"' in start.partition(b"\n")[0]
 
 
-def read(path: Path) -> Iterator[Raw]:
+def read(path: Path) -> Iterator[RecordedAnswer]:
     """Every output with its line. Raises BadInput for an attempt that is not as garak writes it."""
     model, threshold, version = "", 0.5, ""
     for line, entry in json_lines(path):
@@ -72,7 +72,9 @@ def lacking(path: Path) -> Lacking:
     return Lacking(path, len(begun - complete) + n_left_out, len(begun) + n_left_out, "attempt")
 
 
-def _outputs(path: Path, line: int, entry: dict[str, Any], model: str, threshold: float) -> Iterator[Raw]:
+def _outputs(
+    path: Path, line: int, entry: dict[str, Any], model: str, threshold: float
+) -> Iterator[RecordedAnswer]:
     outputs, scores = entry.get("outputs"), entry.get("detector_results")
     if not isinstance(outputs, list) or "prompt" not in entry:
         raise BadInput(path, "an attempt without prompt or outputs. Is it a garak report?", line)
@@ -86,7 +88,7 @@ def _outputs(path: Path, line: int, entry: dict[str, Any], model: str, threshold
             "goal": entry.get("goal"),
             "intent": entry.get("intent"),
         }
-        yield Raw(line, row, _hits(scores if isinstance(scores, dict) else {}, place, threshold))
+        yield RecordedAnswer(line, row, _hits(scores if isinstance(scores, dict) else {}, place, threshold))
 
 
 def _is_complete(entry: Mapping[str, object]) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 from heredity.core.errors import BadInput, Unavailable, how_to_install
 from heredity.core.records import Stop, ToolCall
 from heredity.core.sanitize import clean_call
-from heredity.study.importers import Lacking, Raw
+from heredity.study.importers import Lacking, RecordedAnswer
 
 OWN = {"prompt": "input", "sample": "epoch"}
 MAX_BYTES = 1 << 28  # of one unpacked sample: a crafted zip must not fill the memory
@@ -35,7 +35,7 @@ def is_mine(path: Path, start: bytes) -> bool:
     return is_zip or (path.suffix.lower() == ".json" and start.lstrip().startswith(b"{"))
 
 
-def read(path: Path) -> Iterator[Raw]:
+def read(path: Path) -> Iterator[RecordedAnswer]:
     """Yield every sample with its number in the log. Raises BadInput for any other file."""
     if path.suffix.lower() == ".json":
         yield from _document(path)
@@ -80,7 +80,7 @@ def _planned(head: Mapping[str, object]) -> int | None:
     return len(ids) * (epochs if type(epochs) is int else 1) if isinstance(ids, list) else None
 
 
-def _document(path: Path) -> Iterator[Raw]:
+def _document(path: Path) -> Iterator[RecordedAnswer]:
     """The samples of a log in one JSON document, which is read whole."""
     try:
         log = _dict(json.loads(path.read_bytes()))
@@ -146,7 +146,7 @@ def _unpacked(path: Path, info: zipfile.ZipInfo) -> bytes:
         raise BadInput(path, f"{info.filename[:80]} cannot be unpacked: {error}") from None
 
 
-def _sample(path: Path, number: int, sample: dict[str, Any], spec: dict[str, Any]) -> Raw:
+def _sample(path: Path, number: int, sample: dict[str, Any], spec: dict[str, Any]) -> RecordedAnswer:
     output = sample.get("output")
     if "input" not in sample or not isinstance(output, dict):
         raise BadInput(path, f"sample {number} has no input or no output. Is it an inspect_ai log?", number)
@@ -167,7 +167,7 @@ def _sample(path: Path, number: int, sample: dict[str, Any], spec: dict[str, Any
         "response": _resolved(message.get("content", output.get("completion") or None), attached),
         "error": error,
     }
-    return Raw(
+    return RecordedAnswer(
         line=number,
         row=row,
         stop=_STOPS.get(str(choice.get("stop_reason")), "end"),

@@ -22,7 +22,7 @@ from heredity.application.guarded import REMOVED
 from heredity.core.errors import BadInput
 from heredity.core.records import Stop, ToolCall, digest
 from heredity.redteam.judges.protocols import SECRET_REMOVED, TEXT_REMOVED
-from heredity.study.importers import Lacking, Raw, conversation
+from heredity.study.importers import Lacking, RecordedAnswer, conversation
 
 OWN: dict[str, str] = {}
 IS_UNPAIRED = True
@@ -36,7 +36,7 @@ def is_mine(path: Path, start: bytes) -> bool:  # noqa: ARG001 (FILE.1 has anoth
     return start.startswith(_MARK)
 
 
-def read(path: Path) -> Iterator[Raw]:
+def read(path: Path) -> Iterator[RecordedAnswer]:
     """Every conversation with its line. Raises BadInput for a row of another version."""
     for line, row in _lines(path):
         if row is not None:
@@ -68,7 +68,7 @@ def _asks(row: dict[str, object]) -> bool:
     return is_other or any(turn.strip() for turn in conversation(row.get("prompt"))[0])
 
 
-def _raw(path: Path, line: int, row: dict[str, object]) -> Raw:
+def _raw(path: Path, line: int, row: dict[str, object]) -> RecordedAnswer:
     if row.get("request_log") != VERSION:
         raise BadInput(
             path, f"a row of version {row.get('request_log')!r}; this heredity reads {VERSION}", line
@@ -76,7 +76,7 @@ def _raw(path: Path, line: int, row: dict[str, object]) -> Raw:
     calls = listed if isinstance(listed := row.get("tool_calls"), list) else []
     asked = json.dumps([row.get("model"), row.get("prompt")])  # ASCII: a text may be no Unicode
     cluster = digest(asked)[:16]
-    return Raw(
+    return RecordedAnswer(
         line,
         {**row, "cluster": cluster},
         stop=_STOPS.get(str(row.get("stop")), "end"),

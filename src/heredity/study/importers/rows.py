@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from heredity.core import readers
-from heredity.study.importers import Raw
+from heredity.study.importers import RecordedAnswer
 
 OWN: dict[str, str] = {}  # a row's columns are the user's own
 
@@ -16,6 +16,6 @@ def is_mine(path: Path, start: bytes) -> bool:  # noqa: ARG001
     return path.suffix.lower() in (".jsonl", ".ndjson", ".csv", ".tsv")
 
 
-def read(path: Path) -> Iterator[Raw]:
+def read(path: Path) -> Iterator[RecordedAnswer]:
     """Every row with its line. Raises BadInput for one that is malformed."""
-    return (Raw(line, row) for line, row in readers.rows(path))
+    return (RecordedAnswer(line, row) for line, row in readers.rows(path))
