@@ -69,7 +69,6 @@ def cli() -> str:
     lines += [
         "shows the traceback of an error. A verb names its shared options, with its own default if any."
     ]
-    lines += ["", *_list(f"[{verb}](#heredity-{verb})" for verbs in SECTIONS.values() for verb in verbs)]
     trainings = [set(map(_what, _options(verb))) for verb in chain(*sections.values()) if _trains(verb)]
     training = {what for what in set.intersection(*trainings) if uses[what] <= len(trainings) + 1}  # pretrain
     for title, is_training in (("Shared options", False), ("Options of a training", True)):
@@ -271,7 +270,7 @@ def _signature(name: str, thing: Any, is_whole: bool = False) -> list[str]:
     text = re.sub(r"\b(?:heredity|collections|pathlib|typing|msgspec)\.(?:\w+\.)*", "", text)
     text = re.sub(r'"(Literal\[[^\]]*\])"', r"\1", text)
     text = text.removesuffix(" -> None").replace(" | UnsetType = UNSET", " = ...")
-    if len(name + text) <= 100:
+    if len(name + text) <= 120:
         return [f"`{name}{text}`"]
     inside, _, after = text[1:].rpartition(")")
     parts = (f"    {part}," for part in _split(inside))
