@@ -24,6 +24,7 @@ from heredity.application.spec import Application
 from heredity.core import registry
 from heredity.core.errors import Damaged, UsageError, did_you_mean
 from heredity.core.records import Model, Probe, RecipeRecord, digest
+from heredity.lineage.graph import Edge
 from heredity.lineage.store import Store, rule_model
 from heredity.lineage.types import Grown
 from heredity.redteam import attacks, checks, probes
@@ -214,9 +215,10 @@ def _margin(spec: StudySpec) -> float:
     return 0.1 if spec.probes == "core" or tuple(spec.probes) == ("core",) else 0.05
 
 
-def resolve_plan(spec: StudySpec) -> Plan:
+def resolve_plan(spec: StudySpec, edges: tuple[Edge, ...] = ()) -> Plan:
     """The plan of these settings: every probe filled, under every attack, for every model.
 
+    edges: the descent among the models.
     Models, application and attacker of `spec` must be values already, not references (Study finds them).
     Raises UsageError if nothing is left to ask, or if something is given twice.
     """
@@ -262,6 +264,7 @@ def resolve_plan(spec: StudySpec) -> Plan:
         skipped=skipped,
         blocks=blocks,
         attacker=planned_model(attacker) if attacker is not None else None,
+        edges=edges or None,
         limit=limit,
         public=sets or None,
     )

@@ -290,17 +290,13 @@ def _marked(application: Application, attack: Attack, trial: Trial, how: AttackC
 def attack_services(
     plan: Plan, load: Callable[[PlannedModel], AbstractContextManager[Engine]],
     cache: Callable[[Engine], AbstractContextManager[ResponseCache | None]], searches: SearchCache,
-) -> Iterator[AttackServices | None]:  # fmt: skip
-    """The services of a plan's attacks; None if it has no attack that needs any."""
-    model = plan.attacker
-    planned = plan.applied()
-    if isinstance(model, PlannedModel):
-        with AttackerModel(lambda: load(model), cache, model) as attacker:
-            yield AttackServices(attacker, searches)
-    elif any(attack.needs_weights or attack.searches for attack in planned):
+) -> Iterator[AttackServices]:  # fmt: skip
+    """The services of a plan's attacks. Nothing is loaded or read before an attack needs it."""
+    if (model := plan.attacker) is None:
         yield AttackServices(None, searches)
     else:
-        yield None
+        with AttackerModel(lambda: load(model), cache, model) as attacker:
+            yield AttackServices(attacker, searches)
 
 
 # --- tool threads ------------------------------------------------------------------------------------
@@ -763,7 +759,7 @@ class RunContext:
     folder: Path  # where the answers are kept, for messages
     grid: Grid
     recorder: FolderRecorder
-    services: AttackServices | None  # None: no attack needs any
+    services: AttackServices
     open_model: Callable[[PlannedModel], AbstractContextManager[Engine]]
     open_cache: OpenCache
     readers: GuardReaders  # the models of guards
@@ -857,9 +853,6 @@ class _LoadedModel:
         self._attacks = dict(zip(self._changes, loaded, strict=True))
 
     def __call__(self, indices: Iterable[int]) -> None:
-        if not any(self._changes):
-            self._ask("", indices)
-            return
         for change, some in groupby(indices, self._change):
             self._ask(change, some)
 
@@ -881,9 +874,8 @@ class _LoadedModel:
     def _engine(self, change: str) -> tuple[Engine, ResponseWriter]:
         if change not in self._engines:
             base, writer = self._engines[""]
-            services = self._context.services or AttackServices()
             model = self._context.grid.plan.models[self._m]
-            engine = services.changed_engine(self._attacks[change], model, base)
+            engine = self._context.services.changed_engine(self._attacks[change], model, base)
             if engine is not base:
                 self._stack.callback(engine.close)
                 writer = self._writer(engine)

@@ -74,7 +74,6 @@ from heredity.study.plan import (
     write_plan,
 )
 from heredity.study.resolve import (
-    declare,
     is_guarded,
     model_to_load,
     resolve_plan,
@@ -198,15 +197,12 @@ class Study:
         records = [each.record for each in grown]
         for record in records if application.rendering != "theirs" else ():
             engines.refuse_text_only(record)
-        self._plan = resolve_plan(replace(spec, models=grown, attacker=attacker, application=application))
         recorded = graph.edges(records, self._known(records)) if any(r.parents for r in records) else ()
         pairs = {(edge.parent, edge.child) for edge in recorded}
-        if edges := (*recorded, *(edge for edge in edges if (edge.parent, edge.child) not in pairs)):
-            edges = tuple(msgspec.structs.replace(e, role=(roles or {}).get(e.child, e.role)) for e in edges)
-            described = msgspec.structs.replace(self._plan, edges=edges)
-            self._plan = declare(
-                described, spec.endpoint, spec.unclear_share, spec.judge_name, error_share=spec.error_share
-            )
+        edges = (*recorded, *(edge for edge in edges if (edge.parent, edge.child) not in pairs))
+        edges = tuple(msgspec.structs.replace(e, role=(roles or {}).get(e.child, e.role)) for e in edges)
+        resolved = replace(spec, models=grown, attacker=attacker, application=application)
+        self._plan = resolve_plan(resolved, edges)
         self._grown = {each.record.id: each for each in grown if not is_guarded(each.record)}
         if attacker is not None:
             self._grown[attacker.record.id] = attacker

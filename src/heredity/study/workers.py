@@ -79,7 +79,6 @@ from heredity.study.plan import PLAN, Grid, Plan, PlannedModel, TrialSet, read_s
 from heredity.study.resolve import stored_model
 from heredity.study.runner import (
     FOUND,
-    AttackServices,
     FolderRecorder,
     ModelSlot,
     OpenRun,
@@ -225,9 +224,8 @@ class StudyWorker:
             closing(JudgeReaders(of_guards)) as readers,
         ):
             context = RunContext(
-                Path(setup.folder), self._grid, _PartRecorder(self, rows),
-                services or AttackServices(searches=self._searches), self._open_model, self._open_cache,
-                readers, toolbox,
+                Path(setup.folder), self._grid, _PartRecorder(self, rows), services, self._open_model,
+                self._open_cache, readers, toolbox,
             )  # fmt: skip
             with ModelSlot(lambda m: loaded_model(context, m)) as slot:
                 while (lease := self._next(wait=True)) is not None:
