@@ -418,14 +418,14 @@ class ConversationScheduler:
         self._engine_name, self._services = engine.name, services or AttackServices()
         self._as_sent = capabilities(engine).provenance.as_sent
         self._queries: dict[int, Conversation] = {}  # conversations that wait for the attacker
-        self._waiting: Iterator[int] = iter(())
+        self._indices: Iterator[int] = iter(())
         self._follow_ups: deque[Request] = deque()
         self._in_progress: dict[int, Conversation] = {}
         self._own: BaseException | None = None  # an error on our side of the engine's stream
 
     def run(self, indices: Iterable[int]) -> None:
         """Ask the trials at `indices`, all of one model. Raises EngineFailure if the engine fails."""
-        self._waiting = iter(indices)
+        self._indices = iter(indices)
         try:
             replies = self._engine.reply(self._stream())
             # A generator is closed, so that its engine stops waiting for requests.
@@ -460,7 +460,7 @@ class ConversationScheduler:
             is_full = len(self._queries) >= MAX_QUERIES
             if self._take_called(wait=False):
                 continue
-            if not (is_full or self._calling.is_full) and (index := next(self._waiting, None)) is not None:
+            if not (is_full or self._calling.is_full) and (index := next(self._indices, None)) is not None:
                 if (request := self._advance(self._start(index), None)) is not None:
                     return request
             elif self._queries and (is_full or not self._in_progress):
