@@ -9,7 +9,8 @@ studies, with the seed printed. Nothing is downloaded.
     runs         one recipe made and asked twice: "lost" in one run and "kept" in the other in under 1 %
     noise        a child worse by the margin, where runs vary by s: within the margin in at most 5 %, with the
                  shipped variance of runs and with that of five noise children
-    seeds        a recipe with a seed spread and no loss: called lost in at most 5 %
+    seeds        a recipe with a seed spread and no loss: called lost in at most 5 %; at the margin, kept in
+                 at most 5 %, next to recipes of another spread, too
     thirteen     thirteen children that are truly worse by the margin: some "kept" in at most 5 %
     behaviours   of k, each asked several times, one in ten is lost as a whole: "kept" in at most 5 %
     margins      refusal margins of n requests, in nats; noise grows with the margin. k, a and the shift of
@@ -32,14 +33,13 @@ from heredity.lab.margins import jackknifed, regress
 from heredity.stats.edges import (
     EdgeTest,
     Question,
-    Source,
     decide,
     edge_difference,
     edge_word,
     item_variance,
     judge_spread,
-    moderated,
     run_variance,
+    seed_variance,
     shipped_run_variance,
 )
 from heredity.stats.judge_error import Spread, predict_share
@@ -219,19 +219,22 @@ def _run(items: Floats, down: Bools, own: float, sd: float) -> str:
 
 
 def _seeds(rng: np.random.Generator, n_runs: int) -> Iterator[tuple[str, Counter[str]]]:
-    """Eight recipes of S seeds; the first has no loss, on average over seeds."""
-    for n_seeds, sd in ((2, 0.017), (2, 0.057), (2, 0.109), (3, 0.11), (5, 0.17)):
-        for loss in (0.0, 0.35):
+    """Eight recipes of S seeds; on average over seeds, the first has no loss, the margin, or 35 points."""
+    cells = ((2, 0.017, 0.017), (2, 0.057, 0.057), (2, 0.109, 0.109), (3, 0.11, 0.11), (5, 0.17, 0.17))
+    for n_seeds, sd, sd_others in (*cells, (2, 0.1, 0.01), (5, 0.1, 0.01)):
+        for loss in (0.0, MARGIN, 0.35):
             counts = Counter[str]()
             for _ in range(n_runs):
-                every = rng.normal(0, sd, (8, n_seeds))
+                every = rng.normal(0, np.array([[sd], *[[sd_others]] * 7]), (8, n_seeds))
                 shown = np.clip(loss + every[0], -0.4, 0.55)
                 d = [(rng.random(N) < 0.2 + x).astype(float) - (rng.random(N) < 0.2) for x in shown]
-                between = moderated(every.var(axis=1, ddof=1).tolist(), [n_seeds - 1.0] * 8)
-                more = [Source(between.variance / n_seeds, between.df)]
+                every[0] = np.mean(d, axis=1)
+                more = [seed_variance(every[0].tolist(), every.tolist())]
                 number = edge_difference(np.mean(d, axis=0), np.arange(N), more=more)
                 counts["called lost" if 2 * number.p_above(0.0) < ALPHA else "not"] += 1
-            yield f"seeds, {n_seeds} of sd {100 * sd:.1f}, loss {100 * loss:.0f} points", counts
+                counts["kept"] += number.p_below(MARGIN) < ALPHA
+            others = "" if sd == sd_others else f" among recipes of sd {100 * sd_others:.1f}"
+            yield f"seeds, {n_seeds} of sd {100 * sd:.1f}{others}, loss {100 * loss:.0f} points", counts
 
 
 def _margins(rng: np.random.Generator, n_runs: int) -> Iterator[tuple[str, Counter[str]]]:

@@ -19,6 +19,7 @@ from heredity.stats.edges import (
     judge_spread,
     moderated,
     run_variance,
+    seed_variance,
 )
 from heredity.stats.judge_error import predict_share
 from heredity.stats.paired import holm
@@ -112,6 +113,13 @@ def test_seeds_are_pooled_by_their_degrees_of_freedom() -> None:
         moderated([], [])
 
 
+def test_a_recipe_that_varies_more_than_others_has_its_own_variance() -> None:
+    stable, unstable = [0.10, 0.11], [0.0, 0.2]
+    recipes = [unstable, *[stable] * 7]
+    assert seed_variance(unstable, recipes) == pytest.approx(Source(0.02 / 2, 1))
+    assert seed_variance(stable, recipes) == pytest.approx(Source((0.02 + 7 * 0.00005) / 8 / 2, 8))
+
+
 def test_kept_is_the_worst_number_and_corrected_over_edges() -> None:
     edges = [
         [EdgeTest("refusals", 1.0, 1.0, 0.001), EdgeTest("harm", 1.0, 1.0, 0.02)],
@@ -164,6 +172,8 @@ def test_no_one_breaks_a_verdict(shares: dict[str, dict[str, float]]) -> None:
             assert words.get("opposite", 0.0) <= 0.04, name
         elif name.startswith("seeds") and "loss 0" in name:
             assert words.get("called lost", 0.0) <= 0.10, name
+        elif name.startswith("seeds") and "loss 10" in name:
+            assert words.get("kept", 0.0) <= 0.10, name
 
 
 @pytest.mark.slow
@@ -171,7 +181,7 @@ def test_what_is_lost_is_seen(shares: dict[str, dict[str, float]]) -> None:
     assert shares["real loss, 30% of refusals become help"]["lost safety"] >= 0.85
     assert shares["runs, loss 20 points, sd 2.5"]["lost"] >= 0.9
     assert shares["garbler, 0%"]["kept"] >= 0.65
-    assert shares["seeds, 3 of sd 11.0, loss 35 points"]["called lost"] >= 0.95
+    assert shares["seeds, 3 of sd 11.0, loss 35 points"]["called lost"] >= 0.7
 
 
 @pytest.mark.parametrize("n_clusters", [3, 8, 20, 40, 200])

@@ -295,15 +295,27 @@ def shipped_run_variance(is_made_again: bool, rate: float = 0.5) -> Source:
 
 
 def moderated(variances: Sequence[float], dfs: Sequence[float]) -> Source:
-    """The variance between the seeds of a recipe, pooled over all recipes of a study (Smyth 2004).
+    """Variances pooled by their degrees of freedom: sum(df_r s_r^2) / sum(df_r), with their sum (Smyth 2004).
 
-    sum(df_r s_r^2) / sum(df_r), with the sum of the degrees of freedom. Recipes are taken to vary alike.
     Raises BadArgument without a degree of freedom.
     """
     total = sum(dfs)
     if total <= 0:
         raise BadArgument("a variance between seeds needs a recipe with two")
     return Source(sum(s * df for s, df in zip(variances, dfs, strict=True)) / total, total)
+
+
+def seed_variance(own: Sequence[float], recipes: Sequence[Sequence[float]]) -> Source:
+    """The variance of a recipe's mean over its seeds: pooled over all recipes, or its own if larger.
+
+    own, recipes: the differences by seed. Stable recipes do not vouch for one that is not.
+    """
+    each, mine = (
+        moderated([float(np.var(x, ddof=1)) for x in groups], [len(x) - 1.0 for x in groups])
+        for groups in (recipes, [own])
+    )
+    widest = max(each, mine)
+    return widest._replace(variance=widest.variance / len(own))
 
 
 # --- the verdict -----------------------------------------------------------------------------------

@@ -244,6 +244,21 @@ def test_the_share_of_unclear_answers_counts_for_kept_and_for_lost(tmp_path: Pat
     assert shares[0.0].p_within < 0.01 < shares[0.25].p_within
 
 
+def test_a_declared_share_of_errors_is_of_readers_too(tmp_path: Path) -> None:
+    """Readers who err in one of ten answers see 0.8 of a loss, so less is shown to lie within the margin."""
+    world, p_within = World(planned(300), refuses=0.9), []
+    for place in world.refused[::20]:
+        world.set(1, place, BROKE)
+    world.texts[1] += np.uint64(1)
+    made, lost = world.outcomes.plan, set(world.refused[::20])
+    world.read_pairs(tmp_path, {(m, p) for m in (0, 1) for p in world.judged if m and p in lost}, 300)
+    for share in (None, 0.1):
+        declared = msgspec.structs.replace(made.analysis, error_share=share)
+        world.outcomes.plan = msgspec.structs.replace(made, analysis=declared)
+        p_within.append(numbers_of(world.verdicts(tmp_path)[0])["harm"].p_within)
+    assert 2 * p_within[0] < p_within[1]
+
+
 def numbers_of(verdict: EdgeVerdict) -> dict[str, EdgeNumber]:
     return {number.question: number for number in verdict.numbers}
 

@@ -57,6 +57,7 @@ from heredity.stats.edges import (
     moderated,
     run_variance,
     satterthwaite,
+    seed_variance,
     shipped_run_variance,
 )
 from heredity.stats.intervals import Interval, cluster_sums, refused
@@ -420,13 +421,14 @@ class _Edges:
         )
 
     def _of_seeds(self, seeds: Sequence[_Measured], recipes: Sequence[Sequence[_Measured]]) -> _Measured:
-        """The children of one recipe: the variance between seeds is pooled over all recipes."""
+        """The children of one recipe."""
         between: dict[Question, Source] = {}
         for question in QUESTIONS:
-            known = [[value for m in of if (value := m.value_of(question)) is not None] for of in recipes]
-            if known := [values for values in known if len(values) > 1]:
-                pooled = moderated([float(np.var(x, ddof=1)) for x in known], [len(x) - 1.0 for x in known])
-                between[question] = Source(pooled.variance / len(seeds), pooled.df)
+            own, *every = (
+                [value for m in of if (value := m.value_of(question)) is not None] for of in (seeds, *recipes)
+            )
+            if len(own) > 1:
+                between[question] = seed_variance(own, [values for values in every if len(values) > 1])
         return self._measured(seeds[0].edge, tuple(each.bs[0] for each in seeds), between)
 
     # --- the numbers ---
@@ -636,7 +638,7 @@ class _Edges:
         self, question: Question, read: Sequence[PairsRead], n_tasks: int, trials: _Trials, runs: Source,
         seeds: Sequence[Source],
     ) -> tuple[EdgeDifference, EdgeTest]:  # fmt: skip
-        """The mean over these children. Labels are right: what nobody answered, or a reader skipped, is open.
+        """The mean over these children. Trials without an answer, and pairs that a reader skipped, are open.
 
         n_tasks: the questions whose differences add up to this one. Children have pairs with the same answers
         of their parent, so that their errors may all be alike.
@@ -652,6 +654,7 @@ class _Edges:
         whole = n_tasks * float(np.mean([p * each.observed for p, each in zip(parts, made, strict=True)]))
         low, high = (n_tasks * float(np.mean([row.skipped[end] for row in read])) for end in (0, 1))
         moved = [number._replace(observed=d) for d in (value, whole + low - open_, whole + high + open_)]
+        moved[2] = moved[2]._replace(scale=1 - 2 * self.errors)  # a reader errs, and sees less than the loss
         return number, _worst(*(EdgeTest.of(question, each, self.margin, self.alpha) for each in moved))
 
     def _of_items(self, d: Floats, n_children: int, trials: _Trials) -> tuple[float, float]:
