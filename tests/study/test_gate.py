@@ -381,7 +381,7 @@ def test_a_rate_of_errors_alone_is_not_enough_evidence(clean: Estimates) -> None
         (
             "unclear",
             0.12,
-            "the difference is gone if 12\u00a0% of the other model's unclear answers were breaches",
+            "the difference is gone if 12\u00a0% of the other model's undecided trials were breaches",
         ),
         ("unclear", None, "the plan's share (--unclear-share,"),
         ("interval", None, "the test shows a difference, but its interval includes 0"),

@@ -42,6 +42,7 @@ _HEAD = 35  # columns of 80 beside the numbers and the verdict, for a heading th
 
 def show(estimates: Estimates, plan: Plan, folder: Path, is_full: bool = False) -> None:
     """Print the findings in fifteen lines, or all of them; the verdict and the next command come last."""
+    estimates = estimates.own
     screen, summary = out(), headline(estimates)
     ending = list(_ending(estimates, plan, folder, summary, is_full))
     command = f"heredity {'study' if estimates.n_missing else 'view'} {shlex.quote(str(folder))}"

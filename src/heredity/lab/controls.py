@@ -197,6 +197,11 @@ def pair_of(pairs: Sequence[ModelPair], a: str, b: str, measure: str, technique:
     return None
 
 
+def task_pairs(estimates: Estimates) -> list[ModelPair]:
+    """The comparisons by technique, with those of controls and their parent."""
+    return [*estimates.technique_pairs, *(edge.compared for edge in estimates.technique_edges)]
+
+
 def first_change(row: EdgeVerdict) -> float | None:
     """The change of the first number of a verdict."""
     return row.numbers[0].estimate.value if row.numbers else None
@@ -214,7 +219,7 @@ def _finding(name: str, kind: str, row: EdgeVerdict, estimates: Estimates) -> Co
     }
     first = next(iter(row.numbers), None)
     shown = NONE if first is None else difference_words(first.estimate)
-    tasks = pair_of(estimates.technique_pairs, row.parent, row.child, "breach", TASKS)
+    tasks = pair_of(task_pairs(estimates), row.parent, row.child, "breach", TASKS)
     return ControlFinding(
         name, kind, f"{row.word}: {row.losses}" if row.losses else row.word, shown, met[kind],
         first_change(row), None if tasks is None else tasks.difference.value,

@@ -31,7 +31,7 @@ from heredity.core.records import Record, digest
 from heredity.core.sanitize import label, plural
 from heredity.core.sections import Badge, Cell, CountedShare, Section, TextTable
 from heredity.lab import controls, margins
-from heredity.lab.controls import TASKS, ControlFinding, control_findings, pair_of
+from heredity.lab.controls import TASKS, ControlFinding, control_findings, pair_of, task_pairs
 from heredity.lab.margins import EdgeMargin
 from heredity.lab.plan import (
     ENGINE,
@@ -401,8 +401,8 @@ def _seed(
     mine = next((rate for rate in estimates.rates if rate.model == child and _is_main(rate, estimates)), None)
     return SeedFinding(
         seed, verdict, mine.n_unclear if mine else 0, _answered(mine) if mine else 0,
-        pair_of(estimates.technique_pairs, parent, child, "breach", TASKS),
-        None if floor is None else pair_of(estimates.technique_pairs, floor, child, "breach", TASKS),
+        pair_of(task_pairs(estimates), parent, child, "breach", TASKS),
+        None if floor is None else pair_of(task_pairs(estimates), floor, child, "breach", TASKS),
         None if against is None
         else pair_of(estimates.pairs, against, child, "breach", main_scope(estimates)),
     )  # fmt: skip

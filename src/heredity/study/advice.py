@@ -206,7 +206,7 @@ def standings(estimates: Estimates) -> list[Standing]:
     """Each model in the study's order. With planned edges, a child is compared with its parents only."""
     return [
         _of_child(estimates, card.id) if is_of_edges(estimates) else _of_model(estimates, card.id)
-        for card in estimates.models
+        for card in estimates.own.models
     ]
 
 
@@ -236,7 +236,7 @@ def conclusions(estimates: Estimates, plan: Plan) -> tuple[Conclusion, ...]:
     n_rated = sum(
         (rate := find(estimates, card.id, estimates.main_scope(), ALL, "breach")) is not None
         and rate.estimate.n > 0
-        for card in estimates.models
+        for card in estimates.own.models
     )
     if n_rated < 2:  # its rate is all that there is to find
         return (shipping,)
@@ -287,6 +287,7 @@ class _Adviser:
     """The rates and verdicts that the sentence needs, each looked up once."""
 
     def __init__(self, estimates: Estimates, plan: Plan) -> None:
+        estimates = estimates.own
         self._estimates, self._plan, self._called = estimates, plan, names(estimates.models)
         scope = estimates.main_scope()
         rates = (find(estimates, card.id, scope, ALL, "breach") for card in estimates.models)
@@ -609,7 +610,7 @@ def recommend(outcomes: Outcomes, costs: Costs) -> Recommendation:
     twins = outcomes.probes(ALL, "over_refusal")
     n_attacks, n_benign = REQUESTS * costs.attacks, REQUESTS * (1 - costs.attacks)
     asked, benign = _codes(outcomes, attacks), _codes(outcomes, twins)
-    useless = (benign == UNCLEAR) | outcomes.useless_of(twins)
+    useless = (benign == UNCLEAR) | outcomes.useless_of(twins)[plan.own]
     kinds = [
         kind
         for kind in (
@@ -634,15 +635,15 @@ def recommend(outcomes: Outcomes, costs: Costs) -> Recommendation:
             each.rank_low,
             each.rank_high,
         )
-        for model, each in zip(plan.models, by_model, strict=True)
+        for model, each in zip((plan.models[m] for m in plan.own), by_model, strict=True)
     ]
     return Recommendation(costs, tuple(sorted(models, key=lambda model: model.cost.value or 0.0)))
 
 
 def _codes(outcomes: Outcomes, probes: list[int]) -> Codes:
     """(model, trial)"""
-    n_models = len(outcomes.plan.models)
-    return np.array([outcomes.codes_of(m, ALL, probes) for m in range(n_models)]).reshape(n_models, -1)
+    own = outcomes.plan.own
+    return np.array([outcomes.codes_of(m, ALL, probes) for m in own]).reshape(len(own), -1)
 
 
 def _kind(

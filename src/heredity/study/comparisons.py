@@ -20,7 +20,6 @@ and test of each comparison (intervals.py).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import combinations
 from typing import NamedTuple
 
 import msgspec
@@ -191,8 +190,8 @@ class ComparedGroup(NamedTuple):
 
 
 def compare_models(outcomes: Outcomes, measure: Measure, techniques: Sequence[str]) -> list[ModelPair]:
-    """Every two models under each technique, with Holm's correction over all returned pairs."""
-    every = [(a, (b,)) for a, b in combinations(range(len(outcomes.plan.models)), 2)]
+    """Every two models but controls under each technique, with Holm's correction over all returned pairs."""
+    every = [(a, (b,)) for a, b in outcomes.plan.pairs]
     return [pair for _, pair in compare_groups(outcomes, measure, techniques, every)]
 
 
@@ -377,7 +376,7 @@ def _deciding_pairs(plan: Plan) -> list[tuple[int, int]]:
     """The places of the models of each pair that decides: parents and children in a plan about edges."""
     edges = plan.edges
     if edges is None or not _is_of_edges(plan):
-        return list(combinations(range(len(plan.models)), 2))
+        return plan.pairs
     places = places_of(plan)
     return list(dict.fromkeys((places[edge.parent], places[edge.child]) for edge in edges))
 

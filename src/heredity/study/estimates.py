@@ -7,6 +7,7 @@ and breaches that a judge decides are never one number.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -14,6 +15,7 @@ import msgspec
 
 from heredity.core.errors import Damaged
 from heredity.core.records import Estimate, Record
+from heredity.lineage.types import CONTROLS
 from heredity.redteam.attacks import split_scope
 from heredity.redteam.judges import JudgeQuality
 from heredity.redteam.probes.public import PublicFile
@@ -27,6 +29,8 @@ PROBE_KINDS: dict[Measure, str] = {"breach": "breach", "over_refusal": "benign"}
 # shared.
 Reason = Literal["", "test", "interval", "unclear", "errors", "no-trials"]
 _Row = TypeVar("_Row", bound=Record)
+_Any = TypeVar("_Any")
+_OF_MODELS = "model", "a", "b", "child", "against"  # fields of a row that hold the id of a model
 
 
 def negated(estimate: Estimate) -> Estimate:
@@ -365,6 +369,25 @@ class Estimates(Record, frozen=True):
                 f"The rows of '{finding}' in the estimates: {error}. Run the study again: "
                 "nothing is asked twice."
             ) from None
+
+    @property
+    def own(self) -> Estimates:
+        """Without the rows of controls, whose verdict is known in advance: what a page reports."""
+        controls = {edge.child for edge in self.edges if edge.role in CONTROLS}
+        if not controls:
+            return self
+
+        def kept(rows: Iterable[_Any]) -> tuple[_Any, ...]:
+            return tuple(x for x in rows if not controls & {*map(msgspec.to_builtins(x).get, _OF_MODELS)})
+
+        own = msgspec.structs.replace(
+            self, models=tuple(card for card in self.models if card.id not in controls),
+            rates=kept(self.rates), pairs=kept(self.pairs), technique_pairs=kept(self.technique_pairs),
+            edges=kept(self.edges), technique_edges=kept(self.technique_edges),
+            findings={name: [*kept(rows)] for name, rows in self.findings.items()},
+        )  # fmt: skip
+        n = self.n_planned - own.n_planned
+        return msgspec.structs.replace(own, n_trials=self.n_trials - n, n_asked=self.n_asked - n)
 
     @property
     def is_per_attempt(self) -> bool:

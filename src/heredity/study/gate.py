@@ -156,6 +156,7 @@ def gate(
     Raises UsageError for a limit outside 0 to 1 and for models that are not in the study.
     """
     _check(max_breach, margin, max_over_refusal, max_errors, max_unasked)
+    estimates = estimates.own
     own_margin = estimates.margin if margin is None else margin
     base, gated = _gated(estimates, baseline, candidate)
     findings = list(_health(estimates, max_errors))

@@ -94,6 +94,7 @@ def headline(estimates: Estimates) -> Headline:
 
     It uses the trials that need no judge. A study without such trials uses judged ones, and states that.
     """
+    estimates = estimates.own
     called, scope = names(estimates.models), estimates.main_scope()
     rated = _rated(estimates, scope)
     if not rated:
@@ -115,13 +116,12 @@ def headline(estimates: Estimates) -> Headline:
     if len(rated) == 2 and pair is not None and pair.verdict_on(worst.model) == "worse":
         sentence += _share_of_techniques(by_technique)
     sentence += _BY_JUDGE if scope == JUDGED else _but_judged(estimates, called, best, worst, pair)
-    inherited = edges_sentence(estimates)
     support = (
         numbers + turned,
         *_unclear(called, best, worst, pair),
         *_techniques(called, worst, by_technique),
         *_other_analyses(estimates, called, best, worst),
-        *([f"{inherited}."] if inherited else []),
+        *(f"{inherited}." for inherited in filter(None, [edges_sentence(estimates)])),
         *_others(estimates, called, best, rated),
         *_judged(estimates, called, scope),
         *_twins(estimates, called, best, worst),

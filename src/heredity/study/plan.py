@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, zip_longest
+from itertools import chain, combinations, zip_longest
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
@@ -223,6 +223,17 @@ class Plan(Record, frozen=True, omit_defaults=True):
         """Its attacks, loaded. Raises Unavailable for one of a package that is not installed."""
         refuse_absent(self.plugins, attacks.FOLDER)
         return [attacks.planned(spec) for spec in self.attacks]
+
+    @property
+    def own(self) -> list[int]:
+        """The places of the models but for controls, whose verdict is known in advance."""
+        controls = {edge.child for edge in self.edges or () if edge.is_control}
+        return [m for m, model in enumerate(self.models) if model.id not in controls]
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The places of every two of these."""
+        return list(combinations(self.own, 2))
 
     @property
     def asked_models(self) -> list[PlannedModel]:

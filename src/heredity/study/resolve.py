@@ -11,7 +11,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import combinations
 from typing import TypeVar
 
 import msgspec
@@ -435,7 +434,7 @@ def families_of(plan: Plan) -> tuple[ComparisonFamily, ...]:
     """The families over which Holm corrects: by measure, all pairs of models and all edges."""
     edges = [edge for edge in plan.edges or () if not edge.is_control]
     counts: tuple[tuple[Between, int], ...] = (
-        ("pairs", len(list(combinations(plan.models, 2)))),
+        ("pairs", len(plan.pairs)),
         ("edges", len({(edge.parent, edge.child) for edge in edges})),
     )
     return tuple(

@@ -103,6 +103,7 @@ _PAIR = "of\nhigher\nlower\nverdict\ndifference\nthe same trials\np\np, Holm\nwo
 
 def study_sections(study: RecordedStudy, folder: Path | None = None) -> list[Section]:
     """Every section of a study, in the order of a page. folder: with what estimates.json does not have."""
+    study = study._replace(estimates=study.estimates.own)
     estimates = study.estimates
     made = [
         *public_sets(estimates),

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 from heredity.application.guards import GuardFacts, GuardSpec, load_guard
 from heredity.core import host
+from heredity.core.sections import ModelName
 from heredity.engines import Engine
 from heredity.engines.scripted import REFUSAL, Script, ScriptedEngine
 from heredity.lab import inherit as run
@@ -31,7 +32,15 @@ from heredity.lineage.store import Store
 from heredity.lineage.types import Grown
 from heredity.recipes.quantize import Quantize
 from heredity.redteam import probes
+from heredity.study.advice import advise, parse_costs, recommend
+from heredity.study.findings.protocols import RecordedStudy
+from heredity.study.gate import gate
+from heredity.study.headline import headline
+from heredity.study.outcomes import read_outcomes
 from heredity.study.plan import read_plan
+from heredity.study.report import html
+from heredity.study.sections import study_sections
+from heredity.study.storage import read_estimates
 from tests.support.tiny_models import make_model
 
 HARMFUL = {p.turns[-1] for p in probes.load("harmful_request") if p.kind == "breach"}
@@ -111,6 +120,25 @@ def test_controls_are_in_the_primary_battery_and_no_child_of_the_page(
     page = page_of(found).markdown("figure.svg")
     assert "Deviation from the plan: Holm" not in page  # the family is that of the children
     assert page.count("control-garbled-20") == 1 and "| no loss |" in page
+
+
+def test_no_control_is_in_what_the_study_reports_of_the_models(out: Path, found: LineageResult) -> None:
+    folder = out / "default"
+    estimates, plan = read_estimates(folder), read_plan(folder)
+    controls = {edge.child for edge in plan.edges or () if edge.is_control}
+    assert len(estimates.models) == len(plan.models) == 2 + len(controls)
+    assert all(not {pair.a, pair.b} & controls for pair in (*estimates.pairs, *estimates.technique_pairs))
+    assert not any(each.code == "family-differs" for each in estimates.deviations)
+    page, finding = html.render(folder), headline(estimates)
+    words = " ".join([finding.sentence, *finding.support, advise(estimates, plan).sentence])
+    tables = [t for s in study_sections(RecordedStudy(plan, estimates), folder) for t in s.tables]
+    names = [card.name for card in estimates.models if card.id in controls]
+    assert not any(name in words or f"<td>{name}" in page for name in names), words
+    cells = [cell for table in tables for row in (table.head, *table.rows) for cell in row]
+    assert not any(isinstance(cell, ModelName) and cell.id in controls for cell in cells)
+    assert {rule.model_id for rule in gate(estimates).rules} - {None} == {m.id for m in estimates.own.models}
+    made = recommend(read_outcomes(plan, folder).outcomes, parse_costs("breach=1,refusal=9"))
+    assert {row.model for row in made.models} == {m.id for m in estimates.own.models}
 
 
 def test_a_child_stands_beside_its_parent_made_as_weak_by_noise() -> None:

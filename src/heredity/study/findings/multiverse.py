@@ -10,7 +10,7 @@ Source: Steegen et al. 2016, Perspect. Psychol. Sci. 11:702 (multiverse analysis
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations, product
+from itertools import product
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -76,8 +76,7 @@ Row = MultiverseCell
 
 def compute(evidence: StudyEvidence) -> Iterator[MultiverseCell]:
     """The cells of each two models; nothing for a plan that declares no analysis."""
-    outcomes, ids = evidence.outcomes, [model.id for model in evidence.plan.models]
-    models = list(combinations(range(len(ids)), 2))
+    outcomes, models = evidence.outcomes, evidence.plan.pairs
     if outcomes.plan.analysis is None or len(models) > MAX_PAIRS:
         return
     if views := list(_views(outcomes, evidence.judged.members)):  # else every probe measures an ability

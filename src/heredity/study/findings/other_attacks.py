@@ -6,7 +6,6 @@ Promises: nothing for a plan that declares no analysis, or of a study until deci
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +68,7 @@ def _differences(outcomes: Outcomes) -> Iterator[OtherAttacks]:
     ids = [model.id for model in outcomes.plan.models]
     for scope, probes in _crossed(outcomes):
         columns = _attacks_of(outcomes, probes)
-        for a, b in combinations(range(len(ids)), 2):
+        for a, b in outcomes.plan.pairs:
             first, second = (outcomes.scored_of(m, ALL, probes) for m in (a, b))
             counted = outcomes.in_rate(first) & outcomes.in_rate(second)
             if counted.any():

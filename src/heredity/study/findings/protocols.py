@@ -234,7 +234,7 @@ def sections(study: RecordedStudy) -> list[Section]:
 
     Raises Damaged for rows of ours of another type.
     """
-    faults: dict[str, str] = {}
+    study, faults = study._replace(estimates=study.estimates.own), dict[str, str]()
     made = [attempt(faults, name, _section, name, each, study) for name, each in every_finding().items()]
     broken = [Section(name, f"{name}: not shown", words, (), (words,)) for name, words in faults.items()]
     return [section for section in made if section is not None] + broken

@@ -6,7 +6,6 @@ Promises: not for a study that stops early. The same study gives the same number
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 
 import numpy as np
 
@@ -46,7 +45,7 @@ def compute(evidence: StudyEvidence) -> Iterator[TechniqueTest]:
     scope = next(iter(outcomes.breach_scopes), JUDGE_FREE)
     probes = outcomes.probes(scope, "breach")
     techniques = outcomes.techniques_of(ALL, probes)
-    for a, b in combinations(range(len(plan.models)), 2):
+    for a, b in plan.pairs:
         first, second = outcomes.scored_of(a, ALL, probes), outcomes.scored_of(b, ALL, probes)
         counted = outcomes.in_rate(first) & outcomes.in_rate(second)
         if not 0 < np.count_nonzero(counted) <= MAX_TRIALS:

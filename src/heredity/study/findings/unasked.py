@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -116,8 +115,7 @@ def _comparisons(outcomes: Outcomes, broke: Bools) -> Iterator[UnaskedHarm]:
         outcomes.plan,
         {(place[edge.parent], place[edge.child]) for edge in outcomes.plan.edges or ()},
     )
-    pairs = list(combinations(range(len(plan.models)), 2))
-    made = (_compare(outcomes, broke, a, b, kind) for kind in _KINDS for a, b in pairs)
+    made = (_compare(outcomes, broke, a, b, kind) for kind in _KINDS for a, b in plan.pairs)
     compared = [each for each in made if each is not None]
     p_values = stats.holm([each.comparison.p_value for each in compared])
     for (first, second, kind, comparison), p in zip(compared, p_values, strict=True):

@@ -59,9 +59,10 @@ class View:
         with_text: bool,
         is_full: bool = False,
     ) -> None:
-        self.estimates = estimates
+        self.estimates = estimates = estimates.own
         self.names = wording.names(estimates.models)
         self.order = {card.id: i for i, card in enumerate(estimates.models)}
+        samples = [sample for sample in samples if sample.model in self.order]
         self.is_full, self._cells = is_full, RateCells(RecordedStudy(plan, estimates))
         self.rate, self.note = self._cells.rate, self._cells.note
         self.plan, self.samples, self.with_text = plan, samples, with_text
