@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 STOPPINGS: tuple[Stopping, ...] = get_args(Stopping)
 ModelReference = str | Grown | Model | Callable[..., Any]
 ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
+# Breaches among unclear answers that were read, with Clopper-Pearson's bound: 1 of 388 of the checks (1 %);
+# of `rules` 5 of 46 of Qwen2.5-Coder (24 %), 1 of 33 of SmolLM2 (16 %), 2 of 30 of JAILJUDGE (22 %).
 UNCLEAR_SHARE = 0.25
 
 

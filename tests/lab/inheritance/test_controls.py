@@ -179,6 +179,7 @@ def test_a_weakened_parent_differs_by_its_share_of_noise(store: Store, tmp_path:
         assert tensor.ndim > 1 or torch.equal(after[name], tensor)
 
 
+@pytest.mark.usefixtures("found")
 def test_the_garbler_and_who_refuses_cost_no_answer(out: Path) -> None:
     from heredity.study.result import Result
 
