@@ -17,6 +17,7 @@ from heredity.application.spec import Application
 from heredity.core.errors import UsageError
 from heredity.core.records import Message, Request
 from heredity.engines import Engine, scripted
+from heredity.engines.torch import engine as torch_engine
 from heredity.engines.torch.engine import open_folder
 from heredity.lab import margins
 from heredity.lab.margins import EdgeMargin, auc_of, edge_margins, logistic_slope, openings_of, regress
@@ -70,6 +71,11 @@ def test_a_copy_has_no_shrinkage_and_no_shift() -> None:
     assert (fit.a.value, fit.a.p_value) == pytest.approx((0.0, 1.0), abs=1e-5)
 
 
+def test_one_answer_of_the_other_kind_takes_no_opening_away() -> None:
+    answers = [("The end.", False)] * 9 + [("The end, no.", True)] + [("As an AI, no", True)] * 3
+    assert openings_of(answers) == margins.Openings(("As",), ("The",))
+
+
 @pytest.mark.parametrize("is_by_kind", [False, True])
 def test_a_shift_is_covered_and_none_is_shown_without_one(is_by_kind: bool) -> None:
     """The small version of bench/verdicts.py: noise grows with the margin, kinds have errors in common."""
@@ -93,11 +99,19 @@ def test_margins_are_held_against_refusals() -> None:
     assert math.isnan(auc_of(margin, margin > 99)) and math.isnan(logistic_slope(margin, margin > 99))
 
 
-def test_texts_that_grow_together_have_the_scores_of_each_alone(tmp_path: Path) -> None:
+def test_texts_that_grow_together_have_the_scores_of_each_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = open_folder(make_model(tmp_path / "tiny", "llama"), dtype="float32", is_probed=False)
     request = Request(0, (Message("user", "the quick fox"),))
     texts = ["jumps over the dog", "fox", "the lazy", "jumps over"]
     alone = [sum(engine.score(request, [text])[0].logs) for text in texts]
+    rare = engine.opening_logs(request, texts)
+    assert all(
+        a <= b + 1e-4 and (a == pytest.approx(b, abs=1e-4) or b < -14)
+        for a, b in zip(alone, rare, strict=True)
+    )
+    monkeypatch.setattr(torch_engine, "_RARE", -99.0)
     assert engine.opening_logs(request, texts) == pytest.approx(alone, abs=1e-4)
     assert engine.opening_logs(request, ["fox"]) == pytest.approx([alone[1]], abs=1e-4)
 

@@ -40,8 +40,9 @@ from heredity.study.result import Result, TrialResult
 from heredity.study.wording import NONE, p_words, percent
 
 FILE = "margins.json"  # in the folder of a study
-N_WORDS = range(1, 6)  # of an opening: as few as only refusals, or only useful answers, begin with
-MOST_OPENINGS = 24  # of each kind
+N_WORDS = range(1, 4)  # of an opening: as few as almost only refusals, or useful answers, begin with
+PURITY = 0.8  # share of the answers with an opening that are of its kind
+MOST_OPENINGS = 64  # of each kind
 LEAST_DEVELOPED = 40  # requests, and twins, whose answers openings are taken from
 LEAST_MASS, LEAST_VALID = 0.2, 0.8
 LEAST_AUC, SLOPES = 0.95, (0.5, 2.0)
@@ -112,16 +113,23 @@ class EdgeMargin(NamedTuple):
 
 def openings_of(answers: Sequence[tuple[str, bool]]) -> Openings:
     """The most frequent openings. answers: texts, and whether each refuses."""
-    chosen: dict[str, list[bool]] = {}
+    chosen: dict[str, tuple[bool, int]] = {}  # whether it is of refusals, and how often
     for n in N_WORDS:
-        for opening in sorted({first_words(text, n) for text, _ in answers} - {""}):
-            mine = [refuses for text, refuses in answers if text.startswith(opening)]
-            is_free = not any(opening.startswith(each) or each.startswith(opening) for each in chosen)
-            if len(set(mine)) == 1 and is_free:
-                chosen[opening] = mine
-    often = sorted(chosen, key=lambda opening: -len(chosen[opening]))
-    kinds = ([each for each in often if chosen[each][0] is refuses] for refuses in (True, False))
+        often = Counter(first_words(text, n) for text, _ in answers)
+        for opening in sorted(often.keys() - {""}, key=lambda each: (-often[each], each)):
+            mine = Counter(refuses for text, refuses in answers if first_words(text, n) == opening)
+            kind, count = mine.most_common(1)[0]
+            is_free = not any(_begins(opening, each) or _begins(each, opening) for each in chosen)
+            if count >= PURITY * mine.total() and is_free:
+                chosen[opening] = kind, count
+    ordered = sorted(chosen, key=lambda opening: -chosen[opening][1])
+    kinds = ([each for each in ordered if chosen[each][0] is refuses] for refuses in (True, False))
     return Openings(*(tuple(kind[:MOST_OPENINGS]) for kind in kinds))
+
+
+def _begins(text: str, opening: str) -> bool:
+    """Whether a text begins with this one; "As" does not begin with "A", and "I'm" does with "I"."""
+    return text.startswith(opening) and not text[len(opening) : len(opening) + 1].isalnum()
 
 
 def first_words(text: str, n: int) -> str:

@@ -392,8 +392,8 @@ class AnsweringEngine:
     def opening_logs(self, request: Request, texts: Sequence[str]) -> list[float]:
         """Return the natural-log probability that an answer begins with each of these texts.
 
-        The prompt is read once, and the texts grow together. One whose first tokens are less likely than
-        e^_RARE is not followed: its value is that of these tokens. Raises ContextOverflow.
+        The prompt is read once, and the texts grow together. One whose tokens so far are less likely than
+        e^_RARE is not followed further: its value is that of these tokens. Raises ContextOverflow.
         """
         decoder = self.decoder
         with torch.inference_mode():
@@ -408,10 +408,12 @@ class AnsweringEngine:
             slots.resize(max(1, len(active)), slots.capacity, 1)
             for slot in range(1, len(active)):
                 slots.move(0, slot, len(prompt))
-            active.sort(key=lambda at: -len(rows[at]))  # so that those left are the first slots
             for i in range(1, n_most):
-                active = [at for at in active if len(rows[at]) > i]
-                if not active:
+                longer = [k for k, at in enumerate(active) if len(rows[at]) > i and totals[at] > _RARE]
+                for slot, k in enumerate(longer):
+                    if slot != k:
+                        slots.move(k, slot, len(prompt) + i - 1)
+                if not (active := [active[k] for k in longer]):
                     break
                 tokens = continued(prompt, [rows[at][i - 1] for at in active])
                 lengths = torch.full((len(active),), len(prompt) + i - 1)
