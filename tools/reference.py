@@ -37,8 +37,9 @@ PAGE = FOLDER / "formats.md"
 NOTE = "<!-- Written by tools/reference.py. Change help texts or docstrings, then run `make reference`. -->\n"
 SHARED = 3  # verbs that take an option, from which on it is described once
 REQUIRED = "required"
-# Of the library: records whose fields the page of the file formats has.
 RECORDS = {"Record", "records.Record", "msgspec.Struct"}
+ONLY_GIVEN = ("RawResponse", "StudyEvidence")  # values that only heredity makes
+# Of the library: records whose fields the page of the file formats has.
 ONLY_READ = (
     "Application", "Decoding", "Estimate", "Estimates", "GuardSpec", "Message", "Model", "Probe", "Response",
     "Retrieval", "StudyForecast", "Tool", "Verdict",
@@ -187,8 +188,13 @@ def api() -> str:
     for name in names:
         thing = getattr(heredity, name)
         fields = f"[Its fields](formats.md#{name.lower()})."
-        shown = [fields] if name in ONLY_READ else _signature(name, thing)
-        docs = _docs(thing).split("\n\n")[0] if name in ONLY_READ else _docs(thing)
+        is_alias = not inspect.isclass(thing) and not inspect.isfunction(thing)
+        if name in ONLY_READ:
+            shown, docs = [fields], _docs(thing).split("\n\n")[0]
+        elif is_alias:
+            shown, docs = [f"`{re.sub(r'[a-z_]+[.](?=[a-zA-Z])', '', str(thing))}`"], ""
+        else:
+            shown, docs = [] if name in ONLY_GIVEN else _signature(name, thing), _docs(thing)
         lines += ["", f"## {name}", "", *shown, "", docs]
         if thing is heredity.StudySpec:
             lines += ["", "The options of [heredity study](cli.md#heredity-study) describe its fields."]

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from heredity.core.records import Estimate as Estimate
     from heredity.core.records import Message as Message
     from heredity.core.records import Model as Model
+    from heredity.core.records import Outcome as Outcome
     from heredity.core.records import Probe as Probe
     from heredity.core.records import Record as Record
     from heredity.core.records import Reply as Reply
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from heredity.core.records import Turn as Turn
     from heredity.core.records import Verdict as Verdict
     from heredity.core.sections import Badge as Badge
+    from heredity.core.sections import Cell as Cell
     from heredity.core.sections import CountedShare as CountedShare
     from heredity.core.sections import ModelName as ModelName
     from heredity.core.sections import Section as Section
@@ -97,6 +99,7 @@ if TYPE_CHECKING:
     from heredity.study.resolve import guarded_model as guarded_model
     from heredity.study.result import Result as Result
     from heredity.study.spec import StudySpec as StudySpec
+    from heredity.study.storage import RawResponse as RawResponse
     from heredity.study.study import Study as Study
     from heredity.train.data.chat import Data as Data
 
@@ -111,8 +114,10 @@ _NAMES = {
     "core.errors": "HeredityError Unavailable",
     "core.files": "write_atomic",
     "core.progress": "Progress",
-    "core.records": "Decoding Estimate Message Model Probe Record Reply Request Response Tool Turn Verdict",
-    "core.sections": "Badge CountedShare ModelName Section ShareDifference StackedCounts TextTable TrialLink",
+    "core.records": "Decoding Estimate Message Model Outcome Probe Record Reply Request Response Tool Turn "
+    "Verdict",
+    "core.sections": "Badge Cell CountedShare ModelName Section ShareDifference StackedCounts TextTable "
+    "TrialLink",
     "core.terminal": "Display",
     "engines": "Engine EngineModule",
     "lab.corpus": "build_corpus",
@@ -146,6 +151,7 @@ _NAMES = {
     "study.resolve": "guarded_model",
     "study.result": "Result",
     "study.spec": "StudySpec",
+    "study.storage": "RawResponse",
     "study.study": "Study",
     "train.data.chat": "Data",
 }

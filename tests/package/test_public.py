@@ -17,17 +17,17 @@ from tests.support.errors import raises
 API = Path(__file__).parents[2] / "docs" / "reference" / "api.md"
 PUBLIC = [
     "Ablate", "Alora", "AnswerImporter", "Application", "ApplicationSession", "AttackContext",
-    "Badge", "BreachCheck", "BreachEvidence", "CountedShare", "Data", "Decoding", "DerivableRecipe",
-    "Description", "Display", "Distill", "Engine", "EngineModule", "Estimate", "Estimates",
-    "Finetune", "Grown", "Guard", "GuardFacts", "GuardRule", "GuardSpan", "GuardSpec",
+    "Badge", "BreachCheck", "BreachEvidence", "Cell", "CountedShare", "Data", "Decoding",
+    "DerivableRecipe", "Description", "Display", "Distill", "Engine", "EngineModule", "Estimate",
+    "Estimates", "Finetune", "Grown", "Guard", "GuardFacts", "GuardRule", "GuardSpan", "GuardSpec",
     "HeredityError", "Instruct", "Judge", "Lora", "Merge", "Message", "Model", "ModelName",
-    "Poison", "Preference", "Pretrain", "Probe", "Progress", "Prune", "Quantize", "Recipe",
-    "Record", "RecordedAnswer", "RecordedStudy", "Reply", "ReportWriter", "Request", "Response",
-    "Result", "Retrieval", "Section", "ShareDifference", "StackedCounts", "Static", "Store",
-    "Strategy", "Study", "StudyEvidence", "StudyForecast", "StudySpec", "TextTable",
-    "TextTransform", "Tool", "TrialLink", "Turn", "TurnTransform", "Unavailable", "Verdict",
-    "__version__", "adopt", "build_corpus", "expose", "grow", "guarded_model", "open_index",
-    "recipe", "searching_in", "tool", "write_atomic", "write_report",
+    "Outcome", "Poison", "Preference", "Pretrain", "Probe", "Progress", "Prune", "Quantize",
+    "RawResponse", "Recipe", "Record", "RecordedAnswer", "RecordedStudy", "Reply", "ReportWriter",
+    "Request", "Response", "Result", "Retrieval", "Section", "ShareDifference", "StackedCounts",
+    "Static", "Store", "Strategy", "Study", "StudyEvidence", "StudyForecast", "StudySpec",
+    "TextTable", "TextTransform", "Tool", "TrialLink", "Turn", "TurnTransform", "Unavailable",
+    "Verdict", "__version__", "adopt", "build_corpus", "expose", "grow", "guarded_model",
+    "open_index", "recipe", "searching_in", "tool", "write_atomic", "write_report",
 ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """A guard of answers."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import heredity as h
 
@@ -9,10 +9,10 @@ import heredity as h
 class CalmGuard(h.GuardRule, frozen=True):
     """Takes exclamation marks out of answers."""
 
-    SIDES: ClassVar[tuple[str, ...]] = ("answer",)
+    SIDES: ClassVar[tuple[Literal["answer"], ...]] = ("answer",)
 
     @property
-    def acts(self) -> str:
+    def acts(self) -> Literal["redact"]:
         return "redact"
 
     def find(self, text: str, side: str, facts: h.GuardFacts) -> Sequence[h.GuardSpan]:

@@ -76,7 +76,7 @@ class StudyEvidence:
         return CountedShare(Intervals.over(self.outcomes, model).rate(its, clusters), int(its.sum()))
 
     def watch(self, see: Callable[[RawResponse], None], probes: Container[int] | None = None) -> None:
-        """Have `see` called with each judged response, in the order of the file, before rows are taken.
+        """Have `see` called with each judged response, before rows are taken.
 
         probes: the places of those whose responses it needs; None: of all. A generator runs too late for
         this: call it in a plain function that returns the generator.
