@@ -728,6 +728,13 @@ def test_what_an_attack_returns_is_checked_and_no_model_is_blamed(
         asked(tmp_path, attacks=[kind()]).run()
 
 
+def test_a_strategy_that_returns_a_list_is_refused(tmp_path: Path) -> None:
+    members = {"turns": lambda *_: [h.Turn("hi")], "queries": lambda *_: 1}
+    kind = type("Wrong", (), {"cost": "", "__module__": __name__} | members)
+    with raises(Unavailable, "plugin-broken", [f"{__name__}.Wrong", "Generator is expected"]):
+        asked(tmp_path, attacks=[kind()]).run()
+
+
 def test_an_attack_of_a_package_that_returns_nothing_names_the_package(
     tmp_path: Path, packages: list[Any], bomb: Path
 ) -> None:

@@ -25,7 +25,7 @@ on its spec, probe, seed, sample and the model's replies. It ends within the que
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Generic, TypeVar, cast
@@ -68,7 +68,7 @@ FOLDER = "redteam.attacks"
 # Names of techniques or globs; what is only hex digits is the digest of a file (suffix.py).
 _SCOPED = re.compile(r"(.+)@(?![0-9a-f]{8,}$)([\w*?\[\]-]+(?:,[\w*?\[\]-]+)*)", re.DOTALL)
 P = TypeVar("P", bound=AttackPart)
-T = TypeVar("T", Turn, Probe)
+T = TypeVar("T")
 Transform = Callable[[Turn, AttackContext, int], Turn]
 
 
@@ -220,7 +220,8 @@ class Attack:
         context = self._language(probe, context)
         for part in self.recasts:
             probe = _returned(part.name, part.attack.recast(probe, part.context(context)), Probe)
-        return self._transformed(self.lead.attack.turns(probe, self.lead.context(context)), context)
+        turns: Turns = self.lead.attack.turns(probe, self.lead.context(context))
+        return self._transformed(_returned(self.lead.name, turns, Generator), context)
 
     def delivered(self, probe: Probe, context: AttackContext = DEFAULT_CONTEXT) -> Probe:
         """The probe as the application shows it: its passage may be delivered in another way."""
