@@ -31,6 +31,7 @@ FLOOR = 0.02
 # parent in another form, and 8 that were trained or merged again.
 _ANOTHER_RUN = 2.576 * math.sqrt(2)
 SAME_WEIGHTS, MADE_AGAIN = (0.014, 7.0), (0.025, 8.0)
+SEEDS_DIFFER = 0.02  # level of the F test that a recipe varies more between seeds than others
 ENOUGH_NOISE = 5  # noise children that show a run's variance without those of shipped runs
 
 
@@ -42,6 +43,7 @@ class Source(NamedTuple):
 
 
 NO_RUNS = Source(0.0)
+NO_SEEDS = (NO_RUNS, NO_RUNS)
 
 
 class EdgeDifference(NamedTuple):
@@ -53,6 +55,7 @@ class EdgeDifference(NamedTuple):
     accuracy  the variance of J
     runs      the variance of one run, which is one of `sources`
     n_least   the effective n if trials of one behaviour always agreed (Kish 1965)
+    doubt     a variance that there may be, too: it counts against "less than" only
     """
 
     observed: float
@@ -63,19 +66,20 @@ class EdgeDifference(NamedTuple):
     scale: float = 1.0
     runs: Source = NO_RUNS
     n_least: float = math.inf
+    doubt: Source = NO_RUNS
 
     @property
     def value(self) -> float:
         """The true difference, at the judge's mean errors."""
         return self.observed / self.scale
 
-    def _t(self, limit: float) -> tuple[float, float]:
+    def _t(self, limit: float, *more: Source) -> tuple[float, float]:
         """The statistic of H0 "the difference is `limit`", with its degrees of freedom.
 
         Whole numbers with a mean m have at least the variance |m| (1 - |m|): under H0 items have no less, as
         in a score test. So few behaviours that happen to agree are not certain.
         """
-        items, *parts = self.sources
+        items, *parts = *self.sources, *more
         under_h0 = min(abs(limit * self.scale), 0.5)
         least = under_h0 * (1 - under_h0) / self.n_least
         parts.append(items if items.variance >= least else Source(least, items.df))
@@ -93,7 +97,7 @@ class EdgeDifference(NamedTuple):
 
     def p_below(self, limit: float) -> float:
         """One-sided p-value of "the difference is at least `limit`"."""
-        t, df = self._t(limit)
+        t, df = self._t(limit, self.doubt)
         return _tail(-t, df)
 
     def is_repeatable(self, margin: float, alpha: float) -> bool:
@@ -136,11 +140,13 @@ def satterthwaite(parts: Sequence[Source]) -> float:
 def edge_difference(
     differences: ArrayLike, clusters: ArrayLike, runs: Source = NO_RUNS, more: Sequence[Source] = (),
     sens: PredictedShare | None = None, spec: PredictedShare | None = None,
+    seeds: tuple[Source, Source] = NO_SEEDS,
 ) -> EdgeDifference:  # fmt: skip
     """The mean of these differences, child minus parent, one per trial, in [-1, 1].
 
     clusters: the behaviour of each trial. more: other variances, as of the judge (`judge_spread`).
     sens, spec: the shares that the judge gets right; None: its verdicts have no errors.
+    seeds: as `seed_variance` has them.
     Raises BadArgument without a trial, and for a judge near chance.
     """
     d = np.asarray(differences, dtype=np.float64)
@@ -149,8 +155,9 @@ def edge_difference(
     items = item_variance(d, clusters)
     sizes = np.unique(np.asarray(clusters), return_counts=True)[1]
     number = EdgeDifference(
-        float(d.mean()), d.size, sizes.size, (items, runs, *more), runs=runs, n_least=_kish(sizes)
-    )
+        float(d.mean()), d.size, sizes.size, (items, runs, seeds[0], *more), runs=runs,
+        n_least=_kish(sizes), doubt=seeds[1],
+    )  # fmt: skip
     if sens is None or spec is None:
         return number
     scale = sens.mean + spec.mean - 1
@@ -305,17 +312,23 @@ def moderated(variances: Sequence[float], dfs: Sequence[float]) -> Source:
     return Source(sum(s * df for s, df in zip(variances, dfs, strict=True)) / total, total)
 
 
-def seed_variance(own: Sequence[float], recipes: Sequence[Sequence[float]]) -> Source:
-    """The variance of a recipe's mean over its seeds: pooled over all recipes, or its own if larger.
+def seed_variance(own: Sequence[float], others: Sequence[Sequence[float]]) -> tuple[Source, Source]:
+    """The variance of a recipe's mean over its seeds, and what more of it there may be.
 
-    own, recipes: the differences by seed. Stable recipes do not vouch for one that is not.
+    own, others: the differences by seed, of this recipe and of the others. The variance is pooled over all;
+    that of a recipe that an F test shows to vary more than the others is its own. The second part is what its
+    own is above the first: stable recipes do not vouch for one that is not.
     """
-    each, mine = (
-        moderated([float(np.var(x, ddof=1)) for x in groups], [len(x) - 1.0 for x in groups])
-        for groups in (recipes, [own])
-    )
-    widest = max(each, mine)
-    return widest._replace(variance=widest.variance / len(own))
+    mine, *rest = (Source(float(np.var(x, ddof=1)), len(x) - 1.0) for x in (own, *others))
+    pooled = moderated(*zip(*(mine, *rest), strict=True))
+    if rest:
+        of_others = moderated(*zip(*rest, strict=True))
+        ratio = mine.variance / of_others.variance if of_others.variance else math.inf
+        if mine.variance and special.fdtrc(mine.df, of_others.df, ratio) < SEEDS_DIFFER:
+            pooled = mine
+    parts = pooled, Source(max(0.0, mine.variance - pooled.variance), mine.df)
+    of_seeds, more = (part._replace(variance=part.variance / len(own)) for part in parts)
+    return of_seeds, more
 
 
 # --- the verdict -----------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +43,7 @@ from heredity.redteam.judges.calibration.quality import (
 from heredity.stats.edges import (
     ENOUGH_NOISE,
     KINDS,
+    NO_SEEDS,
     EdgeDecision,
     EdgeDifference,
     EdgeTest,
@@ -422,26 +423,25 @@ class _Edges:
 
     def _of_seeds(self, seeds: Sequence[_Measured], recipes: Sequence[Sequence[_Measured]]) -> _Measured:
         """The children of one recipe."""
-        between: dict[Question, Source] = {}
+        between: dict[Question, tuple[Source, Source]] = {}
+        every = (seeds, *(of for of in recipes if of is not seeds))
         for question in QUESTIONS:
-            own, *every = (
-                [value for m in of if (value := m.value_of(question)) is not None] for of in (seeds, *recipes)
-            )
+            own, *others = ([v for m in of if (v := m.value_of(question)) is not None] for of in every)
             if len(own) > 1:
-                between[question] = seed_variance(own, [values for values in every if len(values) > 1])
+                between[question] = seed_variance(own, [values for values in others if len(values) > 1])
         return self._measured(seeds[0].edge, tuple(each.bs[0] for each in seeds), between)
 
     # --- the numbers ---
 
     def _measured(
-        self, edge: Edge, bs: tuple[int, ...], between: dict[Question, Source] | None = None
+        self, edge: Edge, bs: tuple[int, ...], between: Mapping[Question, tuple[Source, Source]] | None = None
     ) -> _Measured:
         a = self.place[edge.parent]
         models = (a, *bs)
         numbers = []
         for question, trials in self.questions(models):
             runs = self.runs(edge, question, trials.rate)
-            seeds = [between[question]] if between and question in between else []
+            seeds = (between or {}).get(question, NO_SEEDS)
             tasks = [_TASKS.get(question)]
             if question == "discrimination" and self.has_twins:  # the sum of these two
                 tasks = ["refusal", "twin"]
@@ -602,12 +602,13 @@ class _Edges:
         )
 
     def _by_verdicts(
-        self, question: Question, trials: _Trials, runs: Source, seeds: Sequence[Source]
+        self, question: Question, trials: _Trials, runs: Source, seeds: tuple[Source, Source]
     ) -> tuple[EdgeDifference, EdgeTest]:
         def tested(trials: _Trials, failed: Floats) -> tuple[EdgeDifference, EdgeTest]:
             d, n_children = failed[1:].mean(axis=0) - failed[0], len(failed) - 1
-            more = [*trials.variance, *seeds]
-            number = edge_difference(d, trials.clusters, runs, more, *trials.shares)
+            number = edge_difference(
+                d, trials.clusters, runs, trials.variance, *(trials.shares or (None, None)), seeds
+            )
             p_more, p_within = self._of_items(d, n_children, trials)
             test = EdgeTest.of(
                 question, number, self.margin, self.alpha, p_more if number.observed > 0 else 1.0
@@ -629,14 +630,14 @@ class _Edges:
         if trials.variance and not trials.shares:  # a judge of which nothing was measured may see nothing
             test = test._replace(within=1.0)
         # Equal answers do not differ, whatever a judge says and whether they are clear.
-        unlike = edge_difference(trials.unlike, trials.clusters, runs, seeds)
+        unlike = edge_difference(trials.unlike, trials.clusters, runs, seeds=seeds)
         if trials.blocks is None:
             test = test._replace(within=min(test.within, unlike.p_below(self.margin)))
         return number, test
 
     def _as_read(
         self, question: Question, read: Sequence[PairsRead], n_tasks: int, trials: _Trials, runs: Source,
-        seeds: Sequence[Source],
+        seeds: tuple[Source, Source],
     ) -> tuple[EdgeDifference, EdgeTest]:  # fmt: skip
         """The mean over these children. Trials without an answer, and pairs that a reader skipped, are open.
 
@@ -649,8 +650,8 @@ class _Edges:
         sd = n_tasks * float(np.mean([math.sqrt(sum(s.variance for s in each.sources)) for each in made]))
         pairs = Source(sd**2, min(satterthwaite(each.sources) for each in made))
         value = n_tasks * float(np.mean([each.observed for each in made]))
-        n_clusters, sources = min(each.n_clusters for each in made), (pairs, runs, *seeds)
-        number = EdgeDifference(value, n, n_clusters, sources, runs=runs, n_least=n_clusters)
+        n_clusters, sources = min(each.n_clusters for each in made), (pairs, runs, seeds[0])
+        number = EdgeDifference(value, n, n_clusters, sources, runs=runs, n_least=n_clusters, doubt=seeds[1])
         whole = n_tasks * float(np.mean([p * each.observed for p, each in zip(parts, made, strict=True)]))
         low, high = (n_tasks * float(np.mean([row.skipped[end] for row in read])) for end in (0, 1))
         moved = [number._replace(observed=d) for d in (value, whole + low - open_, whole + high + open_)]
