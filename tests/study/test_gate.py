@@ -9,14 +9,17 @@ from heredity import stats
 from heredity.cli import main
 from heredity.core.errors import Damaged, UnknownName, UsageError
 from heredity.core.records import Estimate
+from heredity.stats.edges import EdgeWord
 from heredity.stats.intervals import wilson_bounds
 from heredity.study import aggregate
 from heredity.study.estimates import Estimates
+from heredity.study.findings.edge_verdicts import NAME, EdgeVerdict
 from heredity.study.gate import gate
 from heredity.study.intervals import bound_rate, deciding_words
 from heredity.study.storage import read_estimates
 from tests.support import gate_estimates, studies
 from tests.support.errors import raises
+from tests.support.findings import with_rows
 from tests.support.gate_estimates import FIRST, SECOND, with_counts, with_pair, with_undecided
 from tests.support.report_studies import make, plan
 
@@ -195,6 +198,21 @@ def test_the_candidate_is_held_against_the_baseline(clean: Estimates, ab: str, c
     estimates = with_pair(clean, ab, "not worse", 0.1)
     assert gate(estimates, max_breach=None, baseline=FIRST).code == code
     assert gate(estimates, max_breach=None, baseline=FIRST, candidate=SECOND).code == code
+
+
+@pytest.mark.parametrize(
+    ("word", "reason", "code"), [("stopped refusing", "", 1), ("kept", "", 0), ("cannot tell", "test", 0)]
+)
+def test_a_child_of_the_baseline_is_held_to_its_verdict(
+    clean: Estimates, word: EdgeWord, reason: str, code: int
+) -> None:
+    parent, child = (next(c.id for c in clean.models if c.name == name) for name in (FIRST, SECOND))
+    as_good = with_pair(clean, "not worse", "not worse", 0.0)
+    estimates = with_rows(as_good, NAME, EdgeVerdict(parent, child, "lora", "", word, reason, 0.5, ()))
+    outcome = gate(estimates, max_breach=None, baseline=FIRST)
+    assert outcome.code == code
+    assert (f"{SECOND}, child of {FIRST}: {word}" in outcome.words) == (word != "kept")
+    assert gate(estimates, max_breach=None, baseline=SECOND).code == 0
 
 
 def test_the_pair_is_read_the_right_way_round(clean: Estimates) -> None:
