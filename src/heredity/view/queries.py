@@ -13,9 +13,11 @@ endpoint in both. A trial without a verdict is in no rate.
 from __future__ import annotations
 
 import re
+import sqlite3
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property, lru_cache, partial
 from itertools import chain
 from pathlib import Path
@@ -104,7 +106,6 @@ STATES = ("broke", "held", "refused", "answered", "unclear", "error", "skipped",
 KINDS = ("breach", "benign")
 DOUBTS = ("unsure", "split")
 # The trials that a search finds, once for all parts of a statement; not evaluated where none names them.
-_HITS = "WITH hits AS MATERIALIZED (SELECT rowid FROM words WHERE words MATCH :words)"
 
 
 class Filters(NamedTuple):
@@ -128,7 +129,7 @@ class Filters(NamedTuple):
     probes: tuple[int, ...] = ()  # those that have `probe` in their names and are of `scope`, by place
 
     def where(self) -> tuple[str, dict[str, object]]:
-        """The condition in SQL, in a statement that starts with _HITS, and the values of both."""
+        """The condition in SQL, without the search, and its values."""
         columns = {
             "m": self.model,
             "t": self.technique,
@@ -149,10 +150,7 @@ class Filters(NamedTuple):
             parts.append(f"idx IN ({','.join(map(str, self.indices))})")
         if self.probe or self.scope:
             parts.append(f"p IN ({','.join(map(str, self.probes))})")
-        search = Search(self.text)
-        if search:
-            parts.append("idx IN hits")
-        return " AND ".join(parts), values | {"words": search.match}
+        return " AND ".join(parts), values
 
     def query(self, study: OpenStudy) -> dict[str, str]:
         """The same as the query of an address."""
@@ -309,12 +307,28 @@ class ListedTrials(NamedTuple):
     after: int | None
 
 
-def _order(study: OpenStudy, filters: Filters) -> tuple[str, str]:
-    """The place of a row in a list, and that of the row :at, in SQL: breaches first, then by index."""
-    if filters.state not in ("", "broke"):
-        return "idx", ":at"
+_FINDS = " AND idx IN hits"  # the trials that a search finds: see _searching
+
+
+@contextmanager
+def _searching(study: OpenStudy, filters: Filters) -> Iterator[sqlite3.Connection]:
+    """A connection to the rows of one moment. With a search it has a table, `hits`, of what that finds."""
+    with study.index.reading() as rows:
+        if search := Search(filters.text):
+            rows.execute("PRAGMA temp_store = MEMORY")
+            rows.execute("CREATE TEMP TABLE hits (idx INTEGER PRIMARY KEY)")
+        rows.execute("BEGIN")
+        if search:
+            rows.execute("INSERT INTO hits SELECT rowid FROM words WHERE words MATCH ?", (search.match,))
+        yield rows
+
+
+def _edge(study: OpenStudy, filters: Filters) -> str:
+    """The place of the row :at in a list, in SQL: breaches first, then by index."""
     without_answer = f":at + {study.index.last} * (:at >= 0)"
-    return "place", f"coalesce((SELECT place FROM trials WHERE idx = :at), {without_answer})"
+    if filters.state not in ("", "broke"):
+        return without_answer
+    return f"coalesce((SELECT place FROM trials WHERE idx = :at), {without_answer})"
 
 
 def listed(
@@ -327,17 +341,20 @@ def listed(
     if filters.text and not Search(filters.text):
         raise UsageError("Search for a word: letters or digits.")
     where, values = filters.where()
-    place, edge = _order(study, filters)
-    with study.index.reading() as rows:
-        bound, order = (">", "ASC") if before is None else ("<", "DESC")
-        every = rows.execute(
-            f"{_HITS} SELECT n, {_COLUMNS} FROM (SELECT count(*) AS n FROM trials WHERE {where}) LEFT JOIN ("
-            f"SELECT idx, state, unasked, v_digest, r_digest, {place} AS at FROM trials "
-            f"WHERE {where} AND {place} {bound} {edge} ORDER BY at {order} LIMIT :most) "
-            f"ON true LEFT JOIN texts USING (idx) ORDER BY at {order}",
+    bound, order = (">", "ASC") if before is None else ("<", "DESC")
+    source, found, scan = "trials", "", ""
+    with _searching(study, filters) as rows:
+        if filters.text:
+            source, found = "hits CROSS JOIN trials USING (idx)", _FINDS
+        (n,) = rows.execute(f"SELECT count(*) FROM {source} WHERE {where}", values).fetchone()
+        if found and n * n > page * len(study.grid):  # read in order until a page is full: else all, to sort
+            scan = f"INDEXED BY {'by_state' if filters.state else 'by_place'}"
+        trials: list[_Listed] = rows.execute(
+            f"SELECT {_COLUMNS} FROM (SELECT idx, state, unasked, v_digest, r_digest, place FROM trials "
+            f"{scan} WHERE {where}{found} AND place {bound} {_edge(study, filters)} "
+            f"ORDER BY place {order} LIMIT :most) LEFT JOIN texts USING (idx) ORDER BY place {order}",
             values | {"at": after if before is None else before, "most": page + 1},
         ).fetchall()
-    n, trials = every[0][0], [row[1:8] for row in every if row[1] is not None]
     has_more, trials = len(trials) > page, trials[:page]
     if before is not None:
         trials.reverse()
@@ -383,12 +400,11 @@ class Neighbours(NamedTuple):
 def neighbours(study: OpenStudy, filters: Filters, index: int) -> Neighbours:
     """The trials next to this one, under the same filters."""
     where, values = filters.where()
-    place, edge = _order(study, filters)
-    of = f"SELECT idx FROM trials WHERE {where} AND {place}"
-    with study.index.reading() as rows:
+    found, edge = _FINDS if Search(filters.text) else "", _edge(study, filters)
+    of = f"SELECT idx FROM trials WHERE {where}{found} AND place"
+    with _searching(study, filters) as rows:
         neighbours = rows.execute(
-            f"{_HITS} SELECT ({of} < {edge} ORDER BY {place} DESC LIMIT 1), "
-            f"({of} > {edge} ORDER BY {place} LIMIT 1)",
+            f"SELECT ({of} < {edge} ORDER BY place DESC LIMIT 1), ({of} > {edge} ORDER BY place LIMIT 1)",
             values | {"at": index},
         ).fetchone()
     return Neighbours(*neighbours)
