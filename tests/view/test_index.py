@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from heredity.core.files import Rows
 from heredity.core.records import OUT_OF_SCOPE, Response
@@ -194,6 +195,26 @@ def test_a_page_of_a_list_does_not_shift_while_rows_come(tmp_path: Path) -> None
     assert [row.trial.index for row in after.rows] == [20, 21, 22, 23] and after.after is None
     back = listed(study, Filters(), before=after.before, page=10)
     assert [row.trial.index for row in back.rows] == list(range(10, 20)) and back.before == 10
+
+
+@pytest.mark.parametrize("state", ["", "held", "broke"])
+@pytest.mark.parametrize("page", [2, 24])  # read in order until a page is full; sorted
+def test_the_pages_of_a_search_are_in_the_order_of_the_list(tmp_path: Path, state: str, page: int) -> None:
+    study = opened(written(tmp_path, {13: "broke", 4: "refused", 20: "broke", 22: "broke"}))
+    whole = [row.trial.index for row in listed(study, Filters(state=state)).rows]
+    wanted = Filters(state=state, text="repl")
+    found, after, backwards = [], -1, []
+    while True:
+        part = listed(study, wanted, after=after, page=page)
+        found += [row.trial.index for row in part.rows]
+        if part.after is None:
+            break
+        after = part.after
+    while part.before is not None:
+        part = listed(study, wanted, before=part.before, page=page)
+        backwards = [row.trial.index for row in part.rows] + backwards
+    assert found == whole and backwards == whole[: len(backwards)] and part.n == len(whole)
+    assert neighbours(study, wanted, whole[1]) == (whole[0], whole[2])
 
 
 def test_cells_count_every_planned_trial_once(tmp_path: Path) -> None:
