@@ -606,9 +606,7 @@ class _Edges:
     ) -> tuple[EdgeDifference, EdgeTest]:
         def tested(trials: _Trials, failed: Floats) -> tuple[EdgeDifference, EdgeTest]:
             d, n_children = failed[1:].mean(axis=0) - failed[0], len(failed) - 1
-            number = edge_difference(
-                d, trials.clusters, runs, trials.variance, *(trials.shares or (None, None)), seeds
-            )
+            number = edge_difference(d, trials.clusters, runs, trials.variance, *trials.shares, seeds=seeds)
             p_more, p_within = self._of_items(d, n_children, trials)
             test = EdgeTest.of(
                 question, number, self.margin, self.alpha, p_more if number.observed > 0 else 1.0
