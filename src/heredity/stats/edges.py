@@ -140,7 +140,7 @@ def satterthwaite(parts: Sequence[Source]) -> float:
 def edge_difference(
     differences: ArrayLike, clusters: ArrayLike, runs: Source = NO_RUNS, more: Sequence[Source] = (),
     sens: PredictedShare | None = None, spec: PredictedShare | None = None,
-    seeds: tuple[Source, Source] = NO_SEEDS,
+    *, seeds: tuple[Source, Source] = NO_SEEDS,
 ) -> EdgeDifference:  # fmt: skip
     """The mean of these differences, child minus parent, one per trial, in [-1, 1].
 
