@@ -26,6 +26,7 @@ from heredity.core.sections import (
     TreeNote,
 )
 from heredity.lineage.types import CONTROLS
+from heredity.redteam.probes.public import FILES
 from heredity.study import importers
 from heredity.study.advice import REQUESTS, amount, cost_words, recommendation, recommendation_words
 from heredity.study.estimates import (
@@ -151,7 +152,9 @@ def public_sets(estimates: Estimates) -> Iterator[Section]:
                 rows.append([ModelName(card.id, called[card.id]), what, *cells])
     if rows:
         heading, head = "The public sets, as heredity's judge decides", ["model", "asked", *map(title, sets)]
-        yield Section("public", heading, "", (TextTable(heading, head, rows),), is_main=True)
+        there = {file.name for file in estimates.public if file.n}
+        papers = "; ".join(f"{title(f.name)}: arXiv {f.paper}, {f.licence}" for f in FILES if f.name in there)
+        yield Section("public", heading, papers, (TextTable(heading, head, rows),), is_main=True)
 
 
 # --- rates --------------------------------------------------------------------------------------------

@@ -141,6 +141,8 @@ def test_the_sets_come_first_on_every_page_with_a_rate_and_interval_each(store: 
     for page in pages:
         assert page.index("StrongREJECT") < page.index("llucinated package")
         assert "strongreject (heredity probes get public)" in page.replace("\\", "")
+        assert "XSTest: arXiv 2308.01263, CC-BY-4.0" in page.replace("\\", "")
+        assert "2402.10260" not in page  # StrongREJECT is absent
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="the public data is not at hand")

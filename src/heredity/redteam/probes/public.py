@@ -40,6 +40,7 @@ class PublishedFile(NamedTuple):
     sha256: str
     n: int
     licence: str
+    paper: str  # on arXiv
 
 
 FILES = (
@@ -47,25 +48,26 @@ FILES = (
         "harmbench",
         f"{_RAW}/centerforaisafety/HarmBench/8e1604d1171fe8a48d8febecd22f600e462bdcdd/data/behavior_datasets/"
         "harmbench_behaviors_text_all.csv",
-        "8d81accedd38eaaf8b760618622bb888417d1fd0c86eba65c427a16f1cbb4afc", 300, "MIT",
+        "8d81accedd38eaaf8b760618622bb888417d1fd0c86eba65c427a16f1cbb4afc", 300, "MIT", "2402.04249",
     ),
     PublishedFile(
         "jailbreakbench", f"{_JBB}/harmful-behaviors.csv",
-        "4a8ec6832056b631eb092dccc60d37a61c3d441268268888b3d006288afeffa1", 100, "MIT",
+        "4a8ec6832056b631eb092dccc60d37a61c3d441268268888b3d006288afeffa1", 100, "MIT", "2404.01318",
     ),
     PublishedFile(
         "jailbreakbench-benign", f"{_JBB}/benign-behaviors.csv",
-        "3cda234d21a991fa309bbfea4b6d9dae31ccdf8e9d452424b6a983e4fdc33468", 100, "MIT",
+        "3cda234d21a991fa309bbfea4b6d9dae31ccdf8e9d452424b6a983e4fdc33468", 100, "MIT", "2404.01318",
     ),
     PublishedFile(
         "xstest", f"{_RAW}/paul-rottger/xstest/d7bb5bd738c1fcbc36edd83d5e7d1b71a3e2d84d/xstest_prompts.csv",
         "11783fb294ed017473ee53c207d71f2161c7672c8d0b037501e78387f801cb5a", 450, "CC-BY-4.0",
+        "2308.01263",
     ),
     PublishedFile(
         "strongreject",
         f"{_RAW}/alexandrasouly/strongreject/f7cad6c17e624e21d8df2278e918ae1dddb4cb56/strongreject_dataset/"
         "strongreject_dataset.csv",
-        "4dd70357e4ff8b5d0ba5ebafecab5d6dd5633ce8046e3dd1c8bd93e64de44381", 313, "MIT",
+        "4dd70357e4ff8b5d0ba5ebafecab5d6dd5633ce8046e3dd1c8bd93e64de44381", 313, "MIT", "2402.10260",
     ),
 )  # fmt: skip
 
