@@ -314,7 +314,7 @@ def broken(folder: str, name: str, words: str) -> Unavailable:
     """The error for a plug-in of which `words` say what is wrong, with its package and how to go on."""
     there = outside(folder, name)
     whose = f"of {there}" if there else f"in {folder}"
-    way = f" Uninstall {there.package} to go on." if there and there.plugin is None else ""
+    way = f" Correct it, or uninstall {there.package}." if there and there.plugin is None else ""
     return Unavailable(f"The plug-in '{name}' {whose} {words}.{way}", code="plugin-broken")
 
 

@@ -190,7 +190,7 @@ def _of_requests(
 def n_requests(plan: Plan, *names: str) -> float:
     """The most requests of one model: the turns of each attack, or of these, over all probes and samples."""
     context, some = attacks.context_for(plan.application), plan.probes[:_COUNTED]
-    loaded = [attacks.planned(spec) for spec in names] or plan.applied()
+    loaded = [attack for attack in plan.applied() if not names or attack.spec in names]
     n = sum(attack.queries(probe, context) for attack in loaded for probe in some)
     return n * plan.samples * len(plan.probes) / len(some)
 

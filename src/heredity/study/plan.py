@@ -99,7 +99,7 @@ def planned_plugins(plugins: Iterable[tuple[str, str]]) -> tuple[PlannedPlugin, 
 def refuse_absent(plugins: Iterable[PlannedPlugin] | None, folder: str) -> None:
     """Raise Unavailable, with its package, for a planned plug-in of `folder` that is not installed here."""
     for each in plugins or ():
-        is_object = "." in each.name  # of code that does not run here: its study can be read
+        is_object = "." in each.name
         if each.folder == folder and not is_object and registry.outside(folder, each.name) is None:
             raise Unavailable(
                 f"The study was planned with '{each.name}' of the package {each.release}, "
@@ -220,9 +220,10 @@ class Plan(Record, frozen=True, omit_defaults=True):
         )
 
     def applied(self) -> list[Attack]:
-        """Its attacks, loaded. Raises Unavailable for one of a package that is not installed."""
-        refuse_absent(self.plugins, attacks.FOLDER)
-        return [attacks.planned(spec) for spec in self.attacks]
+        """Its attacks, loaded; those of a package or of code that is not here cannot be asked."""
+        of_others = [p.name for p in self.plugins or () if p.folder == attacks.FOLDER]
+        absent = [name for name in of_others if registry.outside(attacks.FOLDER, name) is None]
+        return [attacks.planned(spec, absent) for spec in self.attacks]
 
     @property
     def own(self) -> list[int]:

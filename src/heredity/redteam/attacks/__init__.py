@@ -25,7 +25,7 @@ on its spec, probe, seed, sample and the model's replies. It ends within the que
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Generic, TypeVar, cast
@@ -122,7 +122,7 @@ class SpecPart(Generic[P]):
 
 
 class _Absent:
-    """An attack of a saved plan that was an object of code which does not run here: its study can be read."""
+    """An attack of a saved plan whose package or code is not here: its study can be read."""
 
     cost, variants = "", ("",)
 
@@ -133,8 +133,8 @@ class _Absent:
         raise UsageError("An attack of this study is not here: give the object again.", code="unknown-name")
 
 
-def _part(name: str, variant: str | None = None, is_saved: bool = False) -> SpecPart[AttackPart]:
-    attack = _Absent() if is_saved and "." in name and name not in names() else load_part(name)
+def _part(name: str, variant: str | None = None, absent: Collection[str] = ()) -> SpecPart[AttackPart]:
+    attack = _Absent() if name in absent else load_part(name)
     known = variants_of(attack)
     if isinstance(attack, OpenVariants):
         try:
@@ -324,10 +324,10 @@ def named(spec: str) -> str:
     return "+".join(parts) + (f"@{','.join(scope)}" if scope else "")
 
 
-def load(spec: str, is_saved: bool = False) -> Attack:
+def load(spec: str, absent: Collection[str] = ()) -> Attack:
     """The attack that a spec names. Raises UnknownName with the nearest, UsageError for a misfit.
 
-    is_saved: the spec is of a saved plan, whose objects may be absent. They raise when they are asked.
+    absent: those of a saved plan that are not here. They raise when they are asked.
     """
     unscoped, scope = split_scope(spec)
     parts = []
@@ -341,22 +341,24 @@ def load(spec: str, is_saved: bool = False) -> Attack:
             raise UsageError(f"'{spec}' names several attacks. Give --attack once for each.")
         # A variant without its attack suggests that attack, not a similar name: base64 is encoding:base64.
         own = [each for each in names() if registry.is_ours(FOLDER, each)]
-        if name not in names() and (of := [each for each in own if name in variants_of(load_part(each))]):
+        if name not in (*names(), *absent) and (
+            of := [each for each in own if name in variants_of(load_part(each))]
+        ):
             raise UsageError(
                 f"No attack named '{name}'. Did you mean '{of[0]}:{name}'? List them: heredity attacks",
                 code="unknown-name",
             )
-        parts.append(_part(name, variant if colon else None, is_saved))
+        parts.append(_part(name, variant if colon else None, absent))
     return Attack(tuple(parts), scope)
 
 
-def planned(spec: str) -> Attack:
-    """The attack of a saved plan, whose spec is written out in full.
+def planned(spec: str, absent: Collection[str] = ()) -> Attack:
+    """The attack of a saved plan, whose spec is written out in full; `absent` ones can be read, not asked.
 
     Raises Damaged if it is not. Anyone can write a plan: `suffix:FILE.txt` without the digest that planning
     adds could send the lines of any file to the models.
     """
-    attack = load(spec, is_saved=True)
+    attack = load(spec, absent)
     if attack.spec != spec:
         raise Damaged(
             f"The plan has the attack '{spec}', which no planning writes: its variant is not written out. "

@@ -151,7 +151,7 @@ def load(spec: str, models: Models | None = None) -> Judge:
     """The judge that `spec` names. `models` None: the models of the default store.
 
     Raises UnknownName with the nearest judge, and UsageError for a rubric without a model or a panel of one.
-    Raises Unavailable for one from outside with a name of ours: it would have that judge's measured quality.
+    Raises Unavailable for one from outside with another name: a judge of measured quality may have it.
     """
     kind, _, rest = spec.partition(":")
     module = registry.load("redteam.judges", kind)
@@ -163,7 +163,7 @@ def load(spec: str, models: Models | None = None) -> Judge:
         judge = registry.load_as(Judge, "redteam.judges", kind)
     name, there = judge.name.partition(":")[0], registry.outside("redteam.judges", kind)
     is_ours = name in registry.names("redteam.judges") and not registry.outside("redteam.judges", name)
-    if there and is_ours:
+    if there and (is_ours or (there.plugin is None and name != kind)):
         registry.forget("redteam.judges", kind)
         whose = f"The judge '{kind}' of {there} calls itself '{name}'."
         raise Unavailable(f"{whose} Set name = '{kind}'.", code="plugin-broken")
