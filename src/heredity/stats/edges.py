@@ -321,14 +321,12 @@ def seed_variance(own: Sequence[float], others: Sequence[Sequence[float]]) -> tu
     """
     mine, *rest = (Source(float(np.var(x, ddof=1)), len(x) - 1.0) for x in (own, *others))
     pooled = moderated(*zip(*(mine, *rest), strict=True))
-    if rest:
-        of_others = moderated(*zip(*rest, strict=True))
-        ratio = mine.variance / of_others.variance if of_others.variance else math.inf
-        if mine.variance and special.fdtrc(mine.df, of_others.df, ratio) < SEEDS_DIFFER:
-            pooled = mine
-    parts = pooled, Source(max(0.0, mine.variance - pooled.variance), mine.df)
-    of_seeds, more = (part._replace(variance=part.variance / len(own)) for part in parts)
-    return of_seeds, more
+    of_others = moderated(*zip(*rest, strict=True)) if rest else mine
+    ratio = mine.variance / max(of_others.variance, 1e-12)
+    if rest and special.fdtrc(mine.df, of_others.df, ratio) < SEEDS_DIFFER:
+        pooled = mine
+    more = max(0.0, mine.variance - pooled.variance)
+    return Source(pooled.variance / len(own), pooled.df), Source(more / len(own), mine.df)
 
 
 # --- the verdict -----------------------------------------------------------------------------------
