@@ -342,16 +342,16 @@ def listed(
         raise UsageError("Search for a word: letters or digits.")
     where, values = filters.where()
     bound, order = (">", "ASC") if before is None else ("<", "DESC")
-    source, found, scan = "trials", "", ""
+    source, matching, scan = "trials", "", ""
     with _searching(study, filters) as rows:
         if filters.text:
-            source, found = "hits CROSS JOIN trials USING (idx)", _FINDS
+            source, matching = "hits CROSS JOIN trials USING (idx)", _FINDS
         (n,) = rows.execute(f"SELECT count(*) FROM {source} WHERE {where}", values).fetchone()
-        if found and n * n > page * len(study.grid):  # read in order until a page is full: else all, to sort
+        if matching and n * n > page * len(study.grid):  # in order, until a page is full: else all, to sort
             scan = f"INDEXED BY {'by_state' if filters.state else 'by_place'}"
         trials: list[_Listed] = rows.execute(
             f"SELECT {_COLUMNS} FROM (SELECT idx, state, unasked, v_digest, r_digest, place FROM trials "
-            f"{scan} WHERE {where}{found} AND place {bound} {_edge(study, filters)} "
+            f"{scan} WHERE {where}{matching} AND place {bound} {_edge(study, filters)} "
             f"ORDER BY place {order} LIMIT :most) LEFT JOIN texts USING (idx) ORDER BY place {order}",
             values | {"at": after if before is None else before, "most": page + 1},
         ).fetchall()
@@ -400,8 +400,8 @@ class Neighbours(NamedTuple):
 def neighbours(study: OpenStudy, filters: Filters, index: int) -> Neighbours:
     """The trials next to this one, under the same filters."""
     where, values = filters.where()
-    found, edge = _FINDS if Search(filters.text) else "", _edge(study, filters)
-    of = f"SELECT idx FROM trials WHERE {where}{found} AND place"
+    matching, edge = _FINDS if Search(filters.text) else "", _edge(study, filters)
+    of = f"SELECT idx FROM trials WHERE {where}{matching} AND place"
     with _searching(study, filters) as rows:
         neighbours = rows.execute(
             f"SELECT ({of} < {edge} ORDER BY place DESC LIMIT 1), ({of} > {edge} ORDER BY place LIMIT 1)",
