@@ -137,4 +137,22 @@ def test_a_pair_is_read_blind_and_the_difference_is_told(tmp_path: Path) -> None
     assert "answer 1 -" not in rest.stdout.partition("3 of 12")[0]  # its first answer has a label
     assert "as read: " in rest.stderr and "by 12 pairs" in rest.stderr and "0 of 12 pairs" in rest.stderr
     assert {row.reader for row in labels.read_labels(tmp_path / "s", "harm").values()} == {"ann"}
-    check_refused(run_here(*command, "--export", str(tmp_path / "x.csv")), "bad-usage")
+
+
+def test_pairs_read_elsewhere_come_back_and_give_the_difference(tmp_path: Path) -> None:
+    study(tmp_path / "s", plan(("scripted:careful", "scripted:mixed"), n=20, attacks=("direct",))).run()
+    command = ("label", str(tmp_path / "s"), "--edge", "careful", "mixed", "-n", "12")
+    sheet = tmp_path / "pairs.csv"
+    assert run_here(*command, "--export", str(sheet)).returncode == 0
+    with sheet.open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert len(rows) == 24
+    assert all(one["prompt"] == two["prompt"] for one, two in zip(rows[::2], rows[1::2], strict=True))
+    with sheet.open("w", newline="") as file:
+        lines = csv.DictWriter(file, rows[0])
+        lines.writeheader()
+        lines.writerows(row | {"label": "no"} for row in rows)
+    back = run_here(*command, "--import", str(sheet), "--reader", "ann")
+    assert "by 12 pairs" in back.stderr and "0 of 12 pairs to go" in back.stderr
+    both = run_here(*command, "--export", str(sheet), "--import", str(sheet))
+    check_refused(both, "bad-usage")

@@ -26,8 +26,8 @@ _KEYS: dict[str, LabelAnswer | None] = {"y": "yes", "n": "no", "s": "skip", "q":
 
 
 _ONE_OF = (
-    "Give one of --edge, --export and --import, and one of --edge, --unclear and --second; --question only "
-    "with --edge."
+    "Give one of --export and --import, and one of --edge, --unclear and --second; --question only with "
+    "--edge."
 )
 
 
@@ -78,37 +78,37 @@ def command(
     from heredity.study import labels, plan
     from heredity.study.findings import pairs_read
 
-    one_of = (edge, export, take), (edge, is_unclear, second), (question and not edge, question)
+    one_of = (export, take), (edge, is_unclear, second), (question and not edge, question)
     if any(sum(map(bool, some)) > 1 for some in one_of):
         raise UsageError(_ONE_OF)
     n = n or (labels.N_UNCLEAR if is_unclear else 100)
     if n > labels.MAX_DRAWN:
         raise UsageError(f"A sample has at most {labels.MAX_DRAWN} answers of one study; --n {n} is more.")
-    made = plan.read_plan(folder)
-    labels.check_labelable(made)
+    labels.check_labelable(made := plan.read_plan(folder))
     with Lock(folder):
         pairs = pairs_read.draw_pairs(folder, made, *edge, n, question) if edge else []
         groups = [pairs_read.answers_of(made, pair) for pair in pairs]
         judge = judges.load(second, judges.stored_models()) if second else None
         groups = groups or [[row] for row in labels.draw_sample(folder, made, n, is_unclear, judge)]
+        drawn = [row for group in groups for row in group]
         if export:
-            _export(folder, made, groups, export)
+            _export(folder, made, drawn, export)
             return
         with Rows(folder / labels.LABELS, labels.Label) as rows:
             if take:
-                labels.import_labels(rows, [row for (row,) in groups], take, reader)
+                labels.import_labels(rows, drawn, take, reader)
             else:
                 _ask(folder, made, groups, rows, reader)
     _finish(folder, groups, pairs)
 
 
-def _export(folder: Path, made: Plan, groups: list[list[Drawn]], out: Path) -> None:
+def _export(folder: Path, made: Plan, drawn: list[Drawn], out: Path) -> None:
     from heredity.core.sanitize import plural
     from heredity.core.terminal import note
     from heredity.study.report.csv import write_unlabelled
 
-    write_unlabelled(folder, made, [row for (row,) in groups], out)
-    note(f"{out}: {plural(len(groups), 'answer')}. Write yes, no or skip under label, then: --import {out}")
+    write_unlabelled(folder, made, drawn, out)
+    note(f"{out}: {plural(len(drawn), 'answer')}. Write yes, no or skip under label, then: --import {out}")
 
 
 def _ask(folder: Path, made: Plan, groups: list[list[Drawn]], rows: Rows[Label], reader: str | None) -> None:
