@@ -59,8 +59,13 @@ class Children:
         direction = engine.find_direction(*both)
         self.where = f"{direction.layer}:{direction.position}"
 
+    def new_folder(self) -> Path:
+        out = Path(mkdtemp(dir=self.place), "child")  # a training keeps its checkpoints beside it
+        out.mkdir()
+        return out
+
     def made(self, recipe: Recipe, *parents: Grown) -> Grown:
-        out = Path(mkdtemp(dir=self.place))
+        out = self.new_folder()
         recipe.apply(parents or (self.parent,), out)
         return Grown(self.parent.record, out)
 
@@ -98,7 +103,7 @@ class Children:
             with safe_open(where[name][0], framework="pt") as file:
                 return file.get_tensor(name)
 
-        out = Path(mkdtemp(dir=self.place))
+        out = self.new_folder()
         rewrite(ablated.folder, out, third)
         return Grown(self.parent.record, out)
 
@@ -109,7 +114,7 @@ class Children:
         if kind in self.kept:
             self.kept[kind].append(child)
         else:
-            shutil.rmtree(child.folder)
+            shutil.rmtree(child.folder.parent)
         return evidence
 
 
